@@ -35,7 +35,7 @@
         \view\()_page %es, %cx
         movl $WRITTEN, %eax
         \instruction \register, %es:(%di)
-        assert_eq %es:(%di), $WRITTEN & \mask
+        assert_eq %es:(%di), $(WRITTEN&\mask)
         movl $0, %es:(%di)
         check_page $0
         fill_page $JUNK
