@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What one kernel ABI for private memory must be able to do. A backend is one
+ * file with one `const struct backend`, listed in memory.c.
+ *
+ * All calls but recognise() are made with the region's lock held. Every int is 0
+ * or -errno. to_private() and to_shared() get a range whose first and last page
+ * have the other state; pages between may have the wanted one already, and must
+ * keep their contents. After a failure the pages must still be what they were.
+ */
+#ifndef PYVMM_BACKEND_H
+#define PYVMM_BACKEND_H
+
+#include "../memory.h"
+#include "../page_range.h"
+
+enum recognition {
+	NOT_A_MEMORY_EXIT,
+	MEMORY_EXIT,	 /* an access wanted the page in the state of the view it used */
+	EMULATED_ACCESS, /* KVM's emulator wanted memory that it cannot reach */
+};
+
+struct backend {
+	const char *name;
+	/* Set up the windows; all pages are shared. */
+	int (*attach)(struct region *region);
+	/* What KVM_RUN returned: the access, if it was one. `gpa` may lie outside every region. */
+	enum recognition (*recognise)(const struct memory *memory, int vcpu_fd,
+				      const struct kvm_run *run, int run_errno,
+				      struct memory_access *access);
+	int (*to_private)(struct region *region, uint64_t first, uint64_t pages);
+	int (*to_shared)(struct region *region, uint64_t first, uint64_t pages);
+	/* Finish the access by hand, where the kernel does not repeat it; may be NULL. */
+	void (*complete)(struct region *region, struct kvm_run *run,
+			 const struct memory_access *access);
+};
+
+extern const struct backend backend_emulated;
+extern const struct backend backend_guest_memfd;
+extern const struct backend backend_memory_error;
+
+/* The region that has this GPA in one of its views, or NULL. */
+struct region *memory_find(const struct memory *memory, uint64_t gpa);
+
+static inline bool region_has_two_views(const struct region *region)
+{
+	return region->shared_gpa != region->private_gpa;
+}
+
+static inline bool view_has(uint64_t view_gpa, uint64_t pages, uint64_t gpa)
+{
+	return gpa >= view_gpa && gpa - view_gpa < pages * PYVMM_PAGE_SIZE;
+}
+
+#endif

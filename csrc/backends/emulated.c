@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Private memory on any KVM: two memfds, and a page's wrong view is absent.
+ *
+ * Two views: KVM_EXIT_MMIO names the GPA that was touched. Absent means
+ *   prot_none  the slot stays, the host mapping behind the page is PROT_NONE
+ *              (where KVM's emulator answers that with KVM_EXIT_MMIO), or
+ *   slots      no memslot covers the page.
+ * The kernel has decoded the access and waits for its data, so it is completed
+ * here and not repeated. An instruction fetch cannot be completed: it comes as
+ * KVM_EXIT_INTERNAL_ERROR with RIP unmoved, the page is converted and KVM_RUN
+ * decodes again.
+ * One view: one slot, and the mapping behind a page is replaced by the other
+ * file's; nothing is ever absent.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "backend.h"
+
+#define LONGEST_INSTRUCTION 15
+
+static void *host_at(void *base, uint64_t first)
+{
+	return (char *)base + first * PYVMM_PAGE_SIZE;
+}
+
+static int attach(struct region *region)
+{
+	struct slot_window window = {
+		.vm_fd = region->vm_fd,
+		.gpa = region->private_gpa,
+		.pages = region->pages,
+		.host = region->private_host,
+		.guest_memfd = -1,
+		.slot_base = region->slot_base,
+		.slot_count = region->slot_count / 2,
+	};
+	int error;
+
+	if (!region_has_two_views(region))
+		window.host = region->shared_host;
+	region->private_window = window;
+	error = slot_window_init(&region->private_window);
+	if (error)
+		return error;
+	if (!region_has_two_views(region))
+		return slot_window_fill(&region->private_window, 0, region->pages);
+
+	window.gpa = region->shared_gpa;
+	window.host = region->shared_host;
+	window.slot_base += region->slot_count / 2;
+	region->shared_window = window;
+	error = slot_window_init(&region->shared_window);
+	if (error)
+		return error;
+	error = slot_window_fill(&region->shared_window, 0, region->pages);
+	if (error || region->mechanism == MECHANISM_SLOTS)
+		return error;
+	return slot_window_fill(&region->private_window, 0, region->pages);
+}
+
+static bool is_absent(const struct memory *memory, uint64_t gpa)
+{
+	const struct region *region = memory_find(memory, gpa);
+	uint64_t page;
+
+	if (!region || !region_has_two_views(region))
+		return false;
+	if (view_has(region->private_gpa, region->pages, gpa)) {
+		page = (gpa - region->private_gpa) / PYVMM_PAGE_SIZE;
+		return region->states[page] != PAGE_PRIVATE;
+	}
+	page = (gpa - region->shared_gpa) / PYVMM_PAGE_SIZE;
+	return region->states[page] != PAGE_SHARED;
+}
+
+/* The first byte of the next instruction that lies in an absent page. */
+static bool find_absent_fetch(const struct memory *memory, int vcpu_fd, uint64_t *gpa)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	uint64_t linear, byte;
+
+	if (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
+		return false;
+	linear = sregs.cs.base + regs.rip;
+	for (byte = 0; byte < LONGEST_INSTRUCTION; byte++) {
+		struct kvm_translation translation = { .linear_address = linear + byte };
+
+		if (ioctl(vcpu_fd, KVM_TRANSLATE, &translation) < 0 || !translation.valid)
+			return false;
+		if (is_absent(memory, translation.physical_address)) {
+			*gpa = translation.physical_address;
+			return true;
+		}
+		/* The page is there: go on with the first byte of the next one. */
+		byte += PYVMM_PAGE_SIZE - 1 - (linear + byte) % PYVMM_PAGE_SIZE;
+	}
+	return false;
+}
+
+static enum recognition recognise(const struct memory *memory, int vcpu_fd,
+				  const struct kvm_run *run, int run_errno,
+				  struct memory_access *access)
+{
+	*access = (struct memory_access){ 0 };
+	if (run_errno)
+		return NOT_A_MEMORY_EXIT;
+	if (run->exit_reason == KVM_EXIT_MMIO) {
+		access->gpa = run->mmio.phys_addr;
+		access->size = run->mmio.len;
+		access->is_write = run->mmio.is_write;
+		return MEMORY_EXIT;
+	}
+	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
+	    run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION &&
+	    find_absent_fetch(memory, vcpu_fd, &access->gpa)) {
+		access->is_fetch = true;
+		return MEMORY_EXIT;
+	}
+	return NOT_A_MEMORY_EXIT;
+}
+
+/* Let a range of the single window show the other file. */
+static int show(struct region *region, int fd, uint64_t first, uint64_t pages)
+{
+	void *address = host_at(region->shared_host, first);
+	void *mapped = mmap(address, pages * PYVMM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_FIXED, fd, (off_t)(first * PYVMM_PAGE_SIZE));
+
+	return mapped == MAP_FAILED ? -errno : 0;
+}
+
+static int protect(void *base, uint64_t first, uint64_t pages, int protection)
+{
+	return mprotect(host_at(base, first), pages * PYVMM_PAGE_SIZE, protection) < 0 ? -errno : 0;
+}
+
+/* One of a region's two sides: its file, its mapping and its window. */
+struct side {
+	int fd;
+	void *host;
+	struct slot_window *window;
+};
+
+static int make_present(struct region *region, const struct side *side, uint64_t first,
+			uint64_t pages)
+{
+	if (!region_has_two_views(region))
+		return show(region, side->fd, first, pages);
+	if (region->mechanism == MECHANISM_SLOTS)
+		return slot_window_fill(side->window, first, pages);
+	return protect(side->host, first, pages, PROT_READ | PROT_WRITE);
+}
+
+static int make_absent(struct region *region, const struct side *side, uint64_t first,
+		       uint64_t pages)
+{
+	if (!region_has_two_views(region))
+		return 0; /* show() has replaced it */
+	if (region->mechanism == MECHANISM_SLOTS)
+		return slot_window_clear(side->window, first, pages);
+	return protect(side->host, first, pages, PROT_NONE);
+}
+
+/* What can fail for want of memory comes first, and is undone. */
+static int move_pages(struct region *region, const struct side *from, const struct side *to,
+		      enum page_state state, uint64_t first, uint64_t pages)
+{
+	const uint64_t offset = first * PYVMM_PAGE_SIZE, size = pages * PYVMM_PAGE_SIZE;
+	uint64_t page;
+	int error;
+
+	error = page_range_allocate(to->fd, offset, size);
+	if (!error)
+		error = make_present(region, to, first, pages);
+	if (!error)
+		error = make_absent(region, from, first, pages);
+	if (!error)
+		return page_range_punch(from->fd, offset, size);
+	for (page = first; page < first + pages; page++) {
+		if (region->states[page] == state)
+			continue;
+		make_absent(region, to, page, 1);
+		make_present(region, from, page, 1);
+		page_range_punch(to->fd, page * PYVMM_PAGE_SIZE, PYVMM_PAGE_SIZE);
+	}
+	return error;
+}
+
+static int to_private(struct region *region, uint64_t first, uint64_t pages)
+{
+	const struct side from = { region->shared_fd, region->shared_host, &region->shared_window };
+	const struct side to = { region->private_fd, region->private_host,
+				 &region->private_window };
+
+	return move_pages(region, &from, &to, PAGE_PRIVATE, first, pages);
+}
+
+static int to_shared(struct region *region, uint64_t first, uint64_t pages)
+{
+	const struct side from = { region->private_fd, region->private_host,
+				   &region->private_window };
+	const struct side to = { region->shared_fd, region->shared_host, &region->shared_window };
+
+	return move_pages(region, &from, &to, PAGE_SHARED, first, pages);
+}
+
+static void complete(struct region *region, struct kvm_run *run,
+		     const struct memory_access *access)
+{
+	const bool is_private = view_has(region->private_gpa, region->pages, access->gpa) &&
+				region_has_two_views(region);
+	const uint64_t view = is_private ? region->private_gpa : region->shared_gpa;
+	char *host = is_private ? region->private_host : region->shared_host;
+	const uint64_t offset = access->gpa - view;
+	const uint64_t room = region->pages * PYVMM_PAGE_SIZE - offset;
+	uint64_t size = access->size;
+
+	if (access->is_fetch)
+		return;
+	if (size > sizeof(run->mmio.data))
+		size = sizeof(run->mmio.data);
+	if (size > room)
+		size = room;
+	if (access->is_write)
+		memcpy(host + offset, run->mmio.data, size);
+	else
+		memcpy(run->mmio.data, host + offset, size);
+}
+
+const struct backend backend_emulated = {
+	.name = "emulated",
+	.attach = attach,
+	.recognise = recognise,
+	.to_private = to_private,
+	.to_shared = to_shared,
+	.complete = complete,
+};

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The RFC of December 2021 ("KVM: mm: fd-based approach for supporting KVM guest
+ * private memory", v3): KVM_MEM_PRIVATE slots and KVM_EXIT_MEMORY_ERROR.
+ *
+ * A page is private when it is present in the private file; allocating it there
+ * is the conversion, and so is punching it out. The private view is a
+ * KVM_MEM_PRIVATE slot, the shared view an alias slot of the same file. KVM_RUN
+ * returns EPERM with the page and with what the access wanted, and repeats the
+ * access when it is entered again.
+ */
+#include <errno.h>
+#include <sys/ioctl.h>
+
+#include "backend.h"
+
+static int add_slot(const struct region *region, uint32_t slot, uint64_t gpa, uint32_t flags,
+		    void *host)
+{
+	struct kvm_userspace_memory_region_ext request = {
+		.region = {
+			.slot = slot,
+			.flags = flags,
+			.guest_phys_addr = gpa,
+			.memory_size = region->pages * PYVMM_PAGE_SIZE,
+			.userspace_addr = (uintptr_t)host,
+		},
+		.fd = (uint32_t)region->private_fd,
+	};
+
+	return ioctl(region->vm_fd, KVM_SET_USER_MEMORY_REGION, &request) < 0 ? -errno : 0;
+}
+
+static int attach(struct region *region)
+{
+	int error;
+
+	if (!region_has_two_views(region))
+		return -EOPNOTSUPP;
+	error = add_slot(region, region->slot_base, region->private_gpa, KVM_MEM_PRIVATE,
+			 region->private_host);
+	if (error)
+		return error;
+	return add_slot(region, region->slot_base + 1, region->shared_gpa,
+			KVM_MEM_PRIVATE | KVM_MEM_SHARED_VIEW, region->shared_host);
+}
+
+static enum recognition recognise(const struct memory *memory, int vcpu_fd,
+				  const struct kvm_run *run, int run_errno,
+				  struct memory_access *access)
+{
+	const struct pyvmm_memory_error *error = PYVMM_EXIT_PAYLOAD(run);
+
+	(void)memory;
+	(void)vcpu_fd;
+	*access = (struct memory_access){ 0 };
+	if (!run_errno && run->exit_reason == KVM_EXIT_MMIO) {
+		access->gpa = run->mmio.phys_addr;
+		access->size = run->mmio.len;
+		access->is_write = run->mmio.is_write;
+		return EMULATED_ACCESS;
+	}
+	if (run_errno == EPERM && run->exit_reason == KVM_EXIT_MEMORY_ERROR) {
+		access->gpa = error->gpa;
+		access->size = (uint32_t)error->size;
+		return MEMORY_EXIT;
+	}
+	return NOT_A_MEMORY_EXIT;
+}
+
+static int to_private(struct region *region, uint64_t first, uint64_t pages)
+{
+	const uint64_t offset = first * PYVMM_PAGE_SIZE, size = pages * PYVMM_PAGE_SIZE;
+	uint64_t page;
+	int error;
+
+	error = page_range_allocate(region->private_fd, offset, size);
+	if (!error)
+		return page_range_punch(region->shared_fd, offset, size);
+	for (page = first; page < first + pages; page++) {
+		if (region->states[page] != PAGE_PRIVATE)
+			page_range_punch(region->private_fd, page * PYVMM_PAGE_SIZE,
+					 PYVMM_PAGE_SIZE);
+	}
+	return error;
+}
+
+static int to_shared(struct region *region, uint64_t first, uint64_t pages)
+{
+	const uint64_t offset = first * PYVMM_PAGE_SIZE, size = pages * PYVMM_PAGE_SIZE;
+	int error;
+
+	/* The shared pages first: only that can fail, and it changes no page's state. */
+	error = page_range_allocate(region->shared_fd, offset, size);
+	if (error)
+		return error;
+	return page_range_punch(region->private_fd, offset, size);
+}
+
+const struct backend backend_memory_error = {
+	.name = "memory_error",
+	.attach = attach,
+	.recognise = recognise,
+	.to_private = to_private,
+	.to_shared = to_shared,
+	.complete = NULL,
+};

@@ -1,0 +1,190 @@
+/* What Python sees of the C core; "..." is completed by the compiler. */
+
+/* memory.h */
+enum page_state { PAGE_SHARED, PAGE_PRIVATE, ... };
+enum memory_policy { POLICY_CONVERT, POLICY_DENY, POLICY_ASK, ... };
+enum memory_mechanism {
+	MECHANISM_PROT_NONE, MECHANISM_SLOTS, MECHANISM_ATTRIBUTES, MECHANISM_PRESENCE, ...
+};
+#define MEMORY_MAX_REGIONS ...
+
+struct region {
+	uint64_t private_gpa;
+	uint64_t shared_gpa;
+	uint64_t pages;
+	int private_fd;
+	int shared_fd;
+	void *private_host;
+	void *shared_host;
+	uint32_t slot_base;
+	uint32_t slot_count;
+	uint32_t mechanism;
+	uint8_t *states;
+	uint64_t to_private;
+	uint64_t to_shared;
+	uint64_t implicit;
+	uint64_t explicit_;
+	uint64_t spurious;
+	...;
+};
+
+struct memory {
+	uint32_t policy;
+	uint32_t region_count;
+	uint64_t generation;
+	struct region regions[...];
+	...;
+};
+
+struct memory_access {
+	uint64_t gpa;
+	uint32_t size;
+	bool is_write;
+	bool is_fetch;
+	...;
+};
+
+struct memory_exit {
+	struct memory_access access;
+	enum page_state wanted;
+	uint64_t converted;
+	uint64_t conversion_ns;
+	int error;
+	...;
+};
+
+int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t policy);
+void memory_deinit(struct memory *memory);
+int memory_add_region(struct memory *memory, const struct region *wanted);
+int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t state,
+		   uint64_t *converted);
+
+/* protocol.h */
+#define PORT_CONSOLE ...
+#define PORT_EXIT ...
+#define FEATURE_HYPERCALL ...
+#define FEATURE_TWO_VIEWS ...
+#define CONSOLE_SIZE ...
+#define MEASURES_SIZE ...
+#define PYTHON_WINDOWS ...
+
+struct gpa_window {
+	uint64_t gpa;
+	uint64_t size;
+	...;
+};
+
+struct protocol {
+	uint32_t features;
+	bool enabled;
+	bool unclaimed_to_python;
+	uint8_t python_ports[...];
+	struct gpa_window python_windows[...];
+	uint32_t python_window_count;
+	uint64_t console_written;
+	uint64_t measures_written;
+	uint64_t unclaimed_ports;
+	uint64_t unclaimed_mmio;
+	char console[...];
+	uint32_t measures[...];
+	...;
+};
+
+struct protocol_vcpu {
+	uint32_t exit_code;
+	uint32_t assert_gpa;
+	...;
+};
+
+/* exit_log.h */
+enum exit_conversion { CONVERSION_NONE, CONVERSION_TO_SHARED, CONVERSION_TO_PRIVATE, ... };
+
+struct histogram {
+	uint64_t count;
+	uint64_t sum;
+	uint64_t min;
+	uint64_t max;
+	uint64_t buckets[...];
+	...;
+};
+
+struct exit_record {
+	uint64_t time_in;
+	uint64_t time_out;
+	uint64_t address;
+	uint32_t reason;
+	uint32_t size;
+	uint8_t is_write;
+	uint8_t conversion;
+	uint64_t conversion_ns;
+	...;
+};
+
+struct exit_log {
+	struct exit_record *records;
+	uint64_t capacity;
+	uint64_t written;
+	uint64_t drained;
+	...;
+};
+
+uint64_t monotonic_ns(void);
+void histogram_clear(struct histogram *histogram);
+uint64_t histogram_bucket_floor(uint32_t bucket);
+void histogram_record(struct histogram *histogram, uint64_t value);
+uint64_t histogram_percentile(const struct histogram *histogram, double fraction);
+void histogram_add(struct histogram *into, const struct histogram *from);
+
+/* vcpu_loop.h */
+#define LOOP_REASONS ...
+#define LOOP_TICK_NS ...
+#define GUARD_LIMIT ...
+enum loop_stop {
+	STOP_NONE, STOP_EXIT, STOP_GUEST_EXIT, STOP_ASSERT, STOP_HLT, STOP_MAX_EXITS, STOP_KICK,
+	STOP_SIGNAL, STOP_DEADLINE, STOP_LOG_FULL, STOP_MEMORY_ERROR, STOP_CONVERSION_FAILED,
+	STOP_EMULATED_ACCESS, STOP_GUARD, STOP_RUN_FAILED, ...
+};
+
+struct vcpu_loop {
+	int vcpu_fd;
+	struct kvm_run *run;
+	uint64_t run_size;
+	struct memory *memory;
+	struct protocol *protocol;
+	bool sync_registers;
+	bool recording;
+	bool stop_on_full_log;
+	bool convert_once;
+	int error;
+	struct memory_exit memory_exit;
+	struct protocol_vcpu guest;
+	uint64_t exits[...];
+	uint64_t exits_beyond;
+	uint64_t exit_total;
+	uint64_t interrupted;
+	uint64_t kicks;
+	struct exit_log log;
+	struct histogram exit_latency;
+	struct histogram conversion_latency;
+	...;
+};
+
+int loop_init(struct vcpu_loop *loop, uint64_t log_capacity);
+void loop_deinit(struct vcpu_loop *loop);
+int loop_run(struct vcpu_loop *loop, uint64_t deadline, uint64_t max_exits);
+void loop_kick(struct vcpu_loop *loop);
+void loop_disarm(struct vcpu_loop *loop);
+void loop_finish_record(struct vcpu_loop *loop);
+int loop_kick_signal(void);
+
+struct protocol *protocol_create(void);
+void protocol_destroy(struct protocol *protocol);
+
+/* kvm_ioctl.h */
+long kvm_ioctl(int fd, unsigned long request, uintptr_t argument);
+void *host_map(size_t size, int protection, int flags, int fd, int64_t offset, int *error);
+void host_unmap(void *address, size_t size);
+
+/* page_range.h */
+int page_range_allocate(int fd, uint64_t offset, uint64_t size);
+int page_range_punch(int fd, uint64_t offset, uint64_t size);

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT */
+/* System calls for Python: the result, or -errno read right after the call. */
+#ifndef PYVMM_KVM_IOCTL_H
+#define PYVMM_KVM_IOCTL_H
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+static inline long kvm_ioctl(int fd, unsigned long request, uintptr_t argument)
+{
+	const int result = ioctl(fd, request, argument);
+
+	return result < 0 ? -errno : result;
+}
+
+/* The address, or NULL with *error = errno. */
+static inline void *host_map(size_t size, int protection, int flags, int fd, int64_t offset,
+			     int *error)
+{
+	void *address = mmap(NULL, size, protection, flags, fd, offset);
+
+	*error = address == MAP_FAILED ? errno : 0;
+	return address == MAP_FAILED ? NULL : address;
+}
+
+static inline void host_unmap(void *address, size_t size)
+{
+	munmap(address, size);
+}
+
+#endif

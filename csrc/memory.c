@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: MIT */
+#include "memory.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backends/backend.h"
+#include "exit_log.h"
+#include "page_range.h"
+
+static const struct backend *const backends[] = {
+	&backend_emulated,
+	&backend_guest_memfd,
+	&backend_memory_error,
+};
+
+int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t policy)
+{
+	size_t i;
+
+	memset(memory, 0, sizeof(*memory));
+	memory->vm_fd = vm_fd;
+	memory->policy = policy;
+	for (i = 0; i < sizeof(backends) / sizeof(backends[0]); i++) {
+		if (strcmp(backends[i]->name, backend) == 0)
+			memory->backend = backends[i];
+	}
+	return memory->backend ? 0 : -EINVAL;
+}
+
+static void region_deinit(struct region *region)
+{
+	slot_window_deinit(&region->private_window);
+	slot_window_deinit(&region->shared_window);
+	free(region->states);
+	pthread_mutex_destroy(&region->lock);
+}
+
+void memory_deinit(struct memory *memory)
+{
+	while (memory->region_count > 0)
+		region_deinit(&memory->regions[--memory->region_count]);
+}
+
+int memory_add_region(struct memory *memory, const struct region *wanted)
+{
+	struct region *region;
+	int error;
+
+	if (memory->region_count == MEMORY_MAX_REGIONS)
+		return -ENOSPC;
+	region = &memory->regions[memory->region_count];
+	*region = *wanted;
+	region->vm_fd = memory->vm_fd;
+	region->backend = memory->backend;
+	region->states = calloc(region->pages, sizeof(*region->states));
+	if (!region->states)
+		return -ENOMEM;
+	pthread_mutex_init(&region->lock, NULL);
+	error = region->backend->attach(region);
+	if (error) {
+		region_deinit(region);
+		return error;
+	}
+	memory->region_count++;
+	return 0;
+}
+
+struct region *memory_find(const struct memory *memory, uint64_t gpa)
+{
+	uint32_t i;
+
+	for (i = 0; i < memory->region_count; i++) {
+		const struct region *region = &memory->regions[i];
+
+		if (view_has(region->private_gpa, region->pages, gpa) ||
+		    view_has(region->shared_gpa, region->pages, gpa))
+			return (struct region *)region;
+	}
+	return NULL;
+}
+
+/* The view that has this GPA; the caller knows that one of the two does. */
+static uint64_t view_of(const struct region *region, uint64_t gpa)
+{
+	if (view_has(region->private_gpa, region->pages, gpa))
+		return region->private_gpa;
+	return region->shared_gpa;
+}
+
+/* Returns how many pages changed state, or -errno and then none did. */
+static int64_t convert_pages(struct memory *memory, struct region *region, uint64_t first,
+			     uint64_t pages, enum page_state to)
+{
+	uint64_t page, end = first + pages, changed = 0;
+	int error;
+
+	while (first < end && region->states[first] == to)
+		first++;
+	while (first < end && region->states[end - 1] == to)
+		end--;
+	if (first == end)
+		return 0;
+	if (to == PAGE_PRIVATE)
+		error = region->backend->to_private(region, first, end - first);
+	else
+		error = region->backend->to_shared(region, first, end - first);
+	if (error)
+		return error;
+	for (page = first; page < end; page++) {
+		changed += region->states[page] != to;
+		region->states[page] = (uint8_t)to;
+	}
+	if (to == PAGE_PRIVATE)
+		region->to_private += changed;
+	else
+		region->to_shared += changed;
+	__atomic_fetch_add(&memory->generation, 1, __ATOMIC_RELEASE);
+	return (int64_t)changed;
+}
+
+int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t state,
+		   uint64_t *converted)
+{
+	struct region *region = memory_find(memory, gpa);
+	uint64_t first;
+	int64_t changed;
+
+	*converted = 0;
+	if (!region || gpa % PYVMM_PAGE_SIZE || pages == 0 || state > PAGE_PRIVATE)
+		return -EINVAL;
+	first = (gpa - view_of(region, gpa)) / PYVMM_PAGE_SIZE;
+	if (pages > region->pages - first)
+		return -EINVAL;
+	pthread_mutex_lock(&region->lock);
+	changed = convert_pages(memory, region, first, pages, (enum page_state)state);
+	if (changed > 0)
+		region->explicit_ += (uint64_t)changed;
+	pthread_mutex_unlock(&region->lock);
+	if (changed < 0)
+		return (int)changed;
+	*converted = (uint64_t)changed;
+	return 0;
+}
+
+enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struct kvm_run *run,
+				       int run_errno, bool timed, bool may_convert,
+				       struct memory_exit *exit)
+{
+	enum memory_verdict verdict = MEMORY_DONE;
+	enum recognition recognition;
+	struct region *region;
+	uint64_t page, start;
+	int64_t changed;
+
+	recognition = memory->backend->recognise(memory, vcpu_fd, run, run_errno, &exit->access);
+	if (recognition == NOT_A_MEMORY_EXIT)
+		return MEMORY_NOT_MINE;
+	region = memory_find(memory, exit->access.gpa);
+	if (!region)
+		return MEMORY_NOT_MINE;
+	page = (exit->access.gpa - view_of(region, exit->access.gpa)) / PYVMM_PAGE_SIZE;
+	exit->converted = 0;
+	exit->conversion_ns = 0;
+	exit->error = 0;
+	exit->wanted = view_has(region->private_gpa, region->pages, exit->access.gpa) ?
+			       PAGE_PRIVATE : PAGE_SHARED;
+	if (recognition == EMULATED_ACCESS)
+		return MEMORY_EMULATED;
+
+	pthread_mutex_lock(&region->lock);
+	/* With one view no access is wrong: what exits has lost a race with a conversion. */
+	if (!region_has_two_views(region))
+		exit->wanted = (enum page_state)region->states[page];
+	if (region->states[page] == exit->wanted) {
+		region->spurious++;
+	} else if (!may_convert) {
+		verdict = MEMORY_ASK;
+	} else {
+		start = timed ? monotonic_ns() : 0;
+		changed = convert_pages(memory, region, page, 1, exit->wanted);
+		if (changed < 0) {
+			exit->error = (int)changed;
+			verdict = MEMORY_FAILED;
+		} else {
+			region->implicit += (uint64_t)changed;
+			exit->converted = (uint64_t)changed;
+			exit->conversion_ns = timed ? monotonic_ns() - start : 0;
+		}
+	}
+	if (verdict == MEMORY_DONE && memory->backend->complete)
+		memory->backend->complete(region, run, &exit->access);
+	pthread_mutex_unlock(&region->lock);
+	return verdict;
+}

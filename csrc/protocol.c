@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT */
+#include "protocol.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "exit_log.h"
+
+struct protocol *protocol_create(void)
+{
+	struct protocol *protocol = calloc(1, sizeof(*protocol));
+
+	if (protocol)
+		protocol->enabled = true;
+	return protocol;
+}
+
+void protocol_destroy(struct protocol *protocol)
+{
+	free(protocol);
+}
+
+static void put_console(struct protocol *protocol, const char *bytes, uint64_t count)
+{
+	uint64_t at = __atomic_fetch_add(&protocol->console_written, count, __ATOMIC_RELAXED);
+
+	if (at >= CONSOLE_SIZE)
+		return;
+	if (count > CONSOLE_SIZE - at)
+		count = CONSOLE_SIZE - at;
+	memcpy(protocol->console + at, bytes, count);
+}
+
+static void put_measure(struct protocol *protocol, uint32_t value)
+{
+	uint64_t at = __atomic_fetch_add(&protocol->measures_written, 1, __ATOMIC_RELAXED);
+
+	if (at < MEASURES_SIZE)
+		protocol->measures[at] = value;
+}
+
+static void ring_doorbell(struct protocol_vcpu *vcpu, struct memory *memory, uint32_t request,
+			  uint64_t *conversion_ns, uint64_t *converted)
+{
+	uint64_t start = conversion_ns ? monotonic_ns() : 0;
+	/* An unknown request becomes an unknown state, which memory_convert() refuses. */
+	uint32_t state = request == DOORBELL_TO_SHARED ? PAGE_SHARED :
+			 request == DOORBELL_TO_PRIVATE ? PAGE_PRIVATE : UINT32_MAX;
+	uint64_t changed;
+
+	vcpu->doorbell_result = (uint32_t)memory_convert(memory, vcpu->doorbell_gpa,
+							 vcpu->doorbell_pages, state, &changed);
+	*converted += changed;
+	if (conversion_ns && changed)
+		*conversion_ns += monotonic_ns() - start;
+}
+
+static uint32_t element(const void *data, uint32_t size)
+{
+	uint32_t value = 0;
+
+	memcpy(&value, data, size);
+	return value;
+}
+
+static enum port_verdict unclaimed(struct protocol *protocol, const struct kvm_run *run, void *data)
+{
+	if (protocol->unclaimed_to_python ||
+	    (protocol->python_ports[run->io.port / 8] >> (run->io.port % 8) & 1))
+		return PORT_PYTHON;
+	if (run->io.direction == KVM_EXIT_IO_IN)
+		memset(data, 0xFF, (size_t)run->io.size * run->io.count);
+	__atomic_fetch_add(&protocol->unclaimed_ports, 1, __ATOMIC_RELAXED);
+	return PORT_DONE;
+}
+
+static enum port_verdict port_in(struct protocol *protocol, struct protocol_vcpu *vcpu,
+				 const struct kvm_run *run, void *data)
+{
+	uint32_t value, i;
+
+	if (run->io.size != 4)
+		return unclaimed(protocol, run, data);
+	switch (run->io.port) {
+	case PORT_DOORBELL_RESULT:
+		value = vcpu->doorbell_result;
+		break;
+	case PORT_FEATURES:
+		value = protocol->features;
+		break;
+	default:
+		return unclaimed(protocol, run, data);
+	}
+	for (i = 0; i < run->io.count; i++)
+		memcpy((char *)data + i * sizeof(value), &value, sizeof(value));
+	return PORT_DONE;
+}
+
+enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu *vcpu,
+				struct memory *memory, const struct kvm_run *run, void *data,
+				uint64_t *conversion_ns, uint64_t *converted)
+{
+	const uint32_t size = run->io.size;
+	const char *bytes = data;
+	uint32_t i;
+
+	if (!protocol->enabled)
+		return PORT_PYTHON;
+	if (run->io.direction == KVM_EXIT_IO_IN)
+		return port_in(protocol, vcpu, run, data);
+	if (run->io.port == PORT_EXIT) {
+		vcpu->exit_code = element(bytes, size);
+		return PORT_EXITED;
+	}
+	if (run->io.port == PORT_CONSOLE && size == 1) {
+		put_console(protocol, bytes, run->io.count);
+		return PORT_DONE;
+	}
+	if (size != 4)
+		return unclaimed(protocol, run, data);
+	for (i = 0; i < run->io.count; i++, bytes += size) {
+		const uint32_t value = element(bytes, size);
+
+		switch (run->io.port) {
+		case PORT_DOORBELL_GPA:
+			vcpu->doorbell_gpa = value;
+			break;
+		case PORT_DOORBELL_PAGES:
+			vcpu->doorbell_pages = value;
+			break;
+		case PORT_DOORBELL_RING:
+			ring_doorbell(vcpu, memory, value, conversion_ns, converted);
+			break;
+		case PORT_ASSERT:
+			vcpu->assert_gpa = value;
+			vcpu->exit_code = 1;
+			return PORT_ASSERTED;
+		case PORT_MEASURE:
+			put_measure(protocol, value);
+			break;
+		default:
+			return unclaimed(protocol, run, data);
+		}
+	}
+	return PORT_DONE;
+}
+
+bool protocol_mmio(struct protocol *protocol, struct kvm_run *run)
+{
+	uint32_t i;
+
+	for (i = 0; i < protocol->python_window_count; i++) {
+		const struct gpa_window *window = &protocol->python_windows[i];
+
+		if (run->mmio.phys_addr - window->gpa < window->size)
+			return false;
+	}
+	if (protocol->unclaimed_to_python)
+		return false;
+	if (!run->mmio.is_write)
+		memset(run->mmio.data, 0xFF, sizeof(run->mmio.data));
+	__atomic_fetch_add(&protocol->unclaimed_mmio, 1, __ATOMIC_RELAXED);
+	return true;
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The guest protocol's ports: console, exit, doorbell, assert, measures, features.
+ *
+ * Guarantees: a guest cannot make any of it grow. The console and the measures
+ * are fixed buffers; what does not fit is counted and dropped. The state that
+ * all vCPUs share is only changed by atomic operations; the doorbell's registers
+ * belong to one vCPU. Python owns struct protocol and frees it last.
+ */
+#ifndef PYVMM_PROTOCOL_H
+#define PYVMM_PROTOCOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kvm_compat.h"
+#include "memory.h"
+
+#define PORT_CONSOLE 0xE9
+#define PORT_EXIT 0xF4
+#define PORT_DOORBELL_GPA 0x600
+#define PORT_DOORBELL_PAGES 0x604
+#define PORT_DOORBELL_RING 0x608
+#define PORT_DOORBELL_RESULT 0x60C
+#define PORT_ASSERT 0x610
+#define PORT_MEASURE 0x614
+#define PORT_FEATURES 0x618
+
+#define DOORBELL_TO_SHARED 1
+#define DOORBELL_TO_PRIVATE 2
+
+#define FEATURE_HYPERCALL (1u << 0)
+#define FEATURE_TWO_VIEWS (1u << 1)
+
+#define CONSOLE_SIZE (1u << 20)
+#define MEASURES_SIZE 4096u
+#define PORTS 65536u
+#define PYTHON_WINDOWS 64u
+
+struct protocol {
+	uint32_t features;
+	bool enabled;		/* off: every port goes to Python */
+	bool unclaimed_to_python; /* ports and memory that nobody claims */
+	uint8_t python_ports[PORTS / 8];
+	struct gpa_window {
+		uint64_t gpa;
+		uint64_t size;
+	} python_windows[PYTHON_WINDOWS];
+	uint32_t python_window_count;
+
+	uint64_t console_written; /* bytes ever; the first CONSOLE_SIZE are kept */
+	uint64_t measures_written;
+	uint64_t unclaimed_ports; /* accesses that read all ones or were ignored */
+	uint64_t unclaimed_mmio;
+	char console[CONSOLE_SIZE];
+	uint32_t measures[MEASURES_SIZE];
+};
+
+/* One vCPU's side of the protocol. */
+struct protocol_vcpu {
+	uint32_t doorbell_gpa;
+	uint32_t doorbell_pages;
+	uint32_t doorbell_result;
+	uint32_t exit_code;
+	uint32_t assert_gpa;
+};
+
+enum port_verdict {
+	PORT_DONE,
+	PORT_PYTHON,  /* nobody in C answers this port */
+	PORT_EXITED,  /* exit_code is set */
+	PORT_ASSERTED, /* assert_gpa is set */
+};
+
+/* NULL when there is no memory. Untouched buffers cost no memory. */
+struct protocol *protocol_create(void);
+void protocol_destroy(struct protocol *protocol);
+/* KVM_EXIT_IO. `data` is the run page's buffer, checked to hold size * count bytes. */
+enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu *vcpu,
+				struct memory *memory, const struct kvm_run *run, void *data,
+				uint64_t *conversion_ns, uint64_t *converted);
+/* KVM_EXIT_MMIO outside every region. False: Python answers. */
+bool protocol_mmio(struct protocol *protocol, struct kvm_run *run);
+
+#endif

@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "vcpu_loop.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* initial-exec: the signal handler must not allocate thread-local storage. */
+static __thread struct vcpu_loop *current_loop __attribute__((tls_model("initial-exec")));
+static __thread pid_t cached_thread __attribute__((tls_model("initial-exec")));
+static int kick_signal;
+
+static void on_kick_signal(int signal, siginfo_t *info, void *context)
+{
+	struct vcpu_loop *loop = current_loop;
+
+	(void)signal;
+	(void)info;
+	(void)context;
+	if (loop)
+		__atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_RELAXED);
+}
+
+static void forget_thread_after_fork(void)
+{
+	cached_thread = 0;
+}
+
+static void choose_kick_signal(void)
+{
+	struct sigaction action = { .sa_sigaction = on_kick_signal, .sa_flags = SA_SIGINFO };
+	struct sigaction present;
+	int signal;
+
+	sigemptyset(&action.sa_mask);
+	for (signal = SIGRTMAX - 1; signal > SIGRTMIN; signal--) {
+		if (sigaction(signal, NULL, &present) == 0 && present.sa_handler == SIG_DFL &&
+		    sigaction(signal, &action, NULL) == 0) {
+			kick_signal = signal;
+			break;
+		}
+	}
+	pthread_atfork(NULL, NULL, forget_thread_after_fork);
+}
+
+int loop_kick_signal(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, choose_kick_signal);
+	return kick_signal;
+}
+
+static pid_t this_thread(void)
+{
+	if (cached_thread == 0)
+		cached_thread = (pid_t)syscall(SYS_gettid);
+	return cached_thread;
+}
+
+int loop_init(struct vcpu_loop *loop, uint64_t log_capacity)
+{
+	if (loop_kick_signal() == 0)
+		return -EBUSY;
+	if (log_capacity & (log_capacity - 1))
+		return -EINVAL;
+	histogram_clear(&loop->exit_latency);
+	histogram_clear(&loop->conversion_latency);
+	if (log_capacity > 0) {
+		loop->log.records = calloc(log_capacity, sizeof(*loop->log.records));
+		if (!loop->log.records)
+			return -ENOMEM;
+	}
+	loop->log.capacity = log_capacity;
+	return 0;
+}
+
+void loop_disarm(struct vcpu_loop *loop)
+{
+	if (loop->has_timer)
+		timer_delete(loop->timer);
+	loop->has_timer = false;
+	loop->deadline = 0;
+}
+
+void loop_deinit(struct vcpu_loop *loop)
+{
+	loop_disarm(loop);
+	free(loop->log.records);
+	loop->log.records = NULL;
+	loop->log.capacity = 0;
+}
+
+void loop_kick(struct vcpu_loop *loop)
+{
+	pid_t thread;
+
+	__atomic_store_n(&loop->kick_requested, 1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	thread = __atomic_load_n(&loop->thread, __ATOMIC_SEQ_CST);
+	/* A thread that has left meanwhile gets a signal that does nothing. */
+	if (thread)
+		syscall(SYS_tgkill, getpid(), thread, kick_signal);
+}
+
+static int arm(struct vcpu_loop *loop, uint64_t deadline)
+{
+	const uint64_t now = monotonic_ns();
+	const uint64_t remaining = deadline > now ? deadline - now : 1;
+	/* The first tick is shorter, so that a later one falls on the deadline. */
+	const uint64_t first = remaining % LOOP_TICK_NS ? remaining % LOOP_TICK_NS : LOOP_TICK_NS;
+	const struct itimerspec ticks = {
+		.it_interval = { .tv_nsec = LOOP_TICK_NS },
+		.it_value = { .tv_nsec = (long)first },
+	};
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = kick_signal };
+
+	if (loop->has_timer && loop->timer_thread != this_thread())
+		loop_disarm(loop);
+	if (!loop->has_timer) {
+		event._sigev_un._tid = this_thread();
+		if (timer_create(CLOCK_MONOTONIC, &event, &loop->timer) < 0)
+			return -errno;
+		loop->has_timer = true;
+		loop->timer_thread = this_thread();
+	}
+	if (timer_settime(loop->timer, 0, &ticks, NULL) < 0)
+		return -errno;
+	loop->deadline = deadline;
+	return 0;
+}
+
+/* ---- records ---- */
+
+static void begin_record(struct vcpu_loop *loop)
+{
+	struct kvm_run *run = loop->run;
+	struct exit_record *record = &loop->pending;
+
+	*record = (struct exit_record){ .time_in = monotonic_ns(), .reason = run->exit_reason };
+	if (run->exit_reason == KVM_EXIT_IO) {
+		record->address = run->io.port;
+		record->size = (uint32_t)run->io.size * run->io.count;
+		record->is_write = run->io.direction == KVM_EXIT_IO_OUT;
+	} else if (run->exit_reason == KVM_EXIT_MMIO) {
+		record->address = run->mmio.phys_addr;
+		record->size = run->mmio.len;
+		record->is_write = run->mmio.is_write;
+	} else if (run->exit_reason == KVM_EXIT_HYPERCALL) {
+		record->address = run->hypercall.nr;
+	}
+	loop->exit_pending = true;
+}
+
+static void record_conversion(struct vcpu_loop *loop, uint64_t converted, uint32_t state,
+			      uint64_t nanoseconds)
+{
+	if (converted == 0)
+		return;
+	loop->own_conversions++;
+	if (!loop->recording)
+		return;
+	loop->pending.conversion = state == PAGE_PRIVATE ? CONVERSION_TO_PRIVATE :
+							   CONVERSION_TO_SHARED;
+	loop->pending.conversion_ns = nanoseconds;
+	histogram_record(&loop->conversion_latency, nanoseconds);
+}
+
+void loop_finish_record(struct vcpu_loop *loop)
+{
+	struct exit_log *log = &loop->log;
+
+	if (!loop->exit_pending)
+		return;
+	loop->exit_pending = false;
+	loop->pending.time_out = monotonic_ns();
+	histogram_record(&loop->exit_latency, loop->pending.time_out - loop->pending.time_in);
+	if (log->capacity)
+		log->records[log->written++ & (log->capacity - 1)] = loop->pending;
+}
+
+static bool log_is_full(const struct vcpu_loop *loop)
+{
+	return loop->stop_on_full_log && loop->log.written - loop->log.drained >= loop->log.capacity;
+}
+
+/* ---- the same-fault guard ---- */
+
+static bool read_registers(struct vcpu_loop *loop, struct kvm_regs *regs)
+{
+	if (loop->sync_registers && (loop->run->kvm_valid_regs & KVM_SYNC_X86_REGS)) {
+		*regs = loop->run->s.regs.regs;
+		return true;
+	}
+	return ioctl(loop->vcpu_fd, KVM_GET_REGS, regs) == 0;
+}
+
+static void reset_guard(struct vcpu_loop *loop)
+{
+	loop->guard.streak = 0;
+}
+
+/*
+ * True when GUARD_LIMIT memory exits came from one instruction with unchanged
+ * registers while nobody else converted anything.
+ */
+static bool guard_trips(struct vcpu_loop *loop)
+{
+	const uint64_t by_others = memory_generation(loop->memory) - loop->own_conversions;
+	struct kvm_regs regs;
+
+	if (by_others != loop->guard.by_others) {
+		loop->guard.by_others = by_others;
+		loop->guard.streak = 0;
+	}
+	loop->guard.streak++;
+	if (loop->guard.streak < GUARD_UNCHECKED)
+		return false;
+	if (!read_registers(loop, &regs))
+		return false;
+	if (loop->guard.streak == GUARD_UNCHECKED ||
+	    memcmp(&regs, &loop->guard.regs, sizeof(regs)) != 0) {
+		loop->guard.regs = regs;
+		loop->guard.streak = GUARD_UNCHECKED + 1;
+		return false;
+	}
+	return loop->guard.streak >= GUARD_UNCHECKED + GUARD_LIMIT;
+}
+
+/* ---- one exit; STOP_NONE: it is dealt with, re-enter ---- */
+
+static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool *is_mine)
+{
+	const bool may_convert = loop->memory->policy == POLICY_CONVERT || loop->convert_once;
+	enum memory_verdict verdict;
+
+	verdict = memory_handle_exit(loop->memory, loop->vcpu_fd, loop->run, run_errno,
+				     loop->recording, may_convert, &loop->memory_exit);
+	*is_mine = verdict != MEMORY_NOT_MINE;
+	if (!*is_mine)
+		return STOP_EXIT;
+	loop->convert_once = false;
+	if (loop->recording) {
+		loop->pending.address = loop->memory_exit.access.gpa;
+		loop->pending.size = loop->memory_exit.access.size;
+	}
+	switch (verdict) {
+	case MEMORY_ASK:
+		return STOP_MEMORY_ERROR;
+	case MEMORY_FAILED:
+		return STOP_CONVERSION_FAILED;
+	case MEMORY_EMULATED:
+		return STOP_EMULATED_ACCESS;
+	default:
+		record_conversion(loop, loop->memory_exit.converted, loop->memory_exit.wanted,
+				  loop->memory_exit.conversion_ns);
+		return guard_trips(loop) ? STOP_GUARD : STOP_NONE;
+	}
+}
+
+static enum loop_stop handle_io(struct vcpu_loop *loop)
+{
+	struct kvm_run *run = loop->run;
+	const uint64_t bytes = (uint64_t)run->io.size * run->io.count;
+	uint64_t nanoseconds = 0, converted = 0;
+	enum port_verdict verdict;
+	uint32_t state;
+
+	if (run->io.data_offset > loop->run_size || bytes > loop->run_size - run->io.data_offset ||
+	    run->io.size > 4)
+		return STOP_EXIT;
+	verdict = protocol_port(loop->protocol, &loop->guest, loop->memory, run,
+				(char *)run + run->io.data_offset,
+				loop->recording ? &nanoseconds : NULL, &converted);
+	if (converted) {
+		memcpy(&state, (char *)run + run->io.data_offset, sizeof(state));
+		record_conversion(loop, converted,
+				  state == DOORBELL_TO_PRIVATE ? PAGE_PRIVATE : PAGE_SHARED,
+				  nanoseconds);
+	}
+	switch (verdict) {
+	case PORT_DONE:
+		return STOP_NONE;
+	case PORT_EXITED:
+		return STOP_GUEST_EXIT;
+	case PORT_ASSERTED:
+		return STOP_ASSERT;
+	default:
+		return STOP_EXIT;
+	}
+}
+
+/* KVM_HC_MAP_GPA_RANGE: KVM lets arguments through that no region can have. */
+static enum loop_stop handle_hypercall(struct vcpu_loop *loop)
+{
+	struct kvm_run *run = loop->run;
+	const uint64_t attributes = run->hypercall.args[2];
+	const uint64_t start = loop->recording ? monotonic_ns() : 0;
+	uint64_t converted = 0;
+	uint32_t state;
+	int error;
+
+	if (run->hypercall.nr != KVM_HC_MAP_GPA_RANGE || !loop->protocol->enabled)
+		return STOP_EXIT;
+	state = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED ? PAGE_PRIVATE : PAGE_SHARED;
+	if (attributes & ~(uint64_t)(KVM_MAP_GPA_RANGE_ENCRYPTED | 0xF))
+		error = -EINVAL;
+	else
+		error = memory_convert(loop->memory, run->hypercall.args[0],
+				       run->hypercall.args[1], state, &converted);
+	run->hypercall.ret = (uint64_t)(int64_t)error;
+	record_conversion(loop, converted, state, loop->recording ? monotonic_ns() - start : 0);
+	return STOP_NONE;
+}
+
+static enum loop_stop handle_exit(struct vcpu_loop *loop, int run_errno)
+{
+	struct kvm_run *run = loop->run;
+	enum loop_stop stop;
+	bool is_mine;
+
+	if (!run_errno) {
+		switch (run->exit_reason) {
+		case KVM_EXIT_IO:
+			reset_guard(loop);
+			return handle_io(loop);
+		case KVM_EXIT_HLT:
+			return loop->protocol->enabled ? STOP_HLT : STOP_EXIT;
+		case KVM_EXIT_HYPERCALL:
+			reset_guard(loop);
+			return handle_hypercall(loop);
+		default:
+			break;
+		}
+	}
+	stop = handle_memory(loop, run_errno, &is_mine);
+	if (is_mine)
+		return stop;
+	reset_guard(loop);
+	if (run_errno) {
+		loop->error = run_errno;
+		return STOP_RUN_FAILED;
+	}
+	if (run->exit_reason == KVM_EXIT_MMIO && protocol_mmio(loop->protocol, run))
+		return STOP_NONE;
+	return STOP_EXIT;
+}
+
+/* KVM_RUN fails and yet names a reason only for memory exits. */
+static bool names_a_reason(const struct kvm_run *run, int run_errno)
+{
+	if (run_errno == EPERM)
+		return run->exit_reason == KVM_EXIT_MEMORY_ERROR;
+	return (run_errno == EFAULT || run_errno == EHWPOISON) &&
+	       run->exit_reason == KVM_EXIT_MEMORY_FAULT;
+}
+
+static void count_exit(struct vcpu_loop *loop)
+{
+	const uint32_t reason = loop->run->exit_reason;
+
+	loop->exit_total++;
+	if (reason < LOOP_REASONS)
+		loop->exits[reason]++;
+	else
+		loop->exits_beyond++;
+}
+
+static enum loop_stop interrupted(struct vcpu_loop *loop)
+{
+	loop->interrupted++;
+	__atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	if (__atomic_exchange_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST)) {
+		loop->kicks++;
+		return STOP_KICK;
+	}
+	if (loop->deadline && monotonic_ns() >= loop->deadline)
+		return STOP_DEADLINE;
+	return STOP_SIGNAL;
+}
+
+/* The registers are wanted once a streak of memory exits looks suspicious. */
+static void choose_synced_registers(struct vcpu_loop *loop)
+{
+	if (loop->sync_registers && loop->guard.streak == GUARD_UNCHECKED - 1)
+		loop->run->kvm_valid_regs |= KVM_SYNC_X86_REGS;
+}
+
+static enum loop_stop run_until_stop(struct vcpu_loop *loop, uint64_t max_exits)
+{
+	const uint64_t last_exit = max_exits ? loop->exit_total + max_exits : UINT64_MAX;
+	struct kvm_run *run = loop->run;
+	enum loop_stop stop;
+	int run_errno;
+
+	if (loop->convert_once) {
+		/* The exit that the policy was asked about is still in kvm_run. */
+		stop = handle_exit(loop, loop->error);
+		if (stop != STOP_NONE)
+			return stop;
+	}
+	for (;;) {
+		if (loop->recording) {
+			loop_finish_record(loop);
+			if (log_is_full(loop))
+				return STOP_LOG_FULL;
+		}
+		if (loop->exit_total >= last_exit)
+			return STOP_MAX_EXITS;
+		choose_synced_registers(loop);
+		run_errno = ioctl(loop->vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
+		if (run_errno == EINTR)
+			return interrupted(loop);
+		if (run_errno == EAGAIN) /* a vCPU that waits for its start */
+			continue;
+		if (!run_errno || names_a_reason(run, run_errno)) {
+			count_exit(loop);
+			if (loop->recording)
+				begin_record(loop);
+		}
+		loop->error = run_errno;
+		stop = handle_exit(loop, run_errno);
+		if (stop != STOP_NONE)
+			return stop;
+	}
+}
+
+enum loop_stop loop_run(struct vcpu_loop *loop, uint64_t deadline, uint64_t max_exits)
+{
+	enum loop_stop stop;
+	int error;
+
+	if (deadline && (deadline != loop->deadline || loop->timer_thread != this_thread())) {
+		error = arm(loop, deadline);
+		if (error) {
+			loop->error = -error;
+			return STOP_RUN_FAILED;
+		}
+	} else if (!deadline && loop->deadline) {
+		loop_disarm(loop);
+	}
+	current_loop = loop;
+	__atomic_store_n(&loop->thread, this_thread(), __ATOMIC_SEQ_CST);
+	if (__atomic_exchange_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST)) {
+		__atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+		loop->kicks++;
+		stop = STOP_KICK;
+	} else {
+		stop = run_until_stop(loop, max_exits);
+	}
+	__atomic_store_n(&loop->thread, 0, __ATOMIC_SEQ_CST);
+	current_loop = NULL;
+	return stop;
+}

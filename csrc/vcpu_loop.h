@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The KVM_RUN loop: one call runs a vCPU until there is something for Python.
+ *
+ * The kick protocol. A kick from any thread ends the current loop_run(), or the
+ * next one if none is under way; none is lost.
+ *   kicker   1. kick_requested = 1
+ *            2. run->immediate_exit = 1
+ *            3. if a thread is in loop_run(), send it the kick signal
+ *   loop     on entry: publish the thread, then look at kick_requested
+ *            on EINTR: immediate_exit = 0, then look at kick_requested
+ * A signal that comes before KVM_RUN does nothing, but step 2 makes KVM_RUN
+ * return EINTR at once; one that comes during KVM_RUN interrupts it. The loop
+ * clears immediate_exit before it looks at kick_requested and the kicker sets
+ * them the other way round, so whichever of the two writes is seen late, the
+ * other is seen. A kick that was already answered costs one spurious EINTR.
+ *
+ * The deadline is a timer on the running thread with the same signal. It ticks
+ * every 100 ms, and once exactly at the deadline; its handler sets
+ * immediate_exit, so that a tick just before KVM_RUN is not lost either. On a
+ * tick, and on any other signal, the loop returns STOP_SIGNAL: Python runs its
+ * signal handlers and calls again.
+ *
+ * The signal is a real-time signal whose disposition was the default when the
+ * first loop was made; its handler touches one thread-local pointer.
+ *
+ * Locking: a loop belongs to the thread that is in loop_run(); only loop_kick()
+ * may be called from another one. After loop_run() has returned all fields may
+ * be read by the thread that called it.
+ * Ownership: Python owns the vCPU's fd and its kvm_run mapping, struct memory
+ * and struct protocol; the loop owns its timer and its exit log.
+ * On the exit path there is no allocation, no printing and no lock but the
+ * region's; errno is read once, right after KVM_RUN.
+ */
+#ifndef PYVMM_VCPU_LOOP_H
+#define PYVMM_VCPU_LOOP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#include "exit_log.h"
+#include "kvm_compat.h"
+#include "memory.h"
+#include "protocol.h"
+
+#define LOOP_REASONS 64u
+#define LOOP_TICK_NS 100000000ull
+#define GUARD_LIMIT 1000u /* memory exits at one unchanged instruction */
+#define GUARD_UNCHECKED 16u /* before it is worth looking at registers */
+
+enum loop_stop {
+	STOP_NONE,	/* never returned */
+	STOP_EXIT,	/* an exit for Python: look at run->exit_reason */
+	STOP_GUEST_EXIT, /* the guest wrote the exit port */
+	STOP_ASSERT,	/* the guest wrote the assert port */
+	STOP_HLT,
+	STOP_MAX_EXITS, /* as many exits as were asked for */
+	STOP_KICK,
+	STOP_SIGNAL, /* a tick or a foreign signal: run again */
+	STOP_DEADLINE,
+	STOP_LOG_FULL,	/* the exit log wants to be drained */
+	STOP_MEMORY_ERROR, /* the policy wants to know: see memory_exit */
+	STOP_CONVERSION_FAILED, /* see memory_exit.error */
+	STOP_EMULATED_ACCESS,	/* KVM's emulator reached for private memory */
+	STOP_GUARD,	/* GUARD_LIMIT memory exits at one instruction */
+	STOP_RUN_FAILED, /* KVM_RUN failed: see error */
+};
+
+struct vcpu_loop {
+	/* Given to loop_init(). */
+	int vcpu_fd;
+	struct kvm_run *run;
+	uint64_t run_size;
+	struct memory *memory;
+	struct protocol *protocol;
+	bool sync_registers; /* the kernel has KVM_CAP_SYNC_REGS for the general registers */
+
+	/* May be changed between two loop_run(). */
+	bool recording;	   /* exit log and histograms */
+	bool stop_on_full_log;
+	bool convert_once; /* the answer to the last STOP_MEMORY_ERROR: convert */
+
+	/* What the last loop_run() found. */
+	int error; /* positive errno of STOP_RUN_FAILED */
+	struct memory_exit memory_exit;
+	struct protocol_vcpu guest;
+
+	/* Counted since loop_init(). */
+	uint64_t exits[LOOP_REASONS];
+	uint64_t exits_beyond; /* reasons of LOOP_REASONS and more */
+	uint64_t exit_total;
+	uint64_t interrupted; /* EINTR */
+	uint64_t kicks;
+	struct exit_log log;
+	struct histogram exit_latency;	     /* from KVM_RUN's return to the next call */
+	struct histogram conversion_latency; /* of one conversion, of however many pages */
+
+	/* Private to vcpu_loop.c. */
+	int kick_requested;
+	pid_t thread; /* in loop_run(), or 0 */
+	bool exit_pending; /* an exit is recorded when KVM_RUN is entered again */
+	struct exit_record pending;
+	bool has_timer;
+	timer_t timer;
+	pid_t timer_thread;
+	uint64_t deadline; /* 0: none */
+	uint64_t own_conversions;
+	struct {
+		uint32_t streak;
+		uint64_t by_others;
+		struct kvm_regs regs;
+	} guard;
+};
+
+/* log_capacity: records, a power of two, or 0. 0 or -errno. */
+int loop_init(struct vcpu_loop *loop, uint64_t log_capacity);
+void loop_deinit(struct vcpu_loop *loop);
+/*
+ * Run until there is something for Python. deadline: CLOCK_MONOTONIC ns, 0 for
+ * none. max_exits: return STOP_MAX_EXITS after so many, 0 for no limit.
+ */
+enum loop_stop loop_run(struct vcpu_loop *loop, uint64_t deadline, uint64_t max_exits);
+void loop_kick(struct vcpu_loop *loop);
+/* Stop the ticking; the next loop_run() starts it again. */
+void loop_disarm(struct vcpu_loop *loop);
+/* Close the record of an exit that will not be re-entered. */
+void loop_finish_record(struct vcpu_loop *loop);
+int loop_kick_signal(void);
+
+#endif

@@ -1,0 +1,90 @@
+"""Errors: each message names the thing, the cause and, where known, the remedy."""
+
+from __future__ import annotations
+
+import errno as errno_module
+import os
+
+
+class PyvmmError(Exception):
+    """Base of every error that pyvmm raises on purpose.
+
+    ``thing`` is what failed, ``cause`` why, ``remedy`` what to do about it ("" when
+    nobody knows). ``str()`` is one line with all three.
+    """
+
+    def __init__(self, thing: str, cause: str, remedy: str = "") -> None:
+        self.thing = thing
+        self.cause = cause
+        self.remedy = remedy
+        super().__init__(thing, cause, remedy)
+
+    def __str__(self) -> str:
+        line = f"{self.thing}: {self.cause}"
+        return f"{line}; {self.remedy}" if self.remedy else line
+
+
+class ConfigurationError(PyvmmError, ValueError):
+    """What was asked for cannot be: overlapping regions, too many vCPUs, a bad option."""
+
+
+class GuestError(PyvmmError):
+    """The guest's file cannot become an image: missing, empty, too large, not assembling."""
+
+
+class UnsupportedError(PyvmmError):
+    """This host lacks something that was asked for; the cause names it."""
+
+
+class ClosedError(PyvmmError, ValueError):
+    """Something was used after it had been closed."""
+
+    def __init__(self, thing: str) -> None:
+        super().__init__(thing, "it has been closed")
+
+
+class KvmError(PyvmmError, OSError):
+    """A system call failed.
+
+    ``errno`` is the kernel's, ``call`` the ioctl's or system call's name, ``about``
+    the object it was about (a slot, a GPA, a capability) or "".
+    """
+
+    def __init__(self, call: str, number: int, about: str = "", remedy: str = "") -> None:
+        name = errno_module.errorcode.get(number, str(number))
+        remedy = remedy or REMEDIES.get((call, number)) or REMEDIES.get(("", number), "")
+        thing = f"{call} ({about})" if about else call
+        PyvmmError.__init__(self, thing, f"{os.strerror(number)} ({name})", remedy)
+        self.errno = number
+        self.strerror = os.strerror(number)
+        self.call = call
+        self.about = about
+
+
+# By call and errno; "" stands for every call.
+REMEDIES: dict[tuple[str, int], str] = {
+    ("open", errno_module.ENOENT): (
+        "load KVM (modprobe kvm_amd or kvm_intel) and enable virtualisation in the firmware"
+    ),
+    ("open", errno_module.EACCES): (
+        "add yourself to the group that owns /dev/kvm (usermod -aG kvm $USER, log in again)"
+    ),
+    ("KVM_CREATE_VM", errno_module.EINVAL): "this KVM does not have that VM type; see pyvmm doctor",
+    ("KVM_CREATE_VM", errno_module.EBUSY): "another hypervisor holds the CPU's virtualisation",
+    ("KVM_SET_USER_MEMORY_REGION", errno_module.EEXIST): "the range overlaps another memslot",
+    ("KVM_SET_USER_MEMORY_REGION2", errno_module.EEXIST): (
+        "the range overlaps another memslot, or the guest_memfd range is already bound"
+    ),
+    ("KVM_SET_USER_MEMORY_REGION", errno_module.EINVAL): (
+        "address, size and GPA must be multiples of 4096, and flags known to this KVM"
+    ),
+    ("KVM_SET_MEMORY_ATTRIBUTES", errno_module.ENOTTY): (
+        "this kernel has no memory attributes (CONFIG_KVM_SW_PROTECTED_VM or newer hardware)"
+    ),
+    ("KVM_CREATE_VCPU", errno_module.EEXIST): "each vCPU of a VM needs an id of its own",
+    ("", errno_module.EMFILE): "raise the limit of open files (ulimit -n)",
+    ("", errno_module.ENFILE): "the system has no open files left (sysctl fs.file-max)",
+    ("", errno_module.ENOMEM): "there is not enough memory, or a limit on it (ulimit -v) is reached",
+    ("", errno_module.ENOSPC): "the memory that backs it is used up",
+    ("", errno_module.EIO): "a VM belongs to the process that made it; a fork cannot use it",
+}

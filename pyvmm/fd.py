@@ -1,0 +1,68 @@
+"""What all file descriptors have in common: they are closed once, and not used after."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any, Self
+
+from pyvmm.errors import ClosedError, KvmError
+from pyvmm.ioctls import IOCTLS
+from pyvmm.native import ffi, lib
+
+
+class Fd:
+    """Owns one file descriptor. A context manager; closing twice is allowed."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd = fd
+        self.name = name
+
+    def fileno(self) -> int:
+        """The descriptor. Raises :class:`ClosedError` after :meth:`close`."""
+        if self._fd < 0:
+            raise ClosedError(self.name)
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} fd={self._fd}>"
+
+
+class KvmFd(Fd):
+    """A descriptor that takes KVM ioctls."""
+
+    def ioctl(self, name: str, argument: Any = 0, about: str = "") -> int:
+        """Issue the ioctl called ``name``; ``argument`` is an int or a cffi pointer.
+
+        Returns the kernel's non-negative result. Raises :class:`KvmError` with the
+        ioctl's name, the errno and ``about``.
+        """
+        if not isinstance(argument, int):
+            argument = int(ffi.cast("uintptr_t", argument))
+        result: int = lib.kvm_ioctl(self.fileno(), IOCTLS[name].number, argument)
+        if result < 0:
+            raise KvmError(name, -result, about or self.name)
+        return result

@@ -1,0 +1,56 @@
+"""A piece of the host's address space."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+from pyvmm.errors import ClosedError, KvmError
+from pyvmm.native import ffi, lib
+
+PAGE_SIZE: int = mmap.PAGESIZE
+PROT_NONE = 0  # <sys/mman.h>; the mmap module does not have it
+PROT_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
+
+def map_memory(size: int, protection: int, flags: int, fd: int, offset: int, about: str) -> Any:
+    """mmap(2). The mapping lives for as long as the returned ``void *`` does."""
+    error = ffi.new("int *")
+    address = lib.host_map(size, protection, flags, fd, offset, error)
+    if error[0]:
+        raise KvmError("mmap", error[0], about)
+    return ffi.gc(address, lambda pointer: lib.host_unmap(pointer, size))
+
+
+class Mapping:
+    """``size`` bytes of memory, of a file or anonymous.
+
+    The memory is unmapped when the mapping is closed and no view of it is held any
+    more: a view that outlives it stays valid.
+    """
+
+    def __init__(
+        self, size: int, *, fd: int = -1, offset: int = 0, protection: int = PROT_READ_WRITE
+    ) -> None:
+        flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.size = size
+        self._pointer = map_memory(size, protection, flags, fd, offset, f"{size} bytes")
+
+    @property
+    def pointer(self) -> Any:
+        """The ``void *``. Raises :class:`ClosedError` after :meth:`close`."""
+        if self._pointer is None:
+            raise ClosedError("mapping")
+        return self._pointer
+
+    @property
+    def address(self) -> int:
+        return int(ffi.cast("uintptr_t", self.pointer))
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes, writable. Touching a page without access rights kills the process."""
+        return memoryview(ffi.buffer(self.pointer, self.size)).cast("B")
+
+    def close(self) -> None:
+        self._pointer = None

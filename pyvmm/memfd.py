@@ -1,0 +1,107 @@
+"""Memory files: memfd_create(2), and what it shares with guest_memfd."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+
+from pyvmm.errors import KvmError
+from pyvmm.fd import Fd
+from pyvmm.mapping import PROT_READ_WRITE, Mapping
+from pyvmm.native import lib
+
+
+class MemoryFile(Fd):
+    """A file of memory pages, present or not: ``size`` bytes, in pages of 4096."""
+
+    def __init__(self, fd: int, name: str, size: int) -> None:
+        super().__init__(fd, name)
+        self.size = size
+
+    def allocate(self, offset: int, size: int) -> None:
+        """Make pages present, reading zero where they were not. Idempotent."""
+        result = lib.page_range_allocate(self.fileno(), offset, size)
+        if result < 0:
+            raise KvmError("fallocate", -result, self._range(offset, size))
+
+    def punch(self, offset: int, size: int) -> None:
+        """Give pages back; they are absent afterwards and read zero. Idempotent."""
+        result = lib.page_range_punch(self.fileno(), offset, size)
+        if result < 0:
+            raise KvmError("fallocate", -result, f"punch {self._range(offset, size)}")
+
+    def map(
+        self, offset: int = 0, size: int | None = None, protection: int = PROT_READ_WRITE
+    ) -> Mapping:
+        """Map a range, shared; to the end of the file without a size."""
+        length = self.size - offset if size is None else size
+        return Mapping(length, fd=self.fileno(), offset=offset, protection=protection)
+
+    def allocated_bytes(self) -> int:
+        """How many bytes of memory the file holds (st_blocks)."""
+        return os.fstat(self.fileno()).st_blocks * 512
+
+    def _range(self, offset: int, size: int) -> str:
+        return f"{self.name}, offset {offset:#x}, {size:#x} bytes"
+
+
+class Memfd(MemoryFile):
+    """An anonymous file of memory: memfd_create(2), ``size`` bytes, all absent.
+
+    With ``huge_page_size`` (bytes, a power of two) it is backed by huge pages.
+    """
+
+    def __init__(self, name: str, size: int, *, huge_page_size: int = 0) -> None:
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        if huge_page_size:
+            flags |= os.MFD_HUGETLB | (huge_page_size.bit_length() - 1 << os.MFD_HUGE_SHIFT)
+        try:
+            fd = os.memfd_create(name, flags)
+        except OSError as error:
+            raise KvmError("memfd_create", error.errno or 0, name) from None
+        super().__init__(fd, f"memfd {name}", size)
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            self.close()
+            raise KvmError("ftruncate", error.errno or 0, f"{name}, {size:#x} bytes") from None
+
+    def seal(self, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW) -> None:
+        """Forbid changes for good, fcntl(F_ADD_SEALS); by default of the size."""
+        try:
+            fcntl.fcntl(self.fileno(), fcntl.F_ADD_SEALS, seals)
+        except OSError as error:
+            raise KvmError("F_ADD_SEALS", error.errno or 0, self.name) from None
+
+    def seals(self) -> int:
+        """The F_SEAL_* bits in force."""
+        return fcntl.fcntl(self.fileno(), fcntl.F_GET_SEALS)
+
+    def data(self) -> Iterator[tuple[int, int]]:
+        """The present ranges, as (offset, size), in order."""
+        return self._extents(os.SEEK_DATA, os.SEEK_HOLE)
+
+    def holes(self) -> Iterator[tuple[int, int]]:
+        """The absent ranges, as (offset, size), in order."""
+        return self._extents(os.SEEK_HOLE, os.SEEK_DATA)
+
+    def _extents(self, start_whence: int, end_whence: int) -> Iterator[tuple[int, int]]:
+        fd, end = self.fileno(), 0
+        while end < self.size:
+            try:
+                start = os.lseek(fd, end, start_whence)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            if start >= self.size:
+                return
+            try:
+                end = os.lseek(fd, start, end_whence)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                end = self.size
+            yield start, end - start
