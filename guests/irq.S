@@ -1,0 +1,190 @@
+# irq.S - timer interrupts while pages are converted
+#
+# shows:       the PIT interrupts through the PIC while the guest converts pages; the
+#              handler converts pages of its own, and neither disturbs the other.
+#              HLT with interrupts on waits for the next one. With FRAMES=1 interrupts
+#              push their frames to a stack in the region, which converts its page.
+# vcpus:       1-28, the first one works
+# options:     --irqchip
+# params:      FRAMES=0 (1: interrupt frames in the region; no way with `emulated` on
+#              hardware KVM, where such a push never leaves the kernel)
+# exits:       io memory
+# expect:      pass
+# conversions: to_private=544 to_shared=544 implicit=1088 explicit=0
+# conversions --param FRAMES=1: to_private=552 to_shared=552 implicit=1104 explicit=0
+# expect --views 1: pass
+# conversions --views 1: to_private=544 to_shared=544 implicit=0 explicit=1088
+
+        .include "pyvmm.inc"
+        guest "irq.S"
+
+        .ifndef FRAMES
+        .set FRAMES, 0
+        .endif
+
+        .set PIC_COMMAND, 0x20          # the Intel 8259A's ports, first chip and second
+        .set PIC_DATA, 0x21
+        .set PIC2_DATA, 0xA1
+        .set END_OF_INTERRUPT, 0x20
+        .set PIT_CHANNEL_0, 0x40        # the Intel 8254's
+        .set PIT_MODE, 0x43
+        .set TIMER_VECTOR, 0x20
+        .set PERIOD, 1193               # of 1193182 Hz: 1 ms
+
+        .set HANDLER_PAGES, 32          # pages 0-31 are the handler's, one a tick
+        .set ROUNDS, 16                 # the main line converts pages 32-63 so many times
+        .set TICKS, HANDLER_PAGES + 8
+
+# pushes_frame VIEW: waits for a tick whose frame converts page 0.
+.macro pushes_frame view
+        lssw stack_\view, %sp
+        movl ticks, %eax
+        sti
+wait_\@:
+        cmpl ticks, %eax
+waiting_\@:
+        je wait_\@
+        cli
+        lssw own_stack, %sp
+        movw $\view, %ax
+        movw %ax, %es
+        assert_eqw %es:0xFC, $0         # the frame: IP, CS, FLAGS
+        movw %es:0xFA, %ax
+        subw $wait_\@, %ax
+        cmpw $waiting_\@ - wait_\@ + 2, %ax
+        assert jbe, "the frame's IP lies in the loop that waited"
+        testw $0x200, %es:0xFE
+        assert jnz, "the frame's FLAGS have interrupts on"
+        assert_eq %es:0, $0
+.endm
+
+        only_vcpu_0
+        find_views
+
+        # what is written to the PIC's mask can be read back, if there is one
+        movb $0xFE, %al
+        outb %al, $PIC_DATA
+        inb $PIC_DATA, %al
+        cmpb $0xFE, %al
+        assert je, "there is an interrupt controller (--irqchip)"
+
+        movw $timer, TIMER_VECTOR * 4
+        movw $0, TIMER_VECTOR * 4 + 2
+
+        movb $0x11, %al                 # initialise: edge triggered, cascade, 4 words follow
+        outb %al, $PIC_COMMAND
+        movb $TIMER_VECTOR, %al
+        outb %al, $PIC_DATA
+        movb $4, %al                    # the second chip is at input 2
+        outb %al, $PIC_DATA
+        movb $1, %al                    # 8086 mode
+        outb %al, $PIC_DATA
+        movb $0xFE, %al                 # input 0 only, the timer
+        outb %al, $PIC_DATA
+        movb $0xFF, %al
+        outb %al, $PIC2_DATA
+
+        movb $0x34, %al                 # channel 0, both bytes, mode 2: a pulse each period
+        outb %al, $PIT_MODE
+        movb $PERIOD & 0xFF, %al
+        outb %al, $PIT_CHANNEL_0
+        movb $PERIOD >> 8, %al
+        outb %al, $PIT_CHANNEL_0
+        sti
+
+        movw $ROUNDS, %dx
+round:
+        movw $HANDLER_PAGES, %cx
+convert:
+        private_page %es, %cx
+        call check_and_mark
+        shared_page %es, %cx
+        call check_and_mark
+        incw %cx
+        cmpw $REGION_PAGES, %cx
+        jb convert
+        decw %dx
+        jnz round
+
+        # the handler's conversions, and more ticks: HLT wakes for each
+wait:
+        hlt
+        cmpl $TICKS, ticks
+        jb wait
+        cli
+
+        movw $0, %cx
+handlers_pages:
+        shared_page %es, %cx
+        check_page $0x5A5A5A5A
+        incw %cx
+        cmpw $HANDLER_PAGES, %cx
+        jb handlers_pages
+        movw $HANDLER_PAGES, %cx
+main_pages:
+        shared_page %es, %cx
+        assert_eq %es:0x10, %ecx
+        incw %cx
+        cmpw $REGION_PAGES, %cx
+        jb main_pages
+        measure ticks
+
+        .if FRAMES
+        require_two_views
+        movw $frame_timer, TIMER_VECTOR * 4
+        movw %sp, own_stack
+        movw $8, %dx
+frames:
+        pushes_frame PRIVATE
+        pushes_frame SHARED
+        decw %dx
+        jnz frames
+        .endif
+
+        exit_guest $0
+
+# Asserts that the page at ES, number CX, has just become zero, and leaves a mark.
+check_and_mark:
+        assert_eq %es:0x10, $0
+        movzwl %cx, %ecx
+        movl %ecx, %es:0x10
+        assert_eq %es:0x10, %ecx
+        ret
+
+# Each of the first ticks converts a page of the handler's both ways.
+timer:
+        pushal
+        pushw %es
+        movl %cs:ticks, %ecx
+        cmpw $HANDLER_PAGES, %cx
+        jae timer_end
+        private_page %es, %cx
+        check_page $0
+        fill_page $0xA5A5A5A5
+        shared_page %es, %cx
+        check_page $0
+        fill_page $0x5A5A5A5A
+timer_end:
+        incl %cs:ticks
+        movb $END_OF_INTERRUPT, %al
+        outb %al, $PIC_COMMAND
+        popw %es
+        popal
+        iretw
+
+# Counts, and needs no more stack than the frame and a word.
+frame_timer:
+        incl %cs:ticks
+        pushw %ax
+        movb $END_OF_INTERRUPT, %al
+        outb %al, $PIC_COMMAND
+        popw %ax
+        iretw
+
+ticks:  .long 0
+own_stack:
+        .word 0, 0
+stack_PRIVATE:
+        .word 0x100, PRIVATE
+stack_SHARED:
+        .word 0x100, SHARED
