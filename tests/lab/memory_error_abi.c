@@ -840,19 +840,58 @@ static void test_flush_counts(struct machine *m)
 	FLUSHES(0, convert(m->fd, MAP_TO_PRIVATE, 0, 16 * PAGE)); /* one flush as well */
 }
 
+/* A conversion is two steps: one half is discarded, the page changes state. */
+static void test_between_the_two_steps(struct machine *m)
+{
+	EXPECT_WRITE(m, SHARED, 0x21);
+	MUST(madvise(m->shared, PAGE, MADV_DONTNEED));
+	EXPECT_READ(m, SHARED, 0); /* shared still, the contents are gone already */
+	set_up(m, 0, guest_read, PRIVATE, 0, 0);
+	EXPECT_ERROR(m, 0, MAP_TO_PRIVATE, PRIVATE);
+	EQUAL(convert(m->fd, MAP_TO_PRIVATE, 0, PAGE), 0, "errno");
+	EXPECT_WRITE(m, PRIVATE, 0x22);
+
+	/* The other way round no guest sees the page without its contents. */
+	EXPECT_WRITE(m, SHARED + PAGE, 0x23);
+	EQUAL(convert(m->fd, MAP_TO_PRIVATE, PAGE, PAGE), 0, "errno");
+	set_up(m, 0, guest_read, SHARED + PAGE, 0, 0);
+	EXPECT_ERROR(m, 0, MAP_TO_SHARED, SHARED + PAGE);
+	EXPECT_WRITE(m, PRIVATE + PAGE, 0x24);
+	EQUAL(*(uint32_t *)(m->shared + PAGE), 0x23, "the shared half");
+	MUST(madvise(m->shared + PAGE, PAGE, MADV_DONTNEED));
+	EXPECT_READ(m, PRIVATE + PAGE, 0x24);
+
+	/* What is not discarded comes back. */
+	EXPECT_WRITE(m, SHARED + 2 * PAGE, 0x25);
+	EQUAL(convert(m->fd, MAP_TO_PRIVATE, 2 * PAGE, PAGE), 0, "errno");
+	EXPECT_READ(m, PRIVATE + 2 * PAGE, 0);
+	EQUAL(convert(m->fd, MAP_TO_SHARED, 0, 3 * PAGE), 0, "errno");
+	EXPECT_READ(m, SHARED, 0);
+	EXPECT_READ(m, SHARED + PAGE, 0);
+	EXPECT_READ(m, SHARED + 2 * PAGE, 0x25);
+}
+
 struct thread {
 	struct machine *m;
 	int vcpu;
-	long exits;
+	int result;           /* of entering() */
+	uint32_t tag;         /* what racing() writes */
+	uint64_t view;        /* and where */
+	long exits, wrong;    /* of racing() */
+	volatile int *stop;
 	volatile int done;
 };
 
-static void *serving(void *argument)
+/* Writes and reads four pages, converting as the exits ask, until told to stop. */
+static void *racing(void *argument)
 {
 	struct thread *t = argument;
 
-	t->exits = serve(t->m, t->vcpu);
-	t->done = 1;
+	while (!*t->stop) {
+		set_up(t->m, t->vcpu, guest_race, t->view, t->tag, 500);
+		t->exits += serve(t->m, t->vcpu);
+		t->wrong += (long)registers(t->m, t->vcpu).rsi;
+	}
 	return NULL;
 }
 
@@ -860,7 +899,7 @@ static void *entering(void *argument)
 {
 	struct thread *t = argument;
 
-	t->exits = enter(t->m, t->vcpu);
+	t->result = enter(t->m, t->vcpu);
 	t->done = 1;
 	return NULL;
 }
@@ -888,7 +927,7 @@ static void test_conversion_reaches_running_vcpus(struct machine *m)
 		EQUAL(convert(m->fd, private ? MAP_TO_SHARED : MAP_TO_PRIVATE, 0, PAGE), 0, "errno");
 		for (int i = 0; i < VCPUS; i++) {
 			pthread_join(id[i], NULL);
-			EQUAL(t[i].exits, EPERM, "errno of KVM_RUN");
+			EQUAL(t[i].result, EPERM, "errno of KVM_RUN");
 			EQUAL(error_of(m, i)->type, private ? MAP_TO_PRIVATE : MAP_TO_SHARED, "type");
 			EQUAL(error_of(m, i)->gpa, view[i][private], "gpa");
 		}
@@ -901,75 +940,78 @@ static void test_conversion_reaches_running_vcpus(struct machine *m)
  */
 static void test_race(struct machine *m)
 {
-	struct thread t[VCPUS] = { { .m = m }, { .m = m, .vcpu = 1 } };
-	pthread_t id[VCPUS];
+	volatile int stop = 0;
+	struct thread t[VCPUS] = {
+		{ .m = m, .vcpu = 0, .view = PRIVATE, .tag = 0xaaaaaaaa, .stop = &stop },
+		{ .m = m, .vcpu = 1, .view = SHARED, .tag = 0xbbbbbbbb, .stop = &stop },
+	};
 	unsigned int state = seed;
-	long host = 0;
+	pthread_t id[VCPUS];
 
-	set_up(m, 0, guest_race, PRIVATE, 0xaaaaaaaa, (uint32_t)rounds);
-	set_up(m, 1, guest_race, SHARED, 0xbbbbbbbb, (uint32_t)rounds);
 	for (int i = 0; i < VCPUS; i++)
-		MUST(pthread_create(&id[i], NULL, serving, &t[i]) ? -1 : 0);
-	while (!t[0].done || !t[1].done) {
+		MUST(pthread_create(&id[i], NULL, racing, &t[i]) ? -1 : 0);
+	for (long round = 0; round < rounds; round++) {
 		uint64_t offset = (uint64_t)(rand_r(&state) % 4) * PAGE;
 
 		EQUAL(convert(m->fd, 1 + rand_r(&state) % 2, offset, PAGE), 0, "errno");
-		host++;
 		for (volatile int wait = rand_r(&state) % 3000; wait; wait--)
 			;
 	}
+	stop = 1;
 	for (int i = 0; i < VCPUS; i++) {
-		struct kvm_regs regs;
-
 		pthread_join(id[i], NULL);
-		regs = registers(m, i);
-		CHECK(!regs.rsi, "vCPU %d read %lld wrong values, the last %#llx", i,
-		      (long long)regs.rsi, (long long)regs.rdi);
+		EQUAL(t[i].wrong, 0, "number of wrong values");
 	}
-	printf("# seed %u, %ld accesses each; exits: %ld private, %ld shared; host: %ld conversions\n",
-	       seed, 2 * rounds, t[0].exits, t[1].exits, host);
-}
-
-struct churn {
-	struct machine *m;
-	volatile int stop;
-	long removed, added;
-};
-
-static void *churning_slots(void *argument)
-{
-	struct churn *c = argument;
-
-	while (!c->stop) {
-		c->removed += !remove_slot(c->m, SHARED2_SLOT);
-		c->added += !add_view(c->m, SHARED2_SLOT, MEM_PRIVATE | MEM_SHARED_VIEW, SHARED2,
-				      c->m->shared);
-	}
-	return NULL;
+	printf("# seed %u; %ld conversions by the host, %ld to private, %ld to shared by vCPUs\n",
+	       seed, rounds, t[0].exits, t[1].exits);
 }
 
 /* Slots come and go while pages are converted and used, and the fd goes in the end. */
 static void test_race_with_slots(struct machine *m)
 {
-	struct churn churn = { .m = m };
-	struct thread t = { .m = m };
-	pthread_t id, churner;
+	volatile int stop = 0;
+	struct thread t = { .m = m, .view = PRIVATE, .tag = 0xaaaaaaaa, .stop = &stop };
+	pthread_t id;
 
-	EQUAL(add_view(m, SHARED2_SLOT, MEM_PRIVATE | MEM_SHARED_VIEW, SHARED2, m->shared), 0,
-	      "errno");
-	set_up(m, 0, guest_race, PRIVATE, 0xaaaaaaaa, (uint32_t)rounds);
-	MUST(pthread_create(&churner, NULL, churning_slots, &churn) ? -1 : 0);
-	MUST(pthread_create(&id, NULL, serving, &t) ? -1 : 0);
-	while (!t.done)
+	MUST(pthread_create(&id, NULL, racing, &t) ? -1 : 0);
+	for (long round = 0; round < rounds / 10; round++) {
+		EQUAL(add_view(m, SHARED2_SLOT, MEM_PRIVATE | MEM_SHARED_VIEW, SHARED2, m->shared),
+		      0, "errno");
 		EQUAL(convert(m->fd, MAP_TO_SHARED, 0, 4 * PAGE), 0, "errno");
+		EQUAL(remove_slot(m, SHARED2_SLOT), 0, "errno");
+	}
+	stop = 1;
 	pthread_join(id, NULL);
-	EQUAL(registers(m, 0).rsi, 0, "number of wrong values");
-	shut(&m->fd); /* the first slot that is made after this is refused */
-	churn.stop = 1;
-	pthread_join(churner, NULL);
-	CHECK(churn.added && churn.removed - churn.added <= 1, "%ld slots deleted, %ld made",
-	      churn.removed, churn.added);
-	printf("# %ld exits, %ld slots deleted, %ld made\n", t.exits, churn.removed, churn.added);
+	EQUAL(t.wrong, 0, "number of wrong values");
+	printf("# %ld exits, %ld slots made and deleted\n", t.exits, rounds / 10);
+}
+
+/* The fd is closed, which unbinds its slots, while another thread deletes them. */
+static void *deleting(void *argument)
+{
+	struct machine *m = argument;
+
+	EQUAL(remove_slot(m, SHARED_SLOT), 0, "errno");
+	EQUAL(remove_slot(m, PRIVATE_SLOT), 0, "errno");
+	return NULL;
+}
+
+static void test_close_while_deleting(struct machine *unused)
+{
+	(void)unused;
+	for (long round = 0; round < rounds / 20; round++) {
+		struct machine m;
+		pthread_t id;
+
+		start_machine(&m);
+		EQUAL(convert(m.fd, MAP_TO_PRIVATE, 0, SIZE / 2), 0, "errno");
+		MUST(pthread_create(&id, NULL, deleting, &m) ? -1 : 0);
+		for (volatile long wait = (round % 16) * 500; wait; wait--)
+			;
+		shut(&m.fd);
+		pthread_join(id, NULL);
+		stop_machine(&m);
+	}
 }
 
 /* ---- */
@@ -1000,9 +1042,11 @@ static const struct test {
 	{ "closing in any order", test_close_in_any_order },
 	{ "an access by KVM's emulator", test_emulated_access },
 	{ "TLB flushes of a conversion", test_flush_counts },
+	{ "between the two steps of a conversion", test_between_the_two_steps },
 	{ "a conversion reaches running vCPUs", test_conversion_reaches_running_vcpus },
 	{ "two vCPUs and the host race", test_race },
 	{ "slots come and go meanwhile", test_race_with_slots },
+	{ "the fd is closed while slots are deleted", test_close_while_deleting },
 };
 #define TESTS (sizeof(tests) / sizeof(tests[0]))
 
