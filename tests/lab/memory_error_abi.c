@@ -335,10 +335,10 @@ static long serve(struct machine *m, int vcpu)
 	}
 }
 
-/* Of the statistics of the VM, one counter by name; -1 if there is no such. */
-static long long counter(struct machine *m, const char *name)
+/* Of the statistics of a VM or a vCPU, one counter by name; -1 if there is no such. */
+static long long counter(int of, const char *name)
 {
-	int fd = MUST(ioctl(m->vm, KVM_GET_STATS_FD, 0));
+	int fd = MUST(ioctl(of, KVM_GET_STATS_FD, 0));
 	struct kvm_stats_header header;
 	struct { struct kvm_stats_desc fixed; char name[64]; } one;
 	uint64_t value = UINT64_MAX;
@@ -805,21 +805,18 @@ static void test_emulated_access(struct machine *m)
 	EQUAL(m->run[0]->mmio.phys_addr, PRIVATE, "the address");
 }
 
-static void test_flush_counts(struct machine *m)
-{
-	static const char name[] = "remote_tlb_flush_requests";
-	long long before;
 #define FLUSHES(expected, call) do { \
-	before = counter(m, name); \
+	before = counter(m->vm, "remote_tlb_flush_requests"); \
 	EQUAL(call, 0, #call); \
-	printf("# %lld flush(es): %s\n", counter(m, name) - before, #call); \
-	EQUAL(counter(m, name) - before, expected, "TLB flushes of " #call); \
+	before = counter(m->vm, "remote_tlb_flush_requests") - before; \
+	printf("# %lld flush(es): %s\n", before, #call); \
+	EQUAL(before, expected, "TLB flushes of " #call); \
 } while (0)
 
-	if (counter(m, name) < 0) {
-		printf("# no counter %s\n", name);
-		return;
-	}
+static void test_flush_counts(struct machine *m)
+{
+	long long before;
+
 	for (uint64_t i = 0; i < 16; i++)
 		EXPECT_WRITE(m, SHARED + i * PAGE, 1);
 	FLUSHES(1, convert(m->fd, MAP_TO_PRIVATE, 0, 16 * PAGE));
@@ -838,6 +835,61 @@ static void test_flush_counts(struct machine *m)
 	FLUSHES(0, convert(m->fd, MAP_TO_SHARED, 0, 16 * PAGE)); /* shared and mapped */
 	FLUSHES(1, madvise(m->shared, 16 * PAGE, MADV_DONTNEED)); /* discard, then allocate: */
 	FLUSHES(0, convert(m->fd, MAP_TO_PRIVATE, 0, 16 * PAGE)); /* one flush as well */
+	for (uint64_t i = 0; i < 16; i++)
+		EXPECT_WRITE(m, PRIVATE + i * PAGE, 1);
+	for (uint64_t i = 0; i < 2; i++)
+		FLUSHES(1, convert(m->fd, MAP_TO_SHARED, (3 + i) * PAGE, PAGE)); /* one per call */
+
+	/* The neighbours are still mapped. */
+	before = counter(m->vcpu[0], "pf_taken");
+	for (uint64_t i = 0; i < 16; i++)
+		if (i != 3 && i != 4)
+			EXPECT_READ(m, PRIVATE + i * PAGE, 1);
+	EQUAL(counter(m->vcpu[0], "pf_taken"), before, "faults taken");
+}
+
+/* The RFC has one address for both halves: discarding one must not unmap the other. */
+static void test_same_address(struct machine *m)
+{
+	long long before;
+
+	EQUAL(remove_slot(m, PRIVATE_SLOT), 0, "errno");
+	EQUAL(add_view(m, PRIVATE_SLOT, MEM_PRIVATE, PRIVATE, m->shared), 0, "errno");
+	memset(m->shared, 0x61, SIZE);
+	EQUAL(convert(m->fd, MAP_TO_PRIVATE, 0, SIZE), 0, "errno");
+	EXPECT_WRITE(m, PRIVATE, 0x62);
+	FLUSHES(0, madvise(m->shared, SIZE, MADV_DONTNEED));
+	EXPECT_READ(m, PRIVATE, 0x62);
+}
+
+/* A shared half of huge pages is mapped by 4 KiB: else one would cover private pages. */
+static void test_huge_pages(struct machine *m)
+{
+	const uint64_t huge = 2ul << 20, gpa = 4ul << 20;
+	char *memory = map(3 * huge, PROT_READ | PROT_WRITE);
+	char *address = (char *)(((uintptr_t)memory + huge - 1) & -huge);
+	int fd = MUST(create_private_fd(m->vm, 2 * huge));
+	struct private_region view = {
+		.slot = SPARE_SLOT, .flags = MEM_PRIVATE | MEM_SHARED_VIEW, .gpa = gpa,
+		.size = 2 * huge, .address = (uintptr_t)address, .fd = (uint32_t)fd,
+	};
+
+	if (madvise(address, 2 * huge, MADV_HUGEPAGE))
+		printf("# no huge pages here\n");
+	memset(address, 0x71, 2 * huge);
+	EQUAL(set_region(m->vm, &view), 0, "errno");
+	EXPECT_READ(m, gpa, 0x71717171);
+	EQUAL(convert(fd, MAP_TO_PRIVATE, 3 * PAGE, PAGE), 0, "errno");
+	EXPECT_READ(m, gpa + 2 * PAGE, 0x71717171);
+	EXPECT_READ(m, gpa + huge + 4 * PAGE, 0x71717171);
+	set_up(m, 0, guest_read, gpa + 3 * PAGE, 0, 0);
+	EXPECT_ERROR(m, 0, MAP_TO_SHARED, gpa + 3 * PAGE);
+	EQUAL(convert(fd, MAP_TO_PRIVATE, huge + 5 * PAGE, PAGE), 0, "errno");
+	set_up(m, 0, guest_read, gpa + huge + 5 * PAGE, 0, 0);
+	EXPECT_ERROR(m, 0, MAP_TO_SHARED, gpa + huge + 5 * PAGE);
+	EQUAL(remove_slot(m, SPARE_SLOT), 0, "errno");
+	close(fd);
+	munmap(memory, 3 * huge);
 }
 
 /* A conversion is two steps: one half is discarded, the page changes state. */
@@ -931,6 +983,32 @@ static void test_conversion_reaches_running_vcpus(struct machine *m)
 			EQUAL(error_of(m, i)->type, private ? MAP_TO_PRIVATE : MAP_TO_SHARED, "type");
 			EQUAL(error_of(m, i)->gpa, view[i][private], "gpa");
 		}
+	}
+}
+
+/* The same, while the vCPU is about to map the page: it must not keep what it maps. */
+static void test_conversion_reaches_faulting_vcpus(struct machine *m)
+{
+	unsigned int state = seed;
+
+	printf("# seed %u\n", seed);
+	for (long round = 0; round < rounds / 2; round++) {
+		int private = rand_r(&state) % 2;
+		struct thread t = { .m = m };
+		pthread_t id;
+
+		EQUAL(convert(m->fd, private ? MAP_TO_PRIVATE : MAP_TO_SHARED, 0, PAGE), 0, "errno");
+		MUST(madvise(m->shared, PAGE, MADV_DONTNEED));
+		set_up(m, 0, guest_spin, private ? PRIVATE : SHARED, 0, 0);
+		MUST(pthread_create(&id, NULL, entering, &t) ? -1 : 0);
+		for (volatile int wait = rand_r(&state) % 30000; wait; wait--)
+			;
+		if (!private)
+			MUST(madvise(m->shared, PAGE, MADV_DONTNEED)); /* it faults again */
+		EQUAL(convert(m->fd, private ? MAP_TO_SHARED : MAP_TO_PRIVATE, 0, PAGE), 0, "errno");
+		pthread_join(id, NULL);
+		EQUAL(t.result, EPERM, "errno of KVM_RUN");
+		EQUAL(error_of(m, 0)->type, private ? MAP_TO_PRIVATE : MAP_TO_SHARED, "type");
 	}
 }
 
@@ -1042,8 +1120,11 @@ static const struct test {
 	{ "closing in any order", test_close_in_any_order },
 	{ "an access by KVM's emulator", test_emulated_access },
 	{ "TLB flushes of a conversion", test_flush_counts },
+	{ "one address for both halves", test_same_address },
+	{ "a shared half of huge pages", test_huge_pages },
 	{ "between the two steps of a conversion", test_between_the_two_steps },
 	{ "a conversion reaches running vCPUs", test_conversion_reaches_running_vcpus },
+	{ "a conversion reaches faulting vCPUs", test_conversion_reaches_faulting_vcpus },
 	{ "two vCPUs and the host race", test_race },
 	{ "slots come and go meanwhile", test_race_with_slots },
 	{ "the fd is closed while slots are deleted", test_close_while_deleting },
@@ -1097,7 +1178,7 @@ int main(int argc, char **argv)
 		struct machine m;
 
 		failures = 0;
-		alarm(120);
+		alarm(300);
 		start_machine(&m);
 		tests[i].run(&m);
 		stop_machine(&m);
