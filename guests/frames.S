@@ -1,14 +1,16 @@
-# frames.S - exception frames pushed to stacks that convert
+# frames.S - instructions and exceptions that write memory more than once
 #
-# shows:       an interrupt by INT, a division by zero and an invalid opcode push their
-#              frames through the wrong view: the page is converted, the frame is whole,
-#              and IRET finds it. irq.S with FRAMES=1 does it with timer interrupts.
-#              Not for `emulated` on hardware KVM, where such a push never leaves the
-#              kernel: there the deadline ends the run.
+# shows:       pushal, a far call, an interrupt by INT, a division by zero and an invalid
+#              opcode push what they push through the wrong view: the page is
+#              converted once and all of it is there. irq.S with FRAMES=1 does it with
+#              timer interrupts. `emulated` cannot pass: KVM's emulator tells of the
+#              last write of such an instruction only, and an exception's frame that
+#              cannot be written is a shutdown or never leaves the kernel.
 # vcpus:       1-28, the first one works
 # exits:       io memory
 # expect:      pass
-# conversions: to_private=12 to_shared=12 implicit=24 explicit=0
+# conversions: to_private=20 to_shared=20 implicit=40 explicit=0
+# expect emulated: fail | error | deadline
 # expect --views 1: fail exit_code=1
 
         .include "pyvmm.inc"
@@ -16,35 +18,72 @@
 
         .set ROUNDS, 4
         .set TOP, 0x100                 # of each stack in the region
+        .set ALIAS, 0x10                # a CS from which the guest can be seen, too
 
-# frame VIEW, INSTRUCTION: the two-byte INSTRUCTION interrupts while SS:SP is in page DX.
-.macro frame view, instruction:vararg
+# pushes VIEW, INSTRUCTION: INSTRUCTION runs while SS:SP is in page DX. ES is its segment.
+.macro pushes view, instruction:vararg
         movw %dx, %ax
         shlw $8, %ax
         addw $\view, %ax
         movw %ax, %es
-        xorw %ax, %ax
-        movw %sp, %bp
-        movw %es, %cx
-        movw %cx, %ss
+        movw %sp, %cs:own_stack
+        movw %ax, %ss
         movw $TOP, %sp
-frame_\@:
+        xorw %ax, %ax
+instruction_\@:
         \instruction
+behind_\@:
         movw %sp, %cx
-        xorw %bx, %bx
-        movw %bx, %ss
-        movw %bp, %sp
+        lssw %cs:own_stack, %sp
+        assert_eq %es:TOP, $0
+        assert_eq %es:0, $0
+        .set INSTRUCTION, instruction_\@
+        .set BEHIND, behind_\@
+.endm
+
+# frame VIEW, INSTRUCTION: an exception's frame.
+.macro frame view, instruction:vararg
+        pushes \view, \instruction
         assert_eqw %cx, $TOP
-        cmpw $frame_\@, %ax
-        assert jae, "the frame's IP is in the instruction or behind it"
-        cmpw $frame_\@ + 2, %ax
-        assert jbe, "the frame's IP is not past the instruction"
+        cmpw $INSTRUCTION, %ax          # what the handler saw on its stack
+        assert jae, "the frame's IP is the instruction's or the next one's"
+        cmpw $BEHIND, %ax
+        assert jbe, "the frame's IP is the instruction's or the next one's"
         assert_eqw %es:TOP-4, $0        # CS
         movw %es:TOP-2, %ax
         andw $0x0202, %ax
         assert_eqw %ax, $0x0002         # FLAGS: bit 1 is always set, interrupts are off
-        assert_eq %es:TOP, $0
-        assert_eq %es:0, $0
+.endm
+
+.macro all_registers view
+        movl $4, %ecx
+        movl $0x22222222, %edi
+        movl $0x11111111, %ebx
+        pushes \view, pushal
+        assert_eqw %cx, $TOP-32
+        assert_eq %es:TOP-4, $0         # EAX
+        assert_eqw %es:TOP-8, $4        # ECX
+        assert_eqw %es:TOP-12, $4       # EDX, the page
+        assert_eq %es:TOP-16, $0x11111111
+        assert_eqw %es:TOP-20, $TOP     # ESP
+        assert_eq %es:TOP-24, %ebp
+        assert_eq %es:TOP-28, %esi
+        assert_eq %es:TOP-32, $0x22222222
+.endm
+
+.macro far_call view
+        pushes \view, call_from_alias
+        assert_eqw %cx, $TOP-4
+        assert_eqw %es:TOP-4, $BEHIND-(ALIAS<<4)
+        assert_eqw %es:TOP-2, $ALIAS
+.endm
+
+# Calls the next instruction, from a CS that is not 0.
+.macro call_from_alias
+        ljmp $ALIAS, $alias_\@ - (ALIAS << 4)
+alias_\@:
+        lcall $0, $called_\@
+called_\@:
 .endm
 
         only_vcpu_0
@@ -64,14 +103,20 @@ round:
         movw $2, %dx
         frame PRIVATE, ud2
         frame SHARED, ud2
-        decw %si
+        movw $4, %dx
+        all_registers PRIVATE
+        all_registers SHARED
+        movw $5, %dx
+        far_call PRIVATE
+        far_call SHARED
+        decw rounds
         jnz round
         exit_guest $0
 
 # Both return AX = the IP on top of their frame.
 fault:
         popw %ax
-        addw $2, %ax
+        addw $2, %ax                    # both instructions that fault have two bytes
         pushw %ax
         subw $2, %ax
         iretw
@@ -79,3 +124,7 @@ trap:
         popw %ax
         pushw %ax
         iretw
+
+rounds: .word ROUNDS
+own_stack:
+        .word 0, 0
