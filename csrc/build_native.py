@@ -78,7 +78,7 @@ def constants(compiler: str) -> list[str]:
         )
     names = sorted(set(FAMILIES.findall(macros.stdout)))
     # Other architectures' ioctls and helper macros are not constants here: ask the compiler.
-    trial = "".join(f"_Static_assert(({name}) | 1, \"\");\n" for name in names)
+    trial = "".join(f'_Static_assert(({name}) | 1, "");\n' for name in names)
     errors = compile_text(compiler, trial, "-fsyntax-only", "-fmax-errors=0").stderr
     refused = {int(line) for line in re.findall(r"^text:(\d+):\d+: error", errors, re.MULTILINE)}
     return [name for line, name in enumerate(names, 1) if line not in refused]

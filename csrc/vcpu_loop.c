@@ -175,12 +175,24 @@ static void record_conversion(struct vcpu_loop *loop, uint64_t converted, uint32
 void loop_finish_record(struct vcpu_loop *loop)
 {
 	struct exit_log *log = &loop->log;
+	uint64_t nanoseconds;
 
 	if (!loop->exit_pending)
 		return;
 	loop->exit_pending = false;
 	loop->pending.time_out = monotonic_ns();
-	histogram_record(&loop->exit_latency, loop->pending.time_out - loop->pending.time_in);
+	nanoseconds = loop->pending.time_out - loop->pending.time_in;
+	histogram_record(&loop->exit_latency, nanoseconds);
+	if (loop->pending.reason < LOOP_REASONS) {
+		struct exit_times *times = &loop->times[loop->pending.reason];
+
+		if (times->count == 0 || nanoseconds < times->min)
+			times->min = nanoseconds;
+		if (nanoseconds > times->max)
+			times->max = nanoseconds;
+		times->count++;
+		times->total += nanoseconds;
+	}
 	if (log->capacity)
 		log->records[log->written++ & (log->capacity - 1)] = loop->pending;
 }

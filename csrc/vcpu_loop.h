@@ -68,6 +68,14 @@ enum loop_stop {
 	STOP_RUN_FAILED, /* KVM_RUN failed: see error */
 };
 
+/* The recorded exits of one reason, in nanoseconds as exit_latency. */
+struct exit_times {
+	uint64_t count;
+	uint64_t total;
+	uint64_t min;
+	uint64_t max;
+};
+
 struct vcpu_loop {
 	/* Given to loop_init(). */
 	int vcpu_fd;
@@ -94,6 +102,7 @@ struct vcpu_loop {
 	uint64_t interrupted; /* EINTR */
 	uint64_t kicks;
 	struct exit_log log;
+	struct exit_times times[LOOP_REASONS];
 	struct histogram exit_latency;	     /* from KVM_RUN's return to the next call */
 	struct histogram conversion_latency; /* of one conversion, of however many pages */
 

@@ -1,1 +1,85 @@
-"""pyvmm"""
+"""pyvmm: a userspace VMM over /dev/kvm for test guests with private memory.
+
+    from pyvmm import Machine, load_guest
+
+    with Machine(load_guest("guests/convert.S")) as machine:
+        report = machine.run(deadline_s=10)
+    print(report.result, report.conversions)
+
+Names are imported when they are first used, so that ``pyvmm.lab`` works without the
+compiled module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyvmm.errors import (
+        ClosedError,
+        ConfigurationError,
+        GuestError,
+        KvmError,
+        PyvmmError,
+        UnsupportedError,
+    )
+    from pyvmm.guest.assembler import assemble, load_guest
+    from pyvmm.guest.image import Image
+    from pyvmm.kvm import Kvm
+    from pyvmm.machine import Machine
+    from pyvmm.memfd import Memfd
+    from pyvmm.report import Result, RunReport
+    from pyvmm.uapi import ExitReason, PageState, Policy
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ClosedError": "errors",
+    "ConfigurationError": "errors",
+    "GuestError": "errors",
+    "KvmError": "errors",
+    "PyvmmError": "errors",
+    "UnsupportedError": "errors",
+    "assemble": "guest.assembler",
+    "load_guest": "guest.assembler",
+    "Image": "guest.image",
+    "Kvm": "kvm",
+    "Machine": "machine",
+    "Memfd": "memfd",
+    "Result": "report",
+    "RunReport": "report",
+    "ExitReason": "uapi",
+    "PageState": "uapi",
+    "Policy": "uapi",
+}
+
+__all__ = [
+    "ClosedError",
+    "ConfigurationError",
+    "ExitReason",
+    "GuestError",
+    "Image",
+    "Kvm",
+    "KvmError",
+    "Machine",
+    "Memfd",
+    "PageState",
+    "Policy",
+    "PyvmmError",
+    "Result",
+    "RunReport",
+    "UnsupportedError",
+    "assemble",
+    "load_guest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pyvmm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"pyvmm.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -84,7 +84,10 @@ REMEDIES: dict[tuple[str, int], str] = {
     ("KVM_CREATE_VCPU", errno_module.EEXIST): "each vCPU of a VM needs an id of its own",
     ("", errno_module.EMFILE): "raise the limit of open files (ulimit -n)",
     ("", errno_module.ENFILE): "the system has no open files left (sysctl fs.file-max)",
-    ("", errno_module.ENOMEM): "there is not enough memory, or a limit on it (ulimit -v) is reached",
+    (
+        "",
+        errno_module.ENOMEM,
+    ): "there is not enough memory, or a limit on it (ulimit -v) is reached",
     ("", errno_module.ENOSPC): "the memory that backs it is used up",
     ("", errno_module.EIO): "a VM belongs to the process that made it; a fork cannot use it",
 }

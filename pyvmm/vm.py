@@ -39,9 +39,7 @@ class Vm(KvmFd):
         self, slot: int, gpa: int, size: int, address: int, flags: int = 0
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION. All in bytes; size 0 deletes the slot."""
-        request = ffi.new(
-            "struct kvm_userspace_memory_region *", (slot, flags, gpa, size, address)
-        )
+        request = ffi.new("struct kvm_userspace_memory_region *", (slot, flags, gpa, size, address))
         self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _about_slot(slot, gpa, size))
 
     def set_user_memory_region2(

@@ -145,6 +145,14 @@ enum loop_stop {
 	STOP_EMULATED_ACCESS, STOP_GUARD, STOP_RUN_FAILED, ...
 };
 
+struct exit_times {
+	uint64_t count;
+	uint64_t total;
+	uint64_t min;
+	uint64_t max;
+	...;
+};
+
 struct vcpu_loop {
 	int vcpu_fd;
 	struct kvm_run *run;
@@ -164,6 +172,7 @@ struct vcpu_loop {
 	uint64_t interrupted;
 	uint64_t kicks;
 	struct exit_log log;
+	struct exit_times times[...];
 	struct histogram exit_latency;
 	struct histogram conversion_latency;
 	...;

@@ -1,0 +1,106 @@
+"""Words for what went wrong: exits, registers, failing instructions, failed asserts."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from pyvmm.errors import PyvmmError
+from pyvmm.exits import FailEntryExit, InternalErrorExit, ShutdownExit, UnknownExit, decode
+from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.uapi import reason_name
+from pyvmm.vcpu import Vcpu
+
+_SUBERRORS = {
+    1: "the emulator cannot do an instruction",
+    2: "an exception came up while another was delivered",
+    3: "an exit came up while an event was delivered",
+    4: "an exit that KVM does not expect",
+}
+_LONGEST_STRING = 256
+
+
+def describe_exit(vcpu: Vcpu) -> str:
+    """One line about the exit in a vCPU's kvm_run, for exits that end a run."""
+    exit = decode(vcpu.kvm_run)
+    if isinstance(exit, ShutdownExit):
+        return f"triple fault (KVM_EXIT_SHUTDOWN) at {_where(vcpu)}"
+    if isinstance(exit, InternalErrorExit):
+        what = _SUBERRORS.get(exit.suberror, "unknown suberror")
+        line = f"KVM_EXIT_INTERNAL_ERROR, suberror {exit.suberror} ({what}) at {_where(vcpu)}"
+        if exit.instruction:
+            line += f": {exit.instruction.hex(' ')}{_disassemble(exit.instruction)}"
+        return line
+    if isinstance(exit, FailEntryExit):
+        return f"the hardware refused to enter the guest (reason {exit.hardware_reason:#x})"
+    if isinstance(exit, UnknownExit):
+        return f"exit reason {exit.reason}, which pyvmm does not know, at {_where(vcpu)}"
+    name = reason_name(vcpu.kvm_run.exit_reason)
+    return f"nothing answers KVM_EXIT_{name.upper()} at {_where(vcpu)}: {exit}"
+
+
+def _where(vcpu: Vcpu) -> str:
+    try:
+        return f"CS:IP {vcpu.get_sregs().cs.selector:04x}:{vcpu.get_regs().rip:04x}"
+    except PyvmmError:
+        return "an unknown place"
+
+
+def _disassemble(code: bytes) -> str:
+    try:
+        import capstone
+    except ImportError:
+        return ""
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_16)
+    for instruction in decoder.disasm(code, 0, 1):
+        return f" ({instruction.mnemonic} {instruction.op_str}".rstrip() + ")"
+    return ""
+
+
+def register_lines(vcpu: Vcpu) -> Iterator[str]:
+    """The registers, a few to a line; nothing if the vCPU cannot be asked."""
+    try:
+        regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+    except PyvmmError:
+        return
+    yield (f"eip={regs.rip:08x} eflags={regs.rflags:08x} esp={regs.rsp:08x} ebp={regs.rbp:08x}")
+    yield f"eax={regs.rax:08x} ebx={regs.rbx:08x} ecx={regs.rcx:08x} edx={regs.rdx:08x}"
+    yield f"esi={regs.rsi:08x} edi={regs.rdi:08x} cr0={sregs.cr0:08x} efer={sregs.efer:08x}"
+    yield " ".join(
+        f"{name}={getattr(sregs, name).selector:04x}"
+        for name in ("cs", "ds", "es", "ss", "fs", "gs")
+    )
+
+
+def read_assert(memory: GuestMemory, gpa: int) -> str:
+    """What a guest's assert record says: {u16 line, u16 0, u32 seen, u32 expected, strings}.
+
+    A guest is hostile: whatever it points to gives one line.
+    """
+    try:
+        line, _, seen, expected = struct.unpack("<HHII", memory.read(gpa, 12))
+        name = _read_string(memory, gpa + 12)
+        expression = _read_string(memory, gpa + 12 + len(name) + 1)
+    except PyvmmError as error:
+        return f"assert failed; its record at GPA {gpa:#x} cannot be read: {error.cause}"
+    return (
+        f"{_printable(name)}:{line}: assert failed: {_printable(expression)}: "
+        f"seen {seen:#x}, expected {expected:#x}"
+    )
+
+
+def _read_string(memory: GuestMemory, gpa: int) -> bytes:
+    text = b""
+    while len(text) < _LONGEST_STRING:
+        try:
+            byte = memory.read(gpa + len(text), 1)
+        except PyvmmError:
+            break
+        if byte == b"\0":
+            break
+        text += byte
+    return text
+
+
+def _printable(text: bytes) -> str:
+    return "".join(chr(byte) if 32 <= byte < 127 else "?" for byte in text) or "?"

@@ -1,0 +1,263 @@
+"""Exits as immutable objects: one type for each reason, and one for what is not known.
+
+They are named tuples because they are built once per exit. Code that is in a hurry
+reads ``vcpu.kvm_run`` in place instead. Numbers and layouts: ``struct kvm_run`` in
+``<linux/kvm.h>``, Documentation/virt/kvm/api.rst, section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pyvmm.native import ffi, lib
+from pyvmm.uapi import PageState
+
+
+class IoExit(NamedTuple):
+    """KVM_EXIT_IO: ``count`` elements of ``size`` bytes; ``data`` what was written."""
+
+    port: int
+    size: int
+    count: int
+    is_write: bool
+    data: bytes
+
+
+class MmioExit(NamedTuple):
+    """KVM_EXIT_MMIO: at most 8 bytes at ``gpa``; ``data`` what was written."""
+
+    gpa: int
+    size: int
+    is_write: bool
+    data: bytes
+
+
+class HypercallExit(NamedTuple):
+    """KVM_EXIT_HYPERCALL."""
+
+    number: int
+    arguments: tuple[int, ...]
+
+
+class HltExit(NamedTuple):
+    """KVM_EXIT_HLT."""
+
+
+class ShutdownExit(NamedTuple):
+    """KVM_EXIT_SHUTDOWN: on x86 a triple fault."""
+
+
+class IrqWindowExit(NamedTuple):
+    """KVM_EXIT_IRQ_WINDOW_OPEN: an interrupt can be injected now."""
+
+
+class InterruptedExit(NamedTuple):
+    """KVM_EXIT_INTR."""
+
+
+class InternalErrorExit(NamedTuple):
+    """KVM_EXIT_INTERNAL_ERROR. Suberror 1: the emulator cannot do an instruction.
+
+    ``instruction`` holds the bytes it failed on, where the kernel tells.
+    """
+
+    suberror: int
+    data: tuple[int, ...]
+    instruction: bytes
+
+
+class FailEntryExit(NamedTuple):
+    """KVM_EXIT_FAIL_ENTRY: the hardware refused to enter the guest."""
+
+    hardware_reason: int
+    cpu: int
+
+
+class DebugExit(NamedTuple):
+    """KVM_EXIT_DEBUG: single step or breakpoint."""
+
+    exception: int
+    pc: int
+    dr6: int
+    dr7: int
+
+
+class MsrExit(NamedTuple):
+    """KVM_EXIT_X86_RDMSR and KVM_EXIT_X86_WRMSR."""
+
+    index: int
+    is_write: bool
+    data: int
+    reason: int
+
+
+class TprAccessExit(NamedTuple):
+    """KVM_EXIT_TPR_ACCESS."""
+
+    rip: int
+    is_write: bool
+
+
+class SystemEventExit(NamedTuple):
+    """KVM_EXIT_SYSTEM_EVENT."""
+
+    type: int
+    data: tuple[int, ...]
+
+
+class IoapicEoiExit(NamedTuple):
+    """KVM_EXIT_IOAPIC_EOI."""
+
+    vector: int
+
+
+class DirtyRingFullExit(NamedTuple):
+    """KVM_EXIT_DIRTY_RING_FULL: collect and reset the ring before the next run."""
+
+
+class NotifyExit(NamedTuple):
+    """KVM_EXIT_NOTIFY."""
+
+    flags: int
+
+
+class MemoryFaultExit(NamedTuple):
+    """KVM_EXIT_MEMORY_FAULT (Linux 6.8); ``is_private`` may be older than the page state."""
+
+    gpa: int
+    size: int
+    is_private: bool
+
+
+class MemoryErrorExit(NamedTuple):
+    """KVM_EXIT_MEMORY_ERROR (RFC of December 2021): map the page as ``wanted``."""
+
+    gpa: int
+    size: int
+    wanted: PageState
+
+
+class UnknownExit(NamedTuple):
+    """An exit that pyvmm has no type for: the raw reason and kvm_run's union."""
+
+    reason: int
+    payload: bytes
+
+
+Exit = (
+    IoExit
+    | MmioExit
+    | HypercallExit
+    | HltExit
+    | ShutdownExit
+    | IrqWindowExit
+    | InterruptedExit
+    | InternalErrorExit
+    | FailEntryExit
+    | DebugExit
+    | MsrExit
+    | TprAccessExit
+    | SystemEventExit
+    | IoapicEoiExit
+    | DirtyRingFullExit
+    | NotifyExit
+    | MemoryFaultExit
+    | MemoryErrorExit
+    | UnknownExit
+)
+
+_UNION_OFFSET = ffi.offsetof("struct kvm_run", "hw")
+_UNION_SIZE = 256
+
+
+def _payload(run: Any) -> Any:
+    return ffi.cast("char *", run) + _UNION_OFFSET
+
+
+def io_data(run: Any) -> Any:
+    """The buffer of a KVM_EXIT_IO in place: writable, size * count bytes."""
+    io = run.io
+    return ffi.buffer(ffi.cast("char *", run) + io.data_offset, io.size * io.count)
+
+
+def _io(run: Any) -> IoExit:
+    io = run.io
+    is_write = io.direction == lib.KVM_EXIT_IO_OUT
+    return IoExit(io.port, io.size, io.count, is_write, io_data(run)[:] if is_write else b"")
+
+
+def _mmio(run: Any) -> MmioExit:
+    mmio = run.mmio
+    is_write = mmio.is_write != 0
+    size = min(mmio.len, 8)
+    return MmioExit(
+        mmio.phys_addr, size, is_write, bytes(ffi.buffer(mmio.data, size)) if is_write else b""
+    )
+
+
+def _internal_error(run: Any) -> InternalErrorExit:
+    internal = run.internal
+    data = tuple(internal.data)[: min(internal.ndata, 16)]
+    instruction = b""
+    # struct emulation_failure: data[0] is flags, then a length byte and up to 15 bytes.
+    if internal.suberror == lib.KVM_INTERNAL_ERROR_EMULATION and len(data) >= 3 and data[0] & 1:
+        raw = data[1].to_bytes(8, "little") + data[2].to_bytes(8, "little")
+        instruction = raw[1 : 1 + min(raw[0], 15)]
+    return InternalErrorExit(internal.suberror, data, instruction)
+
+
+def _memory_fault(run: Any) -> MemoryFaultExit:
+    fault = ffi.cast("struct pyvmm_memory_fault *", _payload(run))
+    return MemoryFaultExit(
+        fault.gpa, fault.size, fault.flags & lib.KVM_MEMORY_EXIT_FLAG_PRIVATE != 0
+    )
+
+
+def _memory_error(run: Any) -> Exit:
+    error = ffi.cast("struct pyvmm_memory_error *", _payload(run))
+    if error.type == lib.KVM_EXIT_MEM_MAP_SHARED:
+        return MemoryErrorExit(error.gpa, error.size, PageState.SHARED)
+    if error.type == lib.KVM_EXIT_MEM_MAP_PRIVATE:
+        return MemoryErrorExit(error.gpa, error.size, PageState.PRIVATE)
+    return _unknown(run)
+
+
+def _unknown(run: Any) -> UnknownExit:
+    return UnknownExit(run.exit_reason, bytes(ffi.buffer(_payload(run), _UNION_SIZE)))
+
+
+_DECODERS: dict[int, Callable[[Any], Exit]] = {
+    lib.KVM_EXIT_IO: _io,
+    lib.KVM_EXIT_MMIO: _mmio,
+    lib.KVM_EXIT_HYPERCALL: lambda run: HypercallExit(run.hypercall.nr, tuple(run.hypercall.args)),
+    lib.KVM_EXIT_HLT: lambda run: HltExit(),
+    lib.KVM_EXIT_SHUTDOWN: lambda run: ShutdownExit(),
+    lib.KVM_EXIT_IRQ_WINDOW_OPEN: lambda run: IrqWindowExit(),
+    lib.KVM_EXIT_INTR: lambda run: InterruptedExit(),
+    lib.KVM_EXIT_INTERNAL_ERROR: _internal_error,
+    lib.KVM_EXIT_FAIL_ENTRY: lambda run: FailEntryExit(
+        run.fail_entry.hardware_entry_failure_reason, run.fail_entry.cpu
+    ),
+    lib.KVM_EXIT_DEBUG: lambda run: DebugExit(
+        run.debug.arch.exception, run.debug.arch.pc, run.debug.arch.dr6, run.debug.arch.dr7
+    ),
+    lib.KVM_EXIT_X86_RDMSR: lambda run: MsrExit(run.msr.index, False, 0, run.msr.reason),
+    lib.KVM_EXIT_X86_WRMSR: lambda run: MsrExit(run.msr.index, True, run.msr.data, run.msr.reason),
+    lib.KVM_EXIT_TPR_ACCESS: lambda run: TprAccessExit(
+        run.tpr_access.rip, run.tpr_access.is_write != 0
+    ),
+    lib.KVM_EXIT_SYSTEM_EVENT: lambda run: SystemEventExit(
+        run.system_event.type, tuple(run.system_event.data)[: min(run.system_event.ndata, 16)]
+    ),
+    lib.KVM_EXIT_IOAPIC_EOI: lambda run: IoapicEoiExit(run.eoi.vector),
+    lib.KVM_EXIT_DIRTY_RING_FULL: lambda run: DirtyRingFullExit(),
+    lib.KVM_EXIT_NOTIFY: lambda run: NotifyExit(run.notify.flags),
+    lib.KVM_EXIT_MEMORY_FAULT: _memory_fault,
+    lib.KVM_EXIT_MEMORY_ERROR: _memory_error,
+}
+
+
+def decode(run: Any) -> Exit:
+    """The exit that a ``struct kvm_run *`` holds; never fails, whatever the kernel sent."""
+    return _DECODERS.get(run.exit_reason, _unknown)(run)

@@ -1,0 +1,1 @@
+"""Guests: assembling and loading them, and the state they start in."""

@@ -1,0 +1,52 @@
+"""The state a guest starts in: the guest protocol's registers and low memory."""
+
+from __future__ import annotations
+
+import struct
+
+from pyvmm.vcpu import Vcpu
+
+START = 0x7C00
+STACK_PER_VCPU = 0x400
+MAX_VCPUS = 28
+
+_VECTORS = 32
+_STUBS = 0x500
+_STUB_SIZE = 8
+_FLAGS_RESERVED = 0x2
+
+
+def set_real_mode(vcpu: Vcpu, ip: int, *, rax: int = 0, rbx: int = 0, rsp: int = 0) -> None:
+    """Real mode with all segments at 0, interrupts off and every other register zero."""
+    sregs = vcpu.get_sregs()
+    for segment in (sregs.cs, sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
+        segment.base = 0
+        segment.selector = 0
+    vcpu.set_sregs(sregs)
+    regs = vcpu.get_regs()
+    for name in ("rcx", "rdx", "rsi", "rdi", "rbp"):
+        setattr(regs, name, 0)
+    regs.rax, regs.rbx, regs.rsp, regs.rip = rax, rbx, rsp, ip
+    regs.rflags = _FLAGS_RESERVED
+    vcpu.set_regs(regs)
+
+
+def set_boot_state(vcpu: Vcpu, vcpus: int, entry: int = START) -> None:
+    """How the guest protocol starts vCPU ``vcpu.index`` of ``vcpus``."""
+    stack = START - vcpu.index * STACK_PER_VCPU
+    set_real_mode(vcpu, entry, rax=vcpu.index, rbx=vcpus, rsp=stack)
+
+
+def low_memory() -> bytes:
+    """The bytes from GPA 0: interrupt vectors 0-31 and the stubs they lead to.
+
+    A stub ends the run with code 0x100 + vector: ``mov $code, %ax; out %ax, $0xf4``.
+    """
+    vectors = b"".join(
+        struct.pack("<HH", _STUBS + vector * _STUB_SIZE, 0) for vector in range(_VECTORS)
+    )
+    stubs = b"".join(
+        struct.pack("<BHBBBBB", 0xB8, 0x100 + vector, 0xE7, 0xF4, 0xF4, 0xEB, 0xFD)
+        for vector in range(_VECTORS)
+    )
+    return vectors.ljust(_STUBS, b"\0") + stubs

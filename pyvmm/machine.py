@@ -1,0 +1,493 @@
+"""A machine: VM, memory, vCPUs and run loops put together; ``run()`` gives a report."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from pyvmm.devices.bus import Bus
+from pyvmm.diagnosis import describe_exit, read_assert, register_lines
+from pyvmm.errors import ClosedError, ConfigurationError, KvmError, UnsupportedError
+from pyvmm.exits import Exit, MemoryErrorExit, decode
+from pyvmm.guest.boot import MAX_VCPUS, START, low_memory, set_boot_state
+from pyvmm.guest.image import Image, flat_image
+from pyvmm.kvm import Kvm
+from pyvmm.memory.backends import choose_backend
+from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.native import ffi, lib
+from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport
+from pyvmm.uapi import PageState, Policy, reason_name
+from pyvmm.vcpu import Vcpu
+from pyvmm.vcpu_loop import ExitRecord, VcpuLoop
+
+RAM_SIZE = 0x40000
+REGION_GPA = 0x40000
+REGION_SIZE = 0x40000
+SHARED_VIEW_GPA = 0xC0000
+
+# Three pages and one that Intel CPUs without unrestricted guest need, far from everything.
+_TSS_GPA = 0xFFFB_D000
+_IDENTITY_MAP_GPA = 0xFFFB_C000
+
+_DEFAULT_LOG = 1024
+
+PolicyFunction = Callable[[MemoryErrorExit, int], bool]
+LogFunction = Callable[[int, ExitRecord], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuEnd:
+    """Why a vCPU stopped. ``reason`` is empty when that was no failure."""
+
+    index: int
+    result: Result | None
+    exit_code: int | None = None
+    reason: str = ""
+    details: tuple[str, ...] = ()
+
+
+class Machine:
+    """A VM with the guest protocol's memory and vCPUs, and a guest loaded into it.
+
+    ``guest`` is an :class:`Image` or the bytes of a flat binary. ``policy`` says what
+    happens when the guest touches a page through the wrong view: a :class:`Policy`, or
+    a function that is given the :class:`MemoryErrorExit` and the vCPU's index and
+    returns whether to convert. ``recording`` keeps latencies and the last
+    ``log_capacity`` exits of each vCPU (a power of two).
+
+    Raises :class:`ConfigurationError`, :class:`UnsupportedError`, :class:`KvmError`.
+    A context manager. Two machines in one process, or in threads, do not disturb each
+    other.
+
+    Synchronization: :meth:`kick` may be called from any thread, and ``memory`` as
+    :class:`GuestMemory` says; everything else belongs to one thread.
+    """
+
+    def __init__(
+        self,
+        guest: Image | bytes,
+        *,
+        backend: str = "auto",
+        views: int = 2,
+        vcpus: int = 1,
+        irqchip: bool = False,
+        policy: Policy | PolicyFunction = Policy.CONVERT,
+        recording: bool = True,
+        log_capacity: int = _DEFAULT_LOG,
+        kvm: Kvm | None = None,
+    ) -> None:
+        if not 1 <= vcpus <= MAX_VCPUS:
+            raise ConfigurationError(
+                f"{vcpus} vCPUs", "the guest protocol has room for 1 to 28", "use --vcpus 1 to 28"
+            )
+        if views not in (1, 2):
+            raise ConfigurationError(f"{views} views", "a region has one or two")
+        self._image = flat_image("guest", guest) if isinstance(guest, bytes) else guest
+        asked = policy if isinstance(policy, Policy) else Policy.ASK
+        self._ask = None if isinstance(policy, Policy) else policy
+        self._ends: list[VcpuEnd] = []
+        self._ending = threading.Event()
+        self._kicked = False
+        self.vcpus: list[Vcpu] = []
+        self.loops: list[VcpuLoop] = []
+        self.on_exit_record: LogFunction | None = None
+        self.on_tick: Callable[[], None] | None = None
+        self._closed = False
+        self._resources = ExitStack()
+        try:
+            self._build(kvm, backend, views, vcpus, irqchip, asked, recording, log_capacity)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(
+        self,
+        kvm: Kvm | None,
+        backend: str,
+        views: int,
+        vcpus: int,
+        irqchip: bool,
+        policy: Policy,
+        recording: bool,
+        log_capacity: int,
+    ) -> None:
+        if kvm is None:
+            kvm = self._resources.enter_context(Kvm())
+        chosen, mechanism = choose_backend(kvm, backend)
+        if views not in chosen.views:
+            raise UnsupportedError(
+                f"{views} view", f"the {chosen.name} backend has no such regions", "use --views 2"
+            )
+        # Closed last to first: the loops, the vCPUs, the VM, then the memory behind it.
+        self.vm = kvm.create_vm(chosen.vm_type)
+        self._resources.callback(self.vm.close)
+        self.memory = GuestMemory(self.vm, chosen, mechanism, policy)
+        self._resources.callback(self.memory.close)
+        self.vm.set_identity_map_addr(_IDENTITY_MAP_GPA)
+        self.vm.set_tss_addr(_TSS_GPA)
+        if irqchip:
+            self.vm.create_irqchip()
+            self.vm.create_pit2()
+        ram = self.memory.add_ram(0, RAM_SIZE)
+        self._load(ram.view)
+        shared_view = SHARED_VIEW_GPA if views == 2 else None
+        self.memory.add_region(REGION_GPA, REGION_SIZE, shared_view)
+        self._protocol = ffi.gc(lib.protocol_create(), lib.protocol_destroy)
+        if views == 2:
+            self._protocol.features |= lib.FEATURE_TWO_VIEWS
+        if chosen.hypercall and self.vm.map_gpa_range_exits():
+            self._protocol.features |= lib.FEATURE_HYPERCALL
+        self.bus = Bus(self._protocol)
+        sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS) & lib.KVM_SYNC_X86_REGS != 0
+        cpuid = kvm.get_supported_cpuid()
+        for index in range(vcpus):
+            vcpu = self.vm.create_vcpu(index)
+            self._resources.callback(vcpu.close)
+            self.vcpus.append(vcpu)
+            vcpu.set_cpuid2(cpuid)
+            set_boot_state(vcpu, vcpus, self._image.entry)
+            if irqchip and index > 0:
+                # Behind a LAPIC a secondary vCPU waits for a start-up interrupt.
+                vcpu.set_mp_state(lib.KVM_MP_STATE_RUNNABLE)
+            loop = VcpuLoop(
+                vcpu,
+                self.memory.raw,
+                self._protocol,
+                sync_registers=sync,
+                log_capacity=log_capacity if recording else 0,
+            )
+            self._resources.callback(loop.close)
+            self.loops.append(loop)
+
+    def _load(self, ram: memoryview) -> None:
+        low = low_memory()
+        ram[: len(low)] = low
+        for segment in self._image.segments:
+            end = segment.gpa + len(segment.data)
+            if end > RAM_SIZE:
+                raise ConfigurationError(
+                    self._image.name,
+                    f"{len(segment.data)} bytes at {segment.gpa:#x} reach past "
+                    f"the end of RAM at {RAM_SIZE:#x}",
+                    f"a guest at {START:#x} may have {RAM_SIZE - START} bytes",
+                )
+            ram[segment.gpa : end] = segment.data
+
+    # ---- running ----
+
+    def run(self, deadline_s: float = 30.0) -> RunReport:
+        """Run all vCPUs until they have ended or ``deadline_s`` seconds are over.
+
+        vCPU 0 runs in the calling thread, each other one in a thread of its own.
+        A KeyboardInterrupt (or any exception of a device or policy) stops all vCPUs and
+        is raised again; :meth:`report` then has what happened so far.
+        """
+        self._check_open()
+        deadline = time.monotonic_ns() + int(deadline_s * 1e9)
+        threads: list[threading.Thread] = []
+        errors: list[BaseException] = []
+
+        def run_in_thread(index: int) -> None:
+            try:
+                self._run_vcpu(index, deadline)
+            except BaseException as error:
+                errors.append(error)
+                self._end_all()
+
+        try:
+            for index in range(1, len(self.loops)):
+                thread = threading.Thread(
+                    target=run_in_thread, args=(index,), name=f"vcpu{index}", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise ConfigurationError(
+                        f"vCPU {index}", f"its thread cannot start ({error})", "use fewer vCPUs"
+                    ) from None
+                threads.append(thread)
+            self._run_vcpu(0, deadline)
+        except BaseException:
+            self._end_all()
+            raise
+        finally:
+            for thread in threads:
+                _join(thread, self._end_all)
+            self._finish()
+        if errors:
+            raise errors[0]
+        return self.report()
+
+    def exits(self, deadline_s: float = 30.0) -> Iterator[Exit]:
+        """Run a machine of one vCPU; yield every exit that C does not answer.
+
+        Answer an exit in ``machine.vcpus[0].kvm_run``, then go on. Ports and memory that
+        nobody claims are yielded too. What ends the run is not: see :meth:`report`.
+        """
+        self._check_open()
+        if len(self.loops) != 1:
+            raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")
+        loop = self.loops[0]
+        self._protocol.unclaimed_to_python = True
+        deadline = time.monotonic_ns() + int(deadline_s * 1e9)
+        try:
+            while (stop := loop.run(deadline)) is not None:
+                if stop == lib.STOP_EXIT and not _is_fatal(loop):
+                    yield decode(loop.vcpu.kvm_run)
+                elif stop == lib.STOP_MEMORY_ERROR:
+                    yield loop.memory_error()
+                    loop.answer_convert()
+                elif stop == lib.STOP_LOG_FULL:
+                    self._drain(0)
+                elif stop != lib.STOP_SIGNAL:
+                    self._end(self._judge(0, stop))
+                    return
+        finally:
+            self._finish()
+
+    def kick(self) -> None:
+        """End the run, from any thread; the result is then "interrupted"."""
+        self._kicked = True
+        self._end_all()
+
+    def _run_vcpu(self, index: int, deadline: int) -> None:
+        loop = self.loops[index]
+        run = loop.vcpu.kvm_run
+        while not self._ending.is_set():
+            stop = loop.run(deadline)
+            if stop == lib.STOP_EXIT and self.bus.answer(run):
+                continue
+            if stop == lib.STOP_SIGNAL:
+                if self.on_tick is not None and index == 0:
+                    self.on_tick()
+                continue
+            if stop == lib.STOP_LOG_FULL:
+                self._drain(index)
+                continue
+            if stop == lib.STOP_MEMORY_ERROR and self._ask is not None:
+                if self._ask(loop.memory_error(), index):
+                    loop.answer_convert()
+                    continue
+            end = self._judge(index, stop)
+            self._end(end)
+            if end.result is not None or end.exit_code:
+                self._end_all()
+            return
+
+    def _end(self, end: VcpuEnd) -> None:
+        self._ends.append(end)
+
+    def _end_all(self) -> None:
+        self._ending.set()
+        for loop in self.loops:
+            loop.kick()
+
+    def _finish(self) -> None:
+        for index, loop in enumerate(self.loops):
+            loop.disarm()
+            lib.loop_finish_record(loop.raw)
+            if self.on_exit_record is not None:
+                self._drain(index)
+
+    def _drain(self, index: int) -> None:
+        if self.on_exit_record is None:
+            return
+        for record in self.loops[index].drain_log():
+            self.on_exit_record(index, record)
+
+    def log_exits(self, take: LogFunction) -> None:
+        """Give every exit to ``take(vcpu_index, record)``, in order for each vCPU.
+
+        Called from the vCPU's thread whenever its log is full, and at the end.
+        """
+        self.on_exit_record = take
+        for loop in self.loops:
+            loop.raw.stop_on_full_log = True
+
+    # ---- judging ----
+
+    def _judge(self, index: int, stop: int) -> VcpuEnd:
+        loop = self.loops[index]
+        raw = loop.raw
+        if stop == lib.STOP_GUEST_EXIT:
+            code = raw.guest.exit_code
+            reason = f"vCPU {index} wrote exit code {code} ({code:#x})" if code else ""
+            if 0x100 <= code < 0x120:
+                reason += f": exception or interrupt vector {code - 0x100}"
+            return VcpuEnd(index, None, code, reason)
+        if stop == lib.STOP_ASSERT:
+            reason = f"vCPU {index}: {read_assert(self.memory, raw.guest.assert_gpa)}"
+            return VcpuEnd(index, None, 1, reason)
+        if stop == lib.STOP_HLT:
+            return VcpuEnd(index, None)
+        if stop == lib.STOP_KICK:
+            if not self._kicked:
+                return VcpuEnd(index, None)
+            return VcpuEnd(index, Result.INTERRUPTED, None, "the run was kicked")
+        details = tuple(register_lines(loop.vcpu)) + tuple(
+            describe_record(record) for record in loop.last_exits(8)
+        )
+        if stop == lib.STOP_DEADLINE:
+            return VcpuEnd(
+                index, Result.DEADLINE, None, f"vCPU {index} still ran at the deadline", details
+            )
+        return VcpuEnd(index, Result.FAIL, None, self._failure(index, stop), details)
+
+    def _failure(self, index: int, stop: int) -> str:
+        loop = self.loops[index]
+        raw = loop.raw
+        who = f"vCPU {index}"
+        access = raw.memory_exit.access
+        verb = "fetched" if access.is_fetch else "wrote" if access.is_write else "touched"
+        wanted = PageState(raw.memory_exit.wanted).name.lower()
+        if stop == lib.STOP_MEMORY_ERROR:
+            return f"{who} {verb} GPA {access.gpa:#x} as {wanted} and the policy denied it"
+        if stop == lib.STOP_CONVERSION_FAILED:
+            error = KvmError("conversion", -raw.memory_exit.error, f"GPA {access.gpa:#x}")
+            return f"{who}: {error}"
+        if stop == lib.STOP_EMULATED_ACCESS:
+            return (
+                f"{who}: KVM's emulator tried to reach private memory at GPA {access.gpa:#x} "
+                "(KVM_EXIT_MMIO inside a region); use no string I/O or MMIO instruction there"
+            )
+        if stop == lib.STOP_GUARD:
+            return (
+                f"{who}: {lib.GUARD_LIMIT} memory exits in a row by one instruction, the last "
+                f"for GPA {access.gpa:#x} as {wanted}; it needs a page in both states at once, "
+                "or the kernel does not see the conversion"
+            )
+        if stop == lib.STOP_RUN_FAILED:
+            return str(
+                KvmError(
+                    "KVM_RUN",
+                    raw.error,
+                    f"{who}, exit_reason {reason_name(loop.vcpu.kvm_run.exit_reason)}",
+                )
+            )
+        return f"{who}: {describe_exit(loop.vcpu)}"
+
+    def report(self) -> RunReport:
+        """What happened until now."""
+        self._check_open()
+        result, exit_code, reason, details = self._verdict()
+        protocol = self._protocol
+        kept = min(protocol.console_written, lib.CONSOLE_SIZE)
+        measures = min(protocol.measures_written, lib.MEASURES_SIZE)
+        exits: dict[str, int] = {}
+        for loop in self.loops:
+            for name, count in loop.exit_counts().items():
+                exits[name] = exits.get(name, 0) + count
+        return RunReport(
+            result=result,
+            exit_code=exit_code,
+            reason=reason,
+            backend=self.memory.backend.name,
+            mechanism=self.memory.mechanism.name.lower(),
+            console=bytes(ffi.buffer(protocol.console, kept)).decode("utf-8", "replace"),
+            console_dropped=protocol.console_written - kept,
+            exits=exits,
+            conversions=self.memory.conversions(),
+            exit_latency=self._latency("exit_latency"),
+            conversion_latency=self._latency("conversion_latency"),
+            measures=tuple(protocol.measures[0:measures]),
+            measures_dropped=protocol.measures_written - measures,
+            memory=tuple(
+                RegionReport(region.gpa, region.size, tuple(region.private_ranges()))
+                for region in self.memory.regions
+            ),
+            by_reason=self._statistics(),
+            spurious_exits=sum(region.spurious_exits() for region in self.memory.regions),
+            unclaimed_ports=protocol.unclaimed_ports,
+            unclaimed_mmio=protocol.unclaimed_mmio,
+            details=details,
+        )
+
+    def _verdict(self) -> tuple[Result, int | None, str, tuple[str, ...]]:
+        codes = [end.exit_code for end in self._ends if end.exit_code is not None]
+        code = next((code for code in codes if code), codes[0] if codes else None)
+        for end in self._ends:
+            if end.result is not None:
+                return end.result, code, end.reason, end.details
+            if end.exit_code:
+                return Result.FAIL, end.exit_code, end.reason, end.details
+        if len(self._ends) < len(self.loops):
+            return Result.INTERRUPTED, code, "the run was interrupted", ()
+        if code is None:
+            return Result.FAIL, None, "every vCPU ended in HLT and none wrote an exit code", ()
+        return Result.PASS, code, "", ()
+
+    def _latency(self, name: str) -> Latency:
+        total = ffi.new("struct histogram *")
+        lib.histogram_clear(total)
+        for loop in self.loops:
+            lib.histogram_add(total, ffi.addressof(loop.raw, name))
+        return Latency.of(total)
+
+    def _statistics(self) -> dict[str, ReasonStatistics]:
+        statistics: dict[str, ReasonStatistics] = {}
+        for reason in range(lib.LOOP_REASONS):
+            times = [loop.raw.times[reason] for loop in self.loops]
+            times = [entry for entry in times if entry.count]
+            if times:
+                statistics[reason_name(reason)] = ReasonStatistics(
+                    sum(entry.count for entry in times),
+                    sum(entry.total for entry in times),
+                    min(entry.min for entry in times),
+                    max(entry.max for entry in times),
+                )
+        return statistics
+
+    def console(self) -> bytes:
+        """The console's bytes until now; at most 1 MiB is kept."""
+        kept = min(self._protocol.console_written, lib.CONSOLE_SIZE)
+        return bytes(ffi.buffer(self._protocol.console, kept))
+
+    # ---- end ----
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("machine")
+
+    def close(self) -> None:
+        self._closed = True
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _join(thread: threading.Thread, end_all: Callable[[], None]) -> None:
+    """Wait for a vCPU's thread; a Ctrl-C meanwhile ends the run instead of the waiting."""
+    interrupted: BaseException | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except BaseException as error:
+            interrupted = error
+            end_all()
+    if interrupted is not None:
+        raise interrupted
+
+
+def describe_record(record: ExitRecord) -> str:
+    direction = "write" if record.is_write else "read"
+    converted = f", to {record.conversion.name.lower()}" if record.conversion is not None else ""
+    return f"exit {record.reason} {direction} {record.address:#x} size {record.size}{converted}"
+
+
+def _is_fatal(loop: VcpuLoop) -> bool:
+    reason = loop.vcpu.kvm_run.exit_reason
+    return reason in (lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_EXIT_FAIL_ENTRY)

@@ -1,0 +1,60 @@
+"""``emulated``: private memory on any KVM, with two memfds. See csrc/backends/emulated.c."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from pyvmm.kvm import Kvm
+from pyvmm.mapping import PROT_NONE, PROT_READ_WRITE, Mapping
+from pyvmm.memfd import Memfd
+from pyvmm.memory.backing import Backing, Support
+from pyvmm.memory.probe_guest import run_probe
+from pyvmm.native import lib
+from pyvmm.uapi import Mechanism
+from pyvmm.vm import Vm
+
+# mov %al, 0x2000: one byte into the second page, from code in the first.
+_TOUCH = bytes([0xA2, 0x00, 0x20])
+_CODE, _ABSENT = 0x1000, 0x2000
+
+
+class Emulated:
+    name = "emulated"
+    vm_type = lib.KVM_X86_DEFAULT_VM
+    hypercall = False
+    views = (1, 2)
+
+    def probe(self, kvm: Kvm) -> Support:
+        """PROT_NONE windows where a touch gives KVM_EXIT_MMIO with its GPA, slots elsewhere."""
+        code, absent = Mapping(0x1000), Mapping(0x1000, protection=PROT_NONE)
+        code.view[: len(_TOUCH)] = _TOUCH
+        try:
+            with kvm.create_vm() as vm:
+                vm.set_user_memory_region(0, _CODE, 0x1000, code.address)
+                vm.set_user_memory_region(1, _ABSENT, 0x1000, absent.address)
+                run = run_probe(vm, kvm, _CODE)
+        finally:
+            code.close()
+            absent.close()
+        if run is not None and run.exit_reason == lib.KVM_EXIT_MMIO:
+            if run.mmio.phys_addr == _ABSENT:
+                return Support(Mechanism.PROT_NONE)
+        return Support(Mechanism.SLOTS)
+
+    def back(self, vm: Vm, size: int, views: int, mechanism: Mechanism) -> Backing:
+        # With one view the private side is mapped over the shared one, page by page.
+        hidden = mechanism == Mechanism.PROT_NONE or views == 1
+        with ExitStack() as undo:
+            private_file = undo.enter_context(Memfd("private", size))
+            shared_file = undo.enter_context(Memfd("shared", size))
+            backing = Backing(
+                private_file,
+                shared_file,
+                private_file.map(protection=PROT_NONE if hidden else PROT_READ_WRITE),
+                shared_file.map(),
+            )
+            undo.pop_all()
+        return backing
+
+    def slots(self, pages: int, views: int) -> int:
+        return 2 * pages

@@ -1,0 +1,50 @@
+"""``guest_memfd``: the merged ABI, Linux 6.8 and newer. See csrc/backends/guest_memfd.c."""
+
+from __future__ import annotations
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm import Kvm
+from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd
+from pyvmm.native import lib
+from pyvmm.uapi import Mechanism
+from pyvmm.vm import Vm
+
+_KERNEL_OPTION = "use a kernel with CONFIG_KVM_SW_PROTECTED_VM=y (pyvmm lab has one)"
+
+
+class GuestMemfdBackend:
+    name = "guest_memfd"
+    vm_type = lib.KVM_X86_SW_PROTECTED_VM
+    hypercall = True
+    views = (1, 2)
+
+    def probe(self, kvm: Kvm) -> Support:
+        """Create a software-protected VM and ask *it*: /dev/kvm also counts what it cannot do."""
+        try:
+            vm = kvm.create_vm(self.vm_type)
+        except KvmError:
+            return Support(None, "this KVM has no VM type 1 (software-protected)", _KERNEL_OPTION)
+        with vm:
+            if not vm.check_extension(lib.KVM_CAP_MEMORY_ATTRIBUTES) & (
+                lib.KVM_MEMORY_ATTRIBUTE_PRIVATE
+            ):
+                return Support(
+                    None,
+                    "this VM has no private memory attribute (no TDP MMU: npt=0 or ept=0?)",
+                    "load kvm_amd with npt=1 or kvm_intel with ept=1, and kvm with tdp_mmu=1",
+                )
+            for capability, name in (
+                (lib.KVM_CAP_GUEST_MEMFD, "KVM_CAP_GUEST_MEMFD"),
+                (lib.KVM_CAP_USER_MEMORY2, "KVM_CAP_USER_MEMORY2"),
+                (lib.KVM_CAP_MEMORY_FAULT_INFO, "KVM_CAP_MEMORY_FAULT_INFO"),
+            ):
+                if not vm.has(capability):
+                    return Support(None, f"this VM has no {name}", _KERNEL_OPTION)
+        return Support(Mechanism.ATTRIBUTES)
+
+    def back(self, vm: Vm, size: int, views: int, mechanism: Mechanism) -> Backing:
+        return back_with_guest_memfd(vm, size)
+
+    def slots(self, pages: int, views: int) -> int:
+        # The private window has a slot per range of private pages, the shared one a slot.
+        return pages + 1 if views == 2 else 1

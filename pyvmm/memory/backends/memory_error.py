@@ -1,0 +1,57 @@
+"""``memory_error``: the RFC of December 2021. See csrc/backends/memory_error.c."""
+
+from __future__ import annotations
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm import Kvm
+from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd
+from pyvmm.native import ffi, lib
+from pyvmm.uapi import Mechanism
+from pyvmm.vm import Vm
+
+_REMEDY = "no released kernel has it; `pyvmm lab build --name memory-error` makes one"
+
+
+class MemoryError3:
+    name = "memory_error"
+    vm_type = lib.KVM_X86_SW_PROTECTED_VM
+    hypercall = True
+    views = (2,)
+
+    def probe(self, kvm: Kvm) -> Support:
+        """Bind a private file through the old ioctl: the merged ABI refuses that flag there."""
+        try:
+            vm = kvm.create_vm(self.vm_type)
+        except KvmError:
+            return Support(None, "this KVM has no VM type 1 (software-protected)", _REMEDY)
+        size = 0x1000
+        with vm:
+            try:
+                backing = self.back(vm, size, 2, Mechanism.PRESENCE)
+            except KvmError as error:
+                return Support(None, f"this VM has no private file ({error.strerror})", _REMEDY)
+            try:
+                for slot, flags in enumerate(
+                    (lib.KVM_MEM_PRIVATE, lib.KVM_MEM_PRIVATE | lib.KVM_MEM_SHARED_VIEW)
+                ):
+                    request = ffi.new("struct kvm_userspace_memory_region_ext *")
+                    request.region.slot = slot
+                    request.region.flags = flags
+                    request.region.guest_phys_addr = slot * size
+                    request.region.memory_size = size
+                    request.region.userspace_addr = backing.shared_host.address
+                    request.fd = backing.private_file.fileno()
+                    vm.ioctl("KVM_SET_USER_MEMORY_REGION", request)
+            except KvmError as error:
+                return Support(
+                    None, f"KVM_MEM_PRIVATE is not the RFC's here ({error.strerror})", _REMEDY
+                )
+            finally:
+                backing.close()
+        return Support(Mechanism.PRESENCE)
+
+    def back(self, vm: Vm, size: int, views: int, mechanism: Mechanism) -> Backing:
+        return back_with_guest_memfd(vm, size)
+
+    def slots(self, pages: int, views: int) -> int:
+        return 2

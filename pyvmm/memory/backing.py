@@ -1,0 +1,73 @@
+"""What a region is made of: its two files and the mappings behind its views."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from pyvmm.kvm import Kvm
+from pyvmm.mapping import PROT_NONE, Mapping
+from pyvmm.memfd import Memfd, MemoryFile
+from pyvmm.uapi import Mechanism
+from pyvmm.vm import Vm
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What a probe found: a mechanism, or what is missing and what to do about it."""
+
+    mechanism: Mechanism | None
+    missing: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """The files of a region and the host memory behind its private and shared view."""
+
+    private_file: MemoryFile
+    shared_file: Memfd
+    private_host: Mapping
+    shared_host: Mapping
+
+    def close(self) -> None:
+        self.private_host.close()
+        self.shared_host.close()
+        self.private_file.close()
+        self.shared_file.close()
+
+
+def back_with_guest_memfd(vm: Vm, size: int) -> Backing:
+    """A guest_memfd and a shared memfd; behind the private pages nothing is readable."""
+    with ExitStack() as undo:
+        private_file = undo.enter_context(vm.create_guest_memfd(size))
+        shared_file = undo.enter_context(Memfd("shared", size))
+        backing = Backing(
+            private_file, shared_file, Mapping(size, protection=PROT_NONE), shared_file.map()
+        )
+        undo.pop_all()
+    return backing
+
+
+class Backend(Protocol):
+    """One kernel ABI for private memory: this much in Python, the rest in C.
+
+    The file of the same name in ``csrc/backends/`` recognises exits and converts.
+    """
+
+    name: str
+    vm_type: int
+    # Whether the guest can ask by KVM_HC_MAP_GPA_RANGE.
+    hypercall: bool
+    # The numbers of views that a region may have.
+    views: tuple[int, ...]
+
+    def probe(self, kvm: Kvm) -> Support:
+        """Find out by trying whether this KVM has the ABI."""
+
+    def back(self, vm: Vm, size: int, views: int, mechanism: Mechanism) -> Backing:
+        """Make the files and mappings of a region of ``size`` bytes, all pages shared."""
+
+    def slots(self, pages: int, views: int) -> int:
+        """How many memslots a region may need at most."""

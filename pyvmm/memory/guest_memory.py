@@ -1,0 +1,221 @@
+"""A VM's memory: plain RAM, and regions whose pages are shared or private."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from pyvmm.errors import ClosedError, ConfigurationError, KvmError, PyvmmError
+from pyvmm.mapping import PAGE_SIZE, Mapping
+from pyvmm.memory.backing import Backend, Backing
+from pyvmm.memory.slots import GpaRange, SlotTable
+from pyvmm.native import ffi, lib
+from pyvmm.uapi import Mechanism, PageState, Policy
+from pyvmm.vm import Vm
+
+
+class PrivatePageError(PyvmmError):
+    """The host asked for memory that is private now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversions:
+    """Pages that changed state. to_private + to_shared == implicit + explicit."""
+
+    to_private: int = 0
+    to_shared: int = 0
+    implicit: int = 0
+    explicit: int = 0
+
+
+class Region:
+    """``size`` bytes reached through one or two views; see :meth:`GuestMemory.add_region`.
+
+    ``gpa`` is the private view's (the only one's), ``shared_gpa`` the shared view's.
+    """
+
+    def __init__(self, gpa: int, shared_gpa: int, size: int, backing: Backing, raw: Any) -> None:
+        self.gpa = gpa
+        self.shared_gpa = shared_gpa
+        self.size = size
+        self.backing = backing
+        self._raw = raw
+
+    @property
+    def views(self) -> int:
+        return 1 if self.shared_gpa == self.gpa else 2
+
+    def states(self) -> bytes:
+        """A byte for each page: the numbers of :class:`PageState`."""
+        return bytes(ffi.buffer(self._raw.states, self.size // PAGE_SIZE))
+
+    def private_ranges(self) -> list[tuple[int, int]]:
+        """The private pages, as (GPA in the private view, bytes), joined and in order."""
+        ranges: list[tuple[int, int]] = []
+        for page, state in enumerate(self.states()):
+            if state != PageState.PRIVATE:
+                continue
+            gpa = self.gpa + page * PAGE_SIZE
+            if ranges and sum(ranges[-1]) == gpa:
+                ranges[-1] = (ranges[-1][0], ranges[-1][1] + PAGE_SIZE)
+            else:
+                ranges.append((gpa, PAGE_SIZE))
+        return ranges
+
+    def conversions(self) -> Conversions:
+        raw = self._raw
+        return Conversions(raw.to_private, raw.to_shared, raw.implicit, raw.explicit_)
+
+    def spurious_exits(self) -> int:
+        """Memory exits that found the page already in the state they wanted."""
+        return int(self._raw.spurious)
+
+
+class GuestMemory:
+    """All memory of one VM, and the C structure that the run loop converts through.
+
+    Closing it takes nothing away from the VM: close the VM first.
+
+    Synchronization: :meth:`convert`, :meth:`read` and :meth:`write` may be called from
+    any thread while vCPUs run.
+    """
+
+    def __init__(self, vm: Vm, backend: Backend, mechanism: Mechanism, policy: Policy) -> None:
+        self.backend = backend
+        self.mechanism = mechanism
+        self._vm = vm
+        self._ram: list[tuple[GpaRange, Mapping]] = []
+        self.regions: list[Region] = []
+        limit = vm.check_extension(lib.KVM_CAP_NR_MEMSLOTS)
+        self._slots = SlotTable(limit or 32)
+        raw = ffi.new("struct memory *")
+        lib.memory_init(raw, vm.fileno(), backend.name.encode(), policy)
+        self._raw = ffi.gc(raw, lib.memory_deinit)
+
+    @property
+    def raw(self) -> Any:
+        """The ``struct memory *``. Raises :class:`ClosedError` after :meth:`close`."""
+        if self._raw is None:
+            raise ClosedError("guest memory")
+        return self._raw
+
+    def add_ram(self, gpa: int, size: int) -> Mapping:
+        """Plain memory, always shared. Returns the host's mapping of it."""
+        claimed = self._slots.claim_range("RAM", gpa, size)
+        slot = self._slots.claim_slots(1, str(claimed))
+        mapping = Mapping(size)
+        self._vm.set_user_memory_region(slot, gpa, size, mapping.address)
+        self._ram.append((claimed, mapping))
+        return mapping
+
+    def add_region(self, gpa: int, size: int, shared_gpa: int | None = None) -> Region:
+        """A region of ``size`` bytes, all pages shared.
+
+        With ``shared_gpa`` it has two views: the private one at ``gpa``, the shared one
+        there. Raises :class:`ConfigurationError` for ranges that overlap or are not
+        aligned, :class:`KvmError` when the kernel refuses.
+        """
+        views = 1 if shared_gpa is None else 2
+        if len(self.regions) == lib.MEMORY_MAX_REGIONS:
+            raise ConfigurationError(
+                f"region at {gpa:#x}", f"there are {len(self.regions)} regions already"
+            )
+        claimed = self._slots.claim_range("region" if views == 1 else "private view", gpa, size)
+        if shared_gpa is not None:
+            self._slots.claim_range("shared view", shared_gpa, size)
+        pages = size // PAGE_SIZE
+        # More ranges than slots can only be asked for by huge regions; C then joins slots.
+        count = min(self.backend.slots(pages, views), self._slots.free)
+        backing = self.backend.back(self._vm, size, views, self.mechanism)
+        wanted = ffi.new("struct region *")
+        wanted.private_gpa = gpa
+        wanted.shared_gpa = gpa if shared_gpa is None else shared_gpa
+        wanted.pages = pages
+        wanted.private_fd = backing.private_file.fileno()
+        wanted.shared_fd = backing.shared_file.fileno()
+        wanted.private_host = backing.private_host.pointer
+        wanted.shared_host = backing.shared_host.pointer
+        wanted.slot_base = self._slots.claim_slots(count, str(claimed))
+        wanted.slot_count = count
+        wanted.mechanism = self.mechanism
+        index = self.raw.region_count
+        result = lib.memory_add_region(self.raw, wanted)
+        if result < 0:
+            backing.close()
+            raise KvmError("memory_add_region", -result, str(claimed))
+        region = Region(gpa, wanted.shared_gpa, size, backing, self.raw.regions[index])
+        self.regions.append(region)
+        return region
+
+    def convert(self, gpa: int, size: int, state: PageState) -> int:
+        """Change pages on the host's behalf; returns how many changed.
+
+        ``gpa`` may lie in either view. Raises :class:`KvmError` with EINVAL for what the
+        guest's doorbell refuses too: unaligned, empty, outside, past the view's end.
+        """
+        changed = ffi.new("uint64_t *")
+        pages, rest = divmod(size, PAGE_SIZE)
+        result = lib.memory_convert(self.raw, gpa, 0 if rest else pages, state, changed)
+        if result < 0:
+            raise KvmError(
+                "convert", -result, f"GPA {gpa:#x}, {size:#x} bytes to {state.name.lower()}"
+            )
+        return int(changed[0])
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Bytes as the host sees them: RAM, or shared pages of one view.
+
+        Raises :class:`PrivatePageError` for a private page and
+        :class:`ConfigurationError` where no memory is.
+        """
+        for ram, mapping in self._ram:
+            if ram.gpa <= gpa and gpa + size <= ram.end:
+                return bytes(mapping.view[gpa - ram.gpa : gpa - ram.gpa + size])
+        region, offset = self._shared_range(gpa, size)
+        return os.pread(region.backing.shared_file.fileno(), size, offset)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Store bytes as the host: into RAM, or into shared pages. Raises as :meth:`read`."""
+        for ram, mapping in self._ram:
+            if ram.gpa <= gpa and gpa + len(data) <= ram.end:
+                mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data
+                return
+        region, offset = self._shared_range(gpa, len(data))
+        os.pwrite(region.backing.shared_file.fileno(), data, offset)
+
+    def _shared_range(self, gpa: int, size: int) -> tuple[Region, int]:
+        for region in self.regions:
+            for view in (region.gpa, region.shared_gpa):
+                offset = gpa - view
+                if offset >= 0 and offset + size <= region.size:
+                    first, end = offset // PAGE_SIZE, -(-(offset + size) // PAGE_SIZE)
+                    if any(region.states()[first:end]):
+                        raise PrivatePageError(
+                            f"GPA {gpa:#x}, {size} bytes",
+                            "a page of it is private",
+                            "convert it to shared first",
+                        )
+                    return region, offset
+        raise ConfigurationError(f"GPA {gpa:#x}, {size} bytes", "no memory is there")
+
+    def ram_ranges(self) -> list[GpaRange]:
+        return [claimed for claimed, _ in self._ram]
+
+    def conversions(self) -> Conversions:
+        """The sum over all regions."""
+        parts = [region.conversions() for region in self.regions]
+        return Conversions(
+            sum(part.to_private for part in parts),
+            sum(part.to_shared for part in parts),
+            sum(part.implicit for part in parts),
+            sum(part.explicit for part in parts),
+        )
+
+    def close(self) -> None:
+        """Free files and mappings. Afterwards the VM must not run any more."""
+        for region in self.regions:
+            region.backing.close()
+        for _, mapping in self._ram:
+            mapping.close()
+        self._raw = None

@@ -1,0 +1,67 @@
+"""The slot table: which memslot numbers and which GPA ranges are taken."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyvmm.errors import ConfigurationError
+from pyvmm.mapping import PAGE_SIZE
+
+
+class GpaRange(NamedTuple):
+    """``size`` bytes of guest physical memory from ``gpa``, and what they are."""
+
+    gpa: int
+    size: int
+    name: str
+
+    @property
+    def end(self) -> int:
+        return self.gpa + self.size
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.gpa:#x}-{self.end - 1:#x}"
+
+
+class SlotTable:
+    """Hands out slot numbers and refuses ranges that overlap.
+
+    ``limit`` is KVM_CAP_NR_MEMSLOTS of the VM.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._next = 0
+        self._ranges: list[GpaRange] = []
+
+    @property
+    def free(self) -> int:
+        """How many slot numbers are left."""
+        return self.limit - self._next
+
+    def claim_range(self, name: str, gpa: int, size: int) -> GpaRange:
+        """Take a GPA range. Raises :class:`ConfigurationError` if it cannot be one."""
+        wanted = GpaRange(gpa, size, name)
+        if size <= 0 or gpa < 0 or gpa % PAGE_SIZE or size % PAGE_SIZE:
+            raise ConfigurationError(
+                f"{name} at {gpa:#x}, {size:#x} bytes",
+                "it is empty or not aligned",
+                f"use multiples of {PAGE_SIZE}",
+            )
+        if wanted.end > 1 << 52:
+            raise ConfigurationError(str(wanted), "no x86 CPU has addresses of more than 52 bits")
+        for taken in self._ranges:
+            if wanted.gpa < taken.end and taken.gpa < wanted.end:
+                raise ConfigurationError(str(wanted), f"it overlaps {taken}", "move one of them")
+        self._ranges.append(wanted)
+        return wanted
+
+    def claim_slots(self, count: int, name: str) -> int:
+        """Take ``count`` slot numbers in a row; returns the first."""
+        if count > self.free:
+            raise ConfigurationError(
+                name, f"it needs {count} memslots and {self.free} are left", "use fewer regions"
+            )
+        first = self._next
+        self._next += count
+        return first

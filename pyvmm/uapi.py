@@ -1,0 +1,93 @@
+"""Names for the kernel's numbers; the values come from the compiled module."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from pyvmm.native import lib
+
+
+class ExitReason(IntEnum):
+    """KVM_EXIT_*: why KVM_RUN returned. A kernel may know more than are named here.
+
+    36 is the RFC's KVM_EXIT_MEMORY_ERROR; on x86 no released kernel uses it.
+    """
+
+    UNKNOWN = lib.KVM_EXIT_UNKNOWN
+    EXCEPTION = lib.KVM_EXIT_EXCEPTION
+    IO = lib.KVM_EXIT_IO
+    HYPERCALL = lib.KVM_EXIT_HYPERCALL
+    DEBUG = lib.KVM_EXIT_DEBUG
+    HLT = lib.KVM_EXIT_HLT
+    MMIO = lib.KVM_EXIT_MMIO
+    IRQ_WINDOW_OPEN = lib.KVM_EXIT_IRQ_WINDOW_OPEN
+    SHUTDOWN = lib.KVM_EXIT_SHUTDOWN
+    FAIL_ENTRY = lib.KVM_EXIT_FAIL_ENTRY
+    INTR = lib.KVM_EXIT_INTR
+    SET_TPR = lib.KVM_EXIT_SET_TPR
+    TPR_ACCESS = lib.KVM_EXIT_TPR_ACCESS
+    NMI = lib.KVM_EXIT_NMI
+    INTERNAL_ERROR = lib.KVM_EXIT_INTERNAL_ERROR
+    SYSTEM_EVENT = lib.KVM_EXIT_SYSTEM_EVENT
+    IOAPIC_EOI = lib.KVM_EXIT_IOAPIC_EOI
+    HYPERV = lib.KVM_EXIT_HYPERV
+    X86_RDMSR = lib.KVM_EXIT_X86_RDMSR
+    X86_WRMSR = lib.KVM_EXIT_X86_WRMSR
+    DIRTY_RING_FULL = lib.KVM_EXIT_DIRTY_RING_FULL
+    AP_RESET_HOLD = lib.KVM_EXIT_AP_RESET_HOLD
+    X86_BUS_LOCK = lib.KVM_EXIT_X86_BUS_LOCK
+    XEN = lib.KVM_EXIT_XEN
+    MEMORY_ERROR = lib.KVM_EXIT_MEMORY_ERROR
+    NOTIFY = lib.KVM_EXIT_NOTIFY
+    MEMORY_FAULT = lib.KVM_EXIT_MEMORY_FAULT
+
+
+REASON_NAMES: dict[int, str] = {int(reason): reason.name.lower() for reason in ExitReason}
+
+
+def reason_name(reason: int) -> str:
+    """The lower-case name of an exit reason; ``exit_99`` for one without a name."""
+    return REASON_NAMES.get(reason, f"exit_{reason}")
+
+
+class PageState(IntEnum):
+    """Whether the host can touch a page (shared) or cannot (private)."""
+
+    SHARED = lib.PAGE_SHARED
+    PRIVATE = lib.PAGE_PRIVATE
+
+
+class Policy(IntEnum):
+    """What happens when a guest touches a page through the wrong view."""
+
+    CONVERT = lib.POLICY_CONVERT
+    DENY = lib.POLICY_DENY
+    ASK = lib.POLICY_ASK
+
+
+class Mechanism(IntEnum):
+    """How a backend makes a page's wrong view absent; see csrc/memory.h."""
+
+    PROT_NONE = lib.MECHANISM_PROT_NONE
+    SLOTS = lib.MECHANISM_SLOTS
+    ATTRIBUTES = lib.MECHANISM_ATTRIBUTES
+    PRESENCE = lib.MECHANISM_PRESENCE
+
+
+class Stop(IntEnum):
+    """Why the loop came back from C; see csrc/vcpu_loop.h."""
+
+    EXIT = lib.STOP_EXIT
+    GUEST_EXIT = lib.STOP_GUEST_EXIT
+    ASSERT = lib.STOP_ASSERT
+    HLT = lib.STOP_HLT
+    MAX_EXITS = lib.STOP_MAX_EXITS
+    KICK = lib.STOP_KICK
+    SIGNAL = lib.STOP_SIGNAL
+    DEADLINE = lib.STOP_DEADLINE
+    LOG_FULL = lib.STOP_LOG_FULL
+    MEMORY_ERROR = lib.STOP_MEMORY_ERROR
+    CONVERSION_FAILED = lib.STOP_CONVERSION_FAILED
+    EMULATED_ACCESS = lib.STOP_EMULATED_ACCESS
+    GUARD = lib.STOP_GUARD
+    RUN_FAILED = lib.STOP_RUN_FAILED

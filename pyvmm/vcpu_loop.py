@@ -1,0 +1,145 @@
+"""The C run loop of one vCPU: deadline, kick, counters, exit log and histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pyvmm.errors import ClosedError, KvmError
+from pyvmm.exits import MemoryErrorExit
+from pyvmm.native import ffi, lib
+from pyvmm.uapi import PageState, reason_name
+from pyvmm.vcpu import Vcpu
+
+_CONVERSIONS: dict[int, PageState | None] = {
+    lib.CONVERSION_NONE: None,
+    lib.CONVERSION_TO_SHARED: PageState.SHARED,
+    lib.CONVERSION_TO_PRIVATE: PageState.PRIVATE,
+}
+
+
+class ExitRecord(NamedTuple):
+    """One exit in the log. Times are CLOCK_MONOTONIC nanoseconds.
+
+    ``time_in`` is when KVM_RUN returned and ``time_out`` when it was called again.
+    ``address`` is a GPA, a port or a hypercall number; ``size`` is in bytes;
+    ``conversion`` the state that pages got, and ``conversion_ns`` what that took.
+    """
+
+    time_in: int
+    time_out: int
+    reason: str
+    address: int
+    size: int
+    is_write: bool
+    conversion: PageState | None
+    conversion_ns: int
+
+
+class VcpuLoop:
+    """Runs a vCPU in C until there is something for Python.
+
+    ``memory`` and ``protocol`` are the C structures of the machine. ``log_capacity``
+    (records, a power of two) bounds the exit log; 0 and recording off cost nothing.
+
+    Synchronization: only :meth:`kick` may be called by another thread.
+    """
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        memory: Any,
+        protocol: Any,
+        *,
+        sync_registers: bool = False,
+        log_capacity: int = 0,
+    ) -> None:
+        self.vcpu = vcpu
+        # The C structure points to these: they must live as long as it does.
+        self._kept = (vcpu.kvm_run, memory, protocol)
+        loop = ffi.new("struct vcpu_loop *")
+        loop.vcpu_fd = vcpu.fileno()
+        loop.run = vcpu.kvm_run
+        loop.run_size = vcpu.mmap_size
+        loop.memory = memory
+        loop.protocol = protocol
+        loop.sync_registers = sync_registers
+        result = lib.loop_init(loop, log_capacity)
+        if result < 0:
+            raise KvmError("loop_init", -result, vcpu.name)
+        loop.recording = log_capacity > 0
+        self._loop = ffi.gc(loop, lib.loop_deinit)
+
+    @property
+    def raw(self) -> Any:
+        """The ``struct vcpu_loop *``. Raises :class:`ClosedError` after :meth:`close`."""
+        if self._loop is None:
+            raise ClosedError(f"run loop of {self.vcpu.name}")
+        return self._loop
+
+    def run(self, deadline_ns: int = 0, max_exits: int = 0) -> int:
+        """Run until there is something for Python; returns a ``STOP_*`` of ``lib``.
+
+        ``deadline_ns`` is on CLOCK_MONOTONIC (``time.monotonic_ns()``), 0 for none.
+        STOP_SIGNAL is a tick: let Python run its signal handlers, then call again.
+        """
+        return lib.loop_run(self.raw, deadline_ns, max_exits)  # type: ignore[no-any-return]
+
+    def kick(self) -> None:
+        """End the current :meth:`run`, or the next one. From any thread; never lost."""
+        if self._loop is not None:
+            lib.loop_kick(self._loop)
+
+    def disarm(self) -> None:
+        """Stop the timer's ticks; the next run with a deadline starts them again."""
+        if self._loop is not None:
+            lib.loop_disarm(self._loop)
+
+    def memory_error(self) -> MemoryErrorExit:
+        """The exit behind STOP_MEMORY_ERROR, as the RFC's kernel would send it."""
+        exit = self.raw.memory_exit
+        page = exit.access.gpa & ~0xFFF
+        return MemoryErrorExit(page, 4096, PageState(exit.wanted))
+
+    def answer_convert(self) -> None:
+        """Let the next :meth:`run` convert the page of STOP_MEMORY_ERROR and go on."""
+        self.raw.convert_once = True
+
+    def exit_counts(self) -> dict[str, int]:
+        """How many exits of each reason there were, by the kernel's lower-case names."""
+        loop = self.raw
+        counts = {reason_name(reason): count for reason, count in enumerate(loop.exits) if count}
+        if loop.exits_beyond:
+            counts["other"] = loop.exits_beyond
+        return counts
+
+    def drain_log(self) -> Iterator[ExitRecord]:
+        """The records that have not been taken yet, oldest first."""
+        log = self.raw.log
+        first = max(log.drained, log.written - log.capacity)
+        for at in range(first, log.written):
+            yield self._record(log.records[at % log.capacity])
+        log.drained = log.written
+
+    def last_exits(self, count: int) -> list[ExitRecord]:
+        """The newest ``count`` records, oldest first, taken or not."""
+        log = self.raw.log
+        first = max(0, log.written - min(count, log.capacity))
+        return [self._record(log.records[at % log.capacity]) for at in range(first, log.written)]
+
+    @staticmethod
+    def _record(record: Any) -> ExitRecord:
+        return ExitRecord(
+            record.time_in,
+            record.time_out,
+            reason_name(record.reason),
+            record.address,
+            record.size,
+            record.is_write != 0,
+            _CONVERSIONS[record.conversion],
+            record.conversion_ns,
+        )
+
+    def close(self) -> None:
+        self._loop = None
+        self._kept = ()
