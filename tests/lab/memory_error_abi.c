@@ -1012,6 +1012,58 @@ static void test_conversion_reaches_faulting_vcpus(struct machine *m)
 	}
 }
 
+struct allocation {
+	int fd, error;
+	uint64_t size;
+	volatile int done;
+};
+
+static void *allocating(void *argument)
+{
+	struct allocation *a = argument;
+
+	a->error = convert(a->fd, MAP_TO_PRIVATE, 0, a->size);
+	a->done = 1;
+	return NULL;
+}
+
+/* Pages become private one by one, but none can be used as shared once it began. */
+static void test_within_one_conversion(struct machine *m)
+{
+	const uint64_t size = 256ul << 20, gpa[2] = { 1ul << 30, 2ul << 30 };
+	char *memory = map(size, PROT_READ | PROT_WRITE);
+	struct allocation a = { .fd = MUST(create_private_fd(m->vm, size)), .size = size };
+	struct private_region view = {
+		.slot = SPARE_SLOT, .flags = MEM_PRIVATE, .gpa = gpa[0], .size = size,
+		.address = (uintptr_t)memory, .fd = (uint32_t)a.fd,
+	};
+	pthread_t id;
+	int last;
+
+	EQUAL(set_region(m->vm, &view), 0, "errno");
+	view.slot++;
+	view.flags |= MEM_SHARED_VIEW;
+	view.gpa = gpa[1];
+	EQUAL(set_region(m->vm, &view), 0, "errno");
+	EXPECT_READ(m, gpa[1] + size - PAGE, 0);
+	set_up(m, 0, guest_read, gpa[0], 0x5555, 0);
+	MUST(pthread_create(&id, NULL, allocating, &a) ? -1 : 0);
+	while (enter(m, 0)) /* until the first page is private */
+		CHECK(error_of(m, 0)->type == MAP_TO_PRIVATE, "type %u", error_of(m, 0)->type);
+	set_up(m, 0, guest_read, gpa[0] + size - PAGE, 0x5555, 0);
+	last = enter(m, 0);
+	printf("# the first page was private, %s the last\n", last ? "before" : "and");
+	set_up(m, 0, guest_read, gpa[1] + size - PAGE, 0x5555, 0);
+	EXPECT_ERROR(m, 0, MAP_TO_SHARED, gpa[1] + size - PAGE);
+	printf("# the shared access exited %s\n", a.done ? "afterwards" : "meanwhile or at once");
+	pthread_join(id, NULL);
+	EQUAL(a.error, 0, "errno");
+	EQUAL(remove_slot(m, SPARE_SLOT), 0, "errno");
+	EQUAL(remove_slot(m, SPARE_SLOT + 1), 0, "errno");
+	close(a.fd);
+	munmap(memory, size);
+}
+
 /*
  * One vCPU wants four pages private, the other wants them shared, the host converts too.
  * Neither may ever see what the other wrote.
@@ -1123,6 +1175,7 @@ static const struct test {
 	{ "one address for both halves", test_same_address },
 	{ "a shared half of huge pages", test_huge_pages },
 	{ "between the two steps of a conversion", test_between_the_two_steps },
+	{ "within one conversion", test_within_one_conversion },
 	{ "a conversion reaches running vCPUs", test_conversion_reaches_running_vcpus },
 	{ "a conversion reaches faulting vCPUs", test_conversion_reaches_faulting_vcpus },
 	{ "two vCPUs and the host race", test_race },
