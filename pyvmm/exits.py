@@ -15,11 +15,11 @@ from pyvmm.uapi import PageState
 
 
 class IoExit(NamedTuple):
-    """KVM_EXIT_IO: ``count`` elements of ``size`` bytes; ``data`` what was written."""
+    """KVM_EXIT_IO: ``elements`` of ``size`` bytes each; ``data`` what was written."""
 
     port: int
     size: int
-    count: int
+    elements: int
     is_write: bool
     data: bytes
 
@@ -86,7 +86,7 @@ class DebugExit(NamedTuple):
 class MsrExit(NamedTuple):
     """KVM_EXIT_X86_RDMSR and KVM_EXIT_X86_WRMSR."""
 
-    index: int
+    msr: int
     is_write: bool
     data: int
     reason: int

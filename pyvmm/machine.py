@@ -269,15 +269,17 @@ class Machine:
             if stop == lib.STOP_LOG_FULL:
                 self._drain(index)
                 continue
-            if stop == lib.STOP_MEMORY_ERROR and self._ask is not None:
-                if self._ask(loop.memory_error(), index):
-                    loop.answer_convert()
-                    continue
+            if stop == lib.STOP_MEMORY_ERROR and self._asks_to_convert(index):
+                loop.answer_convert()
+                continue
             end = self._judge(index, stop)
             self._end(end)
             if end.result is not None or end.exit_code:
                 self._end_all()
             return
+
+    def _asks_to_convert(self, index: int) -> bool:
+        return self._ask is not None and self._ask(self.loops[index].memory_error(), index)
 
     def _end(self, end: VcpuEnd) -> None:
         self._ends.append(end)

@@ -38,10 +38,10 @@ class Latency:
         """From a ``struct histogram *``."""
         if not histogram.count:
             return cls()
-        percentiles = [
+        p50, p90, p99, p999 = (
             lib.histogram_percentile(histogram, fraction) for fraction in (0.5, 0.9, 0.99, 0.999)
-        ]
-        return cls(histogram.count, histogram.min, *percentiles, histogram.max)
+        )
+        return cls(histogram.count, histogram.min, p50, p90, p99, p999, histogram.max)
 
 
 @dataclass(frozen=True, slots=True)

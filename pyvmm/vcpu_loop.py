@@ -56,7 +56,7 @@ class VcpuLoop:
     ) -> None:
         self.vcpu = vcpu
         # The C structure points to these: they must live as long as it does.
-        self._kept = (vcpu.kvm_run, memory, protocol)
+        self._kept: tuple[Any, ...] = (vcpu.kvm_run, memory, protocol)
         loop = ffi.new("struct vcpu_loop *")
         loop.vcpu_fd = vcpu.fileno()
         loop.run = vcpu.kvm_run

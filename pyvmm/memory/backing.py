@@ -56,12 +56,21 @@ class Backend(Protocol):
     The file of the same name in ``csrc/backends/`` recognises exits and converts.
     """
 
-    name: str
-    vm_type: int
-    # Whether the guest can ask by KVM_HC_MAP_GPA_RANGE.
-    hypercall: bool
-    # The numbers of views that a region may have.
-    views: tuple[int, ...]
+    @property
+    def name(self) -> str:
+        """As in csrc/backends/."""
+
+    @property
+    def vm_type(self) -> int:
+        """For KVM_CREATE_VM."""
+
+    @property
+    def hypercall(self) -> bool:
+        """Whether the guest can ask by KVM_HC_MAP_GPA_RANGE."""
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The numbers of views that a region may have."""
 
     def probe(self, kvm: Kvm) -> Support:
         """Find out by trying whether this KVM has the ABI."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pyvmm.errors import ConfigurationError, UnsupportedError
 from pyvmm.kvm import Kvm
-from pyvmm.memory.backends.emulated import Emulated
+from pyvmm.memory.backends.emulated import EmulatedBackend
 from pyvmm.memory.backends.guest_memfd import GuestMemfdBackend
-from pyvmm.memory.backends.memory_error import MemoryError3
+from pyvmm.memory.backends.memory_error import MemoryErrorBackend
 from pyvmm.memory.backing import Backend, Support
 from pyvmm.uapi import Mechanism
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (MemoryError3(), GuestMemfdBackend(), Emulated())
+    backend.name: backend
+    for backend in (
+        MemoryErrorBackend(),
+        GuestMemfdBackend(),
+        EmulatedBackend(),
+    )
 }
 
 

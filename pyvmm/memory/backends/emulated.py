@@ -18,7 +18,7 @@ _TOUCH = bytes([0xA2, 0x00, 0x20])
 _CODE, _ABSENT = 0x1000, 0x2000
 
 
-class Emulated:
+class EmulatedBackend:
     name = "emulated"
     vm_type = lib.KVM_X86_DEFAULT_VM
     hypercall = False
@@ -36,9 +36,9 @@ class Emulated:
         finally:
             code.close()
             absent.close()
-        if run is not None and run.exit_reason == lib.KVM_EXIT_MMIO:
-            if run.mmio.phys_addr == _ABSENT:
-                return Support(Mechanism.PROT_NONE)
+        named = run is not None and run.exit_reason == lib.KVM_EXIT_MMIO
+        if named and run.mmio.phys_addr == _ABSENT:
+            return Support(Mechanism.PROT_NONE)
         return Support(Mechanism.SLOTS)
 
     def back(self, vm: Vm, size: int, views: int, mechanism: Mechanism) -> Backing:

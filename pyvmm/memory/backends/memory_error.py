@@ -12,7 +12,7 @@ from pyvmm.vm import Vm
 _REMEDY = "no released kernel has it; `pyvmm lab build --name memory-error` makes one"
 
 
-class MemoryError3:
+class MemoryErrorBackend:
     name = "memory_error"
     vm_type = lib.KVM_X86_SW_PROTECTED_VM
     hypercall = True
