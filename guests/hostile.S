@@ -89,7 +89,9 @@ marks:
         assert_eq %eax, $0xFFFFFFFF
         next_port in_32, not_readable
 
-        movl $0x00020002, %eax          # would convert, if it rang
+        doorbell $PRIVATE_VIEW, $1, $TO_SHARED  # valid, and done already
+        assert_eq %eax, $0
+        movl $0x00020002, %eax          # would convert page 0, if it rang
         at_ports out_8, not_bytes
         outb %al, %dx
         next_port out_8, not_bytes

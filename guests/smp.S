@@ -8,21 +8,21 @@
 #              comes back.
 # vcpus:       1-28
 # exits:       io memory
-# params:      ROUNDS=4 FIGHT_ROUNDS=4 (0 leaves part 3 out)
+# params:      ROUNDS=8 FIGHT_ROUNDS=8 (0 leaves part 3 out)
 # expect:      pass
 # conversions: any
-# conversions --param FIGHT_ROUNDS=0: to_private=512 to_shared=512 implicit=1024 explicit=0
+# conversions --param FIGHT_ROUNDS=0: to_private=1024 to_shared=1024 implicit=2048 explicit=0
 # expect --views 1: pass
-# conversions --views 1: to_private=512 to_shared=512 implicit=0 explicit=1024
+# conversions --views 1: to_private=1024 to_shared=1024 implicit=0 explicit=2048
 
         .include "pyvmm.inc"
         guest "smp.S"
 
         .ifndef ROUNDS
-        .set ROUNDS, 4
+        .set ROUNDS, 8
         .endif
         .ifndef FIGHT_ROUNDS
-        .set FIGHT_ROUNDS, 4
+        .set FIGHT_ROUNDS, 8
         .endif
 
         .set COUNTER, 0x40              # offset in a page, behind a byte of each vCPU
