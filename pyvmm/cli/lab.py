@@ -1,0 +1,303 @@
+"""`pyvmm lab`: kernels with real private memory, built and booted.
+
+Everything it says itself goes to stderr, so that stdout is the command's alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from argparse import REMAINDER, ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyvmm.lab.kernel_log import Splat
+    from pyvmm.lab.lab import Lab, RunResult
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `lab` and its commands to the parsers of `pyvmm`."""
+    lab: ArgumentParser = subparsers.add_parser(
+        "lab", help="kernels with real private memory, built and booted in QEMU"
+    )
+    commands = lab.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
+
+    setup = commands.add_parser("setup", help="install what the lab needs (as root), or name it")
+    setup.add_argument(
+        "--source", metavar="VERSION", default=None, help="kernel source to get (default: 6.12)"
+    )
+    setup.set_defaults(func=_guarded(_setup))
+
+    build = commands.add_parser("build", help="build a kernel; what was built before is kept")
+    build.add_argument(
+        "--source", type=Path, metavar="TARBALL|DIR", help="default: Debian's linux-source-6.12"
+    )
+    build.add_argument(
+        "--patch", type=Path, action="append", default=[], metavar="FILE", help="applied with -p1"
+    )
+    build.add_argument(
+        "--config", type=Path, metavar="FRAGMENT", help="laid over the lab's configuration"
+    )
+    build.add_argument("--name", help="what 'lab run --kernel' calls it")
+    build.set_defaults(func=_guarded(_build))
+
+    run = commands.add_parser(
+        "run",
+        help="run a command in a booted kernel",
+        description="Boot a kernel and run a command in it, with the folders and environment of"
+        " here; what it writes is thrown away, but for the results folder. Exit status: the"
+        " command's own; 125 when the kernel does not build or boot, dies, or its log has a"
+        " warning or worse; 124 after the time limit.",
+    )
+    _add_machine_arguments(run)
+    run.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="for the command (%(default)s)"
+    )
+    run.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder that is writable inside, at the same path and as $PYVMM_RESULTS",
+    )
+    run.add_argument("--results-limit", type=int, default=1024, metavar="MIB", help="(%(default)s)")
+    run.add_argument(
+        "--allow-warnings",
+        action="store_true",
+        help="report trouble in the kernel's log, but keep the command's status",
+    )
+    run.add_argument("argv", nargs=REMAINDER, metavar="-- COMMAND...")
+    run.set_defaults(func=_guarded(_run))
+
+    shell = commands.add_parser("shell", help="an interactive shell in a booted kernel")
+    _add_machine_arguments(shell)
+    shell.add_argument("argv", nargs=REMAINDER, metavar="-- COMMAND...")
+    shell.set_defaults(func=_guarded(_shell))
+
+    listing = commands.add_parser("list", help="kernels that were built, or can be by name")
+    listing.set_defaults(func=_guarded(_list))
+
+    log = commands.add_parser("kernel-log", help="the kernel's log of the last lab")
+    log.set_defaults(func=_guarded(_kernel_log))
+
+
+def _add_machine_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--kernel", default="default", metavar="NAME|BZIMAGE", help="(%(default)s)")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(%(default)s)")
+    parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(%(default)s)")
+    parser.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for the kernel's command line, for instance kvm_amd.npt=0",
+    )
+
+
+def _guarded(command: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
+    """`command` with its errors as one line, and with SIGTERM as an orderly end."""
+
+    def run(arguments: Namespace) -> int:
+        from pyvmm.lab.errors import LabError
+
+        try:
+            with _orderly_termination():
+                return command(arguments)
+        except LabError as error:
+            _say(str(error))
+            return error.status
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except _Terminated:
+            return 128 + signal.SIGTERM
+
+    return run
+
+
+class _Terminated(BaseException):
+    pass
+
+
+@contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that nothing is left behind."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    handlers = [(number, signal.signal(number, terminate)) for number in _ENDINGS]
+    try:
+        yield
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+
+
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _say(line: str) -> None:
+    print(f"pyvmm: lab: {line}", file=sys.stderr, flush=True)
+
+
+def _setup(arguments: Namespace) -> int:
+    from pyvmm.lab.install import install
+
+    install(arguments.source, _say)
+    return 0
+
+
+def _build(arguments: Namespace) -> int:
+    from pyvmm.lab.build import DEFAULT_VERSION, Recipe, build, known_recipe
+    from pyvmm.lab.config import read_fragment
+    from pyvmm.lab.sources import default_tarball
+
+    given = arguments.source or arguments.patch or arguments.config
+    recipe = known_recipe(arguments.name) if arguments.name and not given else None
+    if recipe is None:
+        source = arguments.source or default_tarball(DEFAULT_VERSION)
+        config = read_fragment(arguments.config) if arguments.config else ""
+        recipe = Recipe(source.absolute(), tuple(arguments.patch), config)
+    with _progress() as progress:
+        kernel = build(recipe, arguments.name, _say, progress)
+    print(f"{kernel.name}: Linux {kernel.release}, {kernel.image}")
+    return 0
+
+
+def _run(arguments: Namespace) -> int:
+    with _lab(arguments, arguments.results, arguments.results_limit) as lab:
+        result = lab.run(
+            _command(arguments, None),
+            timeout=arguments.timeout,
+            stdin=b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.fileno(),
+            stdout=_writer(1),
+            stderr=_writer(2),
+        )
+    _report(result)
+    return result.exit_status(allow_warnings=arguments.allow_warnings)
+
+
+def _shell(arguments: Namespace) -> int:
+    from pyvmm.lab.terminal import RawTerminal
+
+    terminal = RawTerminal()
+    with _lab(arguments, None, 0) as lab:
+        _say(f"Linux {lab.release}; what is written here is thrown away; 'exit' ends it")
+        with terminal:
+            result = lab.run(
+                _command(arguments, os.environ.get("SHELL", "/bin/sh")),
+                timeout=float("inf"),
+                stdin=sys.stdin.fileno(),
+                stdout=_writer(1),
+                terminal=terminal,
+            )
+    _report(result)
+    return result.exit_status()
+
+
+def _list(arguments: Namespace) -> int:
+    from pyvmm.lab.build import known_names
+    from pyvmm.lab.kernels import built_kernels
+
+    rows = [("NAME", "LINUX", "PATCHES", "SOURCE")]
+    for kernel in built_kernels():
+        patches = ", ".join(Path(patch).name for patch in kernel.patches) or "-"
+        rows.append((kernel.name, kernel.release, patches, kernel.source))
+    built = {row[0] for row in rows}
+    rows += [(name, "not built", "", "") for name in known_names() if name not in built]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    return 0
+
+
+def _kernel_log(arguments: Namespace) -> int:
+    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.kernels import last_log
+
+    try:
+        sys.stdout.buffer.write(last_log().read_bytes())
+    except FileNotFoundError:
+        raise LabUsageError("kernel log", "no lab has run yet") from None
+    return 0
+
+
+@contextmanager
+def _lab(arguments: Namespace, results: Path | None, results_mib: int) -> Iterator[Lab]:
+    from pyvmm.lab.build import find_or_build
+    from pyvmm.lab.lab import Lab
+
+    with _progress() as progress:
+        kernel = find_or_build(arguments.kernel, _say, progress)
+    with Lab(
+        kernel,
+        cpus=arguments.cpus,
+        memory_mib=arguments.memory,
+        params=arguments.param,
+        results=results,
+        results_mib=results_mib,
+        announce=_say,
+    ) as lab:
+        yield lab
+
+
+def _command(arguments: Namespace, default: str | None) -> list[str]:
+    from pyvmm.lab.errors import LabUsageError
+
+    argv: list[str] = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    if argv:
+        return argv
+    if default is None:
+        raise LabUsageError("no command given", "want: pyvmm lab run [OPTIONS] -- COMMAND...")
+    return [default]
+
+
+def _report(result: RunResult) -> None:
+    if result.problem is not None:
+        _say(result.problem)
+    for splat in result.splats:
+        _report_splat(splat)
+
+
+def _report_splat(splat: Splat) -> None:
+    _say(f"the kernel's log has: {splat.title}")
+    for line in splat.lines:
+        print(f"    {line}", file=sys.stderr)
+
+
+def _writer(fd: int) -> Callable[[bytes], None]:
+    def write(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    return write
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, str], None] | None]:
+    """A line on the terminal that tells how far a build is; nothing when there is no terminal."""
+    from pyvmm.lab.build import FILES_OF_A_BUILD
+
+    if not sys.stderr.isatty():
+        yield None
+        return
+    started = time.monotonic()
+
+    def show(made: int, name: str) -> None:
+        seconds = time.monotonic() - started
+        line = f"{made}/{max(made, FILES_OF_A_BUILD)} files, {seconds:.0f} s: {name}"
+        columns = shutil.get_terminal_size().columns
+        print(f"\r{line[: columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,240 @@
+"""Builds kernels for the lab, and keeps what it built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder
+from pyvmm.lab.config import check_config, own_fragment
+from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, read_image
+from pyvmm.lab.sources import Tree, default_tarball, open_source
+
+DEFAULT_VERSION = "6.12"
+#: Patches that belong to the lab; each is the name of the kernel that it makes.
+_OWN_PATCHES = Path(__file__).parent / "patches"
+_TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "tar", "xz", "lz4", "patch")
+#: Room for the objects of one configuration, in MiB.
+_BUILD_MIB = 600
+_VERSION = re.compile(r"\d+\.\d+")
+_COMPILE_ERROR = re.compile(r"^.+?: (?:fatal )?error: .+|^.*undefined reference to.*|^ld: .+", re.M)
+_MAKE_ERROR = re.compile(r"^make.*\*\*\* .+|^.*\berror\b.*", re.M | re.I)
+_MADE = re.compile(rb"  (?:CC|AS|LD|AR|GEN|HOSTCC|HOSTLD) +(\S+)")
+#: How many files that is for a build from nothing, roughly: for progress displays.
+FILES_OF_A_BUILD = 1640
+
+Progress = Callable[[int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a kernel is built from: a source tarball or folder, patches applied in order with
+    -p1, and configuration laid over the lab's own."""
+
+    source: Path
+    patches: tuple[Path, ...] = ()
+    config: str = ""
+
+
+def known_recipe(name: str) -> Recipe | None:
+    """How a kernel is built that has this name unless somebody gave it to another: "default",
+    a version such as "7.3", or one of the lab's own patches such as "memory-error"."""
+    if name == "default":
+        return Recipe(default_tarball(DEFAULT_VERSION))
+    if _VERSION.fullmatch(name):
+        return Recipe(default_tarball(name))
+    patch = _OWN_PATCHES / f"{name}.patch"
+    return Recipe(default_tarball(DEFAULT_VERSION), (patch,)) if patch.exists() else None
+
+
+def known_names() -> list[str]:
+    """Names that `known_recipe` has a recipe for, versions apart."""
+    return ["default", *sorted(patch.stem for patch in _OWN_PATCHES.glob("*.patch"))]
+
+
+def find_or_build(
+    name: str, announce: Callable[[str], None], progress: Progress | None = None
+) -> Kernel:
+    """The kernel of that name or path, built first if it is one that the lab knows how to."""
+    if "/" in name or name.endswith("bzImage"):
+        return read_image(Path(name))
+    recipe = known_recipe(name)
+    built = find_built(name)
+    if recipe is None or (built and not recipe.source.exists()):
+        if built is None:
+            raise LabUsageError(
+                f"kernel {name!r}",
+                "there is none of this name",
+                f"'pyvmm lab list' shows them, 'pyvmm lab build --name {name} ...' makes one",
+            )
+        return built
+    if built is None:
+        announce(f"kernel {name!r} was never built: building it now, which takes minutes")
+    return build(recipe, name, announce, progress)
+
+
+def build(
+    recipe: Recipe,
+    name: str | None,
+    announce: Callable[[str], None],
+    progress: Progress | None = None,
+) -> Kernel:
+    """Build a kernel unless exactly this was built before, and give it a name.
+
+    Without a name it gets one that says what it was built from. `announce` gets one line per
+    step; `progress` is called with the number of files made so far and the last one's name.
+    Raises LabError when it does not build; the message has the log's path.
+    """
+    if name is not None:
+        own = known_recipe(check_name(name))
+        if own is not None and own != recipe:
+            raise LabUsageError(f"kernel name {name!r}", "it is the lab's own", "choose another")
+    for patch in recipe.patches:
+        if not os.access(patch, os.R_OK):
+            raise LabUsageError(f"patch {patch}", "cannot be read")
+    source = open_source(recipe.source)
+    tree = Tree(source)
+    if not source.is_folder and (folder := _kept(recipe, tree)):
+        return give_name(name or _default_name(recipe, tree), folder)
+    _check_tools()
+    make_folder(tree.folder)
+    with locked(tree.folder, announce) as lock:
+        tree.bring_up_to_date(announce)
+        folder = _kept(recipe, tree) or _build(recipe, tree, announce, progress, lock)
+    return give_name(name or _default_name(recipe, tree), folder)
+
+
+def _key(recipe: Recipe, tree: Tree) -> str:
+    """What tells one kernel from another: source, patches and configuration."""
+    patches = [patch.read_bytes() for patch in recipe.patches]
+    parts = [tree.state().encode(), own_fragment().encode(), recipe.config.encode(), *patches]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def _default_name(recipe: Recipe, tree: Tree) -> str:
+    for name in known_names():
+        if known_recipe(name) == recipe:
+            return name
+    version = tree.source.name.removeprefix("linux-source-")
+    if known_recipe(version) == recipe:
+        return version
+    return f"{version}-{_key(recipe, tree)[:8]}"
+
+
+def _folder(recipe: Recipe, tree: Tree) -> Path:
+    return cache_folder() / "kernels" / _key(recipe, tree)[:16]
+
+
+def _kept(recipe: Recipe, tree: Tree) -> Path | None:
+    folder = _folder(recipe, tree)
+    return folder if (folder / "kernel.json").exists() else None
+
+
+def _build(
+    recipe: Recipe,
+    tree: Tree,
+    announce: Callable[[str], None],
+    progress: Progress | None,
+    lock: int,
+) -> Path:
+    """Build in the tree, which is locked and up to date, and keep the result."""
+    folder = make_folder(_folder(recipe, tree))
+    log = folder / "build.log"
+    log.unlink(missing_ok=True)
+    check_room(folder, _BUILD_MIB)
+    tree.patch(recipe.patches, log)
+    objects = make_folder(tree.folder / f"build-{_digest(own_fragment() + recipe.config)}")
+    fragment = objects / "lab.config"
+    fragment.write_text(own_fragment() + recipe.config)
+    started = time.monotonic()
+    maker = _Maker(tree.files, objects, log, lock)
+    announce(f"building {tree.source.name} in {objects}; log: {log}")
+    maker.make([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
+    check_config((objects / ".config").read_text(), own_fragment(), recipe.config)
+    maker.make(["bzImage"], progress)
+    shutil.copyfile(objects / ".config", folder / "config")
+    shutil.copyfile(objects / "arch/x86/boot/bzImage", folder / "bzImage")
+    facts = {
+        "release": read_image(folder / "bzImage").release,
+        "source": str(tree.source.path),
+        "patches": [str(patch) for patch in recipe.patches],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    (folder / "kernel.json").write_text(json.dumps(facts))  # last: it says that all is there
+    return folder
+
+
+class _Maker:
+    """Runs make on a tree, keeping what it prints."""
+
+    def __init__(self, files: Path, objects: Path, log: Path, lock: int) -> None:
+        self._command = ["make", f"-j{len(os.sched_getaffinity(0))}", f"O={objects}"]
+        self._files = files
+        self._log = log
+        self._lock = lock
+
+    def make(self, goals: Sequence[str], progress: Progress | None = None) -> None:
+        made = 0
+        with (
+            open(self._log, "ab") as log,
+            subprocess.Popen(
+                [*self._command, *goals],
+                cwd=self._files,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(self._lock,),  # the tree stays locked for as long as make lives
+            ) as process,
+        ):
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    log.write(line)
+                    if match := _MADE.match(line):
+                        made += 1
+                        if progress is not None:
+                            progress(made, match[1].decode(errors="replace"))
+            except BaseException:
+                os.killpg(process.pid, signal.SIGTERM)  # make removes what is half done
+                raise
+        if process.returncode:
+            raise LabError("the kernel does not build", self._reason(), f"log: {self._log}")
+
+    def _reason(self) -> str:
+        text = self._log.read_text(errors="replace")
+        match = _COMPILE_ERROR.search(text) or _MAKE_ERROR.search(text)
+        return match[0] if match else "no reason given"
+
+
+def _environment() -> dict[str, str]:
+    """The environment without what would steer make, and with what makes builds repeatable."""
+    steering = ("MFLAGS", "KCFLAGS", "ARCH", "CROSS_COMPILE", "LLVM", "O")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MAKE", "KBUILD", "KCONFIG")) and name not in steering
+    }
+    fixed = {"KBUILD_BUILD_USER": "pyvmm", "KBUILD_BUILD_HOST": "lab", "LC_ALL": "C"}
+    return kept | fixed | {"KBUILD_BUILD_TIMESTAMP": "1970-01-01"}
+
+
+def _check_tools() -> None:
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise LabError(", ".join(missing), "not found", "run 'pyvmm lab setup'")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,63 @@
+"""The folder that the lab keeps kernels in: room, locks, names.
+
+trees/     kernel sources, each with a build folder per configuration
+kernels/   what was built, one folder per combination of source, patches and configuration
+names/     symbolic links into kernels/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyvmm.lab.errors import LabError
+
+
+def cache_folder() -> Path:
+    """Where the lab keeps its things: $XDG_CACHE_HOME/pyvmm, or ~/.cache/pyvmm."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "pyvmm"
+
+
+def make_folder(path: Path) -> Path:
+    """`path`, made if need be; a LabError when that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(
+            f"cache folder {path}", str(error.strerror), "XDG_CACHE_HOME names another place"
+        ) from None
+    return path
+
+
+def check_room(folder: Path, needed_mib: int) -> None:
+    """A LabError unless the file system of `folder` has `needed_mib` MiB left."""
+    free_mib = shutil.disk_usage(folder).free >> 20
+    if free_mib < needed_mib:
+        raise LabError(
+            f"no room in the cache {folder}",
+            f"{needed_mib} MiB needed, {free_mib} MiB free",
+            "XDG_CACHE_HOME names another place",
+        )
+
+
+@contextmanager
+def locked(folder: Path, announce: Callable[[str], None]) -> Iterator[int]:
+    """Hold the lock of `folder`, which exists, saying so when another process has it.
+
+    Gives the lock as a file descriptor: a child that inherits it keeps the lock with it.
+    """
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce(f"waiting for another build in {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)

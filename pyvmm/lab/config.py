@@ -1,0 +1,64 @@
+"""Kernel configurations: fragments laid over each other, and what became of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pyvmm.lab.errors import LabError, LabUsageError
+
+_LINE = re.compile(r"(?:(CONFIG_\w+)=(.+)|# (CONFIG_\w+) is not set)\s*")
+
+#: Without these a kernel is no lab; Kconfig drops an option silently when it is unknown or
+#: something that it depends on is off.
+_NEEDED = (
+    "CONFIG_KVM_AMD",
+    "CONFIG_KVM_SW_PROTECTED_VM",
+    "CONFIG_9P_FS",
+    "CONFIG_NET_9P_VIRTIO",
+    "CONFIG_OVERLAY_FS",
+    "CONFIG_VIRTIO_CONSOLE",
+    "CONFIG_SERIAL_8250_CONSOLE",
+)
+
+
+def own_fragment() -> str:
+    """The lab's own configuration."""
+    return Path(__file__).with_name("kernel.config").read_text()
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """Option to value, "n" for what is not set; the last line counts, as for Kconfig."""
+    options = {}
+    for line in text.splitlines():
+        if match := _LINE.fullmatch(line):
+            name, value, unset = match.groups()
+            options[name or unset] = value if name else "n"
+    return options
+
+
+def read_fragment(path: Path) -> str:
+    """A fragment's text; a LabUsageError for a line that is no configuration."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabUsageError(f"configuration {path}", str(error)) from None
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if stripped and not stripped.startswith("#") and not _LINE.fullmatch(line):
+            raise LabUsageError(f"configuration {path}, line {number}", "want CONFIG_NAME=VALUE")
+    return text
+
+
+def check_config(final: str, own: str, extra: str) -> None:
+    """A LabError naming what the final configuration lacks: of what the lab needs, or of what
+    the person asked for in `extra`."""
+    got = parse_config(final)
+    asked = parse_config(extra)
+    wanted = {name: value for name, value in parse_config(own).items() if name in _NEEDED} | asked
+    lost = [f"{name}={value}" for name, value in wanted.items() if got.get(name, "n") != value]
+    if lost:
+        raise LabError(
+            f"{', '.join(lost)} did not stick",
+            "this kernel does not know the option, or something that it depends on is off",
+        )

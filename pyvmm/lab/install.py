@@ -1,0 +1,115 @@
+"""Gets what the lab needs from the distribution: QEMU, busybox, what builds a kernel, a source."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pyvmm.lab.build import DEFAULT_VERSION
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.sources import default_tarball
+
+#: Debian's and Ubuntu's names.
+_PACKAGES = (
+    "qemu-system-x86",
+    "busybox-static",
+    "build-essential",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "lz4",
+    "xz-utils",
+    "patch",
+)
+#: Where kernel sources are that are newer than the distribution: Debian's own backports.
+_BACKPORTS = """\
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: trixie-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+"""
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+Announce = Callable[[str], None]
+
+
+def install(version: str | None, announce: Announce) -> None:
+    """Install with apt what is missing, as root; a LabError with the command to type otherwise.
+
+    `version` is the kernel source to get, such as "7.3"; 6.12 when it is None.
+    """
+    version = version or DEFAULT_VERSION
+    source = f"linux-source-{version}"
+    if shutil.which("apt-get") is None:
+        raise LabError(
+            "'pyvmm lab setup'",
+            "it knows apt only, and there is none",
+            f"install QEMU for x86-64, a static busybox, {', '.join(_PACKAGES[2:])},"
+            " and give 'pyvmm lab build' a kernel source with --source",
+        )
+    missing = [package for package in _PACKAGES if not _installed(package)]
+    wanted = missing if default_tarball(version).exists() else [*missing, source]
+    if not wanted:
+        announce("nothing is missing; next: pyvmm lab build")
+        return
+    if os.geteuid() != 0:
+        raise LabError(
+            ", ".join(wanted), "not installed", f"type: sudo apt-get install {' '.join(wanted)}"
+        )
+    announce(f"installing {' '.join(wanted)}")
+    _apt(["update"])
+    if missing:
+        _apt(["install", "--yes", "--no-install-recommends", *missing])
+    if source in wanted:
+        if _offered(source, []):
+            _apt(["install", "--yes", "--no-install-recommends", source])
+        else:
+            _install_from_backports(source, announce)
+    announce("done; next: pyvmm lab build")
+
+
+def _install_from_backports(source: str, announce: Announce) -> None:
+    """Install one package from a suite that apt is told of for this one time only."""
+    if not _KEYRING.exists():
+        raise LabError(source, "no configured suite of apt has it", "add one that does")
+    announce(f"{source} is in none of apt's suites: looking in Debian's backports")
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, "parts").mkdir()
+        Path(place, "lists").mkdir()
+        Path(place, "parts", "backports.sources").write_text(_BACKPORTS)
+        options = [
+            "-oDir::Etc::sourcelist=/dev/null",
+            f"-oDir::Etc::sourceparts={place}/parts",
+            f"-oDir::State::lists={place}/lists",
+        ]
+        _apt([*options, "update"])
+        if not _offered(source, options):
+            raise LabError(source, "neither apt's suites nor Debian's backports have it")
+        _apt([*options, "install", "--yes", "--no-install-recommends", source])
+
+
+def _installed(package: str) -> bool:
+    query = ["dpkg-query", "-W", "-f", "${db:Status-Status}", package]
+    return subprocess.run(query, capture_output=True, text=True).stdout == "installed"
+
+
+def _offered(package: str, options: Sequence[str]) -> bool:
+    command = ["apt-cache", *options, "show", "--no-all-versions", package]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _apt(arguments: Sequence[str]) -> None:
+    command = ["apt-get", "-q", *arguments]
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
+        reason = errors[0] if errors else f"status {done.returncode}"
+        raise LabError(shlex.join(command), reason)

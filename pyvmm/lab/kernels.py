@@ -1,0 +1,99 @@
+"""Kernels that can be booted: those that were built, by name, and any bzImage."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.lab.cache import cache_folder, make_folder
+from pyvmm.lab.errors import LabUsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A bootable kernel. `source` and `patches` say what it was built from, if it is known."""
+
+    name: str
+    image: Path
+    release: str
+    source: str = ""
+    patches: tuple[str, ...] = ()
+
+
+def check_name(name: str) -> str:
+    """`name`, if a kernel may be called that."""
+    if not _NAME.fullmatch(name):
+        raise LabUsageError(f"kernel name {name!r}", "want letters, digits and . _ + - only")
+    return name
+
+
+def read_image(path: Path) -> Kernel:
+    """The kernel in a bzImage, by the header of Documentation/arch/x86/boot.rst."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(0x10000)
+    except OSError as error:
+        raise LabUsageError(f"kernel {path}", str(error.strerror)) from None
+    if start[0x1FE:0x200] != b"\x55\xaa" or start[0x202:0x206] != b"HdrS":
+        raise LabUsageError(f"kernel {path}", "not a bzImage: it has no Linux boot header")
+    version = int.from_bytes(start[0x20E:0x210], "little") + 0x200
+    release = start[version : version + 128].split(b"\0")[0].split(b" ")[0]
+    return Kernel(str(path), path.resolve(), release.decode(errors="replace"))
+
+
+def find_built(name: str) -> Kernel | None:
+    """The kernel of that name, if it was built."""
+    folder = cache_folder() / "names" / check_name(name)
+    return _load(name, folder) if (folder / "bzImage").exists() else None
+
+
+def built_kernels() -> Iterator[Kernel]:
+    """The kernels that have a name, by name."""
+    names = cache_folder() / "names"
+    for name in sorted(os.listdir(names)) if names.is_dir() else ():
+        if kernel := find_built(name):
+            yield kernel
+
+
+def give_name(name: str, folder: Path) -> Kernel:
+    """Let `name` stand for the kernel in `folder`, a folder of the cache's kernels/."""
+    names = make_folder(cache_folder() / "names")
+    link = names / f".{check_name(name)}.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("..") / "kernels" / folder.name)
+    link.replace(names / name)  # at once, for whoever looks at the same time
+    return _load(name, names / name)
+
+
+def _load(name: str, folder: Path) -> Kernel:
+    facts = json.loads((folder / "kernel.json").read_text())
+    return Kernel(
+        name,
+        (folder / "bzImage").resolve(),
+        facts["release"],
+        facts["source"],
+        tuple(facts["patches"]),
+    )
+
+
+def last_log() -> Path:
+    """Where the kernel log of the last lab is kept."""
+    return cache_folder() / "kernel.log"
+
+
+def save_last_log(console: Path) -> None:
+    """Keep a copy of a console's file as the last log, as far as that is possible."""
+    try:
+        make_folder(cache_folder())
+        copy = last_log().with_suffix(f".{os.getpid()}")
+        shutil.copyfile(console, copy)
+        copy.replace(last_log())
+    except OSError:
+        pass  # a log that cannot be kept is no reason to fail

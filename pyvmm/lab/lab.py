@@ -1,0 +1,428 @@
+"""A booted kernel that commands can be run in.
+
+    with Lab(kernel="memory-error") as lab:
+        result = lab.run(["pyvmm", "run", "guests/convert.S", "--json"])
+
+One boot serves any number of commands, one after the other. What they write is thrown away
+with the lab, but for the results folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from pyvmm.lab import agent
+from pyvmm.lab.build import find_or_build
+from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.initramfs import build_initramfs
+from pyvmm.lab.kernel_log import Splat, find_splats
+from pyvmm.lab.kernels import Kernel, save_last_log
+from pyvmm.lab.qemu import Machine, Qemu
+
+#: Seconds that a kernel may take to come up; it needs two to five.
+BOOT_SECONDS = 90.0
+#: Seconds that a command may take unless it is said otherwise.
+RUN_SECONDS = 600.0
+#: MiB that the results folder may grow to unless it is said otherwise.
+RESULTS_MIB = 1024
+#: The status for trouble with the kernel rather than with the command, as git bisect wants it.
+KERNEL_TROUBLE = 125
+TIMED_OUT = 124
+
+_MAX_CPUS = 32  # CONFIG_NR_CPUS in kernel.config
+_MIN_MEMORY_MIB = 256
+_CHUNK = 65536
+#: How often the results folder is measured, in seconds.
+_MEASURE_SECONDS = 0.2
+#: Trouble stops the machine rather than leaving it half alive; a lockup has a minute because
+#: an emulated CPU can wait that long for a busy host.
+_COMMAND_LINE = (
+    "console=ttyS0 earlyprintk=ttyS0 loglevel=7 printk.time=1 panic=-1 oops=panic"
+    " watchdog_thresh=30 sysctl.kernel.hung_task_timeout_secs=60"
+)
+
+Output = Callable[[bytes], None]
+
+
+class Terminal(Protocol):
+    """A person's terminal; `resized` is a file descriptor that is readable after a change."""
+
+    resized: int
+
+    def size(self) -> list[int]:
+        """Rows and columns now."""
+
+    def take_note(self) -> None:
+        """Make `resized` unreadable until the next change."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a command in the lab ended.
+
+    `status` is the command's own, as a shell gives it, or None when it did not come to its
+    end; then `problem` says why in one line and `timed_out` whether it was the time limit.
+    `output` and `errors` are what it wrote, empty when that went to a callable. `kernel_log`
+    has the kernel's lines from its time, and the boot's for the first command of a lab;
+    `splats` has the trouble in them.
+    """
+
+    status: int | None
+    output: bytes
+    errors: bytes
+    kernel_log: tuple[str, ...]
+    splats: tuple[Splat, ...]
+    problem: str | None
+    timed_out: bool
+    seconds: float
+
+    def exit_status(self, *, allow_warnings: bool = False) -> int:
+        """125 for trouble in the kernel, 124 for a time-out, otherwise the command's own.
+
+        `allow_warnings` lets a command that came to its end have its own status whatever the
+        kernel's log says.
+        """
+        if self.splats and not (allow_warnings and self.status is not None):
+            return KERNEL_TROUBLE
+        if self.timed_out:
+            return TIMED_OUT
+        return KERNEL_TROUBLE if self.status is None else self.status
+
+
+class Lab:
+    """A kernel booted in QEMU, from `with` to the end of its block.
+
+    `kernel` is a name, a path of a bzImage or a Kernel; `cpus` and `memory_mib` the machine's
+    size; `params` go to the kernel's command line (``kvm_amd.npt=0``). `results` is a folder
+    of the host that is writable inside, at the same path and as $PYVMM_RESULTS, and may grow
+    to `results_mib`. `announce` is given one line for each thing that a person would want to
+    know, such as a second attempt to boot.
+
+    Raises LabError when the kernel cannot be had or does not boot, LabUsageError for
+    arguments that cannot be right.
+
+    Synchronization: one thread, the one that entered the block.
+    """
+
+    def __init__(
+        self,
+        kernel: str | Path | Kernel = "default",
+        *,
+        cpus: int = 2,
+        memory_mib: int = 2048,
+        params: Sequence[str] = (),
+        results: Path | str | None = None,
+        results_mib: int = RESULTS_MIB,
+        boot_timeout: float = BOOT_SECONDS,
+        announce: Callable[[str], None] | None = None,
+    ) -> None:
+        if not 1 <= cpus <= _MAX_CPUS:
+            raise LabUsageError(f"{cpus} CPUs", f"the lab has 1 to {_MAX_CPUS}")
+        if memory_mib < _MIN_MEMORY_MIB:
+            raise LabUsageError(f"{memory_mib} MiB of memory", f"the lab needs {_MIN_MEMORY_MIB}")
+        for param in params:
+            if not param.isprintable() or not param or " " in param or '"' in param:
+                raise LabUsageError(f"kernel parameter {param!r}", "want NAME or NAME=VALUE")
+        self._announce = announce if announce is not None else lambda line: None
+        if not isinstance(kernel, Kernel):
+            kernel = find_or_build(str(kernel), self._announce)
+        self.kernel = kernel
+        self._results = _results_folder(results)
+        self._results_bytes = results_mib << 20
+        self._machine = Machine(
+            kernel=self.kernel.image,
+            cpus=cpus,
+            memory_mib=memory_mib,
+            command_line=" ".join([_COMMAND_LINE, *params]),
+            results=self._results,
+        )
+        self._boot_timeout = boot_timeout
+        self._qemu: Qemu | None = None
+        self._unpacker = agent.Unpacker()
+        self._log: list[str] = []  # the kernel's lines that no result has had yet
+        self._console_seen = 0
+        self.release = ""
+        self.lacks_private_memory: str | None = None
+
+    def __enter__(self) -> Lab:
+        try:
+            try:
+                self._boot()
+            except _BootFailed as failure:
+                if not failure.may_be_chance:
+                    raise
+                self._announce(f"{failure.thing}: {failure.cause}; booting once more")
+                self._boot()
+        except _BootFailed as failure:
+            raise failure from None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = RUN_SECONDS,
+        cwd: Path | str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | int = b"",
+        stdout: Output | None = None,
+        stderr: Output | None = None,
+        terminal: Terminal | None = None,
+    ) -> RunResult:
+        """Run a command as it would run on the host: same folder, same environment.
+
+        `timeout` is in seconds. `stdin` is its input, as bytes or as a file descriptor to read
+        from; `stdout` and `stderr` are called with bytes as they come, or else the result has
+        them. `terminal` gives the command a terminal of its own. After a time-out, a panic or
+        a full results folder the machine is gone, and further calls raise LabError.
+        """
+        if self._qemu is None:
+            raise LabError("the lab", "its machine is gone", "open another Lab")
+        if not argv:
+            raise LabUsageError("the lab's command", "it is empty")
+        output, errors = bytearray(), bytearray()
+        sinks: dict[bytes, Output] = {
+            agent.OUTPUT: stdout or output.extend,
+            agent.ERRORS: stderr or errors.extend,
+        }
+        environment = dict(os.environ if env is None else env)
+        if self._results is not None:
+            environment["PYVMM_RESULTS"] = str(self._results)
+        job = {
+            "argv": list(argv),
+            "cwd": str(cwd) if cwd is not None else os.getcwd(),
+            "env": environment,
+            "terminal": terminal.size() if terminal is not None else None,
+        }
+        request = bytearray(agent.pack(agent.RUN, json.dumps(job).encode()))
+        if isinstance(stdin, bytes):
+            request += agent.pack(agent.INPUT, stdin) if stdin else b""
+            request += agent.pack(agent.INPUT)
+        started = time.monotonic()
+        self._console_seen = self._qemu.console.stat().st_size
+        source = stdin if isinstance(stdin, int) else None
+        ending = self._attend(self._qemu, request, source, sinks, timeout, terminal)
+        if ending.status is None:
+            self._log += self._console_lines(self._console_seen)
+            self._end()
+        log, self._log = tuple(self._log), []
+        return RunResult(
+            status=ending.status,
+            output=bytes(output),
+            errors=bytes(errors),
+            kernel_log=log,
+            splats=find_splats(log),
+            problem=ending.problem,
+            timed_out=ending.timed_out,
+            seconds=time.monotonic() - started,
+        )
+
+    def _attend(
+        self,
+        qemu: Qemu,
+        request: bytearray,
+        source: int | None,
+        sinks: Mapping[bytes, Output],
+        timeout: float,
+        terminal: Terminal | None,
+    ) -> _Ending:
+        """Send the request and the input, hand on what comes back, until the command ends."""
+        deadline = time.monotonic() + timeout
+        room = _Room(self._results, self._results_bytes)
+        while (left := deadline - time.monotonic()) > 0:
+            if room.used_up():
+                return _Ending(
+                    problem=f"the results folder {self._results} grew by more than"
+                    f" {self._results_bytes >> 20} MiB, its limit (--results-limit)"
+                )
+            waiting = select.poll()
+            waiting.register(qemu.from_agent, select.POLLIN)
+            if request:
+                waiting.register(qemu.to_agent, select.POLLOUT)
+            elif source is not None:
+                waiting.register(source, select.POLLIN)
+            if terminal is not None:
+                waiting.register(terminal.resized, select.POLLIN)
+            for fd, _ in waiting.poll(1000 * min(left, room.seconds_to_next_look())):
+                if fd == qemu.from_agent:
+                    data = os.read(fd, _CHUNK)
+                    if not data:
+                        return _Ending(problem="the lab's kernel died while the command ran")
+                    for kind, payload in self._unpacker.feed(data):
+                        if kind == agent.STATUS:
+                            answer = json.loads(payload)
+                            self._log += answer["log"]
+                            return _Ending(status=answer["status"])
+                        sinks[kind](payload)
+                elif fd == qemu.to_agent:
+                    del request[: _write(fd, request)]
+                elif fd == source:
+                    data = os.read(fd, _CHUNK)
+                    request += agent.pack(agent.INPUT, data)
+                    source = source if data else None
+                elif terminal is not None:
+                    terminal.take_note()
+                    request += agent.pack(agent.RESIZE, json.dumps(terminal.size()).encode())
+        return _Ending(problem=f"timed out after {timeout:g} s", timed_out=True)
+
+    def _boot(self) -> None:
+        """Start QEMU and wait for the agent's greeting."""
+        results = str(self._results) if self._results is not None else None
+        initramfs = build_initramfs(sys.executable, results)
+        self._unpacker = agent.Unpacker()
+        self._qemu = Qemu(self._machine, initramfs)
+        try:
+            hello = self._wait_for_hello(self._qemu)
+        except BaseException:
+            self._end()
+            raise
+        self.release = hello["release"]
+        self._log = hello["log"]
+        if not hello["kvm"]:
+            self._end()
+            raise LabError(self.kernel.name, f"no KVM in this kernel: {hello['blame']}")
+        if not hello["private"]:
+            self.lacks_private_memory = hello["blame"]
+            self._announce(f"kernel {self.kernel.name} has no private memory: {hello['blame']}")
+
+    def _wait_for_hello(self, qemu: Qemu) -> dict[str, Any]:
+        deadline = time.monotonic() + self._boot_timeout
+        waiting = select.poll()
+        waiting.register(qemu.from_agent, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            if waiting.poll(1000 * left):
+                data = os.read(qemu.from_agent, _CHUNK)
+                if not data:
+                    raise self._boot_failure(qemu, None)
+                for _, payload in self._unpacker.feed(data):
+                    hello: dict[str, Any] = json.loads(payload)
+                    return hello
+        raise self._boot_failure(qemu, self._boot_timeout)
+
+    def _boot_failure(self, qemu: Qemu, timeout: float | None) -> _BootFailed:
+        """What to say about a kernel that did not come up, from what it left behind."""
+        name = self.kernel.name
+        lines = self._console_lines(0)
+        splats = find_splats(lines)
+        refusals = [line for line in lines if line.startswith("pyvmm-init: ")]
+        if refusals:
+            return _BootFailed(name, refusals[0], may_be_chance=False)
+        if splats:
+            return _BootFailed(name, splats[0].title, may_be_chance=True)
+        if timeout is not None and not lines:
+            return _BootFailed(
+                name,
+                f"not a word on its serial console in {timeout:g} s (CONFIG_SERIAL_8250_CONSOLE?)",
+                may_be_chance=True,
+            )
+        if timeout is not None:
+            return _BootFailed(name, f"not in {timeout:g} s: {lines[-1]}", may_be_chance=True)
+        if not lines:
+            return _BootFailed(name, qemu.complaint(), may_be_chance=False)
+        return _BootFailed(name, lines[-1], may_be_chance=True)
+
+    def _console_lines(self, start: int) -> list[str]:
+        if self._qemu is None:
+            return []
+        with open(self._qemu.console, "rb") as console:
+            console.seek(start)
+            return console.read().decode(errors="replace").replace("\r", "").splitlines()
+
+    def _end(self) -> None:
+        """End the machine; its kernel log is kept for `pyvmm lab kernel-log`."""
+        if self._qemu is not None:
+            save_last_log(self._qemu.console)
+            self._qemu.close()
+            self._qemu = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    status: int | None = None
+    problem: str | None = None
+    timed_out: bool = False
+
+
+class _BootFailed(LabError):
+    def __init__(self, kernel: str, cause: str, *, may_be_chance: bool) -> None:
+        super().__init__(
+            f"kernel {kernel} did not boot", cause, "'pyvmm lab kernel-log' has what it said"
+        )
+        self.may_be_chance = may_be_chance
+
+
+class _Room:
+    """Watches how much a folder grows, at most a tenth of the time."""
+
+    def __init__(self, folder: Path | None, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._next_look = 0.0
+        self._before = _size(folder) if folder is not None else 0
+
+    def seconds_to_next_look(self) -> float:
+        if self._folder is None:
+            return float("inf")
+        return max(0.0, self._next_look - time.monotonic())
+
+    def used_up(self) -> bool:
+        started = time.monotonic()
+        if self._folder is None or started < self._next_look:
+            return False
+        used = _size(self._folder) - self._before
+        ended = time.monotonic()
+        self._next_look = ended + max(_MEASURE_SECONDS, 9 * (ended - started))
+        return used > self._limit
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk of everything in a folder."""
+    total = 0
+    for path, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+            except OSError:  # removed meanwhile
+                continue
+    return total
+
+
+def _write(fd: int, data: bytearray) -> int:
+    try:
+        return os.write(fd, data[:_CHUNK])
+    except BlockingIOError:
+        return 0
+    except BrokenPipeError:  # QEMU is gone: the reading side says so too
+        return len(data)
+
+
+def _results_folder(given: Path | str | None) -> Path | None:
+    if given is None:
+        return None
+    folder = Path(given).resolve()
+    if "\n" in str(folder) or folder == Path("/"):
+        raise LabUsageError(f"results folder {str(folder)!r}", "want a folder of its own")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabUsageError(f"results folder {folder}", str(error.strerror)) from None
+    if not os.access(folder, os.W_OK):
+        raise LabUsageError(f"results folder {folder}", "not writable")
+    return folder

@@ -1,0 +1,246 @@
+"""Kernel sources: found, brought into the cache, patched there.
+
+A tree is a copy of one source in the cache. It always has the contents of that source with
+the patches of the last build. Files change only when their contents do, so that make builds
+again what a patch touches and no more. The source itself is never written to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.lab.cache import cache_folder, check_room
+from pyvmm.lab.errors import LabError, LabUsageError
+
+_TARBALLS = Path("/usr/src")
+#: An unpacked source and one build of it.
+_TREE_MIB = 2600
+#: What a build in the source folder leaves there; a tree must not have it.
+_BUILT_ENDINGS = (".o", ".a", ".cmd", ".ko", ".mod")
+_BUILT_FILES = (".config", ".config.old", "vmlinux")
+_BUILT_FOLDERS = ("include/config", "include/generated", "arch/x86/include/generated")
+_PATCHED_FILE = re.compile(
+    r"(?:--- (?:a/)?|\+\+\+ (?:b/)?|rename from |rename to |copy from |copy to )([^\t\n]+)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A kernel source on the host: a tarball or a folder. `name` names it to people."""
+
+    path: Path
+    name: str
+    identity: str
+
+    @property
+    def is_folder(self) -> bool:
+        return self.path.is_dir()
+
+
+def default_tarball(version: str) -> Path:
+    """Where the distribution's package linux-source-VERSION has its source."""
+    return _TARBALLS / f"linux-source-{version}.tar.xz"
+
+
+def open_source(path: Path) -> Source:
+    """The source at `path`; a LabUsageError when there is no kernel source there."""
+    path = path.resolve()
+    if path.is_dir():
+        if not is_kernel_source(path):
+            raise LabUsageError(f"kernel source {path}", "no Kbuild or no arch/x86/kvm in it")
+        return Source(path, path.name, _digest(str(path)))
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise LabUsageError(
+            f"kernel source {path}", str(error.strerror), "'pyvmm lab setup' gets one"
+        ) from None
+    stem = path.name.split(".tar")[0]
+    return Source(path, stem, _digest(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}"))
+
+
+class Tree:
+    """The cache's copy of a source, in `folder`; its files are in `files`.
+
+    Synchronization: whoever changes or builds it holds the lock of `folder`.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.folder = cache_folder() / "trees" / f"{source.name}-{source.identity[:8]}"
+        self.files = self.folder / "src"
+        self._originals = self.folder / "originals.json"
+        self._listing = self.folder / "listing.json"
+
+    def state(self) -> str:
+        """What the unpatched contents are, as a string to compare."""
+        if self.source.is_folder:
+            return self.source.identity + _digest(self._listing.read_text())
+        return self.source.identity
+
+    def bring_up_to_date(self, announce: Callable[[str], None]) -> None:
+        """Make the tree's unpatched contents those of the source."""
+        if not self.files.exists():
+            check_room(self.folder, _TREE_MIB)
+        if self.source.is_folder:
+            self._copy_changes(announce)
+        elif not self.files.exists():
+            announce(f"unpacking {self.source.path}")
+            self._unpack()
+
+    def patch(self, patches: Sequence[Path], log: Path) -> None:
+        """Make the tree's contents the source's with these patches, in order, applied to copies.
+
+        A LabError, and nothing changed, when one does not apply; `log` then has what patch said.
+        """
+        originals = self._read_originals()
+        touched = {name for patch in patches for name in patched_files(patch)}
+        for name in touched:
+            originals.setdefault(name, _read(self.files / name))
+        with tempfile.TemporaryDirectory(prefix="patching-", dir=self.folder) as place:
+            for name in touched:
+                _write(Path(place, name), originals[name])
+            for patch in patches:
+                self._apply(patch, place, log)
+            wanted = originals | {name: _read(Path(place, name)) for name in touched}
+        self._write_originals(originals)  # before the first change: an interruption loses nothing
+        for name, content in wanted.items():
+            _write(self.files / name, content)
+        self._write_originals({name: originals[name] for name in touched})
+
+    def _apply(self, patch: Path, place: str, log: Path) -> None:
+        command = ["patch", "-p1", "-f", "--no-backup-if-mismatch", "-r", "-"]
+        with open(log, "a+") as output:
+            start = output.tell()
+            done = subprocess.run(
+                [*command, "-d", place, "-i", patch.resolve()], stdout=output, stderr=output
+            )
+            output.seek(start)
+            said = output.read().splitlines()
+        if done.returncode:
+            failures = [line for line in said if "FAILED" in line or "can't find" in line] or said
+            raise LabError(
+                f"patch {patch} does not apply to {self.source.name}",
+                failures[0] if failures else "there is nothing in it",
+                f"log: {log}",
+            )
+
+    def _unpack(self) -> None:
+        for left_over in self.folder.glob("unpacking-*"):
+            shutil.rmtree(left_over)
+        with tempfile.TemporaryDirectory(prefix="unpacking-", dir=self.folder) as place:
+            done = subprocess.run(
+                ["tar", "-xf", self.source.path, "-C", place], capture_output=True, text=True
+            )
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+                raise LabUsageError(f"cannot unpack {self.source.path}", reason)
+            roots = [entry for entry in Path(place).iterdir() if is_kernel_source(entry)]
+            if len(roots) != 1:
+                raise LabUsageError(str(self.source.path), "there is no kernel source in it")
+            roots[0].rename(self.files)
+
+    def _copy_changes(self, announce: Callable[[str], None]) -> None:
+        """Copy the files of the source folder that changed since this was last done."""
+        before: dict[str, list[int]] = {}
+        if self._listing.exists():
+            before = json.loads(self._listing.read_text())
+        now = {name: [size, mtime] for name, size, mtime in list_files(self.source.path)}
+        changed = [name for name, facts in now.items() if before.get(name) != facts]
+        if changed:
+            announce(f"copying {len(changed)} files of {self.source.path}")
+        originals = self._read_originals()
+        for name in changed:
+            if name in originals:
+                originals[name] = _read(self.source.path / name)
+            else:
+                _copy(self.source.path / name, self.files / name)
+        for name in before.keys() - now.keys():
+            if name in originals:
+                originals[name] = None
+            else:
+                _write(self.files / name, None)
+        self._write_originals(originals)
+        self._listing.write_text(json.dumps(now))
+
+    def _read_originals(self) -> dict[str, bytes | None]:
+        """Contents that patched files have without the patch; None for no such file."""
+        if not self._originals.exists():
+            return {}
+        kept: dict[str, str | None] = json.loads(self._originals.read_text())
+        return {
+            name: None if content is None else content.encode("latin-1")
+            for name, content in kept.items()
+        }
+
+    def _write_originals(self, originals: Mapping[str, bytes | None]) -> None:
+        kept = {
+            name: None if content is None else content.decode("latin-1")
+            for name, content in originals.items()
+        }
+        new = self._originals.with_suffix(".new")
+        new.write_text(json.dumps(kept))
+        new.replace(self._originals)
+
+
+def is_kernel_source(folder: Path) -> bool:
+    """Whether a folder looks like the top of a kernel tree that the lab can build."""
+    return (folder / "Kbuild").exists() and (folder / "arch/x86/kvm").is_dir()
+
+
+def patched_files(patch: Path) -> set[str]:
+    """Names, relative to the source, of the files that a patch may change, make or remove."""
+    names = _PATCHED_FILE.findall(patch.read_text(errors="surrogateescape"))
+    return {name for name in names if not name.startswith("/") and ".." not in name.split("/")}
+
+
+def list_files(top: Path, below: str = "") -> Iterator[tuple[str, int, int]]:
+    """(name relative to `top`, size, modification time in ns) of a source folder's files,
+    without what a build leaves there."""
+    for entry in os.scandir(top / below):
+        name = f"{below}/{entry.name}" if below else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name != ".git" and name not in _BUILT_FOLDERS:
+                yield from list_files(top, name)
+        elif not entry.name.endswith(_BUILT_ENDINGS) and entry.name not in _BUILT_FILES:
+            facts = entry.stat(follow_symlinks=False)
+            yield name, facts.st_size, facts.st_mtime_ns
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _write(path: Path, content: bytes | None) -> None:
+    """Give a file this content, None for no file; what has it already keeps its time stamp."""
+    if _read(path) == content:
+        return
+    if content is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a symbolic link; the same contents keep the target's time stamp."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        target.unlink(missing_ok=True)
+        target.symlink_to(os.readlink(source))
+    else:
+        _write(target, source.read_bytes())
+        shutil.copymode(source, target)
