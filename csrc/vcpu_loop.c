@@ -120,10 +120,15 @@ static int arm(struct vcpu_loop *loop, uint64_t deadline)
 		.it_value = { .tv_nsec = (long)first },
 	};
 	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = kick_signal };
+	sigset_t ours;
 
 	if (loop->has_timer && loop->timer_thread != this_thread())
 		loop_disarm(loop);
 	if (!loop->has_timer) {
+		/* A program that blocks all signals must not make a guest run for ever. */
+		sigemptyset(&ours);
+		sigaddset(&ours, kick_signal);
+		pthread_sigmask(SIG_UNBLOCK, &ours, NULL);
 		event._sigev_un._tid = this_thread();
 		if (timer_create(CLOCK_MONOTONIC, &event, &loop->timer) < 0)
 			return -errno;
@@ -448,6 +453,9 @@ enum loop_stop loop_run(struct vcpu_loop *loop, uint64_t deadline, uint64_t max_
 	enum loop_stop stop;
 	int error;
 
+	/* A tick that comes while Python handles an exit says nothing to the loop. */
+	if (deadline && monotonic_ns() >= deadline)
+		return STOP_DEADLINE;
 	if (deadline && (deadline != loop->deadline || loop->timer_thread != this_thread())) {
 		error = arm(loop, deadline);
 		if (error) {
