@@ -14,6 +14,8 @@ from pyvmm.native import ffi, lib
 class Fd:
     """Owns one file descriptor. A context manager; closing twice is allowed."""
 
+    _fd = -1  # of one that could not be opened
+
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
         self.name = name
