@@ -4,20 +4,74 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from pyvmm.errors import PyvmmError, UnsupportedError
+from pyvmm.printable import printable
 
 PASSED, FAILED, CANNOT_START, DEADLINE, SKIPPED = 0, 1, 2, 3, 4
 INTERRUPTED, TERMINATED = 130, 143
+OUT_OF_MEMORY = "memory: there is not enough, or a limit on it (ulimit -v) is reached"
 
 # Each is a module of pyvmm.cli that has add_parser(); imported only when it is asked for.
 COMMANDS = ("run", "doctor", "bench", "validate", "lab")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the words in one line, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message}; see {self.prog} --help")
+        raise SystemExit(CANNOT_START)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
+    """The exit status of ``pyvmm`` with these words; without them, of this process."""
+    if arguments is not None:
+        return _main(arguments)
+    _open_standard_streams()
+    status = _main(sys.argv[1:])
+    # All is done and said; a late Ctrl-C must not make a traceback of Python's own end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return status
+
+
+def _main(words: list[str]) -> int:
+    try:
+        options = _parse(words)
+        status: int = options.func(options)
+        sys.stdout.flush()
+        return status
+    except UnsupportedError as error:
+        complain(str(error))
+        return SKIPPED
+    except PyvmmError as error:
+        complain(str(error))
+        return CANNOT_START
+    except BrokenPipeError:
+        forget_stdout()
+        return FAILED
+    except OSError as error:
+        forget_stdout()
+        complain(f"{error.filename or 'stdout'}: {error.strerror or error}")
+        return CANNOT_START
+    except MemoryError:
+        complain(OUT_OF_MEMORY)
+        return CANNOT_START
+    except ImportError as error:
+        complain(str(error))
+        return CANNOT_START
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = _Parser(
         prog="pyvmm",
         description="Run test guests on /dev/kvm and convert their private and shared pages.",
     )
@@ -26,24 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in COMMANDS:
         if wanted in (None, name):
             _add_command(commands, name)
-    options = parser.parse_args(words)
-    try:
-        status: int = options.func(options)
-        sys.stdout.flush()
-        return status
-    except UnsupportedError as error:
-        return _complain(error, SKIPPED)
-    except PyvmmError as error:
-        return _complain(error, CANNOT_START)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python must not complain about it at exit.
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
-        return FAILED
+    return parser.parse_args(words)
 
 
-def _add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
+def _add_command(commands: argparse._SubParsersAction[Any], name: str) -> None:
     try:
         module = importlib.import_module(f"pyvmm.cli.{name}")
     except ModuleNotFoundError as error:
@@ -53,9 +93,29 @@ def _add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], 
     module.add_parser(commands)
 
 
-def _complain(error: Exception, status: int) -> int:
-    print(f"pyvmm: {error}", file=sys.stderr)
-    return status
+def complain(message: str) -> None:
+    """One line on stderr, whatever a file name or an assembler's message holds."""
+    with suppress(OSError):  # nobody listens; the exit status still says it
+        print(f"pyvmm: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def forget_stdout() -> None:
+    """Whoever read our output has gone: Python must not complain about it at its end."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _open_standard_streams() -> None:
+    """Give closed standard streams /dev/null, lest /dev/kvm or a log becomes fd 1."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
+            setattr(sys, name, open(fd, mode))  # noqa: SIM115
+    # A guest may print what the terminal's encoding lacks.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
-from types import FrameType
-from typing import IO, Any, NoReturn
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import Any
 
 from pyvmm.cli import main as status
-from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
+from pyvmm.cli.interruption import Interrupted, Interruption
+from pyvmm.cli.run_text import ConsoleText, render
+from pyvmm.errors import PyvmmError, UnsupportedError
 from pyvmm.guest.assembler import load_guest
 from pyvmm.host import host_facts, kernel_release
 from pyvmm.machine import Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.report import Result, RunReport
-from pyvmm.vcpu_loop import ExitRecord
 
 _STATUS = {
     Result.PASS: status.PASSED,
@@ -27,12 +27,8 @@ _STATUS = {
     Result.DEADLINE: status.DEADLINE,
     Result.ERROR: status.CANNOT_START,
     Result.SKIP: status.SKIPPED,
-    Result.INTERRUPTED: status.INTERRUPTED,
 }
-
-
-class _Terminated(BaseException):
-    """SIGTERM came."""
+_LONGEST_RUN_S = 1e6
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("guest", metavar="GUEST", help="a file, or the name of a shipped guest")
     parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
     parser.add_argument("--views", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--vcpus", type=int, default=1, metavar="N")
+    parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="1 to 28 (default: 1)")
     parser.add_argument("--irqchip", action="store_true", help="in-kernel PIC, LAPIC and PIT")
     parser.add_argument(
         "--deadline", type=_seconds, default=30.0, metavar="S", help="seconds (default: 30)"
@@ -65,29 +61,70 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1e6:
-        raise argparse.ArgumentTypeError("more than 0 and at most 1000000 seconds")
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= _LONGEST_RUN_S:  # false for nan, too
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds, more than 0 and at most {_LONGEST_RUN_S:.0f}"
+        )
     return value
 
 
 def _parameter(text: str) -> tuple[str, int]:
-    name, equals, value = text.partition("=")
+    name, _, value = text.partition("=")
     try:
-        if not equals or not name:
+        number = int(value, 0)
+        is_symbol = re.fullmatch(r"[A-Za-z_.$][\w.$]*", name, re.ASCII)
+        if not is_symbol or not -1 << 31 <= number < 1 << 32:
             raise ValueError
-        return name, int(value, 0)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=VALUE, a symbol and a number of 32 bits"
+        ) from None
+    return name, number
 
 
 def run(options: argparse.Namespace) -> int:
-    code: int | None = None
-    complaint = ""
+    console = None if options.json else ConsoleText(sys.stdout)
+    with Interruption() as interruption:
+        started = time.monotonic()
+        try:
+            report = _report(options, interruption, console)
+            interruption.hold()
+        except Interrupted:
+            report = RunReport(Result.INTERRUPTED)
+        if report.result is Result.INTERRUPTED:
+            report = replace(report, reason=f"{interruption.name} ended the run")
+        try:
+            if options.json:
+                print(json.dumps(to_json(report)))
+            elif console is not None and (report.backend or not _is_complaint(report)):
+                render(report, console, options.guest, time.monotonic() - started)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # As with `| head`: who reads has seen enough, and the run was what it was.
+            status.forget_stdout()
+    if _is_complaint(report):
+        status.complain(report.reason)
+    if report.result is Result.INTERRUPTED:
+        return 128 + (interruption.number or 2)
+    return _STATUS[report.result]
+
+
+def _is_complaint(report: RunReport) -> bool:
+    return report.result in (Result.ERROR, Result.SKIP)
+
+
+def _report(
+    options: argparse.Namespace, interruption: Interruption, console: ConsoleText | None
+) -> RunReport:
+    """The report of the run, or of why there was none."""
+    report = RunReport(Result.ERROR)
     try:
-        with _termination_raises(), ExitStack() as stack:
+        with ExitStack() as stack:
             image = load_guest(options.guest, dict(options.param))
-            log = stack.enter_context(_open_log(options.log)) if options.log else None
             machine = stack.enter_context(
                 Machine(
                     image,
@@ -97,63 +134,32 @@ def run(options: argparse.Namespace) -> int:
                     irqchip=options.irqchip,
                 )
             )
-            if log is not None:
-                _write_log(machine, log)
+            if options.log:
+                from pyvmm.cli.exit_log import ExitLogFile
+
+                log = stack.enter_context(ExitLogFile(options.log))
+                machine.log_exits(log.write)
+            if console is not None and console.is_live:
+                machine.on_tick = lambda: _show_live(machine, console)
+            interruption.then(machine.kick)
             try:
-                report = machine.run(options.deadline)
-            except KeyboardInterrupt:
+                machine.run(options.deadline)
+            finally:
                 report = machine.report()
-            except _Terminated:
-                report, code = machine.report(), status.TERMINATED
-    except KeyboardInterrupt:
-        report = RunReport(Result.INTERRUPTED, reason="interrupted before the guest ran")
-    except _Terminated:
-        report, code = RunReport(Result.INTERRUPTED, reason="terminated"), status.TERMINATED
+                if console is not None:
+                    console.take(machine.console())
+        return report
     except UnsupportedError as error:
-        report, complaint = RunReport(Result.SKIP, reason=str(error)), str(error)
-    except (PyvmmError, OSError) as error:
-        report, complaint = RunReport(Result.ERROR, reason=str(error)), str(error)
-    if options.json:
-        print(json.dumps(to_json(report)))
-    elif not complaint:
-        from pyvmm.cli.run_text import render
-
-        render(report, sys.stdout)
-    if complaint:
-        print(f"pyvmm: {complaint}", file=sys.stderr)
-    return _STATUS[report.result] if code is None else code
+        return replace(report, result=Result.SKIP, reason=str(error))
+    except PyvmmError as error:
+        return replace(report, result=Result.ERROR, reason=str(error))
+    except MemoryError:
+        return replace(report, result=Result.ERROR, reason=status.OUT_OF_MEMORY)
 
 
-@contextmanager
-def _termination_raises() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does."""
-
-    def on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    previous = signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _open_log(name: str) -> IO[str]:
-    try:
-        return open(name, "w", encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"--log {name}", error.strerror or str(error)) from None
-
-
-def _write_log(machine: Machine, log: IO[str]) -> None:
-    def write(index: int, record: ExitRecord) -> None:
-        line = {"vcpu": index, **record._asdict()}
-        if record.conversion is not None:
-            line["conversion"] = record.conversion.name.lower()
-        # One write per line: vCPUs log from their own threads.
-        log.write(json.dumps(line) + "\n")
-
-    machine.log_exits(write)
+def _show_live(machine: Machine, console: ConsoleText) -> None:
+    console.take(machine.console())
+    console.show()
 
 
 def to_json(report: RunReport) -> dict[str, Any]:

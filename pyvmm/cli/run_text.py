@@ -2,11 +2,208 @@
 
 from __future__ import annotations
 
+import codecs
+import os
+from collections.abc import Iterator
 from typing import TextIO
 
-from pyvmm.report import RunReport
+from pyvmm.host import kernel_release
+from pyvmm.mapping import PAGE_SIZE
+from pyvmm.printable import printable
+from pyvmm.report import Latency, RegionReport, Result, RunReport
+
+_PAGES_PER_ROW = 64
+_MOST_ROWS = 16
+_MOST_MEASURES = 64
+
+_BOLD, _GREEN, _RED, _YELLOW = "1", "1;32", "1;31", "1;33"
+_COLOURS = {Result.PASS: _GREEN, Result.DEADLINE: _YELLOW, Result.INTERRUPTED: _YELLOW}
 
 
-def render(report: RunReport, out: TextIO) -> None:
-    print(report.console, end="", file=out)
-    print(f"{report.result.value} {report.reason}", file=out)
+class ConsoleText:
+    """Shows a guest's console on ``out``, where nothing but newline and tab is obeyed.
+
+    The rest of what a terminal acts on is written as escapes: a guest is hostile.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+        self.is_live = out.isatty()
+        self.has_colour = self.is_live and has_colour()
+        self._taken = b""
+        self._shown = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._at_line_start = True
+
+    def take(self, console: bytes) -> None:
+        """All that the guest has printed until now."""
+        self._taken = console
+
+    def show(self, final: bool = False) -> None:
+        """Print what has been taken and not shown; a half character waits unless ``final``."""
+        new = self._taken[self._shown :]
+        self._shown = len(self._taken)
+        # The \r of \r\n moves nothing; any other one would overwrite what was printed.
+        text = printable(self._decoder.decode(new, final).replace("\r\n", "\n"), "\n\t")
+        if text:
+            self._at_line_start = text.endswith("\n")
+        if final and not self._at_line_start:
+            text += "\n"
+        self.out.write(text)
+        self.out.flush()
+
+    def styled(self, text: str, style: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if self.has_colour else text
+
+
+def has_colour() -> bool:
+    """Whether a terminal may be sent colours (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def render(report: RunReport, console: ConsoleText, guest: str, seconds: float) -> None:
+    """Print the report of a run of ``guest`` that took ``seconds``, below its console."""
+    console.show(final=True)
+    for line in _lines(report, console, guest, seconds):
+        print(line, file=console.out)
+
+
+def _lines(report: RunReport, console: ConsoleText, guest: str, seconds: float) -> Iterator[str]:
+    verdict = console.styled(report.result.value.upper(), _COLOURS.get(report.result, _RED))
+    reason = f": {report.reason}" if report.reason else ""
+    yield f"{verdict}  {printable(guest)}{printable(reason)}"
+    if not report.backend:
+        return
+    backend = f"{report.backend} ({report.mechanism})"
+    yield f"{backend} on Linux {kernel_release()}, {seconds:.3f} s in all"
+    for title, part in (
+        ("", _exit_table(report)),
+        ("Latency", _latency_table(report)),
+        ("Conversions", _conversions(report)),
+        ("Pages at the end", _picture(report)),
+        ("Measures", _measures(report)),
+        ("Lost and unclaimed", _lost(report)),
+        ("Where it ended", report.details),
+    ):
+        lines = list(part)
+        if lines:
+            yield ""
+            if title:
+                yield console.styled(title, _BOLD)
+            else:
+                lines[0] = console.styled(lines[0], _BOLD)
+            yield from lines
+
+
+def _exit_table(report: RunReport) -> Iterator[str]:
+    """As `perf kvm stat` prints it. A time is the VMM's: from KVM_RUN's return to its next call."""
+    rows = sorted(report.by_reason.items(), key=lambda row: -row[1].count)
+    if not rows:
+        return
+    samples = sum(row.count for _, row in rows)
+    total = sum(row.total_ns for _, row in rows)
+    times = "".join(f"{head:>13}" for head in ("Min", "Max", "Avg"))
+    yield f"{'VM-EXIT':<18}{'Samples':>9}{'Samples%':>10}{'Time%':>9}{times}"
+    for name, row in rows:
+        times = "".join(
+            f"{nanoseconds / 1000:>11.2f}us"
+            for nanoseconds in (row.min_ns, row.max_ns, row.total_ns / row.count)
+        )
+        share = row.total_ns / total if total else 0.0
+        yield f"{name:<18}{row.count:>9}{row.count / samples:>10.2%}{share:>9.2%}{times}"
+
+
+def _latency_table(report: RunReport) -> Iterator[str]:
+    rows = [
+        (name, latency)
+        for name, latency in (
+            ("exit", report.exit_latency),
+            ("conversion", report.conversion_latency),
+        )
+        if latency.count
+    ]
+    if rows:
+        heads = ("count", "min", "p50", "p90", "p99", "p99.9", "max")
+        yield f"{'':<12}" + "".join(f"{head:>10}" for head in heads)
+    for name, latency in rows:
+        yield f"{name:<12}{latency.count:>10}" + "".join(
+            f"{duration(nanoseconds):>10}" for nanoseconds in _points(latency)
+        )
+
+
+def _points(latency: Latency) -> tuple[int, ...]:
+    points = (latency.min, latency.p50, latency.p90, latency.p99, latency.p999, latency.max)
+    return tuple(point for point in points if point is not None)
+
+
+def duration(nanoseconds: float) -> str:
+    """Three figures and a unit: ``850 ns``, ``12.3 us``, ``1.05 s``."""
+    unit, value = "ns", nanoseconds
+    for larger in ("us", "ms", "s"):
+        if value < 999.5:
+            break
+        unit, value = larger, value / 1000
+    digits = 0 if unit == "ns" or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+def _conversions(report: RunReport) -> Iterator[str]:
+    pages = report.conversions
+    total = pages.to_private + pages.to_shared
+    if not total:
+        yield "none"
+        return
+    yield (
+        f"{total} pages: {pages.to_private} to private and {pages.to_shared} to shared, "
+        f"{pages.implicit} implicit and {pages.explicit} explicit"
+    )
+
+
+def _picture(report: RunReport) -> Iterator[str]:
+    """Each region in rows of characters, one for a page, or for several in a large region."""
+    folded = False
+    for region in report.memory:
+        each = max(1, -(-region.size // (PAGE_SIZE * _PAGES_PER_ROW * _MOST_ROWS)))
+        folded = folded or each > 1
+        text = _region_text(region, each)
+        for at in range(0, len(text), _PAGES_PER_ROW):
+            gpa = region.gpa + at * each * PAGE_SIZE
+            yield f"{gpa:#010x}  {text[at : at + _PAGES_PER_ROW]}"
+        private = sum(size for _, size in region.private)
+        scale = f", {each} pages a character" if each > 1 else ""
+        yield (
+            f"{'':<12}{private // PAGE_SIZE} of {region.size // PAGE_SIZE} pages private{scale} "
+            f"(# private, . shared{', + both' if each > 1 else ''})"
+        )
+
+
+def _region_text(region: RegionReport, each: int) -> str:
+    pages = bytearray(region.size // PAGE_SIZE)
+    for gpa, size in region.private:
+        first = (gpa - region.gpa) // PAGE_SIZE
+        pages[first : first + size // PAGE_SIZE] = b"\1" * (size // PAGE_SIZE)
+    groups = (pages[at : at + each] for at in range(0, len(pages), each))
+    return "".join("#" if all(group) else "+" if any(group) else "." for group in groups)
+
+
+def _measures(report: RunReport) -> Iterator[str]:
+    shown = report.measures[:_MOST_MEASURES]
+    for at in range(0, len(shown), 8):
+        yield "".join(f"{measure:<11}" for measure in shown[at : at + 8]).rstrip()
+    if more := len(report.measures) - len(shown):
+        yield f"and {more} more, all of them with --json"
+
+
+def _lost(report: RunReport) -> Iterator[str]:
+    for count, what in (
+        (report.console_dropped, "console bytes dropped: the first 1 MiB is kept"),
+        (report.measures_dropped, "measures dropped: the first 4096 are kept"),
+        (
+            report.unclaimed_ports,
+            "accesses to ports that nobody has: read all ones, writes ignored",
+        ),
+        (report.unclaimed_mmio, "accesses where no memory is: read all ones, writes ignored"),
+        (report.spurious_exits, "memory exits that found the page already as they wanted it"),
+    ):
+        if count:
+            yield f"{count} {what}"
