@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Somebody who asks so often wants to be rid of the process at any price.
 _PATIENCE = 3
 
@@ -35,6 +35,10 @@ class Interruption:
         """The signal's name, "" if none came."""
         return "" if self.number is None else signal.Signals(self.number).name
 
+    def unblock(self) -> None:
+        """Hear a signal that was blocked until now, and any later one."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+
     def then(self, action: Callable[[], None]) -> None:
         """From now on a signal calls ``action``; at once, if one has come already."""
         self._action = action
@@ -55,7 +59,7 @@ class Interruption:
             self._action()
 
     def __enter__(self) -> Self:
-        for number in _SIGNALS:
+        for number in ENDING_SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

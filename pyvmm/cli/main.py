@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from pyvmm.cli.interruption import ENDING_SIGNALS
 from pyvmm.errors import PyvmmError, UnsupportedError
 from pyvmm.printable import printable
 
@@ -34,9 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is not None:
         return _main(arguments)
     _open_standard_streams()
+    # A signal that comes while the command is still being imported waits for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     status = _main(sys.argv[1:])
     # All is done and said; a late Ctrl-C must not make a traceback of Python's own end.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     return status
 
@@ -44,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     try:
         options = _parse(words)
+        if not getattr(options, "unblocks_signals", False):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         status: int = options.func(options)
         sys.stdout.flush()
         return status

@@ -57,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--log", metavar="FILE", help="write a JSON line for each exit")
-    parser.set_defaults(func=run)
+    parser.set_defaults(func=run, unblocks_signals=True)
 
 
 def _seconds(text: str) -> float:
@@ -88,9 +88,10 @@ def _parameter(text: str) -> tuple[str, int]:
 
 def run(options: argparse.Namespace) -> int:
     console = None if options.json else ConsoleText(sys.stdout)
+    started = time.monotonic()
     with Interruption() as interruption:
-        started = time.monotonic()
         try:
+            interruption.unblock()
             report = _report(options, interruption, console)
             interruption.hold()
         except Interrupted:
