@@ -91,7 +91,8 @@ class Machine:
         asked = policy if isinstance(policy, Policy) else Policy.ASK
         self._ask = None if isinstance(policy, Policy) else policy
         self._ends: list[VcpuEnd] = []
-        self._ending = threading.Event()
+        # A plain flag: an Event's lock would deadlock a signal handler that kicks.
+        self._ending = False
         self._kicked = False
         self.vcpus: list[Vcpu] = []
         self.loops: list[VcpuLoop] = []
@@ -258,7 +259,7 @@ class Machine:
     def _run_vcpu(self, index: int, deadline: int) -> None:
         loop = self.loops[index]
         run = loop.vcpu.kvm_run
-        while not self._ending.is_set():
+        while not self._ending:
             stop = loop.run(deadline)
             if stop == lib.STOP_EXIT and self.bus.answer(run):
                 continue
@@ -285,7 +286,7 @@ class Machine:
         self._ends.append(end)
 
     def _end_all(self) -> None:
-        self._ending.set()
+        self._ending = True
         for loop in self.loops:
             loop.kick()
 
