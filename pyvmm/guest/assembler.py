@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from pyvmm.errors import GuestError
+from pyvmm.errors import GuestError, KvmError
 from pyvmm.guest.boot import START
 from pyvmm.guest.image import Image, elf_image, flat_image, is_elf, read_guest_file
+from pyvmm.memfd import Memfd
 
 _ASSEMBLY = (".S", ".s", ".asm")
 _TIMEOUT_S = 60
@@ -25,7 +27,7 @@ def guests_dir() -> Path:
 def find_guest(name: str) -> Path:
     """The file called ``name``, or the guest of that name that comes with pyvmm."""
     path = Path(name)
-    if not path.exists():
+    if not os.path.exists(path):
         shipped = guests_dir() / path.name
         if str(path.parent) in (".", "guests") and shipped.exists():
             return shipped
@@ -48,45 +50,68 @@ def load_guest(name: str, parameters: Mapping[str, int] | None = None) -> Image:
 
 def assemble(source: str, parameters: Mapping[str, int] | None = None) -> Image:
     """An image from assembly text (GNU as syntax, begin it with ``.code16``)."""
-    with tempfile.TemporaryDirectory(prefix="pyvmm-") as folder:
-        path = Path(folder, "guest.S")
-        path.write_text(source)
-        return assemble_file(path, parameters or {})
+    return _assemble(Path("guest"), "-", source, parameters or {})
 
 
 def assemble_file(path: Path, parameters: Mapping[str, int]) -> Image:
     """Assemble and link a file at 0x7C00. The assembler's own message is the error's cause."""
-    with tempfile.TemporaryDirectory(prefix="pyvmm-") as folder:
-        unlinked, linked = Path(folder, "guest.o"), Path(folder, "guest.elf")
+    return _assemble(path, str(path.absolute()), "", parameters)
+
+
+def _assemble(path: Path, source: str, text: str, parameters: Mapping[str, int]) -> Image:
+    """``source`` is as's argument; ``text`` its standard input."""
+    # Memory files: whatever ends this process, no temporary file stays behind.
+    with Memfd("guest.o", 0) as unlinked, Memfd("guest.elf", 0) as linked:
         symbols = [f"--defsym={name}={value}" for name, value in parameters.items()]
         include = ["-I", str(path.parent), "-I", str(guests_dir() / "include")]
-        command = ["as", "--32", *include, *symbols, "-o", str(unlinked), str(path.absolute())]
-        _call(path, command, "not assembling")
+        assembler = ["as", "--32", *include, *symbols, "-o", _path_of(unlinked), source]
+        _call(path, assembler, text, "not assembling", unlinked)
         layout = ["-m", "elf_i386", "-N", f"-Ttext={START:#x}", f"--entry={START:#x}"]
         quiet = ["--build-id=none", "-z", "noexecstack"]
-        _call(path, ["ld", *layout, *quiet, "-o", str(linked), str(unlinked)], "not linking")
-        return elf_image(path.name, linked.read_bytes())
+        linker = ["ld", *layout, *quiet, "-o", _path_of(linked), _path_of(unlinked)]
+        _call(path, linker, "", "not linking", unlinked, linked)
+        size = os.fstat(linked.fileno()).st_size
+        return elf_image(path.name, os.pread(linked.fileno(), size, 0))
 
 
-def _call(path: Path, command: list[str], what: str) -> None:
+def _path_of(file: Memfd) -> str:
+    return f"/proc/self/fd/{file.fileno()}"
+
+
+def _call(path: Path, command: list[str], text: str, what: str, *files: Memfd) -> None:
     try:
         result = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            input=text,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=_TIMEOUT_S,
             check=False,
+            pass_fds=[file.fileno() for file in files],
         )
     except FileNotFoundError:
         raise GuestError(
             str(path), f"{command[0]} is not installed", "install binutils (apt install binutils)"
         ) from None
+    except OSError as error:
+        raise KvmError(command[0], error.errno or 0, f"for {path}") from None
     except subprocess.TimeoutExpired:
         raise GuestError(str(path), f"{command[0]} took more than {_TIMEOUT_S} s") from None
+    if result.returncode < 0:
+        number = -result.returncode
+        raise GuestError(str(path), f"{command[0]} was ended by signal {number}", _limits(number))
     if result.returncode != 0:
         raise GuestError(str(path), f"{what}: {_first_message(result.stderr)}")
+
+
+def _limits(number: int) -> str:
+    """Which limit may be behind a signal."""
+    limits: dict[int, str] = {
+        signal.SIGXFSZ: "the size of files (ulimit -f)",
+        signal.SIGXCPU: "CPU time",
+    }
+    return f"raise the limit of {limits[number]}" if number in limits else ""
 
 
 def _first_message(stderr: str) -> str:

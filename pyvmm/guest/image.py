@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ def read_guest_file(path: Path) -> bytes:
     """The file's bytes. Raises :class:`GuestError` if missing, empty or absurdly large."""
     try:
         if not path.is_file():
-            cause = "it is a folder" if path.is_dir() else "there is no such file"
+            cause = "it is a folder" if path.is_dir() else "it is no regular file"
+            cause = cause if os.path.lexists(path) else "there is no such file"
             raise GuestError(str(path), cause, "name an assembly file, a flat binary or an ELF")
         size = path.stat().st_size
         if size > _MAX_FILE:
@@ -65,7 +67,7 @@ def elf_image(name: str, data: bytes) -> Image:
     """A linked ELF file, 32 or 64 bits, x86: its PT_LOAD segments at their physical addresses."""
     try:
         return _parse_elf(name, data)
-    except struct.error:
+    except (struct.error, IndexError):
         raise GuestError(name, "the ELF file is cut short") from None
 
 
@@ -89,6 +91,7 @@ def _parse_elf(name: str, data: bytes) -> Image:
         entry, table = struct.unpack_from("<II", data, 24)
         entry_size, entries = struct.unpack_from("<HH", data, 42)
     segments = []
+    total = 0
     for index in range(entries):
         at = table + index * entry_size
         if wide:
@@ -99,6 +102,9 @@ def _parse_elf(name: str, data: bytes) -> Image:
             continue
         if offset + size > len(data):
             raise GuestError(name, "the ELF file is cut short")
+        total += size
+        if total > _MAX_FILE:
+            raise GuestError(name, "the ELF file's segments overlap and are too large")
         segments.append(Segment(gpa, data[offset : offset + size]))
     if not segments:
         raise GuestError(name, "the ELF file has nothing to load")
