@@ -88,6 +88,7 @@ REMEDIES: dict[tuple[str, int], str] = {
         "",
         errno_module.ENOMEM,
     ): "there is not enough memory, or a limit on it (ulimit -v) is reached",
+    ("", errno_module.EFBIG): "raise the limit of file sizes (ulimit -f)",
     ("", errno_module.ENOSPC): "the memory that backs it is used up",
     ("", errno_module.EIO): "a VM belongs to the process that made it; a fork cannot use it",
 }
