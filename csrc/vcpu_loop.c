@@ -86,7 +86,7 @@ void loop_disarm(struct vcpu_loop *loop)
 	if (loop->has_timer)
 		timer_delete(loop->timer);
 	loop->has_timer = false;
-	loop->deadline = 0;
+	loop->armed_deadline = 0;
 }
 
 void loop_deinit(struct vcpu_loop *loop)
@@ -109,10 +109,10 @@ void loop_kick(struct vcpu_loop *loop)
 		syscall(SYS_tgkill, getpid(), thread, kick_signal);
 }
 
-static int arm(struct vcpu_loop *loop, uint64_t deadline)
+static int arm(struct vcpu_loop *loop)
 {
 	const uint64_t now = monotonic_ns();
-	const uint64_t remaining = deadline > now ? deadline - now : 1;
+	const uint64_t remaining = loop->deadline > now ? loop->deadline - now : 1;
 	/* The first tick is shorter, so that a later one falls on the deadline. */
 	const uint64_t first = remaining % LOOP_TICK_NS ? remaining % LOOP_TICK_NS : LOOP_TICK_NS;
 	const struct itimerspec ticks = {
@@ -137,7 +137,7 @@ static int arm(struct vcpu_loop *loop, uint64_t deadline)
 	}
 	if (timer_settime(loop->timer, 0, &ticks, NULL) < 0)
 		return -errno;
-	loop->deadline = deadline;
+	loop->armed_deadline = loop->deadline;
 	return 0;
 }
 
@@ -409,9 +409,10 @@ static void choose_synced_registers(struct vcpu_loop *loop)
 		loop->run->kvm_valid_regs |= KVM_SYNC_X86_REGS;
 }
 
-static enum loop_stop run_until_stop(struct vcpu_loop *loop, uint64_t max_exits)
+static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 {
-	const uint64_t last_exit = max_exits ? loop->exit_total + max_exits : UINT64_MAX;
+	const uint64_t last_exit = loop->max_exits ? loop->exit_total + loop->max_exits :
+						     UINT64_MAX;
 	struct kvm_run *run = loop->run;
 	enum loop_stop stop;
 	int run_errno;
@@ -431,6 +432,7 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop, uint64_t max_exits)
 		if (loop->exit_total >= last_exit)
 			return STOP_MAX_EXITS;
 		choose_synced_registers(loop);
+		loop->memory_exit.generation = memory_generation(loop->memory);
 		run_errno = ioctl(loop->vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
 		if (run_errno == EINTR)
 			return interrupted(loop);
@@ -448,23 +450,31 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop, uint64_t max_exits)
 	}
 }
 
-enum loop_stop loop_run(struct vcpu_loop *loop, uint64_t deadline, uint64_t max_exits)
+/* Tick for the deadline that is asked for, in the thread that runs. 0 or -errno. */
+static int keep_armed(struct vcpu_loop *loop)
 {
-	enum loop_stop stop;
-	int error;
-
-	/* A tick that comes while Python handles an exit says nothing to the loop. */
-	if (deadline && monotonic_ns() >= deadline)
-		return STOP_DEADLINE;
-	if (deadline && (deadline != loop->deadline || loop->timer_thread != this_thread())) {
-		error = arm(loop, deadline);
-		if (error) {
-			loop->error = -error;
-			return STOP_RUN_FAILED;
-		}
-	} else if (!deadline && loop->deadline) {
-		loop_disarm(loop);
+	if (loop->deadline == 0) {
+		if (loop->armed_deadline)
+			loop_disarm(loop);
+		return 0;
 	}
+	if (loop->deadline == loop->armed_deadline && loop->timer_thread == this_thread())
+		return 0;
+	return arm(loop);
+}
+
+enum loop_stop loop_run(struct vcpu_loop *loop)
+{
+	const int error = keep_armed(loop);
+	enum loop_stop stop;
+
+	if (error) {
+		loop->error = -error;
+		return STOP_RUN_FAILED;
+	}
+	/* A tick that comes while Python handles an exit says nothing to the loop. */
+	if (loop->deadline && monotonic_ns() >= loop->deadline)
+		return STOP_DEADLINE;
 	current_loop = loop;
 	__atomic_store_n(&loop->thread, this_thread(), __ATOMIC_SEQ_CST);
 	if (__atomic_exchange_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST)) {
@@ -472,7 +482,7 @@ enum loop_stop loop_run(struct vcpu_loop *loop, uint64_t deadline, uint64_t max_
 		loop->kicks++;
 		stop = STOP_KICK;
 	} else {
-		stop = run_until_stop(loop, max_exits);
+		stop = run_until_stop(loop);
 	}
 	__atomic_store_n(&loop->thread, 0, __ATOMIC_SEQ_CST);
 	current_loop = NULL;

@@ -11,6 +11,9 @@ from pyvmm.native import ffi, lib
 from pyvmm.uapi import PageState, reason_name
 from pyvmm.vcpu import Vcpu
 
+# Looked up once: this one is called for each exit that Python answers.
+_loop_run = lib.loop_run
+
 _CONVERSIONS: dict[int, PageState | None] = {
     lib.CONVERSION_NONE: None,
     lib.CONVERSION_TO_SHARED: PageState.SHARED,
@@ -69,6 +72,9 @@ class VcpuLoop:
             raise KvmError("loop_init", -result, vcpu.name)
         loop.recording = log_capacity > 0
         self._loop = ffi.gc(loop, lib.loop_deinit)
+        # As the C structure has them: comparing here is cheaper than storing there.
+        self._deadline_ns = 0
+        self._max_exits = 0
 
     @property
     def raw(self) -> Any:
@@ -83,7 +89,17 @@ class VcpuLoop:
         ``deadline_ns`` is on CLOCK_MONOTONIC (``time.monotonic_ns()``), 0 for none.
         STOP_SIGNAL is a tick: let Python run its signal handlers, then call again.
         """
-        return lib.loop_run(self.raw, deadline_ns, max_exits)  # type: ignore[no-any-return]
+        if deadline_ns != self._deadline_ns or max_exits != self._max_exits:
+            self._limit(deadline_ns, max_exits)
+        try:
+            return _loop_run(self._loop)  # type: ignore[no-any-return]
+        except TypeError:
+            raise ClosedError(f"run loop of {self.vcpu.name}") from None
+
+    def _limit(self, deadline_ns: int, max_exits: int) -> None:
+        raw = self.raw
+        raw.deadline, raw.max_exits = deadline_ns, max_exits
+        self._deadline_ns, self._max_exits = deadline_ns, max_exits
 
     def kick(self) -> None:
         """End the current :meth:`run`, or the next one. From any thread; never lost."""

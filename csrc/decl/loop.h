@@ -160,6 +160,8 @@ struct vcpu_loop {
 	struct memory *memory;
 	struct protocol *protocol;
 	bool sync_registers;
+	uint64_t deadline;
+	uint64_t max_exits;
 	bool recording;
 	bool stop_on_full_log;
 	bool convert_once;
@@ -180,7 +182,7 @@ struct vcpu_loop {
 
 int loop_init(struct vcpu_loop *loop, uint64_t log_capacity);
 void loop_deinit(struct vcpu_loop *loop);
-int loop_run(struct vcpu_loop *loop, uint64_t deadline, uint64_t max_exits);
+int loop_run(struct vcpu_loop *loop);
 void loop_kick(struct vcpu_loop *loop);
 void loop_disarm(struct vcpu_loop *loop);
 void loop_finish_record(struct vcpu_loop *loop);
