@@ -174,7 +174,11 @@ enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struc
 	if (!region_has_two_views(region))
 		exit->wanted = (enum page_state)region->states[page];
 	if (region->states[page] == exit->wanted) {
-		region->spurious++;
+		/* A fetch that nobody's conversion explains is an instruction KVM cannot do. */
+		if (exit->access.is_fetch && exit->generation == memory_generation(memory))
+			verdict = MEMORY_NOT_MINE;
+		else
+			region->spurious++;
 	} else if (!may_convert) {
 		verdict = MEMORY_ASK;
 	} else {

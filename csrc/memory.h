@@ -94,6 +94,7 @@ enum memory_verdict {
 };
 
 struct memory_exit {
+	uint64_t generation; /* set by the caller: memory.generation when the guest was entered */
 	struct memory_access access;
 	enum page_state wanted; /* what the access needs */
 	uint64_t converted;	/* pages that changed state */

@@ -63,13 +63,11 @@ static int attach(struct region *region)
 	return slot_window_fill(&region->private_window, 0, region->pages);
 }
 
-static bool is_absent(const struct memory *memory, uint64_t gpa)
+/* Without the lock: only a guess at which page of an instruction to look at. */
+static bool is_absent(const struct region *region, uint64_t gpa)
 {
-	const struct region *region = memory_find(memory, gpa);
 	uint64_t page;
 
-	if (!region || !region_has_two_views(region))
-		return false;
 	if (view_has(region->private_gpa, region->pages, gpa)) {
 		page = (gpa - region->private_gpa) / PYVMM_PAGE_SIZE;
 		return region->states[page] != PAGE_PRIVATE;
@@ -78,29 +76,40 @@ static bool is_absent(const struct memory *memory, uint64_t gpa)
 	return region->states[page] != PAGE_SHARED;
 }
 
-/* The first byte of the next instruction that lies in an absent page. */
-static bool find_absent_fetch(const struct memory *memory, int vcpu_fd, uint64_t *gpa)
+/*
+ * The first byte of the next instruction that lies in an absent page, or else in
+ * a region at all: its page may have been absent for the moment of a conversion.
+ */
+static bool find_fetch(const struct memory *memory, int vcpu_fd, uint64_t *gpa)
 {
 	struct kvm_sregs sregs;
 	struct kvm_regs regs;
 	uint64_t linear, byte;
+	bool found = false;
 
 	if (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
 		return false;
 	linear = sregs.cs.base + regs.rip;
 	for (byte = 0; byte < LONGEST_INSTRUCTION; byte++) {
 		struct kvm_translation translation = { .linear_address = linear + byte };
+		const struct region *region;
 
 		if (ioctl(vcpu_fd, KVM_TRANSLATE, &translation) < 0 || !translation.valid)
-			return false;
-		if (is_absent(memory, translation.physical_address)) {
-			*gpa = translation.physical_address;
-			return true;
+			break;
+		region = memory_find(memory, translation.physical_address);
+		if (region && region_has_two_views(region)) {
+			if (!found)
+				*gpa = translation.physical_address;
+			found = true;
+			if (is_absent(region, translation.physical_address)) {
+				*gpa = translation.physical_address;
+				return true;
+			}
 		}
 		/* The page is there: go on with the first byte of the next one. */
 		byte += PYVMM_PAGE_SIZE - 1 - (linear + byte) % PYVMM_PAGE_SIZE;
 	}
-	return false;
+	return found;
 }
 
 static enum recognition recognise(const struct memory *memory, int vcpu_fd,
@@ -118,7 +127,7 @@ static enum recognition recognise(const struct memory *memory, int vcpu_fd,
 	}
 	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
 	    run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION &&
-	    find_absent_fetch(memory, vcpu_fd, &access->gpa)) {
+	    find_fetch(memory, vcpu_fd, &access->gpa)) {
 		access->is_fetch = true;
 		return MEMORY_EXIT;
 	}
