@@ -19,16 +19,12 @@ _FIRST_LINE = re.compile(
     r"|INFO: task .* blocked for more than|INFO: rcu\w* .*stall|rcu: INFO: .*stall"
     r"|UBSAN: |unchecked MSR access error|Uhhuh\. NMI received"
 )
+#: What begins as trouble does, but is a later line of the block that it stands in.
+_MIDDLE = re.compile(r"Oops: |kernel BUG at ")
 _CUT_HERE = "------------[ cut here ]------------"
 _END = re.compile(r"---\[ end (?:trace|Kernel panic)")
-#: A splat without an end mark (a hung task has none) ends where the log goes on without one of
-#: these: indented lines, registers, code.
-_CONTINUES = re.compile(
-    r"\s|Modules linked in|CPU: |Hardware name|RIP: |Code: |R[A-Z0-9]{2}: |FS: |CS: |CR2: |DR\d: "
-    r"|PKRU|Call Trace|Tainted|Workqueue|task:|\"echo 0|</?\w+>|Not tainted|Sending NMI"
-    r"|NMI backtrace|Kernel Offset|Mem abort|page:|page dumped|flags:|raw:|#PF: |PGD |Oops: |general protection"
-)
-_LONGEST = 80
+#: Hung tasks, stalls and sanitizers print no end mark: so many lines are taken to be theirs.
+_LONGEST = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +49,18 @@ def find_splats(log: Iterable[str]) -> tuple[Splat, ...]:
 
     for line in log:
         text = _STAMP.sub("", line)
-        starts = _FIRST_LINE.match(text) is not None
-        if text == _CUT_HERE:
-            close()
-            lines = [line]
-        elif lines and not title:  # the line after the cut mark names the trouble
+        if lines and not title:  # the line after the cut mark names the trouble
             title = text
             lines.append(line)
-        elif title and (_CONTINUES.match(text) or _END.match(text)) and len(lines) < _LONGEST:
-            lines.append(line)
-            if _END.match(text):
-                close()
-        else:
+        elif text == _CUT_HERE:
             close()
-            if starts:
-                title, lines = text, [line]
+            lines = [line]
+        elif _FIRST_LINE.match(text) and not (lines and _MIDDLE.match(text)):
+            close()
+            title, lines = text, [line]
+        elif lines:
+            lines.append(line)
+            if _END.match(text) or len(lines) == _LONGEST:
+                close()
     close()
     return tuple(splats)

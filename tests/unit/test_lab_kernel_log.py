@@ -1,0 +1,151 @@
+"""Trouble in kernel logs is found, with its lines; ordinary logs have none."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.lab.kernel_log import find_splats
+
+_BOOT = """\
+[    0.000000] Linux version 6.12.117-pyvmm (pyvmm@lab) (gcc) #1 SMP
+[    0.000000] Command line: console=ttyS0 panic=-1 oops=panic watchdog_thresh=30
+[    0.010000] Warning: unrelated text that only looks bad
+[    0.390000] kvm_amd: Nested Paging enabled
+[    1.231176] Freeing unused kernel image (initmem) memory: 948K
+[    1.993357] tsc: Refined TSC clocksource calibration: 2599.972 MHz
+[    2.071915] pyvmm: starts: sh -c echo WARNING: BUG: Oops:
+[    2.165683] pyvmm: ends with status 0: true
+[    2.300000] kvm: user requested TSC rate below hardware speed
+[    2.400000] Memory failure: 0x1234: recovery action for dirty LRU page: Recovered
+"""
+
+_WARNING = """\
+[   26.113172] ------------[ cut here ]------------
+[   26.113374] WARNING: CPU: 0 PID: 60 at drivers/misc/lkdtm/bugs.c:112 lkdtm_WARNING+0xa/0x10
+[   26.114033] CPU: 0 UID: 0 PID: 60 Comm: sh Not tainted 6.12.117-pyvmm #1
+[   26.114290] RIP: 0010:lkdtm_WARNING+0xa/0x10
+[   26.114393] Code: 41 5d 5d c3 48 c7 c7 18 16 93 81
+[   26.114670] RSP: 0018:ffffc90000153dd8 EFLAGS: 00000202
+[   26.115965] Call Trace:
+[   26.116321]  <TASK>
+[   26.116414]  ? lkdtm_do_action+0x14/0x20
+[   26.117754]  </TASK>
+[   26.123538] ---[ end trace 0000000000000000 ]---"""
+
+# Linux 7.x words the first line differently.
+_NEW_WARNING = """\
+[    5.000000] ------------[ cut here ]------------
+[    5.000001] WARNING: drivers/misc/lkdtm/bugs.c:112 at lkdtm_WARNING+0xa/0x10, CPU#0: sh/60
+[    5.000002] CPU: 0 UID: 0 PID: 60 Comm: sh Not tainted 7.3.4-pyvmm #1
+[    5.000003] ---[ end trace 0000000000000000 ]---"""
+
+_OOPS = """\
+[   24.736089] BUG: kernel NULL pointer dereference, address: 0000000000000000
+[   24.736342] #PF: supervisor write access in kernel mode
+[   24.736396] #PF: error_code(0x0002) - not-present page
+[   24.736476] PGD 0 P4D 0
+[   24.737286] Oops: Oops: 0002 [#1] SMP
+[   24.737490] CPU: 1 UID: 0 PID: 58 Comm: sh Not tainted 6.12.117-pyvmm #1
+[   24.739444]  ? lkdtm_do_action+0x14/0x20
+[   24.741007] CR2: 0000000000000000
+[   24.741182] ---[ end trace 0000000000000000 ]---"""
+
+_PANIC = """\
+[   27.075888] Kernel panic - not syncing: dumptest
+[   27.076205] CPU: 1 UID: 0 PID: 60 Comm: sh Not tainted 6.12.117-pyvmm #1
+[   27.076457] Call Trace:
+[   27.088626] Kernel Offset: disabled"""
+
+_BUG = """\
+[    9.000000] ------------[ cut here ]------------
+[    9.000001] kernel BUG at drivers/misc/lkdtm/bugs.c:105!
+[    9.000002] Oops: invalid opcode: 0000 [#1] SMP
+[    9.000003] RIP: 0010:lkdtm_BUG+0x8/0x10
+[    9.000004] ---[ end trace 0000000000000000 ]---"""
+
+_HUNG_TASK = """\
+[   99.000000] INFO: task sh:60 blocked for more than 60 seconds.
+[   99.000001]       Not tainted 6.12.117-pyvmm #1
+[   99.000002] "echo 0 > /proc/sys/kernel/hung_task_timeout_secs" disables this message.
+[   99.000003] task:sh              state:D stack:0     pid:60    tgid:60    ppid:57
+[   99.000004] Call Trace:
+[   99.000005]  <TASK>
+[   99.000006]  __schedule+0x2e3/0x300"""
+
+_SOFT_LOCKUP = """\
+[   70.000000] watchdog: BUG: soft lockup - CPU#0 stuck for 67s! [sh:60]
+[   70.000001] CPU: 0 UID: 0 PID: 60 Comm: sh Not tainted 6.12.117-pyvmm #1
+[   70.000002] RIP: 0010:lkdtm_SOFTLOCKUP+0xa/0x10"""
+
+_STALL = """\
+[   80.000000] rcu: INFO: rcu_sched self-detected stall on CPU
+[   80.000001] rcu: \t0-....: (2099 ticks this GP) idle=1b5c/1/0x4000000000000000 softirq=1
+[   80.000002] rcu: \t(t=2100 jiffies g=-1087 q=2 ncpus=2)"""
+
+_GENERAL_PROTECTION = """\
+[    3.000000] Oops: general protection fault, probably for non-canonical address 0xdead: 0000 [#1]
+[    3.000001] CPU: 0 UID: 0 PID: 1 Comm: init Not tainted 6.12.117-pyvmm #1"""
+
+_SANITIZER = """\
+[    4.000000] ==================================================================
+[    4.000001] BUG: KASAN: slab-out-of-bounds in kvm_gmem_fault+0x1/0x2
+[    4.000002] Read of size 8 at addr ffff888000d93000 by task sh/60"""
+
+_LOCKDEP = """\
+[    4.000000] ============================================
+[    4.000001] WARNING: possible recursive locking detected
+[    4.000002] 6.12.117-pyvmm #1 Not tainted"""
+
+
+def test_an_ordinary_log_has_none() -> None:
+    assert find_splats(_BOOT.splitlines()) == ()
+
+
+@pytest.mark.parametrize(
+    ("splat", "title"),
+    [
+        (_WARNING, "WARNING: CPU: 0 PID: 60 at drivers/misc/lkdtm/bugs.c:112"),
+        (_NEW_WARNING, "WARNING: drivers/misc/lkdtm/bugs.c:112 at lkdtm_WARNING"),
+        (_OOPS, "BUG: kernel NULL pointer dereference"),
+        (_PANIC, "Kernel panic - not syncing: dumptest"),
+        (_BUG, "kernel BUG at drivers/misc/lkdtm/bugs.c:105!"),
+        (_HUNG_TASK, "INFO: task sh:60 blocked for more than 60 seconds."),
+        (_SOFT_LOCKUP, "watchdog: BUG: soft lockup - CPU#0 stuck"),
+        (_STALL, "rcu: INFO: rcu_sched self-detected stall on CPU"),
+        (_GENERAL_PROTECTION, "Oops: general protection fault"),
+        (_SANITIZER, "BUG: KASAN: slab-out-of-bounds"),
+        (_LOCKDEP, "WARNING: possible recursive locking detected"),
+    ],
+)
+def test_each_kind_is_found_with_its_lines(splat: str, title: str) -> None:
+    (found,) = find_splats((_BOOT + splat).splitlines())
+    assert found.title.startswith(title)
+    wanted = [line for line in splat.splitlines() if not line.endswith("=" * 20)]
+    assert list(found.lines) == wanted
+
+
+@pytest.mark.parametrize("splat", [_WARNING, _NEW_WARNING, _OOPS, _BUG])
+def test_all_lines_of_a_block_belong_to_it(splat: str) -> None:
+    (found,) = find_splats((_BOOT + splat + "\n" + _BOOT).splitlines())
+    assert list(found.lines) == splat.splitlines()
+
+
+def test_what_has_no_end_mark_does_not_take_the_whole_log() -> None:
+    (found,) = find_splats((_HUNG_TASK + "\n" + _BOOT * 20).splitlines())
+    assert len(found.lines) < 100
+
+
+def test_several_in_one_log_are_told_apart() -> None:
+    log = "\n".join([_WARNING, _BOOT.rstrip(), _WARNING, _OOPS, _PANIC])
+    titles = [splat.title.split(":")[0] for splat in find_splats(log.splitlines())]
+    assert titles == ["WARNING", "WARNING", "BUG", "Kernel panic - not syncing"]
+
+
+def test_a_log_with_caller_marks_and_levels() -> None:
+    (found,) = find_splats(["<4>[    1.000000][   T60] WARNING: CPU: 0 PID: 60 at kernel/x.c:1"])
+    assert found.title.startswith("WARNING: CPU: 0")
+
+
+def test_a_cut_in_the_middle_is_still_reported() -> None:
+    (found,) = find_splats(_WARNING.splitlines()[:2])
+    assert found.title.startswith("WARNING: CPU: 0")
