@@ -23,16 +23,6 @@ HEADERS = """
 #include "vcpu_loop.h"
 """
 
-# The structures inside kvm_run's union have no name of their own.
-RUN_MEMBERS = (
-    "hw", "fail_entry", "ex", "io", "debug", "mmio", "hypercall", "tpr_access", "internal",
-    "system_event", "eoi", "msr", "notify", "s",
-)  # fmt: skip
-RUN_TYPES = "".join(
-    f"typedef __typeof__(((struct kvm_run *)0)->{member}) kvm_run_{member};\n"
-    for member in RUN_MEMBERS
-)
-
 # Object-like macros of these families become constants, if they are integers on x86.
 FAMILIES = re.compile(r"^#define ((?:KVM|GUEST_MEMFD)_[A-Z0-9_]+) \S", re.MULTILINE)
 
@@ -102,7 +92,7 @@ def make_builder() -> cffi.FFI:
         arguments += ["-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
     builder.set_source(
         "pyvmm._native",
-        HEADERS + RUN_TYPES,
+        HEADERS,
         sources=sources(),
         include_dirs=include_dirs(),
         extra_compile_args=arguments + os.environ.get("PYVMM_CFLAGS", "").split(),

@@ -6,8 +6,8 @@
  * old to know is supplied below, each with the version it came in. Guarantees:
  *   - a name that the headers define is never redefined;
  *   - the size and the offsets of every structure that is handed to the kernel
- *     are asserted here (or, for the wide register file, in kvm_layout.h), so
- *     a wrong header stops the build and not the guest.
+ *     are asserted in kvm_layout.h, so a wrong header stops the build and not
+ *     the guest.
  */
 #ifndef PYVMM_KVM_COMPAT_H
 #define PYVMM_KVM_COMPAT_H
@@ -17,10 +17,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PYVMM_ASSERT_SIZE(type, size) \
-	_Static_assert(sizeof(type) == (size), "size of " #type)
-#define PYVMM_ASSERT_OFFSET(type, member, offset) \
-	_Static_assert(offsetof(type, member) == (offset), #type "." #member)
+/* ---- Linux 6.2 to 6.5 ---- */
+
+#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP 225 /* Linux 6.2 */
+#endif
+#ifndef KVM_CAP_PMU_EVENT_MASKED_EVENTS
+#define KVM_CAP_PMU_EVENT_MASKED_EVENTS 226 /* Linux 6.3 */
+#endif
+#ifndef KVM_EXIT_HYPERCALL_LONG_MODE
+#define KVM_EXIT_HYPERCALL_LONG_MODE 1ULL /* Linux 6.4; before, a field called longmode */
+#endif
 
 /* ---- Linux 6.8: guest_memfd, memory attributes, KVM_EXIT_MEMORY_FAULT ---- */
 
@@ -95,6 +102,28 @@ struct kvm_pre_fault_memory {
 #define KVM_PRE_FAULT_MEMORY _IOWR(KVMIO, 0xd5, struct kvm_pre_fault_memory)
 #endif
 
+/* ---- Linux 6.11 and 6.12 ---- */
+
+#ifndef KVM_CAP_X86_APIC_BUS_CYCLES_NS
+#define KVM_CAP_X86_APIC_BUS_CYCLES_NS 237 /* Linux 6.11 */
+#endif
+#ifndef KVM_CAP_X86_GUEST_MODE
+#define KVM_CAP_X86_GUEST_MODE 238 /* Linux 6.12 */
+#define KVM_RUN_X86_GUEST_MODE (1 << 2)
+#endif
+#ifndef KVM_X86_QUIRK_SLOT_ZAP_ALL
+#define KVM_X86_QUIRK_SLOT_ZAP_ALL (1 << 7) /* Linux 6.12 */
+#endif
+
+/* ---- Linux 6.16: TDX; later: certificates of SEV-SNP guests ---- */
+
+#ifndef KVM_EXIT_TDX
+#define KVM_EXIT_TDX 40
+#endif
+#ifndef KVM_EXIT_SNP_REQ_CERTS
+#define KVM_EXIT_SNP_REQ_CERTS 43 /* Linux 7.0 */
+#endif
+
 /* ---- Linux 6.18: guest_memfd that the host can map ---- */
 
 #ifndef KVM_CAP_GUEST_MEMFD_FLAGS
@@ -138,50 +167,19 @@ struct pyvmm_memory_error { /* KVM_EXIT_MEMORY_ERROR */
 	__u64 size;
 };
 
-#define PYVMM_EXIT_PAYLOAD(run) ((void *)&(run)->hw)
+struct pyvmm_tdx { /* KVM_EXIT_TDX */
+	__u64 flags;
+	__u64 nr;
+	__u64 ret;
+	__u64 data[5];
+};
 
-PYVMM_ASSERT_SIZE(struct kvm_userspace_memory_region, 32);
-PYVMM_ASSERT_SIZE(struct kvm_userspace_memory_region2, 160);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region2, guest_phys_addr, 8);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region2, memory_size, 16);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region2, userspace_addr, 24);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region2, guest_memfd_offset, 32);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region2, guest_memfd, 40);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region2, pad1, 44);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region2, pad2, 48);
-PYVMM_ASSERT_SIZE(struct kvm_userspace_memory_region_ext, 64);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region_ext, ofs, 32);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region_ext, fd, 40);
-PYVMM_ASSERT_OFFSET(struct kvm_userspace_memory_region_ext, padding, 44);
-PYVMM_ASSERT_SIZE(struct kvm_memory_attributes, 32);
-PYVMM_ASSERT_OFFSET(struct kvm_memory_attributes, size, 8);
-PYVMM_ASSERT_OFFSET(struct kvm_memory_attributes, attributes, 16);
-PYVMM_ASSERT_OFFSET(struct kvm_memory_attributes, flags, 24);
-PYVMM_ASSERT_SIZE(struct kvm_create_guest_memfd, 64);
-PYVMM_ASSERT_OFFSET(struct kvm_create_guest_memfd, flags, 8);
-PYVMM_ASSERT_OFFSET(struct kvm_create_guest_memfd, reserved, 16);
-PYVMM_ASSERT_SIZE(struct kvm_pre_fault_memory, 64);
-PYVMM_ASSERT_OFFSET(struct kvm_pre_fault_memory, size, 8);
-PYVMM_ASSERT_OFFSET(struct kvm_pre_fault_memory, flags, 16);
-PYVMM_ASSERT_OFFSET(struct kvm_run, immediate_exit, 1);
-PYVMM_ASSERT_OFFSET(struct kvm_run, exit_reason, 8);
-PYVMM_ASSERT_OFFSET(struct kvm_run, hw, 32);
-PYVMM_ASSERT_OFFSET(struct kvm_run, io.direction, 32);
-PYVMM_ASSERT_OFFSET(struct kvm_run, io.size, 33);
-PYVMM_ASSERT_OFFSET(struct kvm_run, io.port, 34);
-PYVMM_ASSERT_OFFSET(struct kvm_run, io.count, 36);
-PYVMM_ASSERT_OFFSET(struct kvm_run, io.data_offset, 40);
-PYVMM_ASSERT_OFFSET(struct kvm_run, mmio.phys_addr, 32);
-PYVMM_ASSERT_OFFSET(struct kvm_run, mmio.data, 40);
-PYVMM_ASSERT_OFFSET(struct kvm_run, mmio.len, 48);
-PYVMM_ASSERT_OFFSET(struct kvm_run, mmio.is_write, 52);
-PYVMM_ASSERT_OFFSET(struct kvm_run, hypercall.nr, 32);
-PYVMM_ASSERT_OFFSET(struct kvm_run, hypercall.args, 40);
-PYVMM_ASSERT_OFFSET(struct kvm_run, hypercall.ret, 88);
-PYVMM_ASSERT_OFFSET(struct kvm_run, internal.suberror, 32);
-PYVMM_ASSERT_SIZE(struct pyvmm_memory_fault, 24);
-PYVMM_ASSERT_SIZE(struct pyvmm_memory_error, 24);
-PYVMM_ASSERT_OFFSET(struct pyvmm_memory_error, gpa, 8);
-PYVMM_ASSERT_OFFSET(struct pyvmm_memory_error, size, 16);
+struct pyvmm_snp_req_certs { /* KVM_EXIT_SNP_REQ_CERTS */
+	__u64 gpa;
+	__u64 npages;
+	__u64 ret;
+};
+
+#define PYVMM_EXIT_PAYLOAD(run) ((void *)&(run)->hw)
 
 #endif
