@@ -13,7 +13,7 @@ from typing import Self
 from pyvmm.devices.bus import Bus
 from pyvmm.diagnosis import describe_exit, read_assert, register_lines
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError, UnsupportedError
-from pyvmm.exits import Exit, MemoryErrorExit, decode
+from pyvmm.exits import Exit, MemoryErrorExit, decode, io_data
 from pyvmm.guest.boot import MAX_VCPUS, START, low_memory, set_boot_state
 from pyvmm.guest.image import Image, flat_image
 from pyvmm.kvm import Kvm
@@ -250,6 +250,22 @@ class Machine:
                     return
         finally:
             self._finish()
+
+    def answer(self, value: int, index: int = 0) -> None:
+        """Complete the read that vCPU ``index`` waits for: an IN or an MMIO read.
+
+        ``value`` is cut to the access's width; for a string IN each element gets it.
+        Raises :class:`ConfigurationError` when the last exit was no read.
+        """
+        run = self.vcpus[index].kvm_run
+        if run.exit_reason == lib.KVM_EXIT_IO and run.io.direction == lib.KVM_EXIT_IO_IN:
+            size, buffer = run.io.size, io_data(run)
+        elif run.exit_reason == lib.KVM_EXIT_MMIO and not run.mmio.is_write:
+            size, buffer = run.mmio.len, ffi.buffer(run.mmio.data, run.mmio.len)
+        else:
+            raise ConfigurationError("answer", f"vCPU {index} does not wait for a value")
+        element = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+        buffer[:] = element * (len(buffer) // size)
 
     def kick(self) -> None:
         """End the run, from any thread; the result is then "interrupted"."""
