@@ -6,6 +6,8 @@ import os
 import platform
 from pathlib import Path
 
+_MODULES = Path("/sys/module")
+
 
 def kernel_release() -> str:
     """``uname -r``."""
@@ -14,18 +16,44 @@ def kernel_release() -> str:
 
 def kvm_modules() -> list[str]:
     """The loaded KVM vendor modules, built in or not."""
-    return sorted(path.name for path in Path("/sys/module").glob("kvm_*"))
+    try:
+        return sorted(name for name in os.listdir(_MODULES) if name.startswith("kvm_"))
+    except OSError:
+        return []
+
+
+def nested_modules() -> dict[str, bool]:
+    """For each vendor module that tells: whether its guests may use KVM themselves."""
+    nested = {}
+    for name in kvm_modules():
+        try:
+            value = (_MODULES / name / "parameters" / "nested").read_text().strip()
+        except OSError:
+            continue
+        nested[name] = value in ("Y", "1")
+    return nested
 
 
 def cpu_model() -> str:
+    """The CPU's name from /proc/cpuinfo."""
+    return _cpuinfo("model name") or platform.machine()
+
+
+def is_virtual() -> bool:
+    """Whether this host is itself a guest: it then has KVM only as far as it was given it."""
+    return "hypervisor" in _cpuinfo("flags").split()
+
+
+def _cpuinfo(field: str) -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+                name, _, value = line.partition(":")
+                if name.strip() == field:
+                    return value.strip()
     except OSError:
         pass
-    return platform.machine()
+    return ""
 
 
 def host_facts() -> dict[str, object]:
