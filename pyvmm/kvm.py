@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pyvmm.errors import KvmError, UnsupportedError
+from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.fd import KvmFd
 from pyvmm.native import ffi, lib
 from pyvmm.vm import Vm
@@ -17,8 +17,8 @@ API_VERSION = 12
 class Kvm(KvmFd):
     """An open /dev/kvm.
 
-    Raises :class:`KvmError` when it cannot be opened and :class:`UnsupportedError`
-    when it speaks another API version.
+    Raises :class:`KvmError` when it cannot be opened and :class:`PyvmmError`
+    when it is something else or speaks another API version.
     """
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/kvm") -> None:
@@ -32,10 +32,11 @@ class Kvm(KvmFd):
             version = self.get_api_version()
         except KvmError as error:
             self.close()
-            raise UnsupportedError(name, f"it is not KVM ({error.strerror})") from None
+            cause = f"it is not KVM ({error.strerror})"
+            raise PyvmmError(name, cause, "make it again: mknod /dev/kvm c 10 232") from None
         if version != API_VERSION:
             self.close()
-            raise UnsupportedError(
+            raise PyvmmError(
                 name, f"it has KVM API version {version}, not {API_VERSION}", "use Linux 2.6.22+"
             )
         self._mmap_size = 0
