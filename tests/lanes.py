@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -259,7 +259,7 @@ class LaneRunner:
             item.stash[_unavailable_key] = text
             longrepr = (str(item.path), 0, f"Skipped: {text}")
             self.unavailable["lab"] = text
-        outcome = "skipped" if kind == "skip" else "failed"
+        outcome: Literal["skipped", "failed"] = "skipped" if kind == "skip" else "failed"
         return pytest.TestReport(
             item.nodeid, item.location, {}, outcome, longrepr, "call" if kind == "fail" else "setup"
         )

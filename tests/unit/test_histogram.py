@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -73,9 +74,7 @@ def test_buckets_are_at_most_a_32nd_wide_and_in_order() -> None:
     count = len(histogram_of([]).buckets)
     floors = [lib.histogram_bucket_floor(bucket) for bucket in range(count)]
     assert floors == sorted(set(floors))
-    assert all(
-        high - low <= max(low // 32, 1) for low, high in zip(floors, floors[1:], strict=False)
-    )
+    assert all(high - low <= max(low // 32, 1) for low, high in itertools.pairwise(floors))
 
 
 def test_an_empty_histogram_has_no_latency() -> None:
