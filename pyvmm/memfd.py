@@ -80,11 +80,14 @@ class Memfd(MemoryFile):
         return fcntl.fcntl(self.fileno(), fcntl.F_GET_SEALS)
 
     def data(self) -> Iterator[tuple[int, int]]:
-        """The present ranges, as (offset, size), in order."""
+        """The ranges that hold data, as (offset, size), in order (SEEK_DATA).
+
+        Pages that were allocated and never touched may be among them or among the holes.
+        """
         return self._extents(os.SEEK_DATA, os.SEEK_HOLE)
 
     def holes(self) -> Iterator[tuple[int, int]]:
-        """The absent ranges, as (offset, size), in order."""
+        """The other ranges, as (offset, size), in order (SEEK_HOLE)."""
         return self._extents(os.SEEK_HOLE, os.SEEK_DATA)
 
     def _extents(self, start_whence: int, end_whence: int) -> Iterator[tuple[int, int]]:
