@@ -167,6 +167,10 @@ Exit = (
     | UnknownExit
 )
 
+_OUT: int = lib.KVM_EXIT_IO_OUT
+# A named tuple's own constructor is a function in Python; this is the one it calls.
+_new: Any = tuple.__new__
+
 _UNION_OFFSET = ffi.offsetof("struct kvm_run", "hw")
 _UNION_SIZE = 256
 
@@ -183,17 +187,23 @@ def io_data(run: Any) -> Any:
 
 def _io(run: Any) -> IoExit:
     io = run.io
-    is_write = io.direction == lib.KVM_EXIT_IO_OUT
-    return IoExit(io.port, io.size, io.count, is_write, io_data(run)[:] if is_write else b"")
+    size, elements, data = io.size, io.count, b""
+    is_write = io.direction == _OUT
+    if is_write:
+        offset = io.data_offset
+        end = offset + size * elements
+        data = ffi.buffer(run, end)[offset:end]
+    exit: IoExit = _new(IoExit, (io.port, size, elements, is_write, data))
+    return exit
 
 
 def _mmio(run: Any) -> MmioExit:
     mmio = run.mmio
-    is_write = mmio.is_write != 0
     size = min(mmio.len, 8)
-    return MmioExit(
-        mmio.phys_addr, size, is_write, bytes(ffi.buffer(mmio.data, size)) if is_write else b""
-    )
+    is_write = mmio.is_write != 0
+    data = ffi.buffer(mmio.data, size)[:] if is_write else b""
+    exit: MmioExit = _new(MmioExit, (mmio.phys_addr, size, is_write, data))
+    return exit
 
 
 def _internal_error(run: Any) -> InternalErrorExit:

@@ -36,6 +36,10 @@ _IDENTITY_MAP_GPA = 0xFFFB_C000
 
 _DEFAULT_LOG = 1024
 
+_STOP_EXIT: int = lib.STOP_EXIT
+# Exits after which there is nothing to go on with.
+_FATAL = frozenset((lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_EXIT_FAIL_ENTRY))
+
 PolicyFunction = Callable[[MemoryErrorExit, int], bool]
 LogFunction = Callable[[int, ExitRecord], None]
 
@@ -234,12 +238,14 @@ class Machine:
         if len(self.loops) != 1:
             raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")
         loop = self.loops[0]
+        run = loop.vcpu.kvm_run
         self._protocol.unclaimed_to_python = True
         deadline = time.monotonic_ns() + int(deadline_s * 1e9)
         try:
-            while (stop := loop.run(deadline)) is not None:
-                if stop == lib.STOP_EXIT and not _is_fatal(loop):
-                    yield decode(loop.vcpu.kvm_run)
+            while True:
+                stop = loop.run(deadline)
+                if stop == _STOP_EXIT and run.exit_reason not in _FATAL:
+                    yield decode(run)
                 elif stop == lib.STOP_MEMORY_ERROR:
                     yield loop.memory_error()
                     loop.answer_convert()
@@ -307,6 +313,8 @@ class Machine:
             loop.kick()
 
     def _finish(self) -> None:
+        if self._closed:  # an iterator over exits() that was left behind
+            return
         for index, loop in enumerate(self.loops):
             loop.disarm()
             lib.loop_finish_record(loop.raw)
@@ -333,6 +341,7 @@ class Machine:
     def _judge(self, index: int, stop: int) -> VcpuEnd:
         loop = self.loops[index]
         raw = loop.raw
+        lib.loop_finish_record(raw)  # the time that judging takes is not the exit's
         if stop == lib.STOP_GUEST_EXIT:
             code = raw.guest.exit_code
             reason = f"vCPU {index} wrote exit code {code} ({code:#x})" if code else ""
@@ -355,7 +364,10 @@ class Machine:
             return VcpuEnd(
                 index, Result.DEADLINE, None, f"vCPU {index} still ran at the deadline", details
             )
-        return VcpuEnd(index, Result.FAIL, None, self._failure(index, stop), details)
+        # What the host could not do is no failure of the guest.
+        host_failed = stop == lib.STOP_CONVERSION_FAILED
+        result = Result.ERROR if host_failed else Result.FAIL
+        return VcpuEnd(index, result, None, self._failure(index, stop), details)
 
     def _failure(self, index: int, stop: int) -> str:
         loop = self.loops[index]
@@ -505,8 +517,3 @@ def describe_record(record: ExitRecord) -> str:
     direction = "write" if record.is_write else "read"
     converted = f", to {record.conversion.name.lower()}" if record.conversion is not None else ""
     return f"exit {record.reason} {direction} {record.address:#x} size {record.size}{converted}"
-
-
-def _is_fatal(loop: VcpuLoop) -> bool:
-    reason = loop.vcpu.kvm_run.exit_reason
-    return reason in (lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_EXIT_FAIL_ENTRY)
