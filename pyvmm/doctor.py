@@ -11,6 +11,7 @@ import resource
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pyvmm.errors import KvmError, PyvmmError
@@ -154,7 +155,7 @@ def examine(path: str = "/dev/kvm") -> Checkup:
         device = DeviceFacts(
             path, False, error.cause, error.remedy, None, tuple(kvm_modules()), nested_modules()
         )
-        unusable = BackendFacts(False, "", f"{path} is not usable", error.remedy)
+        unusable = BackendFacts(False, "", f"{path} is not usable", "")
         backends = dict.fromkeys(BACKENDS, unusable)
         return Checkup(device, {}, backends, {}, {}, _limits(), _tools(), _lab_kernels())
     with kvm:
@@ -222,7 +223,8 @@ def _capabilities(kvm: Kvm, vm_types: dict[str, int]) -> Iterator[tuple[str, Cap
     vms = {}
     try:
         for type_name, number in vm_types.items():
-            vms[type_name] = kvm.create_vm(number)
+            with suppress(KvmError):  # too few descriptors for all of them
+                vms[type_name] = kvm.create_vm(number)
         for short in _CAPABILITIES:
             name = f"KVM_CAP_{short}"
             capability = getattr(lib, name, None)
