@@ -64,7 +64,7 @@ def _assemble(path: Path, source: str, text: str, parameters: Mapping[str, int])
     with Memfd("guest.o", 0) as unlinked, Memfd("guest.elf", 0) as linked:
         symbols = [f"--defsym={name}={value}" for name, value in parameters.items()]
         include = ["-I", str(path.parent), "-I", str(guests_dir() / "include")]
-        assembler = ["as", "--32", *include, *symbols, "-o", _path_of(unlinked), source]
+        assembler = ["as", "-g", "--32", *include, *symbols, "-o", _path_of(unlinked), source]
         _call(path, assembler, text, "not assembling", unlinked)
         layout = ["-m", "elf_i386", "-N", f"-Ttext={START:#x}", f"--entry={START:#x}"]
         quiet = ["--build-id=none", "-z", "noexecstack"]
@@ -116,7 +116,7 @@ def _limits(number: int) -> str:
 
 def _first_message(stderr: str) -> str:
     """The first line that says what is wrong, and how many more there are."""
-    lines = [line for line in stderr.splitlines() if "Error:" in line or "error:" in line.lower()]
-    lines = lines or [line for line in stderr.splitlines() if line.strip()] or ["no message"]
+    said = [line for line in stderr.splitlines() if line.strip() and "warning: " not in line]
+    lines = [line for line in said if "error: " in line.lower()] or said or ["no message"]
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
     return lines[0].strip() + more
