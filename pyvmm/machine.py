@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pyvmm.devices.bus import Bus
 from pyvmm.diagnosis import describe_exit, read_assert, register_lines
@@ -460,18 +460,19 @@ class Machine:
         return Latency.of(total)
 
     def _statistics(self) -> dict[str, ReasonStatistics]:
-        statistics: dict[str, ReasonStatistics] = {}
-        for reason in range(lib.LOOP_REASONS):
-            times = [loop.raw.times[reason] for loop in self.loops]
-            times = [entry for entry in times if entry.count]
-            if times:
-                statistics[reason_name(reason)] = ReasonStatistics(
-                    sum(entry.count for entry in times),
-                    sum(entry.total for entry in times),
-                    min(entry.min for entry in times),
-                    max(entry.max for entry in times),
-                )
-        return statistics
+        by_reason: dict[str, list[Any]] = {}
+        for loop in self.loops:
+            for name, entry in loop.exit_times():
+                by_reason.setdefault(name, []).append(entry)
+        return {
+            name: ReasonStatistics(
+                sum(entry.count for entry in times),
+                sum(entry.total for entry in times),
+                min(entry.min for entry in times),
+                max(entry.max for entry in times),
+            )
+            for name, times in by_reason.items()
+        }
 
     def console(self) -> bytes:
         """The console's bytes until now; at most 1 MiB is kept."""

@@ -124,10 +124,18 @@ class VcpuLoop:
     def exit_counts(self) -> dict[str, int]:
         """How many exits of each reason there were, by the kernel's lower-case names."""
         loop = self.raw
-        counts = {reason_name(reason): count for reason, count in enumerate(loop.exits) if count}
+        exits = ffi.unpack(loop.exits, lib.LOOP_REASONS)
+        counts = {reason_name(reason): count for reason, count in enumerate(exits) if count}
         if loop.exits_beyond:
             counts["other"] = loop.exits_beyond
         return counts
+
+    def exit_times(self) -> Iterator[tuple[str, Any]]:
+        """The ``struct exit_times`` of each reason that was recorded, by its name."""
+        loop = self.raw
+        for reason, count in enumerate(ffi.unpack(loop.exits, lib.LOOP_REASONS)):
+            if count and loop.times[reason].count:
+                yield reason_name(reason), loop.times[reason]
 
     def drain_log(self) -> Iterator[ExitRecord]:
         """The records that have not been taken yet, oldest first."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from functools import cache
 
+from pyvmm.native import ffi
 from pyvmm.vcpu import Vcpu
 
 START = 0x7C00
@@ -23,9 +25,7 @@ def set_real_mode(vcpu: Vcpu, ip: int, *, rax: int = 0, rbx: int = 0, rsp: int =
         segment.base = 0
         segment.selector = 0
     vcpu.set_sregs(sregs)
-    regs = vcpu.get_regs()
-    for name in ("rcx", "rdx", "rsi", "rdi", "rbp"):
-        setattr(regs, name, 0)
+    regs = ffi.new("struct kvm_regs *")
     regs.rax, regs.rbx, regs.rsp, regs.rip = rax, rbx, rsp, ip
     regs.rflags = _FLAGS_RESERVED
     vcpu.set_regs(regs)
@@ -37,6 +37,7 @@ def set_boot_state(vcpu: Vcpu, vcpus: int, entry: int = START) -> None:
     set_real_mode(vcpu, entry, rax=vcpu.index, rbx=vcpus, rsp=stack)
 
 
+@cache
 def low_memory() -> bytes:
     """The bytes from GPA 0: interrupt vectors 0-31 and the stubs they lead to.
 

@@ -53,14 +53,12 @@ class Region:
     def private_ranges(self) -> list[tuple[int, int]]:
         """The private pages, as (GPA in the private view, bytes), joined and in order."""
         ranges: list[tuple[int, int]] = []
-        for page, state in enumerate(self.states()):
-            if state != PageState.PRIVATE:
-                continue
-            gpa = self.gpa + page * PAGE_SIZE
-            if ranges and sum(ranges[-1]) == gpa:
-                ranges[-1] = (ranges[-1][0], ranges[-1][1] + PAGE_SIZE)
-            else:
-                ranges.append((gpa, PAGE_SIZE))
+        states, end = self.states(), 0
+        while (first := states.find(PageState.PRIVATE, end)) >= 0:
+            end = states.find(PageState.SHARED, first)
+            if end < 0:
+                end = len(states)
+            ranges.append((self.gpa + first * PAGE_SIZE, (end - first) * PAGE_SIZE))
         return ranges
 
     def conversions(self) -> Conversions:
