@@ -3,39 +3,42 @@
 Host and agent talk over one virtio port in frames: a kind (one byte), the payload's length
 (32 bits, big endian), the payload. The frames that the host sends:
 
-    RUN     JSON: argv, cwd, env, terminal ([rows, columns] or null)
+    RUN     {argv, cwd, env, terminal ([rows, columns] or None)}
     INPUT   bytes for the command's stdin; none of them means end of file
-    RESIZE  JSON: [rows, columns]
+    RESIZE  [rows, columns]
 
 and those that the agent sends:
 
-    HELLO   JSON: what the kernel can do (see `describe_kernel`) and its log; when it is up
+    HELLO   {release, kvm, private, blame (see `describe_kernel`), log}; when the kernel is up
     OUTPUT, ERRORS  bytes that the command wrote to stdout and stderr, as they come
-    STATUS  JSON: status, log (the kernel's since the last frame that had it); comes last
+    STATUS  {status, log (the kernel's lines since the last frame that had it)}; comes last
 
-One command runs at a time, and its processes end with it. This file is run by the host's own
-Python inside the lab, without site-packages, so it imports the standard library only.
+One command runs at a time, and its processes end with it. Structures are marshalled, since both
+ends are the same Python; they are written as dictionaries here.
+
+The host's own Python runs this file inside the lab, as process 1, so that every orphan is its
+child. The emulated CPU is slow, and what most modules import takes longer than the boot: only
+what is built in, or nearly so, is imported here.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
+import marshal
 import os
 import select
-import signal
-import struct
-import subprocess
-import termios
-from collections.abc import Iterator
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 PORT_NAME = "pyvmm.agent"
 RUN, INPUT, RESIZE = b"R", b"I", b"W"
 HELLO, OUTPUT, ERRORS, STATUS = b"H", b"O", b"E", b"S"
 
-_HEADER = struct.Struct(">cI")
+_HEADER_SIZE = 5
+_SIGKILL = 9  # signal.h
 _CHUNK = 65536
 #: Input waiting for a command that does not read; beyond it the port is left alone.
 _INPUT_LIMIT = 4 * _CHUNK
@@ -46,7 +49,12 @@ _KVM_X86_SW_PROTECTED_VM = 1  # asm/kvm.h, Linux 6.8
 
 def pack(kind: bytes, payload: bytes = b"") -> bytes:
     """One frame as bytes."""
-    return _HEADER.pack(kind, len(payload)) + payload
+    return kind + len(payload).to_bytes(4, "big") + payload
+
+
+def pack_structure(kind: bytes, structure: dict[str, Any] | list[int]) -> bytes:
+    """One frame with a structure in it; `marshal.loads` undoes it."""
+    return pack(kind, marshal.dumps(structure))
 
 
 class Unpacker:
@@ -58,14 +66,13 @@ class Unpacker:
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Add `data`; yield (kind, payload) for each frame that it completes."""
         self._buffer += data
-        while len(self._buffer) >= _HEADER.size:
-            kind, length = _HEADER.unpack_from(self._buffer)
-            end = _HEADER.size + length
+        while len(self._buffer) >= _HEADER_SIZE:
+            end = _HEADER_SIZE + int.from_bytes(self._buffer[1:_HEADER_SIZE], "big")
             if len(self._buffer) < end:
                 return
-            payload = bytes(self._buffer[_HEADER.size : end])
+            frame = bytes(self._buffer[:end])
             del self._buffer[:end]
-            yield kind, payload
+            yield frame[:1], frame[_HEADER_SIZE:]
 
 
 def find_port() -> str:
@@ -81,7 +88,10 @@ def find_port() -> str:
 def describe_kernel() -> dict[str, Any]:
     """What this kernel can do, found by trying: release, kvm, private (a software-protected VM
     can be created), and for what is missing the option or parameter that is to blame."""
-    facts: dict[str, Any] = {"release": os.uname().release, "kvm": False, "private": False}
+    import fcntl
+
+    facts: dict[str, Any] = {"release": os.uname().release}
+    facts |= {"kvm": False, "private": False, "blame": None}
     try:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -164,14 +174,13 @@ class Agent:
 
     def serve(self) -> None:
         """Run what the host asks for until it is gone."""
-        hello = describe_kernel()
-        self._send(HELLO, json.dumps(hello | {"log": self._log.news()}).encode())
+        self._send(pack_structure(HELLO, describe_kernel() | {"log": self._log.news()}))
         while True:
             while not self._frames:
                 self._receive()
             kind, payload = self._frames.pop(0)
             if kind == RUN:  # input for a command that has already ended is dropped
-                self._run(json.loads(payload))
+                self._run(marshal.loads(payload))
 
     def _receive(self) -> None:
         data = os.read(self._port, _CHUNK)
@@ -179,10 +188,10 @@ class Agent:
             raise EOFError("the host closed the port")
         self._frames.extend(self._unpacker.feed(data))
 
-    def _send(self, kind: bytes, payload: bytes) -> None:
-        data = memoryview(pack(kind, payload))
-        while data:
-            data = data[os.write(self._port, data) :]
+    def _send(self, frame: bytes) -> None:
+        left = memoryview(frame)
+        while left:
+            left = left[os.write(self._port, left) :]
 
     def _run(self, job: dict[str, Any]) -> None:
         self._log.note("starts: " + " ".join(job["argv"]))
@@ -191,13 +200,13 @@ class Agent:
         except OSError as error:
             status = 127 if error.errno == errno.ENOENT else 126
             message = f"pyvmm: lab: cannot run {error.filename}: {error.strerror}\n"
-            self._send(ERRORS, os.fsencode(message))
+            self._send(pack(ERRORS, os.fsencode(message)))
         else:
-            with command:
-                status = self._attend(command)
+            status = self._attend(command)
+            command.close()
         self._log.note(f"ends with status {status}: " + " ".join(job["argv"]))
         os.sync()  # the machine may be gone before the results folder is written back
-        self._send(STATUS, json.dumps({"status": status, "log": self._log.news()}).encode())
+        self._send(pack_structure(STATUS, {"status": status, "log": self._log.news()}))
 
     def _attend(self, command: _Command) -> int:
         """Carry bytes both ways until the command has ended and all that it wrote is sent."""
@@ -216,7 +225,7 @@ class Agent:
             for fd, _ in waiting.poll():
                 if fd in command.outputs:
                     if data := _read(fd):
-                        self._send(command.outputs[fd], data)
+                        self._send(pack(command.outputs[fd], data))
                     else:
                         del command.outputs[fd]
                 elif fd == command.ended:
@@ -233,62 +242,50 @@ class Agent:
         while self._frames and self._frames[0][0] in (INPUT, RESIZE):
             kind, payload = self._frames.pop(0)
             if kind == RESIZE:
-                _set_window_size(command.terminal, json.loads(payload))
+                _set_window_size(command.terminal, marshal.loads(payload))
             else:
                 command.add_input(payload)
 
 
 class _Command:
-    """A command with its stdin, stdout and stderr, or its terminal in place of all three."""
+    """A running command with its stdin, stdout and stderr, or its terminal in place of all three.
+
+    OSError when it cannot be run; the error's filename says what could not be found.
+    """
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.input = bytearray()  # came, and is not yet written
-        self.terminal = -1
         self._input_ended = False
-        self._open: list[int] = []
+        self.terminal = -1
         if job["terminal"]:
             self.terminal, inner = os.openpty()
-            self._open += [self.terminal, inner]
             _set_window_size(self.terminal, job["terminal"])
-            files = (inner, inner, inner)
+            inside = (inner, inner, inner)
             self.stdin: int | None = self.terminal
             self.outputs = {self.terminal: OUTPUT}
         else:
             stdin, self.stdin = os.pipe()
             stdout, inner_stdout = os.pipe()
             stderr, inner_stderr = os.pipe()
-            self._open += [stdin, self.stdin, stdout, inner_stdout, stderr, inner_stderr]
-            files = (stdin, inner_stdout, inner_stderr)
+            inside = (stdin, inner_stdout, inner_stderr)
             self.outputs = {stdout: OUTPUT, stderr: ERRORS}
+        self._open = {self.stdin, *self.outputs}
         try:
-            self._process = subprocess.Popen(
-                job["argv"],
-                cwd=job["cwd"],
-                env=job["env"],
-                stdin=files[0],
-                stdout=files[1],
-                stderr=files[2],
-                start_new_session=True,
-                preexec_fn=_take_terminal if job["terminal"] else None,
-            )
-            self.ended = os.pidfd_open(self._process.pid)
+            self._pid = _start(job, inside)
         except OSError:
-            self._close(*self._open)
+            self.close()
             raise
-        self._open.append(self.ended)
-        self._close(*set(files))
+        finally:
+            for fd in set(inside):
+                os.close(fd)
+        self.ended = os.pidfd_open(self._pid)
+        self._open.add(self.ended)
         os.set_blocking(self.stdin, False)
 
-    def __enter__(self) -> _Command:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close(*self._open)
-
-    def _close(self, *fds: int) -> None:
-        for fd in fds:
-            os.close(fd)
-            self._open.remove(fd)
+    def close(self) -> None:
+        """Close everything that is open on this side."""
+        while self._open:
+            os.close(self._open.pop())
 
     def add_input(self, data: bytes) -> None:
         """Input to be written when the command takes it; none means end of file."""
@@ -309,22 +306,54 @@ class _Command:
             self.input.clear()
             self._input_ended = True
         if self._input_ended and self.terminal < 0:
-            self._close(self.stdin)
+            self._open.remove(self.stdin)
+            os.close(self.stdin)
             self.stdin = None
 
     def wait(self) -> int:
         """The status as a shell gives it."""
-        status = self._process.wait()
-        return status if status >= 0 else 128 - status
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return code if code >= 0 else 128 - code
+
+
+def _start(job: dict[str, Any], files: tuple[int, int, int]) -> int:
+    """Start a command on these three files, in a session of its own; gives its process id."""
+    complaint, inner_complaint = os.pipe()  # closed by a successful exec, or else has the error
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            for number, fd in enumerate(files):
+                os.dup2(fd, number)
+            if job["terminal"]:
+                _take_terminal()
+            os.chdir(job["cwd"])
+            os.execvpe(job["argv"][0], job["argv"], job["env"])
+        except OSError as error:
+            blamed = error.filename or job["argv"][0]
+            os.write(inner_complaint, marshal.dumps([error.errno, error.strerror, blamed]))
+        finally:
+            os._exit(127)
+    os.close(inner_complaint)
+    with open(complaint, "rb") as file:
+        trouble = file.read()
+    if trouble:
+        os.waitpid(pid, 0)
+        raise OSError(*marshal.loads(trouble))
+    return pid
 
 
 def _take_terminal() -> None:
+    import fcntl
+    import termios
+
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def _set_window_size(terminal: int, size: list[int]) -> None:
-    rows, columns = size
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    import termios
+
+    termios.tcsetwinsize(terminal, (size[0], size[1]))
 
 
 def _read(fd: int) -> bytes:
@@ -336,14 +365,6 @@ def _read(fd: int) -> bytes:
         raise
 
 
-def adopt_orphans() -> None:
-    """Make this process the parent of its descendants' orphans, so that it can end them."""
-    import ctypes
-
-    pr_set_child_subreaper = 36  # linux/prctl.h
-    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
-
-
 def kill_children() -> None:
     """End this process's children, and theirs as they become its own."""
     while True:
@@ -353,7 +374,7 @@ def kill_children() -> None:
         except ChildProcessError:
             return
         for pid in _children():
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, _SIGKILL)
         os.waitpid(-1, 0)
 
 
@@ -374,7 +395,6 @@ def main() -> None:
         port = os.open(find_port(), os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise SystemExit(f"pyvmm-init: no virtio port: CONFIG_VIRTIO_CONSOLE ({error})") from None
-    adopt_orphans()
     Agent(port, KernelLog()).serve()
 
 

@@ -9,7 +9,7 @@ with the lab, but for the results folder.
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import select
 import sys
@@ -211,7 +211,7 @@ class Lab:
             "env": environment,
             "terminal": terminal.size() if terminal is not None else None,
         }
-        request = bytearray(agent.pack(agent.RUN, json.dumps(job).encode()))
+        request = bytearray(agent.pack_structure(agent.RUN, job))
         if isinstance(stdin, bytes):
             request += agent.pack(agent.INPUT, stdin) if stdin else b""
             request += agent.pack(agent.INPUT)
@@ -267,7 +267,7 @@ class Lab:
                         return _Ending(problem="the lab's kernel died while the command ran")
                     for kind, payload in self._unpacker.feed(data):
                         if kind == agent.STATUS:
-                            answer = json.loads(payload)
+                            answer = marshal.loads(payload)
                             self._log += answer["log"]
                             return _Ending(status=answer["status"])
                         sinks[kind](payload)
@@ -279,7 +279,7 @@ class Lab:
                     source = source if data else None
                 elif terminal is not None:
                     terminal.take_note()
-                    request += agent.pack(agent.RESIZE, json.dumps(terminal.size()).encode())
+                    request += agent.pack_structure(agent.RESIZE, terminal.size())
         return _Ending(problem=f"timed out after {timeout:g} s", timed_out=True)
 
     def _boot(self) -> None:
@@ -312,7 +312,7 @@ class Lab:
                 if not data:
                     raise self._boot_failure(qemu, None)
                 for _, payload in self._unpacker.feed(data):
-                    hello: dict[str, Any] = json.loads(payload)
+                    hello: dict[str, Any] = marshal.loads(payload)
                     return hello
         raise self._boot_failure(qemu, self._boot_timeout)
 

@@ -64,6 +64,7 @@ class Qemu:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
             (self.folder / "initramfs").write_bytes(initramfs)
+            self.console.touch()
             self._messages = open(self.folder / "qemu.log", "wb")  # noqa: SIM115
             parent = os.getpid()
             libc = ctypes.CDLL(None)
@@ -108,9 +109,9 @@ class Qemu:
         return self.folder / "console"
 
     def complaint(self) -> str:
-        """The last line that QEMU itself wrote, or how it ended."""
+        """The last line that QEMU itself wrote, or how it ended; QEMU has closed its pipes."""
         lines = (self.folder / "qemu.log").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"QEMU ended with status {self.process.poll()}"
+        return lines[-1] if lines else f"QEMU ended with status {self.process.wait()}"
 
     def close(self) -> None:
         """End QEMU and remove its folder."""

@@ -103,6 +103,9 @@ class Tree:
         A LabError, and nothing changed, when one does not apply; `log` then has what patch said.
         """
         originals = self._read_originals()
+        for patch in patches:
+            if not patched_files(patch):
+                raise self._refusal(patch, "it names no file of the source", log)
         touched = {name for patch in patches for name in patched_files(patch)}
         for name in touched:
             originals.setdefault(name, _read(self.files / name))
@@ -128,11 +131,10 @@ class Tree:
             said = output.read().splitlines()
         if done.returncode:
             failures = [line for line in said if "FAILED" in line or "can't find" in line] or said
-            raise LabError(
-                f"patch {patch} does not apply to {self.source.name}",
-                failures[0] if failures else "there is nothing in it",
-                f"log: {log}",
-            )
+            raise self._refusal(patch, failures[0] if failures else "patch(1) failed", log)
+
+    def _refusal(self, patch: Path, cause: str, log: Path) -> LabError:
+        return LabError(f"patch {patch} does not apply to {self.source.name}", cause, f"log: {log}")
 
     def _unpack(self) -> None:
         for left_over in self.folder.glob("unpacking-*"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import random
 import signal
@@ -18,7 +18,7 @@ import pytest
 from pyvmm.lab import agent
 
 _SERVE = """
-import sys
+import ctypes, sys
 from pyvmm.lab import agent
 
 class Log:
@@ -30,7 +30,7 @@ class Log:
         news, self.lines = self.lines, []
         return news
 
-agent.adopt_orphans()
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: as process 1 would have it
 try:
     agent.Agent(int(sys.argv[1]), Log()).serve()
 except EOFError:
@@ -58,7 +58,7 @@ class Host:
         self, argv: Sequence[str], data: bytes = b"", **other: Any
     ) -> tuple[dict[str, Any], bytes, bytes]:
         job = {"argv": list(argv), "cwd": "/", "env": dict(os.environ), "terminal": None} | other
-        request = agent.pack(agent.RUN, json.dumps(job).encode())
+        request = agent.pack_structure(agent.RUN, job)
         if data:
             request += agent.pack(agent.INPUT, data)
         self.port.sendall(request + agent.pack(agent.INPUT))
@@ -69,7 +69,7 @@ class Host:
         while True:
             kind, payload = self.receive()
             if kind == agent.STATUS:
-                return json.loads(payload), written[agent.OUTPUT], written[agent.ERRORS]
+                return marshal.loads(payload), written[agent.OUTPUT], written[agent.ERRORS]
             written[kind] += payload
 
 
@@ -84,7 +84,7 @@ def host() -> Iterator[Host]:
         host = Host(ours)
         kind, payload = host.receive()
         assert kind == agent.HELLO
-        assert json.loads(payload)["release"] == os.uname().release
+        assert marshal.loads(payload)["release"] == os.uname().release
         yield host
         ours.close()
         assert process.wait(30) == 0
@@ -173,8 +173,10 @@ def test_terminal(host: Host) -> None:
 def test_terminal_is_resized_while_it_runs(host: Host) -> None:
     job = {"argv": ["sh", "-c", "read x; stty size"], "cwd": "/", "env": {}, "terminal": [1, 1]}
     job["env"] = dict(os.environ)
-    host.port.sendall(agent.pack(agent.RUN, json.dumps(job).encode()))
-    host.port.sendall(agent.pack(agent.RESIZE, b"[50, 132]") + agent.pack(agent.INPUT, b"\n"))
+    host.port.sendall(agent.pack_structure(agent.RUN, job))
+    host.port.sendall(
+        agent.pack_structure(agent.RESIZE, [50, 132]) + agent.pack(agent.INPUT, b"\n")
+    )
     answer, output, _ = host.finish()
     assert answer["status"] == 0
     assert output.endswith(b"50 132\r\n")
@@ -182,8 +184,7 @@ def test_terminal_is_resized_while_it_runs(host: Host) -> None:
 
 def test_output_comes_while_the_command_runs(host: Host) -> None:
     job = {"argv": ["sh", "-c", "echo first; read x; echo $x"], "cwd": "/", "terminal": None}
-    request = json.dumps(job | {"env": dict(os.environ)}).encode()
-    host.port.sendall(agent.pack(agent.RUN, request))
+    host.port.sendall(agent.pack_structure(agent.RUN, job | {"env": dict(os.environ)}))
     assert host.receive() == (agent.OUTPUT, b"first\n")
     host.port.sendall(agent.pack(agent.INPUT, b"second\n"))
     assert host.receive() == (agent.OUTPUT, b"second\n")
@@ -199,7 +200,7 @@ def test_agent_ends_with_its_host_and_takes_the_command_along() -> None:
     host = Host(ours)
     host.receive()
     job = {"argv": ["sleep", "1000"], "cwd": "/", "env": dict(os.environ), "terminal": None}
-    ours.sendall(agent.pack(agent.RUN, json.dumps(job).encode()))
+    ours.sendall(agent.pack_structure(agent.RUN, job))
     started = time.monotonic()
     ours.close()
     assert process.wait(30) == 0

@@ -1,0 +1,286 @@
+"""Building kernels, with a stand-in for make: what is kept, what is said when it fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pyvmm.lab import build as build_module
+from pyvmm.lab.build import Recipe, build, find_or_build, known_recipe
+from pyvmm.lab.cache import check_room, locked
+from pyvmm.lab.config import check_config, own_fragment, parse_config, read_fragment
+from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.kernels import built_kernels, find_built, read_image
+
+_MAKE = r"""#!/bin/sh
+# Stands in for make: the goals are the last argument.
+for word; do
+    case $word in O=*) out=${word#O=} ;; KCONFIG_ALLCONFIG=*) config=${word#*=} ;; esac
+done
+echo "$word" >>"$MADE"
+case $word in
+allnoconfig) grep -v ^CONFIG_LOST "$config" >"$out/.config" ;;
+bzImage)
+    if grep -q broken arch/x86/kvm/svm.c; then
+        echo "  CC      arch/x86/kvm/svm.o"
+        echo "arch/x86/kvm/svm.c:7:1: error: expected ';' before '}' token"
+        echo "make[1]: *** [Makefile:1: arch/x86/kvm/svm.o] Error 1"
+        exit 2
+    fi
+    if grep -q slow arch/x86/kvm/svm.c; then sleep 1000; fi
+    echo "  CC      arch/x86/kvm/svm.o"
+    echo "  LD      vmlinux"
+    mkdir -p "$out/arch/x86/boot"
+    cp "$BZIMAGE" "$out/arch/x86/boot/bzImage" ;;
+esac
+"""
+
+
+def fake_bzimage(release: str = "9.9.1-test") -> bytes:
+    image = bytearray(0x1000)
+    image[0x1FE:0x200] = b"\x55\xaa"
+    image[0x202:0x206] = b"HdrS"
+    image[0x20E:0x210] = (0x600).to_bytes(2, "little")
+    image[0x800 : 0x800 + len(release) + 5] = release.encode() + b" (x)\0"
+    return bytes(image)
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache, a kernel source folder, and a make that only looks like one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "make").write_text(_MAKE)
+    (tools / "make").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("MADE", str(tmp_path / "made"))
+    monkeypatch.setenv("BZIMAGE", str(tmp_path / "image"))
+    (tmp_path / "image").write_bytes(fake_bzimage())
+    source = tmp_path / "linux"
+    (source / "arch/x86/kvm").mkdir(parents=True)
+    (source / "Kbuild").write_text("")
+    (source / "arch/x86/kvm/svm.c").write_text("fine\n")
+    return tmp_path
+
+
+def _tarball(world: Path, name: str = "linux-source-9.9.tar.xz") -> Path:
+    path = world / name
+    subprocess.run(["tar", "-cJf", path, "-C", world, "linux"], check=True)
+    return path
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _made(world: Path) -> list[str]:
+    return (world / "made").read_text().split() if (world / "made").exists() else []
+
+
+def test_a_kernel_is_built_once(world: Path) -> None:
+    recipe = Recipe(_tarball(world))
+    files: list[tuple[int, str]] = []
+    kernel = build(recipe, "mine", _silent, lambda made, name: files.append((made, name)))
+    assert (kernel.name, kernel.release) == ("mine", "9.9.1-test")
+    assert kernel.image.read_bytes() == fake_bzimage()
+    assert files == [(1, "arch/x86/kvm/svm.o"), (2, "vmlinux")]
+    made = _made(world)
+    assert build(recipe, "mine", _silent) == kernel
+    assert build(recipe, "other", _silent).image == kernel.image
+    assert _made(world) == made
+    assert [kernel.name for kernel in built_kernels()] == ["mine", "other"]
+
+
+def test_each_input_makes_another_kernel(world: Path) -> None:
+    patch = world / "p.patch"
+    patch.write_text("--- a/arch/x86/kvm/svm.c\n+++ b/arch/x86/kvm/svm.c\n@@ -1 +1 @@\n-fine\n+2\n")
+    source = _tarball(world)
+    recipes = [Recipe(source), Recipe(source, (patch,)), Recipe(source, (), "CONFIG_X=y\n")]
+    kernels = [build(recipe, None, _silent) for recipe in recipes]
+    assert len({kernel.image for kernel in kernels}) == 3
+    assert len({kernel.name for kernel in kernels}) == 3
+    assert kernels[1].patches == (str(patch),)
+
+
+def test_a_folder_is_built_again_when_it_changed(world: Path) -> None:
+    recipe = Recipe(world / "linux")
+    first = build(recipe, "tree", _silent)
+    assert build(recipe, "tree", _silent) == first
+    (world / "linux/arch/x86/kvm/svm.c").write_text("still fine\n")
+    assert build(recipe, "tree", _silent).image != first.image
+    assert (world / "linux/arch/x86/kvm/svm.c").read_text() == "still fine\n"
+    assert {path.name for path in (world / "linux").iterdir()} == {"Kbuild", "arch"}
+
+
+def test_a_kernel_that_does_not_compile_says_so_in_one_line(world: Path) -> None:
+    (world / "linux/arch/x86/kvm/svm.c").write_text("broken\n")
+    recipe = Recipe(_tarball(world))
+    with pytest.raises(LabError) as caught:
+        build(recipe, "mine", _silent)
+    message = str(caught.value)
+    assert "svm.c:7:1: error: expected ';'" in message
+    assert "\n" not in message
+    assert caught.value.status == 125
+    log = Path(message.rpartition("log: ")[2])
+    assert "make[1]: ***" in log.read_text()
+    assert find_built("mine") is None
+
+
+def test_a_lost_option_is_named(world: Path) -> None:
+    recipe = Recipe(_tarball(world), (), "CONFIG_LOST_ONE=y\n")
+    with pytest.raises(LabError, match=r"CONFIG_LOST_ONE=y did not stick"):
+        build(recipe, "mine", _silent)
+    assert "bzImage" not in _made(world)
+
+
+def test_an_unreadable_patch(world: Path) -> None:
+    with pytest.raises(LabUsageError, match=r"none\.patch"):
+        build(Recipe(_tarball(world), (world / "none.patch",)), None, _silent)
+
+
+def test_missing_tools_are_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(_tarball(world))
+    monkeypatch.setenv("PATH", str(world / "tools"))
+    with pytest.raises(LabError, match=r"gcc, .*flex.*pyvmm lab setup"):
+        build(recipe, None, _silent)
+
+
+def test_no_room(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LabError, match=r"no room in the cache .*: 1000000000 MiB needed"):
+        check_room(world, 10**9)
+
+
+def test_a_cache_that_cannot_be_made(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(world / "image"))
+    with pytest.raises(LabError, match="XDG_CACHE_HOME"):
+        build(Recipe(world / "linux"), None, _silent)
+
+
+def test_names(world: Path) -> None:
+    recipe = Recipe(_tarball(world))
+    for name in ("", "../x", ".hidden", "a b", "x" * 100):
+        with pytest.raises(LabUsageError, match="kernel name"):
+            build(recipe, name, _silent)
+    for name in ("default", "6.12", "memory-error"):
+        with pytest.raises(LabUsageError, match="the lab's own"):
+            build(recipe, name, _silent)
+    with pytest.raises(LabUsageError, match=r"'nosuch': there is none of this name"):
+        find_or_build("nosuch", _silent)
+
+
+def test_a_known_kernel_is_built_on_first_use(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _tarball(world)
+    monkeypatch.setattr(build_module, "default_tarball", lambda version: source)
+    said: list[str] = []
+    kernel = find_or_build("default", said.append)
+    assert "never built" in said[0]
+    assert kernel.name == "default"
+    said.clear()
+    assert find_or_build("default", said.append) == kernel
+    assert said == []
+    source.unlink()  # what is built stays usable
+    assert find_or_build("default", said.append) == kernel
+
+
+def test_known_recipes_are_what_they_say() -> None:
+    default = known_recipe("default")
+    assert default is not None and default.patches == ()
+    version = known_recipe("7.3")
+    assert version is not None and version.source.name == "linux-source-7.3.tar.xz"
+    own = known_recipe("memory-error")
+    assert own is not None and own.patches[0].name == "memory-error.patch"
+    assert known_recipe("anything") is None
+
+
+def test_a_build_waits_for_another(world: Path) -> None:
+    said: list[str] = []
+    code = (
+        "import sys; from pathlib import Path; from pyvmm.lab.cache import locked\n"
+        f"with locked(Path({str(world)!r}), lambda line: None):\n"
+        "    print('got it', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == b"got it\n"
+
+        def announce(line: str) -> None:
+            said.append(line)
+            other.communicate()
+
+        with locked(world, announce):
+            assert other.poll() == 0
+    assert said == [f"waiting for another build in {world}"]
+
+
+def test_an_interrupted_build_leaves_no_process(world: Path) -> None:
+    (world / "linux/arch/x86/kvm/svm.c").write_text("slow\n")
+    source = _tarball(world)
+    run = "import sys; from pyvmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", run, "lab", "build", "--source", str(source)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while "bzImage" not in _made(world):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(30) == 143
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            words = Path("/proc", pid, "cmdline").read_bytes()
+        except OSError:
+            continue
+        assert str(world).encode() not in words
+
+
+# ---- configuration ----
+
+
+def test_the_last_line_of_a_configuration_counts() -> None:
+    text = 'CONFIG_A=y\n# CONFIG_A is not set\nCONFIG_B=m\nCONFIG_B="text"\n# comment\n'
+    assert parse_config(text) == {"CONFIG_A": "n", "CONFIG_B": '"text"'}
+
+
+def test_the_labs_own_configuration_has_no_jump_labels() -> None:
+    own = parse_config(own_fragment())
+    assert own["CONFIG_JUMP_LABEL"] == "n"
+    assert own["CONFIG_KVM_SW_PROTECTED_VM"] == "y"
+    assert len(own) == len([line for line in own_fragment().splitlines() if "CONFIG_" in line])
+
+
+def test_what_the_lab_needs_must_stick_but_can_be_given_up() -> None:
+    final = own_fragment().replace("CONFIG_KVM_SW_PROTECTED_VM=y", "")
+    with pytest.raises(LabError, match=r"^CONFIG_KVM_SW_PROTECTED_VM=y did not stick"):
+        check_config(final, own_fragment(), "")
+    check_config(final, own_fragment(), "# CONFIG_KVM_SW_PROTECTED_VM is not set\n")
+
+
+@pytest.mark.parametrize("line", ["CONFIG_X", "X=y", "config_x=y", "nonsense"])
+def test_a_fragment_that_is_none(world: Path, line: str) -> None:
+    path = world / "fragment"
+    path.write_text(f"CONFIG_A=y\n\n# fine\n{line}\n")
+    with pytest.raises(LabUsageError, match="line 4"):
+        read_fragment(path)
+    with pytest.raises(LabUsageError, match="nowhere"):
+        read_fragment(world / "nowhere")
+
+
+# ---- images ----
+
+
+def test_images(world: Path) -> None:
+    assert read_image(world / "image").release == "9.9.1-test"
+    for content in (b"", b"\x7fELF" + bytes(1000), fake_bzimage()[:0x203]):
+        (world / "no").write_bytes(content)
+        with pytest.raises(LabUsageError, match="not a bzImage"):
+            read_image(world / "no")
+    with pytest.raises(LabUsageError, match="No such file"):
+        read_image(world / "nowhere")
+    with pytest.raises(LabUsageError, match="directory"):
+        read_image(world)

@@ -1,0 +1,211 @@
+"""The lab around QEMU, with stand-ins for QEMU: refusals, silence, what is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.initramfs import build_initramfs, find_busybox
+from pyvmm.lab.kernels import Kernel, last_log
+from pyvmm.lab.lab import Lab
+from pyvmm.lab.qemu import Machine, Qemu, remove_stale_folders
+
+_SILENT = "exec sleep 1000"
+_REFUSES = "echo 'qemu-system-x86_64: invalid kernel header' >&2; exit 1"
+_PANICS = "echo '[    1.0] Kernel panic - not syncing: VFS: no root' >console"
+_NO_9P = "echo 'pyvmm-init: no 9p: CONFIG_9P_FS' >console"
+
+StandIn = Callable[[str], None]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Put a shell script in QEMU's place, and everything it uses below tmp_path."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    places = tmp_path / "places"
+    places.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(places))
+
+    def make(script: str) -> None:
+        program = tools / "qemu-system-x86_64"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    return make
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    (tmp_path / "bzImage").write_bytes(b"")
+    return Kernel("mine", tmp_path / "bzImage", "9.9")
+
+
+def _left_behind() -> list[Path]:
+    return list(Path(tempfile.gettempdir()).glob("pyvmm-lab-*"))
+
+
+def test_no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: Kernel) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match="qemu-system-x86_64: not found; run 'pyvmm lab setup'"):
+        Lab(kernel).__enter__()
+
+
+def test_no_busybox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(LabError, match="busybox: not found; run 'pyvmm lab setup'"):
+        find_busybox()
+
+
+def test_a_busybox_with_libraries_is_no_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/bin/sh")
+    with pytest.raises(LabError, match="not statically linked"):
+        find_busybox()
+
+
+@pytest.mark.parametrize(
+    ("script", "cause", "attempts"),
+    [
+        (_REFUSES, "invalid kernel header", 1),
+        (_NO_9P, "CONFIG_9P_FS", 1),
+        (_PANICS, "Kernel panic - not syncing: VFS: no root", 2),
+        (_SILENT, "not a word on its serial console", 2),
+        ("exit 0", "QEMU ended with status 0", 1),
+    ],
+)
+def test_a_kernel_that_does_not_boot(
+    stand_in: StandIn, kernel: Kernel, script: str, cause: str, attempts: int, no_leak: None
+) -> None:
+    stand_in(script)
+    said: list[str] = []
+    with pytest.raises(LabError) as caught:
+        Lab(kernel, boot_timeout=0.5, announce=said.append).__enter__()
+    assert caught.value.status == 125
+    assert cause in str(caught.value)
+    assert "mine" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(said) == attempts - 1
+    assert _left_behind() == []
+    if attempts == 2 and script == _PANICS:
+        assert "Kernel panic" in last_log().read_text()
+
+
+def test_interrupted_while_it_boots(stand_in: StandIn, kernel: Kernel, no_leak: None) -> None:
+    stand_in(_SILENT)
+    handler = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Lab(kernel).__enter__()
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert _left_behind() == []
+
+
+def test_qemu_dies_with_its_parent(stand_in: StandIn, kernel: Kernel) -> None:
+    stand_in(f"echo $$ >{kernel.image}; exec sleep 1000")
+    code = (
+        "import sys, tempfile; from pathlib import Path; from pyvmm.lab.kernels import Kernel\n"
+        f"tempfile.tempdir = {tempfile.gettempdir()!r}\n"
+        "from pyvmm.lab.lab import Lab\n"
+        f"Lab(Kernel('mine', Path({str(kernel.image)!r}), '')).__enter__()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        while not kernel.image.read_text().endswith("\n"):
+            time.sleep(0.01)
+        pid = int(kernel.image.read_text())
+        ended = os.pidfd_open(pid)
+        process.kill()
+    assert signal_comes(ended)
+    # Its folder is for the next lab to remove, once it is old enough to be nobody's.
+    (folder,) = _left_behind()
+    remove_stale_folders()
+    assert folder.exists()
+    os.utime(folder, (1, 1))
+    remove_stale_folders()
+    assert not folder.exists()
+
+
+def signal_comes(pidfd: int) -> bool:
+    import select
+
+    try:
+        return bool(select.select([pidfd], [], [], 30)[0])
+    finally:
+        os.close(pidfd)
+
+
+def test_a_folder_in_use_is_not_removed(stand_in: StandIn, kernel: Kernel) -> None:
+    stand_in(_SILENT)
+    with Qemu(Machine(kernel.image, 1, 256, "", None), b"") as qemu:
+        os.utime(qemu.folder, (1, 1))
+        remove_stale_folders()
+        assert qemu.folder.exists()
+    assert _left_behind() == []
+
+
+def test_what_qemu_is_told(stand_in: StandIn, kernel: Kernel, tmp_path: Path) -> None:
+    results = tmp_path / "a,b"
+    results.mkdir()
+    stand_in('for word; do echo "$word"; done >arguments; exec sleep 1000')
+    with Qemu(Machine(kernel.image, 3, 512, "quiet kvm_amd.npt=0", results), b"") as qemu:
+        while not (qemu.folder / "arguments").exists() or not (
+            words := (qemu.folder / "arguments").read_text()
+        ).endswith("mount_tag=results\n"):
+            time.sleep(0.01)
+    assert "\n-smp\n3\n-m\n512\n" in words
+    assert "\n-append\nquiet kvm_amd.npt=0\n" in words
+    assert f"path={tmp_path}/a,,b," in words
+    assert "path=/,security_model=none,readonly=on" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"cpus": 0}, "0 CPUs"),
+        ({"cpus": 33}, "33 CPUs"),
+        ({"memory_mib": 1}, "1 MiB"),
+        ({"params": ["a b"]}, "'a b'"),
+        ({"params": [""]}, "''"),
+        ({"params": ["a\nb"]}, "NAME=VALUE"),
+        ({"results": "/"}, "a folder of its own"),
+        ({"results": "/proc/nowhere"}, "/proc/nowhere"),
+        ({"results": "/etc/passwd"}, "/etc/passwd"),
+    ],
+)
+def test_requests_that_cannot_be_right(
+    kernel: Kernel, arguments: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(LabUsageError) as caught:
+        Lab(kernel, **arguments)  # type: ignore[arg-type]
+    assert complaint in str(caught.value)
+    assert caught.value.status == 2
+
+
+def test_the_initramfs_is_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(build_initramfs("/usr/bin/python3", "/results/are here"))
+    busybox = find_busybox()
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "archive", "rb") as archive:
+        command = [busybox, "cpio", "-i", "-d", "-m"]
+        subprocess.run(command, stdin=archive, cwd=tmp_path / "out", check=True)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted(
+        ["agent.py", "bin", "dev", "host", "init", "proc", "python", "results", "root", "upper"]
+    )
+    assert (tmp_path / "out/results").read_text() == "/results/are here\n"
+    assert os.access(tmp_path / "out/init", os.X_OK)
+    subprocess.run([busybox, "sh", "-n", tmp_path / "out/init"], check=True)

@@ -1,0 +1,214 @@
+"""Kernel sources in the cache: patched and put back, with as few files touched as can be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.sources import Tree, list_files, open_source, patched_files
+
+_FILES = {
+    "Kbuild": "# top\n",
+    "arch/x86/kvm/svm.c": "one\ntwo\nthree\n",
+    "virt/kvm/kvm_main.c": "alpha\nbeta\ngamma\n",
+    "scripts/run.sh": "#!/bin/sh\n",
+}
+
+
+def _patch(name: str, before: str, after: str) -> str:
+    return f"--- a/{name}\n+++ b/{name}\n@@ -1,3 +1,3 @@\n one\n-{before}\n+{after}\n three\n"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pyvmm"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    top = tmp_path / "linux"
+    for name, content in _FILES.items():
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(content)
+    (top / "scripts/run.sh").chmod(0o755)
+    (top / "link").symlink_to("Kbuild")
+    return top
+
+
+@pytest.fixture
+def tarball(folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "linux-source-9.9.tar.xz"
+    subprocess.run(["tar", "-cJf", path, "-C", tmp_path, "linux"], check=True)
+    return path
+
+
+def _tree(path: Path) -> Tree:
+    tree = Tree(open_source(path))
+    tree.folder.mkdir(parents=True, exist_ok=True)
+    tree.bring_up_to_date(lambda line: None)
+    return tree
+
+
+def _contents(top: Path) -> dict[str, str]:
+    return {name: (top / name).read_text() for name, _, _ in list_files(top)}
+
+
+def _stamps(top: Path) -> dict[str, int]:
+    return {name: stamp for name, _, stamp in list_files(top)}
+
+
+def _write_patch(tmp_path: Path, text: str, name: str = "x.patch") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "tarball"])
+def test_a_tree_has_what_the_source_has(kind: str, request: pytest.FixtureRequest) -> None:
+    source: Path = request.getfixturevalue(kind)
+    tree = _tree(source)
+    assert _contents(tree.files) == {**_FILES, "link": "# top\n"}
+    assert os.readlink(tree.files / "link") == "Kbuild"
+    assert os.access(tree.files / "scripts/run.sh", os.X_OK)
+
+
+def test_a_patch_touches_its_files_alone_and_is_undone(tarball: Path, tmp_path: Path) -> None:
+    tree = _tree(tarball)
+    before = _stamps(tree.files)
+    text = _patch("arch/x86/kvm/svm.c", "two", "2")
+    tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\n2\nthree\n"
+    patched = _stamps(tree.files)
+    assert {name for name in before if before[name] != patched[name]} == {"arch/x86/kvm/svm.c"}
+    tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    assert _stamps(tree.files) == patched, "the same patch again must not rebuild anything"
+    tree.patch([], tmp_path / "log")
+    assert _contents(tree.files) == {**_FILES, "link": "# top\n"}
+    # Newer than the objects of the patched build, or make would keep those.
+    assert _stamps(tree.files)["arch/x86/kvm/svm.c"] > patched["arch/x86/kvm/svm.c"]
+
+
+def test_patches_that_build_on_each_other(tarball: Path, tmp_path: Path) -> None:
+    tree = _tree(tarball)
+    first = _write_patch(tmp_path, _patch("arch/x86/kvm/svm.c", "two", "2"), "1.patch")
+    second = _write_patch(tmp_path, _patch("arch/x86/kvm/svm.c", "2", "zwei"), "2.patch")
+    tree.patch([first, second], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\nzwei\nthree\n"
+
+
+def test_files_that_a_patch_makes_and_removes(tarball: Path, tmp_path: Path) -> None:
+    tree = _tree(tarball)
+    text = (
+        "--- /dev/null\n+++ b/virt/kvm/new/file.c\n@@ -0,0 +1 @@\n+new\n"
+        "--- a/virt/kvm/kvm_main.c\n+++ /dev/null\n@@ -1,3 +0,0 @@\n-alpha\n-beta\n-gamma\n"
+    )
+    tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    contents = _contents(tree.files)
+    assert contents["virt/kvm/new/file.c"] == "new\n"
+    assert "virt/kvm/kvm_main.c" not in contents
+    tree.patch([], tmp_path / "log")
+    assert _contents(tree.files) == {**_FILES, "link": "# top\n"}
+
+
+def test_a_patch_that_does_not_apply_changes_nothing(tarball: Path, tmp_path: Path) -> None:
+    tree = _tree(tarball)
+    before = _stamps(tree.files)
+    good = _write_patch(tmp_path, _patch("virt/kvm/kvm_main.c", "nonsense", "x"), "bad.patch")
+    log = tmp_path / "log"
+    with pytest.raises(LabError) as caught:
+        tree.patch([good], log)
+    assert str(good) in str(caught.value)
+    assert str(log) in str(caught.value)
+    assert "FAILED" in log.read_text()
+    assert "\n" not in str(caught.value)
+    assert _stamps(tree.files) == before
+
+
+@pytest.mark.parametrize("text", ["", "no patch at all\n"])
+def test_a_file_that_is_no_patch(tarball: Path, tmp_path: Path, text: str) -> None:
+    tree = _tree(tarball)
+    with pytest.raises(LabError, match="does not apply"):
+        tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+
+
+def test_a_patch_cannot_leave_the_tree(tarball: Path, tmp_path: Path) -> None:
+    tree = _tree(tarball)
+    outside = tree.folder / "outside"
+    text = "--- /dev/null\n+++ b/../outside\n@@ -0,0 +1 @@\n+gotcha\n"
+    path = _write_patch(tmp_path, text)
+    assert patched_files(path) == set()
+    with pytest.raises(LabError):
+        tree.patch([path], tmp_path / "log")
+    assert not outside.exists()
+
+
+def test_changes_in_a_source_folder_come_through(folder: Path, tmp_path: Path) -> None:
+    tree = _tree(folder)
+    state, before = tree.state(), _stamps(tree.files)
+    (folder / "virt/kvm/kvm_main.c").write_text("changed\n")
+    (folder / "virt/kvm/more.c").write_text("more\n")
+    (folder / "scripts/run.sh").unlink()
+    (folder / "Kbuild").touch()
+    tree.bring_up_to_date(lambda line: None)
+    assert tree.state() != state
+    contents = _contents(tree.files)
+    assert contents["virt/kvm/kvm_main.c"] == "changed\n"
+    assert contents["virt/kvm/more.c"] == "more\n"
+    assert "scripts/run.sh" not in contents
+    assert _stamps(tree.files)["Kbuild"] == before["Kbuild"], "same contents, nothing to build"
+
+
+def test_a_changed_source_under_a_patch(folder: Path, tmp_path: Path) -> None:
+    tree = _tree(folder)
+    patch = _write_patch(tmp_path, _patch("arch/x86/kvm/svm.c", "two", "2"))
+    tree.patch([patch], tmp_path / "log")
+    (folder / "arch/x86/kvm/svm.c").write_text("one\ntwo\nthree\nfour\n")
+    tree.bring_up_to_date(lambda line: None)
+    tree.patch([patch], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\n2\nthree\nfour\n"
+    tree.patch([], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\ntwo\nthree\nfour\n"
+
+
+def test_what_was_built_in_the_source_folder_stays_there(folder: Path) -> None:
+    for name in (".config", "vmlinux", "virt/kvm/x.o", "include/generated/x.h", ".git/HEAD"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("built")
+    tree = _tree(folder)
+    assert _contents(tree.files) == {**_FILES, "link": "# top\n"}
+
+
+def test_the_source_folder_is_never_written_to(folder: Path, tmp_path: Path) -> None:
+    before = _stamps(folder)
+    tree = _tree(folder)
+    tree.patch([_write_patch(tmp_path, _patch("arch/x86/kvm/svm.c", "two", "2"))], tmp_path / "l")
+    assert _stamps(folder) == before
+    assert _contents(folder)["arch/x86/kvm/svm.c"] == "one\ntwo\nthree\n"
+
+
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LabUsageError, match="no Kbuild"):
+        open_source(tmp_path / "empty")
+    with pytest.raises(LabUsageError, match="pyvmm lab setup"):
+        open_source(tmp_path / "missing.tar.xz")
+    (tmp_path / "not.tar.xz").write_text("not a tarball")
+    with pytest.raises(LabUsageError, match="cannot unpack"):
+        _tree(tmp_path / "not.tar.xz")
+    (tmp_path / "empty/file").write_text("")
+    subprocess.run(["tar", "-cJf", tmp_path / "e.tar.xz", "-C", tmp_path, "empty"], check=True)
+    with pytest.raises(LabUsageError, match="no kernel source"):
+        _tree(tmp_path / "e.tar.xz")
+
+
+def test_an_interrupted_unpacking_is_done_again(tarball: Path) -> None:
+    tree = Tree(open_source(tarball))
+    (tree.folder / "unpacking-x" / "linux").mkdir(parents=True)
+    tree.bring_up_to_date(lambda line: None)
+    assert _contents(tree.files)["Kbuild"] == "# top\n"
+    assert not list(tree.folder.glob("unpacking-*"))
