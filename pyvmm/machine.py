@@ -103,6 +103,7 @@ class Machine:
         self.on_exit_record: LogFunction | None = None
         self.on_tick: Callable[[], None] | None = None
         self._closed = False
+        self._running = False
         self._resources = ExitStack()
         try:
             self._build(kvm, backend, views, vcpus, irqchip, asked, recording, log_capacity)
@@ -194,6 +195,7 @@ class Machine:
         """
         self._check_open()
         deadline = time.monotonic_ns() + int(deadline_s * 1e9)
+        self._running = True
         threads: list[threading.Thread] = []
         errors: list[BaseException] = []
 
@@ -224,6 +226,9 @@ class Machine:
             for thread in threads:
                 _join(thread, self._end_all)
             self._finish()
+            self._running = False
+            if self._closed:
+                self._resources.close()
         if errors:
             raise errors[0]
         return self.report()
@@ -476,6 +481,7 @@ class Machine:
 
     def console(self) -> bytes:
         """The console's bytes until now; at most 1 MiB is kept."""
+        self._check_open()
         kept = min(self._protocol.console_written, lib.CONSOLE_SIZE)
         return bytes(ffi.buffer(self._protocol.console, kept))
 
@@ -486,8 +492,12 @@ class Machine:
             raise ClosedError("machine")
 
     def close(self) -> None:
+        """Give everything back. A run that is under way ends first, and does it then."""
         self._closed = True
-        self._resources.close()
+        if self._running:
+            self._end_all()
+        else:
+            self._resources.close()
 
     def __enter__(self) -> Self:
         return self
