@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from pyvmm.devices.bus import Bus
 from pyvmm.diagnosis import describe_exit, read_assert, register_lines
@@ -42,6 +41,10 @@ _FATAL = frozenset((lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_
 
 PolicyFunction = Callable[[MemoryErrorExit, int], bool]
 LogFunction = Callable[[int, ExitRecord], None]
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class Machine:
         self.on_tick: Callable[[], None] | None = None
         self._closed = False
         self._running = False
-        self._resources = ExitStack()
+        self._resources: list[Closeable] = []
         try:
             self._build(kvm, backend, views, vcpus, irqchip, asked, recording, log_capacity)
         except BaseException:
@@ -123,7 +126,8 @@ class Machine:
         log_capacity: int,
     ) -> None:
         if kvm is None:
-            kvm = self._resources.enter_context(Kvm())
+            kvm = Kvm()
+            self._resources.append(kvm)
         chosen, mechanism = choose_backend(kvm, backend)
         if views not in chosen.views:
             raise UnsupportedError(
@@ -131,9 +135,9 @@ class Machine:
             )
         # Closed last to first: the loops, the vCPUs, the VM, then the memory behind it.
         self.vm = kvm.create_vm(chosen.vm_type)
-        self._resources.callback(self.vm.close)
+        self._resources.append(self.vm)
         self.memory = GuestMemory(self.vm, chosen, mechanism, policy)
-        self._resources.callback(self.memory.close)
+        self._resources.append(self.memory)
         self.vm.set_identity_map_addr(_IDENTITY_MAP_GPA)
         self.vm.set_tss_addr(_TSS_GPA)
         if irqchip:
@@ -153,7 +157,7 @@ class Machine:
         cpuid = kvm.get_supported_cpuid()
         for index in range(vcpus):
             vcpu = self.vm.create_vcpu(index)
-            self._resources.callback(vcpu.close)
+            self._resources.append(vcpu)
             self.vcpus.append(vcpu)
             vcpu.set_cpuid2(cpuid)
             set_boot_state(vcpu, vcpus, self._image.entry)
@@ -167,7 +171,7 @@ class Machine:
                 sync_registers=sync,
                 log_capacity=log_capacity if recording else 0,
             )
-            self._resources.callback(loop.close)
+            self._resources.append(loop)
             self.loops.append(loop)
 
     def _load(self, ram: memoryview) -> None:
@@ -228,7 +232,7 @@ class Machine:
             self._finish()
             self._running = False
             if self._closed:
-                self._resources.close()
+                self._close_parts()
         if errors:
             raise errors[0]
         return self.report()
@@ -458,6 +462,8 @@ class Machine:
         return Result.PASS, code, "", ()
 
     def _latency(self, name: str) -> Latency:
+        if not any(loop.raw.exit_latency.count for loop in self.loops):
+            return Latency()
         total = ffi.new("struct histogram *")
         lib.histogram_clear(total)
         for loop in self.loops:
@@ -497,7 +503,11 @@ class Machine:
         if self._running:
             self._end_all()
         else:
-            self._resources.close()
+            self._close_parts()
+
+    def _close_parts(self) -> None:
+        while self._resources:
+            self._resources.pop().close()
 
     def __enter__(self) -> Self:
         return self
