@@ -18,6 +18,7 @@ from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder
 from pyvmm.lab.config import check_config, own_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, read_image
+from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.sources import Tree, default_tarball, open_source
 
 DEFAULT_VERSION = "6.12"
@@ -195,6 +196,7 @@ class _Maker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGTERM),
                 pass_fds=(self._lock,),  # the tree stays locked for as long as make lives
             ) as process,
         ):

@@ -6,7 +6,6 @@ whatever the host has. The host's root goes in read-only over 9p.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
@@ -21,12 +20,12 @@ from types import TracebackType
 
 from pyvmm.lab.agent import PORT_NAME
 from pyvmm.lab.errors import LabError
+from pyvmm.lab.processes import die_with_parent
 
 QEMU = "qemu-system-x86_64"
 _FOLDER_PREFIX = "pyvmm-lab-"
 #: A folder this new may not have been locked yet by its owner.
 _NEW_SECONDS = 60
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +65,6 @@ class Qemu:
             (self.folder / "initramfs").write_bytes(initramfs)
             self.console.touch()
             self._messages = open(self.folder / "qemu.log", "wb")  # noqa: SIM115
-            parent = os.getpid()
-            libc = ctypes.CDLL(None)
-
-            def die_with_parent() -> None:
-                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                if os.getppid() != parent:
-                    os._exit(1)
-
             self.process = subprocess.Popen(
                 [program, *_arguments(machine)],
                 cwd=self.folder,
@@ -82,7 +73,7 @@ class Qemu:
                 stderr=self._messages,
                 bufsize=0,
                 start_new_session=True,  # a terminal's Ctrl-C is for the lab, which then ends it
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent(signal.SIGKILL),
             )
         except BaseException:
             self._remove_folder()
