@@ -32,6 +32,7 @@ class ConsoleText:
         self.has_colour = self.is_live and has_colour()
         self._taken = b""
         self._shown = 0
+        self._held = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self._at_line_start = True
 
@@ -43,8 +44,11 @@ class ConsoleText:
         """Print what has been taken and not shown; a half character waits unless ``final``."""
         new = self._taken[self._shown :]
         self._shown = len(self._taken)
+        decoded = self._held + self._decoder.decode(new, final)
         # The \r of \r\n moves nothing; any other one would overwrite what was printed.
-        text = printable(self._decoder.decode(new, final).replace("\r\n", "\n"), "\n\t")
+        self._held = "\r" if decoded.endswith("\r") and not final else ""
+        whole = decoded.removesuffix(self._held)
+        text = printable(whole.replace("\r\n", "\n"), "\n\t")
         if text:
             self._at_line_start = text.endswith("\n")
         if final and not self._at_line_start:

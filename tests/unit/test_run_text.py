@@ -1,0 +1,135 @@
+"""The text of ``pyvmm run``, from reports made by hand."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyvmm.cli.run_text import ConsoleText, duration, render
+from pyvmm.memory.guest_memory import Conversions
+from pyvmm.printable import printable
+from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport
+
+
+def text_of(report: RunReport, console: bytes = b"", guest: str = "guest.S") -> str:
+    out = io.StringIO()
+    shown = ConsoleText(out)
+    shown.take(console)
+    render(report, shown, guest, 0.25)
+    return out.getvalue()
+
+
+def ran(result: Result = Result.PASS, **fields: object) -> RunReport:
+    return RunReport(result, backend="emulated", mechanism="slots", **fields)  # type: ignore[arg-type]
+
+
+def test_only_a_verdict_when_nothing_ran() -> None:
+    report = RunReport(Result.INTERRUPTED, reason="SIGINT ended the run")
+    assert text_of(report) == "INTERRUPTED  guest.S: SIGINT ended the run\n"
+
+
+def test_exit_table() -> None:
+    report = ran(
+        by_reason={
+            "io": ReasonStatistics(1, 1000, 1000, 1000),
+            "mmio": ReasonStatistics(3, 9000, 2000, 4000),
+        }
+    )
+    rows = [line.split() for line in text_of(report).splitlines()]
+    assert ["VM-EXIT", "Samples", "Samples%", "Time%", "Min", "Max", "Avg"] in rows
+    mmio = ["mmio", "3", "75.00%", "90.00%", "2.00us", "4.00us", "3.00us"]
+    assert rows.index(mmio) + 1 == rows.index(
+        ["io", "1", "25.00%", "10.00%", "1.00us", "1.00us", "1.00us"]
+    )
+
+
+def test_an_exit_that_took_no_time_at_all() -> None:
+    assert "0.00%" in text_of(ran(by_reason={"io": ReasonStatistics(1, 0, 0, 0)}))
+
+
+def test_latencies_and_conversions() -> None:
+    text = text_of(
+        ran(
+            exit_latency=Latency(5, 43, 850, 12_340, 1_000_000, 2_500_000, 1_050_000_000),
+            conversions=Conversions(3, 2, 4, 1),
+        )
+    )
+    for word in ("43 ns", "850 ns", "12.3 us", "1.00 ms", "2.50 ms", "1.05 s"):
+        assert word in text
+    assert "5 pages: 3 to private and 2 to shared, 4 implicit and 1 explicit" in text
+
+
+@pytest.mark.parametrize(
+    ("nanoseconds", "text"),
+    [(0, "0 ns"), (999, "999 ns"), (1000, "1.00 us"), (99_949, "99.9 us"), (99_951, "100 us")],
+)
+def test_duration(nanoseconds: int, text: str) -> None:
+    assert duration(nanoseconds) == text
+
+
+@given(st.integers(0, 10**12))
+def test_a_duration_is_never_wide(nanoseconds: int) -> None:
+    assert len(duration(nanoseconds)) <= 7
+
+
+def test_picture_of_a_region() -> None:
+    region = RegionReport(0x40000, 0x42000, ((0x41000, 0x2000), (0x81000, 0x1000)))
+    rows = [line for line in text_of(ran(memory=(region,))).splitlines() if line[:2] == "0x"]
+    assert rows == ["0x00040000  .##" + "." * 61, "0x00080000  .#"]
+
+
+def test_a_large_region_is_folded() -> None:
+    size = 1 << 30
+    region = RegionReport(0, size, ((0, size // 2), (size // 2 + 4096, 4096)))
+    rows = [line for line in text_of(ran(memory=(region,))).splitlines() if line[:2] == "0x"]
+    assert len(rows) == 16
+    assert rows[7].endswith("#" * 64) and rows[8].split()[1] == "+" + "." * 63
+    assert "256 pages a character" in text_of(ran(memory=(region,)))
+
+
+def test_what_was_lost_is_said_only_if_there_was_something() -> None:
+    assert "Lost" not in text_of(ran())
+    text = text_of(ran(console_dropped=7, measures=tuple(range(100)), measures_dropped=8))
+    assert "7 console bytes dropped" in text and "8 measures dropped" in text
+    assert "and 36 more" in text
+
+
+def test_details_of_a_failure() -> None:
+    report = ran(Result.FAIL, reason="triple fault", details=("eip=7c00", "exit io"))
+    assert text_of(report).endswith("Where it ended\neip=7c00\nexit io\n")
+
+
+def test_a_hostile_name_or_reason_is_escaped() -> None:
+    report = ran(Result.FAIL, reason="\x1b[2J")
+    assert "\x1b" not in text_of(report, guest="\x1b]0;x\x07.S")
+
+
+@given(st.binary(), st.integers(0))
+@example(b"a\r\nb", 2)
+@example("\u00e9".encode(), 1)
+def test_whatever_the_console_holds_and_however_it_arrives(console: bytes, cut: int) -> None:
+    text = shown_in_parts(console[: cut % (len(console) + 1)], console)
+    assert all(char.isprintable() or char in "\n\t" for char in text)
+    assert not text or text.endswith("\n")
+    assert text == shown_in_parts(console)
+
+
+def shown_in_parts(*taken: bytes) -> str:
+    out = io.StringIO()
+    console = ConsoleText(out)
+    for part in taken[:-1]:
+        console.take(part)
+        console.show()
+    console.take(taken[-1])
+    console.show(final=True)
+    return out.getvalue()
+
+
+@given(st.text())
+def test_printable(text: str) -> None:
+    assert printable(text).isprintable() or not text
+    if text.isprintable():
+        assert printable(text) == text
