@@ -6,8 +6,8 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-from pyvmm.errors import ClosedError, KvmError
-from pyvmm.ioctls import IOCTLS
+from pyvmm.errors import ClosedError, ConfigurationError, KvmError
+from pyvmm.ioctls import IOCTLS, Ioctl
 from pyvmm.native import ffi, lib
 
 
@@ -56,15 +56,20 @@ class Fd:
 class KvmFd(Fd):
     """A descriptor that takes KVM ioctls."""
 
-    def ioctl(self, name: str, argument: Any = 0, about: str = "") -> int:
-        """Issue the ioctl called ``name``; ``argument`` is an int or a cffi pointer.
+    def ioctl(self, request: str | Ioctl, argument: Any = 0, about: str = "") -> int:
+        """Issue an ioctl, by its name in the table or as an :class:`Ioctl` of one's own.
 
-        Returns the kernel's non-negative result. Raises :class:`KvmError` with the
-        ioctl's name, the errno and ``about``.
+        ``argument`` is an int or a cffi pointer. Returns the kernel's non-negative result.
+        Raises :class:`KvmError` with the ioctl's name, the errno and ``about``.
         """
+        entry = IOCTLS.get(request) if isinstance(request, str) else request
+        if entry is None:
+            raise ConfigurationError(
+                str(request), "it is not in the ioctl table", "make it with pyvmm.ioctls.iow()"
+            )
         if not isinstance(argument, int):
             argument = int(ffi.cast("uintptr_t", argument))
-        result: int = lib.kvm_ioctl(self.fileno(), IOCTLS[name].number, argument)
+        result: int = lib.kvm_ioctl(self.fileno(), entry.number, argument)
         if result < 0:
-            raise KvmError(name, -result, about or self.name)
+            raise KvmError(entry.name, -result, about or self.name)
         return result
