@@ -2,7 +2,8 @@
 
 They are named tuples because they are built once per exit. Code that is in a hurry
 reads ``vcpu.kvm_run`` in place instead. Numbers and layouts: ``struct kvm_run`` in
-``<linux/kvm.h>``, Documentation/virt/kvm/api.rst, section 5.
+``<linux/kvm.h>``, Documentation/virt/kvm/api.rst, section 5. Answers are written into
+``kvm_run``: :func:`io_data`, ``mmio.data``, ``msr.data``, ``hypercall.ret``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from pyvmm.mapping import PAGE_SIZE
 from pyvmm.native import ffi, lib
 from pyvmm.uapi import PageState
 
@@ -34,10 +36,24 @@ class MmioExit(NamedTuple):
 
 
 class HypercallExit(NamedTuple):
-    """KVM_EXIT_HYPERCALL."""
+    """KVM_EXIT_HYPERCALL: KVM_HC_* with its six arguments."""
 
     number: int
     arguments: tuple[int, ...]
+    is_long_mode: bool
+
+
+class HardwareExit(NamedTuple):
+    """KVM_EXIT_UNKNOWN: the CPU left the guest for a reason that KVM does not know."""
+
+    hardware_reason: int
+
+
+class ExceptionExit(NamedTuple):
+    """KVM_EXIT_EXCEPTION; no x86 KVM of today sends it."""
+
+    vector: int
+    error_code: int
 
 
 class HltExit(NamedTuple):
@@ -53,7 +69,15 @@ class IrqWindowExit(NamedTuple):
 
 
 class InterruptedExit(NamedTuple):
-    """KVM_EXIT_INTR."""
+    """KVM_EXIT_INTR: a signal for the thread; KVM_RUN failed with EINTR."""
+
+
+class SetTprExit(NamedTuple):
+    """KVM_EXIT_SET_TPR: the guest lowered CR8; see ``kvm_run.cr8``."""
+
+
+class NmiExit(NamedTuple):
+    """KVM_EXIT_NMI."""
 
 
 class InternalErrorExit(NamedTuple):
@@ -84,7 +108,10 @@ class DebugExit(NamedTuple):
 
 
 class MsrExit(NamedTuple):
-    """KVM_EXIT_X86_RDMSR and KVM_EXIT_X86_WRMSR."""
+    """KVM_EXIT_X86_RDMSR and KVM_EXIT_X86_WRMSR; ``reason`` is KVM_MSR_EXIT_REASON_*.
+
+    Answer in ``kvm_run.msr``: ``data`` of a read, ``error`` = 1 for a #GP.
+    """
 
     msr: int
     is_write: bool
@@ -93,21 +120,21 @@ class MsrExit(NamedTuple):
 
 
 class TprAccessExit(NamedTuple):
-    """KVM_EXIT_TPR_ACCESS."""
+    """KVM_EXIT_TPR_ACCESS: the guest touched its APIC's TPR, if that was asked for."""
 
     rip: int
     is_write: bool
 
 
 class SystemEventExit(NamedTuple):
-    """KVM_EXIT_SYSTEM_EVENT."""
+    """KVM_EXIT_SYSTEM_EVENT: ``type`` is KVM_SYSTEM_EVENT_*."""
 
     type: int
     data: tuple[int, ...]
 
 
 class IoapicEoiExit(NamedTuple):
-    """KVM_EXIT_IOAPIC_EOI."""
+    """KVM_EXIT_IOAPIC_EOI: the end of a level-triggered interrupt, with a split irqchip."""
 
     vector: int
 
@@ -117,9 +144,46 @@ class DirtyRingFullExit(NamedTuple):
 
 
 class NotifyExit(NamedTuple):
-    """KVM_EXIT_NOTIFY."""
+    """KVM_EXIT_NOTIFY: the guest kept the CPU from taking any event (Linux 6.0, Intel)."""
+
+    is_context_valid: bool
+
+
+class BusLockExit(NamedTuple):
+    """KVM_EXIT_X86_BUS_LOCK: the guest took the bus lock, if that was asked for."""
+
+
+class ApResetHoldExit(NamedTuple):
+    """KVM_EXIT_AP_RESET_HOLD: an SEV-ES vCPU waits for its start-up interrupt."""
+
+
+class HypervExit(NamedTuple):
+    """KVM_EXIT_HYPERV: see ``struct kvm_hyperv_exit``."""
+
+    type: int
+    payload: bytes
+
+
+class XenExit(NamedTuple):
+    """KVM_EXIT_XEN: see ``struct kvm_xen_exit``."""
+
+    type: int
+    payload: bytes
+
+
+class TdxExit(NamedTuple):
+    """KVM_EXIT_TDX (Linux 6.16): a TDVMCALL ``number``; answer in its ``ret``."""
 
     flags: int
+    number: int
+    data: tuple[int, ...]
+
+
+class SnpReqCertsExit(NamedTuple):
+    """KVM_EXIT_SNP_REQ_CERTS (Linux 7.0): put certificates into ``pages`` at ``gpa``."""
+
+    gpa: int
+    pages: int
 
 
 class MemoryFaultExit(NamedTuple):
@@ -139,7 +203,10 @@ class MemoryErrorExit(NamedTuple):
 
 
 class UnknownExit(NamedTuple):
-    """An exit that pyvmm has no type for: the raw reason and kvm_run's union."""
+    """An exit without a type here, or one that contradicts itself.
+
+    ``reason`` is the raw number, ``payload`` the 256 bytes of kvm_run's union.
+    """
 
     reason: int
     payload: bytes
@@ -149,10 +216,14 @@ Exit = (
     IoExit
     | MmioExit
     | HypercallExit
+    | HardwareExit
+    | ExceptionExit
     | HltExit
     | ShutdownExit
     | IrqWindowExit
     | InterruptedExit
+    | SetTprExit
+    | NmiExit
     | InternalErrorExit
     | FailEntryExit
     | DebugExit
@@ -162,6 +233,12 @@ Exit = (
     | IoapicEoiExit
     | DirtyRingFullExit
     | NotifyExit
+    | BusLockExit
+    | ApResetHoldExit
+    | HypervExit
+    | XenExit
+    | TdxExit
+    | SnpReqCertsExit
     | MemoryFaultExit
     | MemoryErrorExit
     | UnknownExit
@@ -172,7 +249,10 @@ _OUT: int = lib.KVM_EXIT_IO_OUT
 _new: Any = tuple.__new__
 
 _UNION_OFFSET = ffi.offsetof("struct kvm_run", "hw")
-_UNION_SIZE = 256
+_UNION_SIZE = 256  # kvm_run pads it to this
+
+# The data of port accesses lie in a page of their own.
+_IO_END: int = (lib.KVM_PIO_PAGE_OFFSET + 1) * PAGE_SIZE
 
 
 def _payload(run: Any) -> Any:
@@ -180,26 +260,36 @@ def _payload(run: Any) -> Any:
 
 
 def io_data(run: Any) -> Any:
-    """The buffer of a KVM_EXIT_IO in place: writable, size * count bytes."""
+    """The buffer of a KVM_EXIT_IO in place: writable, size * count bytes.
+
+    Empty if that would reach past the memory that is shared with the kernel.
+    """
     io = run.io
-    return ffi.buffer(ffi.cast("char *", run) + io.data_offset, io.size * io.count)
+    offset, size = io.data_offset, io.size * io.count
+    if offset + size > _IO_END:
+        offset = size = 0
+    return ffi.buffer(ffi.cast("char *", run) + offset, size)
 
 
-def _io(run: Any) -> IoExit:
+def _io(run: Any) -> IoExit | UnknownExit:
     io = run.io
     size, elements, data = io.size, io.count, b""
     is_write = io.direction == _OUT
+    offset = io.data_offset
+    end = offset + size * elements
+    if end > _IO_END:
+        return _unknown(run)
     if is_write:
-        offset = io.data_offset
-        end = offset + size * elements
         data = ffi.buffer(run, end)[offset:end]
     exit: IoExit = _new(IoExit, (io.port, size, elements, is_write, data))
     return exit
 
 
-def _mmio(run: Any) -> MmioExit:
+def _mmio(run: Any) -> MmioExit | UnknownExit:
     mmio = run.mmio
-    size = min(mmio.len, 8)
+    size = mmio.len
+    if size > 8:
+        return _unknown(run)
     is_write = mmio.is_write != 0
     data = ffi.buffer(mmio.data, size)[:] if is_write else b""
     exit: MmioExit = _new(MmioExit, (mmio.phys_addr, size, is_write, data))
@@ -233,18 +323,38 @@ def _memory_error(run: Any) -> Exit:
     return _unknown(run)
 
 
+def _tdx(run: Any) -> TdxExit:
+    tdx = ffi.cast("struct pyvmm_tdx *", _payload(run))
+    return TdxExit(tdx.flags, tdx.nr, tuple(tdx.data))
+
+
+def _snp_req_certs(run: Any) -> SnpReqCertsExit:
+    request = ffi.cast("struct pyvmm_snp_req_certs *", _payload(run))
+    return SnpReqCertsExit(request.gpa, request.npages)
+
+
+def _bytes(run: Any) -> bytes:
+    return bytes(ffi.buffer(_payload(run), _UNION_SIZE))
+
+
 def _unknown(run: Any) -> UnknownExit:
-    return UnknownExit(run.exit_reason, bytes(ffi.buffer(_payload(run), _UNION_SIZE)))
+    return UnknownExit(run.exit_reason, _bytes(run))
 
 
 _DECODERS: dict[int, Callable[[Any], Exit]] = {
     lib.KVM_EXIT_IO: _io,
     lib.KVM_EXIT_MMIO: _mmio,
-    lib.KVM_EXIT_HYPERCALL: lambda run: HypercallExit(run.hypercall.nr, tuple(run.hypercall.args)),
+    lib.KVM_EXIT_HYPERCALL: lambda run: HypercallExit(
+        run.hypercall.nr, tuple(run.hypercall.args), run.hypercall.longmode & 1 != 0
+    ),
+    lib.KVM_EXIT_UNKNOWN: lambda run: HardwareExit(run.hw.hardware_exit_reason),
+    lib.KVM_EXIT_EXCEPTION: lambda run: ExceptionExit(run.ex.exception, run.ex.error_code),
     lib.KVM_EXIT_HLT: lambda run: HltExit(),
     lib.KVM_EXIT_SHUTDOWN: lambda run: ShutdownExit(),
     lib.KVM_EXIT_IRQ_WINDOW_OPEN: lambda run: IrqWindowExit(),
     lib.KVM_EXIT_INTR: lambda run: InterruptedExit(),
+    lib.KVM_EXIT_SET_TPR: lambda run: SetTprExit(),
+    lib.KVM_EXIT_NMI: lambda run: NmiExit(),
     lib.KVM_EXIT_INTERNAL_ERROR: _internal_error,
     lib.KVM_EXIT_FAIL_ENTRY: lambda run: FailEntryExit(
         run.fail_entry.hardware_entry_failure_reason, run.fail_entry.cpu
@@ -262,7 +372,15 @@ _DECODERS: dict[int, Callable[[Any], Exit]] = {
     ),
     lib.KVM_EXIT_IOAPIC_EOI: lambda run: IoapicEoiExit(run.eoi.vector),
     lib.KVM_EXIT_DIRTY_RING_FULL: lambda run: DirtyRingFullExit(),
-    lib.KVM_EXIT_NOTIFY: lambda run: NotifyExit(run.notify.flags),
+    lib.KVM_EXIT_NOTIFY: lambda run: NotifyExit(
+        run.notify.flags & lib.KVM_NOTIFY_CONTEXT_INVALID == 0
+    ),
+    lib.KVM_EXIT_X86_BUS_LOCK: lambda run: BusLockExit(),
+    lib.KVM_EXIT_AP_RESET_HOLD: lambda run: ApResetHoldExit(),
+    lib.KVM_EXIT_HYPERV: lambda run: HypervExit(run.hyperv.type, _bytes(run)),
+    lib.KVM_EXIT_XEN: lambda run: XenExit(run.xen.type, _bytes(run)),
+    lib.KVM_EXIT_TDX: _tdx,
+    lib.KVM_EXIT_SNP_REQ_CERTS: _snp_req_certs,
     lib.KVM_EXIT_MEMORY_FAULT: _memory_fault,
     lib.KVM_EXIT_MEMORY_ERROR: _memory_error,
 }

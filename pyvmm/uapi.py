@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 
 from pyvmm.native import lib
 
@@ -40,6 +41,8 @@ class ExitReason(IntEnum):
     MEMORY_ERROR = lib.KVM_EXIT_MEMORY_ERROR
     NOTIFY = lib.KVM_EXIT_NOTIFY
     MEMORY_FAULT = lib.KVM_EXIT_MEMORY_FAULT
+    TDX = lib.KVM_EXIT_TDX
+    SNP_REQ_CERTS = lib.KVM_EXIT_SNP_REQ_CERTS
 
 
 REASON_NAMES: dict[int, str] = {int(reason): reason.name.lower() for reason in ExitReason}
@@ -48,6 +51,42 @@ REASON_NAMES: dict[int, str] = {int(reason): reason.name.lower() for reason in E
 def reason_name(reason: int) -> str:
     """The lower-case name of an exit reason; ``exit_99`` for one without a name."""
     return REASON_NAMES.get(reason, f"exit_{reason}")
+
+
+@cache
+def capabilities() -> dict[str, int]:
+    """Every capability that the compiled module knows: name (``KVM_CAP_*``) and number."""
+    return {name: getattr(lib, name) for name in dir(lib) if name.startswith("KVM_CAP_")}
+
+
+def capability_name(number: int) -> str:
+    """The name and number of a capability, for messages."""
+    for name, known in capabilities().items():
+        if known == number:
+            return f"{name} ({number})"
+    return f"capability {number}"
+
+
+class VmType(IntEnum):
+    """KVM_X86_*_VM: the argument of KVM_CREATE_VM."""
+
+    DEFAULT = lib.KVM_X86_DEFAULT_VM
+    SW_PROTECTED = lib.KVM_X86_SW_PROTECTED_VM
+    SEV = lib.KVM_X86_SEV_VM
+    SEV_ES = lib.KVM_X86_SEV_ES_VM
+    SNP = lib.KVM_X86_SNP_VM
+    TDX = lib.KVM_X86_TDX_VM
+
+
+class MpState(IntEnum):
+    """KVM_MP_STATE_*, those of x86."""
+
+    RUNNABLE = lib.KVM_MP_STATE_RUNNABLE
+    UNINITIALIZED = lib.KVM_MP_STATE_UNINITIALIZED
+    INIT_RECEIVED = lib.KVM_MP_STATE_INIT_RECEIVED
+    HALTED = lib.KVM_MP_STATE_HALTED
+    SIPI_RECEIVED = lib.KVM_MP_STATE_SIPI_RECEIVED
+    AP_RESET_HOLD = lib.KVM_MP_STATE_AP_RESET_HOLD
 
 
 class PageState(IntEnum):
