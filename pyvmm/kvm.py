@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
+from pyvmm import uapi
+from pyvmm.cpuid import ask_cpuid
 from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.fd import KvmFd
-from pyvmm.native import ffi, lib
+from pyvmm.msrs import get_msr_list, get_msrs
+from pyvmm.native import lib
 from pyvmm.vm import Vm
 
 # The stable API; Documentation/virt/kvm/api.rst, 4.1: refuse to run with any other.
@@ -50,6 +54,10 @@ class Kvm(KvmFd):
         """KVM_CHECK_EXTENSION: 0 when absent. Ask the VM where VM types differ."""
         return self.ioctl("KVM_CHECK_EXTENSION", capability, f"capability {capability}")
 
+    def capabilities(self) -> dict[str, int]:
+        """KVM_CHECK_EXTENSION for every capability with a name: its answer, 0 when absent."""
+        return {name: self.check_extension(cap) for name, cap in uapi.capabilities().items()}
+
     def get_vcpu_mmap_size(self) -> int:
         """KVM_GET_VCPU_MMAP_SIZE: bytes of a vCPU's shared memory."""
         if not self._mmap_size:
@@ -61,19 +69,36 @@ class Kvm(KvmFd):
         fd = self.ioctl("KVM_CREATE_VM", vm_type, f"VM type {vm_type}")
         return Vm(fd, vm_type, self.get_vcpu_mmap_size())
 
+    def vm_types(self) -> tuple[int, ...]:
+        """The VM types that can be created (KVM_CAP_VM_TYPES, Linux 6.8); see VmType."""
+        types = self.check_extension(lib.KVM_CAP_VM_TYPES) or 1 << lib.KVM_X86_DEFAULT_VM
+        return tuple(bit for bit in range(types.bit_length()) if types >> bit & 1)
+
     def get_supported_cpuid(self) -> Any:
-        """KVM_GET_SUPPORTED_CPUID: a ``struct kvm_cpuid2 *``, asked once. Do not change it."""
+        """KVM_GET_SUPPORTED_CPUID (4.46): a ``struct kvm_cpuid2 *``, asked once. Do not change it.
+
+        :mod:`pyvmm.cpuid` turns it into tuples and back.
+        """
         if self._supported_cpuid is None:
-            entries = 128
-            while True:
-                cpuid = ffi.new("struct kvm_cpuid2 *", {"entries": entries})
-                cpuid.nent = entries
-                try:
-                    self.ioctl("KVM_GET_SUPPORTED_CPUID", cpuid)
-                    break
-                except KvmError as error:
-                    if error.errno != 7 or entries > 4096:  # E2BIG
-                        raise
-                    entries *= 2
-            self._supported_cpuid = cpuid
+            self._supported_cpuid = ask_cpuid(self, "KVM_GET_SUPPORTED_CPUID")
         return self._supported_cpuid
+
+    def get_emulated_cpuid(self) -> Any:
+        """KVM_GET_EMULATED_CPUID (4.88): what KVM can emulate only; ``struct kvm_cpuid2 *``."""
+        return ask_cpuid(self, "KVM_GET_EMULATED_CPUID")
+
+    def get_supported_hv_cpuid(self) -> Any:
+        """KVM_GET_SUPPORTED_HV_CPUID (4.118): Hyper-V's leaves; ``struct kvm_cpuid2 *``."""
+        return ask_cpuid(self, "KVM_GET_SUPPORTED_HV_CPUID")
+
+    def get_msr_index_list(self) -> tuple[int, ...]:
+        """KVM_GET_MSR_INDEX_LIST (4.3): the MSRs that make up a vCPU's state."""
+        return get_msr_list(self, "KVM_GET_MSR_INDEX_LIST")
+
+    def get_msr_feature_index_list(self) -> tuple[int, ...]:
+        """KVM_GET_MSR_FEATURE_INDEX_LIST (4.3): those that :meth:`get_msrs` takes here."""
+        return get_msr_list(self, "KVM_GET_MSR_FEATURE_INDEX_LIST")
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """KVM_GET_MSRS (4.18) of the system: the values of MSR-based features."""
+        return get_msrs(self, indices)

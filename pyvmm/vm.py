@@ -2,44 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from pyvmm import uapi
+from pyvmm.clock import Clock
+from pyvmm.dirty_log import DirtyBitmap, bitmap_size
 from pyvmm.errors import KvmError
-from pyvmm.fd import KvmFd
+from pyvmm.fd import Fd, KvmFd
 from pyvmm.guest_memfd import GuestMemfd
+from pyvmm.irq_routing import IrqchipRoute, MsiRoute, routing_table
+from pyvmm.msrs import MsrFilterRange, msr_filter
 from pyvmm.native import ffi, lib
+from pyvmm.stats import Stats
 from pyvmm.vcpu import Vcpu
+
+_XSAVE_SIZE: int = ffi.sizeof("struct kvm_xsave")
 
 
 def _about_slot(slot: int, gpa: int, size: int) -> str:
     return f"slot {slot}, GPA {gpa:#x}, {size:#x} bytes"
 
 
+def _about_range(gpa: int, size: int) -> str:
+    return f"GPA {gpa:#x}, {size:#x} bytes"
+
+
 class Vm(KvmFd):
-    """A virtual machine. Made by :meth:`pyvmm.kvm.Kvm.create_vm`."""
+    """A virtual machine. Made by :meth:`pyvmm.kvm.Kvm.create_vm`.
+
+    All addresses and sizes are in bytes. All methods raise :class:`KvmError`; the
+    sections are those of Documentation/virt/kvm/api.rst in Linux 7.3.
+    """
 
     def __init__(self, fd: int, vm_type: int, vcpu_mmap_size: int) -> None:
         super().__init__(fd, "VM")
         self.vm_type = vm_type
         self._vcpu_mmap_size = vcpu_mmap_size
 
+    # ---- capabilities ----
+
     def check_extension(self, capability: int) -> int:
-        """KVM_CHECK_EXTENSION on the VM: 0 when this VM does not have it."""
+        """KVM_CHECK_EXTENSION (4.4) on the VM: 0 when this VM does not have it."""
         return self.ioctl("KVM_CHECK_EXTENSION", capability, f"capability {capability}")
 
+    def capabilities(self) -> dict[str, int]:
+        """KVM_CHECK_EXTENSION for every capability with a name: its answer, 0 when absent."""
+        return {name: self.check_extension(cap) for name, cap in uapi.capabilities().items()}
+
+    def has(self, capability: int) -> bool:
+        """Whether this VM has a capability; False also where the question is unknown."""
+        try:
+            return self.check_extension(capability) > 0
+        except KvmError:
+            return False
+
     def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> int:
-        """KVM_ENABLE_CAP with up to four arguments."""
+        """KVM_ENABLE_CAP (4.37) with up to four arguments."""
         request = ffi.new("struct kvm_enable_cap *", (capability, flags, list(arguments)))
-        return self.ioctl("KVM_ENABLE_CAP", request, f"capability {capability}")
+        return self.ioctl("KVM_ENABLE_CAP", request, uapi.capability_name(capability))
+
+    def map_gpa_range_exits(self) -> bool:
+        """Ask for KVM_EXIT_HYPERCALL on KVM_HC_MAP_GPA_RANGE. False where it cannot be had."""
+        mask = 1 << int(lib.KVM_HC_MAP_GPA_RANGE)
+        if not self.check_extension(lib.KVM_CAP_EXIT_HYPERCALL) & mask:
+            return False
+        self.enable_cap(lib.KVM_CAP_EXIT_HYPERCALL, mask)
+        return True
+
+    def get_stats_fd(self) -> Stats:
+        """KVM_GET_STATS_FD (4.133, Linux 5.14): the counters of this VM."""
+        return Stats(self.ioctl("KVM_GET_STATS_FD"), self.name)
+
+    def x86_set_msr_filter(
+        self, ranges: Sequence[MsrFilterRange], *, deny_others: bool = False
+    ) -> None:
+        """KVM_X86_SET_MSR_FILTER (4.97): which MSRs guests may touch; () allows all.
+
+        A denied access is a #GP, or an exit with ``enable_cap(KVM_CAP_X86_USER_SPACE_MSR,
+        lib.KVM_MSR_EXIT_REASON_FILTER)``.
+        """
+        request, _kept = msr_filter(ranges, deny_others)
+        self.ioctl("KVM_X86_SET_MSR_FILTER", request, f"{len(ranges)} ranges")
+
+    # ---- vCPUs ----
 
     def create_vcpu(self, index: int) -> Vcpu:
-        """KVM_CREATE_VCPU, and its kvm_run mapped."""
+        """KVM_CREATE_VCPU (4.7), and its kvm_run mapped."""
         fd = self.ioctl("KVM_CREATE_VCPU", index, f"vCPU {index}")
-        return Vcpu(fd, index, self._vcpu_mmap_size)
+        xsave_size = max(self.check_extension(lib.KVM_CAP_XSAVE2), _XSAVE_SIZE)
+        return Vcpu(fd, index, self._vcpu_mmap_size, xsave_size)
+
+    def set_boot_cpu_id(self, index: int) -> None:
+        """KVM_SET_BOOT_CPU_ID (4.41): which vCPU is the bootstrap processor; before any vCPU."""
+        self.ioctl("KVM_SET_BOOT_CPU_ID", index, f"vCPU {index}")
+
+    # ---- memory ----
 
     def set_user_memory_region(
         self, slot: int, gpa: int, size: int, address: int, flags: int = 0
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION. All in bytes; size 0 deletes the slot."""
+        """KVM_SET_USER_MEMORY_REGION (4.35); size 0 deletes the slot."""
         request = ffi.new("struct kvm_userspace_memory_region *", (slot, flags, gpa, size, address))
+        self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _about_slot(slot, gpa, size))
+
+    def set_user_memory_region_ext(
+        self, slot: int, gpa: int, size: int, address: int, flags: int, fd: int, offset: int = 0
+    ) -> None:
+        """The same with a private file, as the RFC of December 2021 has it.
+
+        Kernels look at ``fd`` and ``offset`` only when ``flags`` has KVM_MEM_PRIVATE; those
+        without that ABI say EINVAL then.
+        """
+        region = (slot, flags, gpa, size, address)
+        request = ffi.new(
+            "struct kvm_userspace_memory_region_ext *",
+            {"region": region, "ofs": offset, "fd": fd & 0xFFFFFFFF},
+        )
         self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _about_slot(slot, gpa, size))
 
     def set_user_memory_region2(
@@ -52,7 +131,7 @@ class Vm(KvmFd):
         guest_memfd: int = 0,
         guest_memfd_offset: int = 0,
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION2 (Linux 6.8), which can bind a guest_memfd."""
+        """KVM_SET_USER_MEMORY_REGION2 (4.140, Linux 6.8), which can bind a guest_memfd."""
         request = ffi.new("struct kvm_userspace_memory_region2 *")
         request.slot = slot
         request.flags = flags
@@ -64,43 +143,199 @@ class Vm(KvmFd):
         self.ioctl("KVM_SET_USER_MEMORY_REGION2", request, _about_slot(slot, gpa, size))
 
     def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
-        """KVM_SET_MEMORY_ATTRIBUTES (Linux 6.8) for ``size`` bytes from ``gpa``."""
+        """KVM_SET_MEMORY_ATTRIBUTES (4.141, Linux 6.8) for ``size`` bytes from ``gpa``."""
         request = ffi.new("struct kvm_memory_attributes *", (gpa, size, attributes, 0))
-        self.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request, f"GPA {gpa:#x}, {size:#x} bytes")
+        about = f"{_about_range(gpa, size)}, attributes {attributes:#x}"
+        self.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request, about)
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> GuestMemfd:
-        """KVM_CREATE_GUEST_MEMFD (Linux 6.8): ``size`` bytes that only this VM can map."""
+        """KVM_CREATE_GUEST_MEMFD (4.142, Linux 6.8): ``size`` bytes that only this VM can map."""
         request = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
         fd = self.ioctl("KVM_CREATE_GUEST_MEMFD", request, f"{size:#x} bytes, flags {flags:#x}")
         return GuestMemfd(fd, size)
 
     def set_tss_addr(self, gpa: int) -> None:
-        """KVM_SET_TSS_ADDR: three pages that Intel CPUs without unrestricted guest need."""
+        """KVM_SET_TSS_ADDR (4.36): three pages that Intel without unrestricted guest needs."""
         self.ioctl("KVM_SET_TSS_ADDR", gpa, f"GPA {gpa:#x}")
 
     def set_identity_map_addr(self, gpa: int) -> None:
-        """KVM_SET_IDENTITY_MAP_ADDR: one page, needed like the TSS; before any vCPU."""
+        """KVM_SET_IDENTITY_MAP_ADDR (4.40): one page, needed like the TSS; before any vCPU."""
         self.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ffi.new("uint64_t *", gpa), f"GPA {gpa:#x}")
 
+    # ---- dirty pages ----
+
+    def get_dirty_log(self, slot: int, pages: int) -> DirtyBitmap:
+        """KVM_GET_DIRTY_LOG (4.8): what was written in a slot of ``pages`` pages.
+
+        Starts over, but for KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: then
+        :meth:`clear_dirty_log` does.
+        """
+        bits = ffi.new("char[]", bitmap_size(pages))
+        request = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bits})
+        self.ioctl("KVM_GET_DIRTY_LOG", request, f"slot {slot}")
+        return DirtyBitmap(0, pages, bytes(ffi.buffer(bits)))
+
+    def clear_dirty_log(self, slot: int, bitmap: DirtyBitmap) -> None:
+        """KVM_CLEAR_DIRTY_LOG (4.117, Linux 5.0): start over for the pages of a bitmap.
+
+        Its first page must be a multiple of 64, and so must its size but at a slot's end.
+        """
+        bits = ffi.new("char[]", bitmap.bits.ljust(bitmap_size(bitmap.pages), b"\0"))
+        request = ffi.new(
+            "struct kvm_clear_dirty_log *",
+            {
+                "slot": slot,
+                "num_pages": bitmap.pages,
+                "first_page": bitmap.first_page,
+                "dirty_bitmap": bits,
+            },
+        )
+        about = f"slot {slot}, pages {bitmap.first_page} to {bitmap.first_page + bitmap.pages - 1}"
+        self.ioctl("KVM_CLEAR_DIRTY_LOG", request, about)
+
+    def reset_dirty_rings(self) -> int:
+        """KVM_RESET_DIRTY_RINGS (7.36, Linux 5.11): take back harvested entries; how many."""
+        return self.ioctl("KVM_RESET_DIRTY_RINGS")
+
+    # ---- coalesced writes, see pyvmm.coalesced ----
+
+    def register_coalesced_mmio(self, address: int, size: int, *, is_port: bool = False) -> None:
+        """KVM_REGISTER_COALESCED_MMIO (4.116): keep writes to a GPA or port range in the ring."""
+        self._coalesced_mmio("KVM_REGISTER_COALESCED_MMIO", address, size, is_port)
+
+    def unregister_coalesced_mmio(self, address: int, size: int, *, is_port: bool = False) -> None:
+        """KVM_UNREGISTER_COALESCED_MMIO (4.116)."""
+        self._coalesced_mmio("KVM_UNREGISTER_COALESCED_MMIO", address, size, is_port)
+
+    def _coalesced_mmio(self, name: str, address: int, size: int, is_port: bool) -> None:
+        zone = ffi.new("struct kvm_coalesced_mmio_zone *", (address, size, is_port))
+        self.ioctl(name, zone, f"{'port' if is_port else 'GPA'} {address:#x}, {size} bytes")
+
+    # ---- interrupts ----
+
     def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP: PIC, IOAPIC and, for each vCPU made after, a LAPIC."""
+        """KVM_CREATE_IRQCHIP (4.24): PIC, IOAPIC and, for each vCPU made after, a LAPIC."""
         self.ioctl("KVM_CREATE_IRQCHIP")
 
+    def split_irqchip(self, ioapic_pins: int = 24) -> None:
+        """KVM_CAP_SPLIT_IRQCHIP (7.5): LAPICs in the kernel, PIC and IOAPIC left to us."""
+        self.enable_cap(lib.KVM_CAP_SPLIT_IRQCHIP, ioapic_pins)
+
+    def get_irqchip(self, chip: int) -> Any:
+        """KVM_GET_IRQCHIP (4.26): a ``struct kvm_irqchip *``; ``chip`` is KVM_IRQCHIP_*."""
+        request = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
+        self.ioctl("KVM_GET_IRQCHIP", request, f"chip {chip}")
+        return request
+
+    def set_irqchip(self, irqchip: Any) -> None:
+        """KVM_SET_IRQCHIP (4.27) from a ``struct kvm_irqchip *``."""
+        self.ioctl("KVM_SET_IRQCHIP", irqchip, f"chip {irqchip.chip_id}")
+
+    def irq_line(self, gsi: int, level: bool) -> None:
+        """KVM_IRQ_LINE (4.25): set an interrupt line."""
+        request = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
+        self.ioctl("KVM_IRQ_LINE", request, f"GSI {gsi}")
+
+    def irq_line_status(self, gsi: int, level: bool) -> int:
+        """KVM_IRQ_LINE_STATUS: the same; 0 masked, 1 delivered, -1 ignored, more: coalesced."""
+        request = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
+        self.ioctl("KVM_IRQ_LINE_STATUS", request, f"GSI {gsi}")
+        return int(request.status)
+
+    def set_gsi_routing(self, routes: Sequence[IrqchipRoute | MsiRoute]) -> None:
+        """KVM_SET_GSI_ROUTING (4.52): replaces the whole table."""
+        self.ioctl("KVM_SET_GSI_ROUTING", routing_table(routes), f"{len(routes)} routes")
+
+    def signal_msi(self, address: int, data: int) -> bool:
+        """KVM_SIGNAL_MSI (4.71): send an MSI; whether the guest got it."""
+        request = ffi.new("struct kvm_msi *", (address & 0xFFFF_FFFF, address >> 32, data))
+        return self.ioctl("KVM_SIGNAL_MSI", request, f"address {address:#x}, data {data:#x}") > 0
+
+    def irqfd(
+        self, eventfd: Fd, gsi: int, *, resample: Fd | None = None, deassign: bool = False
+    ) -> None:
+        """KVM_IRQFD (4.75): each signal of ``eventfd`` pulses a GSI.
+
+        With ``resample`` the line stays up until the guest acknowledges, which is signalled
+        there.
+        """
+        flags = lib.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
+        request = ffi.new("struct kvm_irqfd *", (eventfd.fileno(), gsi, flags))
+        if resample is not None:
+            request.flags |= lib.KVM_IRQFD_FLAG_RESAMPLE
+            request.resamplefd = resample.fileno()
+        self.ioctl("KVM_IRQFD", request, f"GSI {gsi}")
+
+    def ioeventfd(
+        self,
+        eventfd: Fd,
+        address: int,
+        size: int,
+        *,
+        is_port: bool = False,
+        value: int | None = None,
+        deassign: bool = False,
+    ) -> None:
+        """KVM_IOEVENTFD (4.59): a write of ``size`` bytes there signals, and does not exit.
+
+        ``size`` 0 means any size; with ``value`` only writes of that value signal.
+        """
+        request = ffi.new(
+            "struct kvm_ioeventfd *", {"addr": address, "len": size, "fd": eventfd.fileno()}
+        )
+        if is_port:
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_PIO
+        if value is not None:
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+            request.datamatch = value
+        if deassign:
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN
+        kind = "port" if is_port else "GPA"
+        self.ioctl("KVM_IOEVENTFD", request, f"{kind} {address:#x}, {size} bytes")
+
+    # ---- timers and clocks ----
+
     def create_pit2(self, flags: int = 0) -> None:
-        """KVM_CREATE_PIT2: the timer at its usual ports; needs the irqchip."""
+        """KVM_CREATE_PIT2 (4.71): the timer at its usual ports; needs the irqchip."""
         self.ioctl("KVM_CREATE_PIT2", ffi.new("struct kvm_pit_config *", {"flags": flags}))
 
-    def has(self, capability: int) -> bool:
-        """Whether this VM has a capability; False also where the question is unknown."""
-        try:
-            return self.check_extension(capability) > 0
-        except KvmError:
-            return False
+    def get_pit2(self) -> Any:
+        """KVM_GET_PIT2 (4.72): a ``struct kvm_pit_state2 *``."""
+        state = ffi.new("struct kvm_pit_state2 *")
+        self.ioctl("KVM_GET_PIT2", state)
+        return state
 
-    def map_gpa_range_exits(self) -> bool:
-        """Ask for KVM_EXIT_HYPERCALL on KVM_HC_MAP_GPA_RANGE. False where it cannot be had."""
-        mask = 1 << int(lib.KVM_HC_MAP_GPA_RANGE)
-        if not self.check_extension(lib.KVM_CAP_EXIT_HYPERCALL) & mask:
-            return False
-        self.enable_cap(lib.KVM_CAP_EXIT_HYPERCALL, mask)
-        return True
+    def set_pit2(self, state: Any) -> None:
+        """KVM_SET_PIT2 (4.73) from a ``struct kvm_pit_state2 *``."""
+        self.ioctl("KVM_SET_PIT2", state)
+
+    def reinject_control(self, reinject: bool) -> None:
+        """KVM_REINJECT_CONTROL (4.99): whether the PIT makes up for ticks that were missed."""
+        request = ffi.new("struct kvm_reinject_control *", {"pit_reinject": reinject})
+        self.ioctl("KVM_REINJECT_CONTROL", request)
+
+    def get_clock(self) -> Clock:
+        """KVM_GET_CLOCK (4.29)."""
+        data = ffi.new("struct kvm_clock_data *")
+        self.ioctl("KVM_GET_CLOCK", data)
+        return Clock(
+            data.clock,
+            data.realtime if data.flags & lib.KVM_CLOCK_REALTIME else None,
+            data.host_tsc if data.flags & lib.KVM_CLOCK_HOST_TSC else None,
+            data.flags & lib.KVM_CLOCK_TSC_STABLE != 0,
+        )
+
+    def set_clock(self, clock_ns: int, realtime_ns: int | None = None) -> None:
+        """KVM_SET_CLOCK (4.30). The time since ``realtime_ns`` is added, if it is given."""
+        data = ffi.new("struct kvm_clock_data *", {"clock": clock_ns})
+        if realtime_ns is not None:
+            data.flags, data.realtime = lib.KVM_CLOCK_REALTIME, realtime_ns
+        self.ioctl("KVM_SET_CLOCK", data, f"{clock_ns} ns")
+
+    def get_tsc_khz(self) -> int:
+        """KVM_GET_TSC_KHZ (4.56) of the VM: what vCPUs made from now on start with."""
+        return self.ioctl("KVM_GET_TSC_KHZ")
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """KVM_SET_TSC_KHZ (4.55) of the VM (Linux 5.18), before any vCPU."""
+        self.ioctl("KVM_SET_TSC_KHZ", khz, f"{khz} kHz")

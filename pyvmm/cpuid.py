@@ -1,0 +1,57 @@
+"""CPUID tables: ``struct kvm_cpuid2`` from and to tuples."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyvmm.errors import KvmError
+from pyvmm.fd import KvmFd
+from pyvmm.native import ffi
+
+# Far more than KVM_MAX_CPUID_ENTRIES: the question is not asked for ever.
+_MOST_ENTRIES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidEntry:
+    """One leaf. ``index`` counts where ``flags`` has KVM_CPUID_FLAG_SIGNIFCANT_INDEX."""
+
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+def cpuid_entries(table: Any) -> Iterator[CpuidEntry]:
+    """The entries of a ``struct kvm_cpuid2 *``."""
+    for at in range(table.nent):
+        entry = table.entries[at]
+        yield CpuidEntry(
+            entry.function, entry.index, entry.flags, entry.eax, entry.ebx, entry.ecx, entry.edx
+        )
+
+
+def cpuid_table(entries: Iterable[CpuidEntry]) -> Any:
+    """A ``struct kvm_cpuid2 *`` for KVM_SET_CPUID2."""
+    fields = [asdict(entry) for entry in entries]
+    return ffi.new("struct kvm_cpuid2 *", {"nent": len(fields), "entries": fields})
+
+
+def ask_cpuid(fd: KvmFd, name: str) -> Any:
+    """The table that one of the KVM_GET_*CPUID* ioctls fills: a ``struct kvm_cpuid2 *``."""
+    count = 128
+    while True:
+        table = ffi.new("struct kvm_cpuid2 *", {"nent": count, "entries": count})
+        try:
+            fd.ioctl(name, table)
+            return table
+        except KvmError as error:
+            if error.errno != errno.E2BIG or count > _MOST_ENTRIES:
+                raise
+        count *= 2
