@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backends/backend.h"
 #include "exit_log.h"
@@ -142,6 +143,45 @@ int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t
 		return (int)changed;
 	*converted = (uint64_t)changed;
 	return 0;
+}
+
+/* All of it, or -errno. */
+static int transfer(int fd, char *bytes, uint64_t size, uint64_t offset, bool is_write)
+{
+	ssize_t done;
+
+	for (; size > 0; bytes += done, size -= (uint64_t)done, offset += (uint64_t)done) {
+		done = is_write ? pwrite(fd, bytes, size, (off_t)offset) :
+				  pread(fd, bytes, size, (off_t)offset);
+		if (done < 0 && errno == EINTR)
+			done = 0;
+		else if (done <= 0)
+			return done < 0 ? -errno : -EIO;
+	}
+	return 0;
+}
+
+int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size, bool is_write)
+{
+	struct region *region = memory_find(memory, gpa);
+	uint64_t offset, page;
+	int error = 0;
+
+	if (!region)
+		return -EINVAL;
+	offset = gpa - view_of(region, gpa);
+	if (size > region->pages * PYVMM_PAGE_SIZE - offset)
+		return -EINVAL;
+	/* A page that became private between look and write would keep the host's bytes. */
+	pthread_mutex_lock(&region->lock);
+	for (page = offset / PYVMM_PAGE_SIZE; page * PYVMM_PAGE_SIZE < offset + size; page++) {
+		if (region->states[page] == PAGE_PRIVATE)
+			error = -EACCES;
+	}
+	if (!error)
+		error = transfer(region->shared_fd, bytes, size, offset, is_write);
+	pthread_mutex_unlock(&region->lock);
+	return error;
 }
 
 enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struct kvm_run *run,

@@ -113,6 +113,11 @@ int memory_add_region(struct memory *memory, const struct region *wanted);
  */
 int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t state,
 		   uint64_t *converted);
+/*
+ * Read or write shared pages of one view as the host. 0, -EINVAL where no region is,
+ * -EACCES when a page is private, or the -errno of what failed.
+ */
+int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size, bool is_write);
 /* Look at what KVM_RUN returned and do what it needs. */
 enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struct kvm_run *run,
 				       int run_errno, bool timed, bool may_convert,

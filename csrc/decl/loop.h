@@ -58,6 +58,7 @@ void memory_deinit(struct memory *memory);
 int memory_add_region(struct memory *memory, const struct region *wanted);
 int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t state,
 		   uint64_t *converted);
+int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size, bool is_write);
 
 /* protocol.h */
 #define PORT_CONSOLE ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +36,26 @@ class Region:
     ``gpa`` is the private view's (the only one's), ``shared_gpa`` the shared view's.
     """
 
-    def __init__(self, gpa: int, shared_gpa: int, size: int, backing: Backing, raw: Any) -> None:
+    def __init__(
+        self,
+        gpa: int,
+        shared_gpa: int,
+        size: int,
+        backing: Backing,
+        memory: GuestMemory,
+        index: int,
+    ) -> None:
         self.gpa = gpa
         self.shared_gpa = shared_gpa
         self.size = size
         self.backing = backing
-        self._raw = raw
+        self._memory = memory
+        self._index = index
+
+    @property
+    def _raw(self) -> Any:
+        # Asked for each time: a reference into the structure does not keep it alive.
+        return self._memory.raw.regions[self._index]
 
     @property
     def views(self) -> int:
@@ -83,6 +98,8 @@ class GuestMemory:
         self.backend = backend
         self.mechanism = mechanism
         self._vm = vm
+        # A fork shares the files of memory: what it converted, its parent would lose.
+        self._process = os.getpid()
         self._ram: list[tuple[GpaRange, Mapping]] = []
         self.regions: list[Region] = []
         limit = vm.check_extension(lib.KVM_CAP_NR_MEMSLOTS)
@@ -100,10 +117,11 @@ class GuestMemory:
 
     def add_ram(self, gpa: int, size: int) -> Mapping:
         """Plain memory, always shared. Returns the host's mapping of it."""
-        claimed = self._slots.claim_range("RAM", gpa, size)
-        slot = self._slots.claim_slots(1, str(claimed))
-        mapping = Mapping(size)
-        self._vm.set_user_memory_region(slot, gpa, size, mapping.address)
+        with self._slots.all_or_nothing():
+            claimed = self._slots.claim_range("RAM", gpa, size)
+            slot = self._slots.claim_slots(1, str(claimed))
+            mapping = Mapping(size)
+            self._vm.set_user_memory_region(slot, gpa, size, mapping.address)
         self._ram.append((claimed, mapping))
         return mapping
 
@@ -114,6 +132,10 @@ class GuestMemory:
         there. Raises :class:`ConfigurationError` for ranges that overlap or are not
         aligned, :class:`KvmError` when the kernel refuses.
         """
+        with self._slots.all_or_nothing():
+            return self._add_region(gpa, size, shared_gpa)
+
+    def _add_region(self, gpa: int, size: int, shared_gpa: int | None) -> Region:
         views = 1 if shared_gpa is None else 2
         if len(self.regions) == lib.MEMORY_MAX_REGIONS:
             raise ConfigurationError(
@@ -142,7 +164,7 @@ class GuestMemory:
         if result < 0:
             backing.close()
             raise KvmError("memory_add_region", -result, str(claimed))
-        region = Region(gpa, wanted.shared_gpa, size, backing, self.raw.regions[index])
+        region = Region(gpa, wanted.shared_gpa, size, backing, self, index)
         self.regions.append(region)
         return region
 
@@ -152,13 +174,17 @@ class GuestMemory:
         ``gpa`` may lie in either view. Raises :class:`KvmError` with EINVAL for what the
         guest's doorbell refuses too: unaligned, empty, outside, past the view's end.
         """
+        about = f"GPA {gpa:#x}, {size:#x} bytes to {state.name.lower()}"
+        self._vm.fileno()  # C has its number, which may be another file's once it is closed
+        if os.getpid() != self._process:
+            raise KvmError("convert", errno.EIO, about)
         changed = ffi.new("uint64_t *")
         pages, rest = divmod(size, PAGE_SIZE)
-        result = lib.memory_convert(self.raw, gpa, 0 if rest else pages, state, changed)
+        if rest or not 0 <= gpa < 1 << 64 or not 0 < pages < 1 << 64:
+            raise KvmError("convert", errno.EINVAL, about)
+        result = lib.memory_convert(self.raw, gpa, pages, state, changed)
         if result < 0:
-            raise KvmError(
-                "convert", -result, f"GPA {gpa:#x}, {size:#x} bytes to {state.name.lower()}"
-            )
+            raise KvmError("convert", -result, about)
         return int(changed[0])
 
     def read(self, gpa: int, size: int) -> bytes:
@@ -168,10 +194,11 @@ class GuestMemory:
         :class:`ConfigurationError` where no memory is.
         """
         for ram, mapping in self._ram:
-            if ram.gpa <= gpa and gpa + size <= ram.end:
+            if ram.gpa <= gpa and gpa + size <= ram.end and size >= 0:
                 return bytes(mapping.view[gpa - ram.gpa : gpa - ram.gpa + size])
-        region, offset = self._shared_range(gpa, size)
-        return os.pread(region.backing.shared_file.fileno(), size, offset)
+        buffer = bytearray(size)
+        self._copy(gpa, buffer, False)
+        return bytes(buffer)
 
     def write(self, gpa: int, data: bytes) -> None:
         """Store bytes as the host: into RAM, or into shared pages. Raises as :meth:`read`."""
@@ -179,25 +206,23 @@ class GuestMemory:
             if ram.gpa <= gpa and gpa + len(data) <= ram.end:
                 mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data
                 return
-        region, offset = self._shared_range(gpa, len(data))
-        os.pwrite(region.backing.shared_file.fileno(), data, offset)
+        self._copy(gpa, bytearray(data), True)
 
-    def _shared_range(self, gpa: int, size: int) -> tuple[Region, int]:
-        for region in self.regions:
-            for view in (region.gpa, region.shared_gpa):
-                offset = gpa - view
-                if offset >= 0 and offset + size <= region.size:
-                    first, end = offset // PAGE_SIZE, -(-(offset + size) // PAGE_SIZE)
-                    if any(region.states()[first:end]):
-                        raise PrivatePageError(
-                            f"GPA {gpa:#x}, {size} bytes",
-                            "a page of it is private",
-                            "convert it to shared first",
-                        )
-                    return region, offset
-        raise ConfigurationError(f"GPA {gpa:#x}, {size} bytes", "no memory is there")
+    def _copy(self, gpa: int, data: bytearray, is_write: bool) -> None:
+        what = f"GPA {gpa:#x}, {len(data)} bytes"
+        raw = self.raw
+        if not 0 <= gpa < 1 << 64:
+            raise ConfigurationError(what, "no memory is there")
+        result = lib.memory_copy(raw, gpa, ffi.from_buffer(data), len(data), is_write)
+        if result == -errno.EACCES:
+            raise PrivatePageError(what, "a page of it is private", "convert it to shared first")
+        if result == -errno.EINVAL:
+            raise ConfigurationError(what, "no memory is there")
+        if result < 0:
+            raise KvmError("write" if is_write else "read", -result, what)
 
     def ram_ranges(self) -> list[GpaRange]:
+        """The plain memory, in the order in which it was added."""
         return [claimed for claimed, _ in self._ram]
 
     def conversions(self) -> Conversions:

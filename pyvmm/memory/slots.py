@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from pyvmm.errors import ConfigurationError
@@ -38,6 +40,16 @@ class SlotTable:
     def free(self) -> int:
         """How many slot numbers are left."""
         return self.limit - self._next
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Give back what was claimed inside when an error leaves it."""
+        taken, ranges = self._next, list(self._ranges)
+        try:
+            yield
+        except BaseException:
+            self._next, self._ranges = taken, ranges
+            raise
 
     def claim_range(self, name: str, gpa: int, size: int) -> GpaRange:
         """Take a GPA range. Raises :class:`ConfigurationError` if it cannot be one."""
