@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pyvmm.cpuid import ask_cpuid
@@ -31,6 +31,7 @@ class Vcpu(KvmFd):
 
     def __init__(self, fd: int, index: int, mmap_size: int, xsave_size: int = 4096) -> None:
         super().__init__(fd, f"vCPU {index}")
+        self._before_close: list[Callable[[], None]] = []
         self.index = index
         self.mmap_size = mmap_size
         self._xsave_size = xsave_size
@@ -57,8 +58,15 @@ class Vcpu(KvmFd):
         return self._run
 
     def close(self) -> None:
+        for before_close in self._before_close:
+            before_close()
+        self._before_close.clear()
         self._run = None
         super().close()
+
+    def before_close(self, call: Callable[[], None]) -> None:
+        """Let ``call`` drop what it has of this vCPU before its number may be another file's."""
+        self._before_close.append(call)
 
     def _get(self, name: str, type: str) -> Any:
         structure = ffi.new(f"{type} *")

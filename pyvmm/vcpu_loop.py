@@ -72,6 +72,7 @@ class VcpuLoop:
             raise KvmError("loop_init", -result, vcpu.name)
         loop.recording = log_capacity > 0
         self._loop = ffi.gc(loop, lib.loop_deinit)
+        vcpu.before_close(self.close)
         # As the C structure has them: comparing here is cheaper than storing there.
         self._deadline_ns = 0
         self._max_exits = 0
@@ -103,8 +104,11 @@ class VcpuLoop:
 
     def kick(self) -> None:
         """End the current :meth:`run`, or the next one. From any thread; never lost."""
-        if self._loop is not None:
-            lib.loop_kick(self._loop)
+        # Whoever closes the loop meanwhile must not unmap what C is about to write to.
+        kept, loop = self._kept, self._loop
+        if loop is not None:
+            lib.loop_kick(loop)
+        del kept
 
     def disarm(self) -> None:
         """Stop the timer's ticks; the next run with a deadline starts them again."""
