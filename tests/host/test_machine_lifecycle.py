@@ -1,0 +1,467 @@
+"""Machines come and go: nothing leaks, a closed one is an error, and none disturbs another."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import holdings
+from snippets import PAGE, PRIVATE, guest, out_loop, passing, spin, touches
+
+from pyvmm import (
+    ClosedError,
+    ConfigurationError,
+    Kvm,
+    KvmError,
+    Machine,
+    PageState,
+    Policy,
+    Result,
+    load_guest,
+)
+
+
+def run_once(**options: Any) -> None:
+    with Machine(touches(PRIVATE), **options) as machine:
+        assert machine.run(20).passed
+
+
+# ---- leaks ----
+
+
+def test_a_hundred_runs_leave_nothing() -> None:
+    image = load_guest("guests/doorbell.S")
+
+    def once(vcpus: int) -> None:
+        with Machine(image, vcpus=vcpus) as machine:
+            assert machine.run(60).passed
+
+    once(2)  # what is made once per process
+    gc.collect()
+    before = holdings()
+    for turn in range(100):
+        once(1 + turn % 2)
+    assert holdings() == before
+
+
+def test_runs_that_end_badly_leave_nothing() -> None:
+    def deny() -> None:
+        with Machine(touches(PRIVATE), policy=Policy.DENY) as machine:
+            assert machine.run(20).result is Result.FAIL
+
+    def deadline() -> None:
+        with Machine(spin(), vcpus=2) as machine:
+            assert machine.run(0.01).result is Result.DEADLINE
+
+    def never_run() -> None:
+        Machine(passing()).close()
+
+    def half_iterated() -> None:
+        with Machine(out_loop()) as machine:
+            exits = machine.exits(20)
+            next(exits)
+            exits.close()
+
+    def refused() -> None:
+        with pytest.raises(ConfigurationError):
+            Machine(b"\0" * 0x40000)
+
+    for scenario in (deny, deadline, never_run, half_iterated, refused):
+        scenario()
+        gc.collect()
+        before = holdings()
+        for _ in range(5):
+            scenario()
+        assert holdings() == before, scenario.__name__
+
+
+def test_a_dropped_machine_is_collected(no_leak: None) -> None:
+    machine = Machine(passing())
+    machine.run(20)
+    del machine
+    gc.collect()
+
+
+@pytest.mark.parametrize("limit", range(1, 14))
+def test_running_out_of_descriptors_is_one_error_and_leaves_nothing(limit: int) -> None:
+    """Every place where a descriptor is made fails once."""
+    code = f"""
+import gc, os, resource
+from pyvmm import Machine, KvmError, PyvmmError
+Machine(b"\\xf4").close()
+count = lambda: len(os.listdir("/proc/self/fd"))
+before = count()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+top = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (before - 1 + {limit}, hard))
+try:
+    with Machine(b"\\xf4", vcpus=2) as machine:
+        machine.run(5)
+    print("enough")
+except PyvmmError as error:
+    assert error.errno == {errno.EMFILE}, error
+    print(error)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+gc.collect()
+assert count() == before
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "ulimit -n" in result.stdout or limit > 5
+
+
+# ---- use after close ----
+
+
+def test_use_after_close_is_an_error() -> None:
+    machine = Machine(passing())
+    vm, memory, vcpu, loop = machine.vm, machine.memory, machine.vcpus[0], machine.loops[0]
+    region = memory.regions[0]
+    machine.close()
+    machine.close()
+    uses: list[Callable[[], Any]] = [
+        machine.run,
+        machine.report,
+        machine.console,
+        lambda: next(machine.exits()),
+        lambda: machine.answer(1),
+        lambda: machine.log_exits(lambda index, record: None),
+        lambda: vm.create_vcpu(3),
+        lambda: memory.convert(PRIVATE, PAGE, PageState.PRIVATE),
+        lambda: memory.read(0, 4),
+        lambda: memory.write(0, b"x"),
+        lambda: memory.read(PRIVATE, 4),
+        lambda: memory.add_ram(1 << 24, PAGE),
+        region.states,
+        region.private_ranges,
+        region.conversions,
+        region.spurious_exits,
+        memory.conversions,
+        vcpu.get_regs,
+        vcpu.run,
+        lambda: vcpu.kvm_run,
+        loop.run,
+        loop.exit_counts,
+        loop.memory_error,
+        loop.answer_convert,
+        lambda: list(loop.drain_log()),
+        lambda: loop.last_exits(3),
+    ]
+    for number, use in enumerate(uses):
+        with pytest.raises(ClosedError):
+            use()
+            pytest.fail(f"use number {number} worked")
+    machine.kick()
+    loop.kick()
+    loop.disarm()
+
+
+def test_a_loop_is_not_run_on_another_vcpus_descriptor() -> None:
+    """A closed vCPU's number may belong to somebody else by now."""
+    with Machine(passing()) as machine, Machine(spin()) as other:
+        number = machine.vcpus[0].fileno()
+        machine.vcpus[0].close()
+        os.dup2(other.vcpus[0].fileno(), number)
+        try:
+            with pytest.raises(ClosedError):
+                machine.loops[0].run(time.monotonic_ns() + 10**9)
+        finally:
+            os.close(number)
+
+
+def test_parts_may_be_closed_in_any_order(no_leak: None) -> None:
+    def parts(machine: Machine) -> list[Callable[[], None]]:
+        return [
+            machine.loops[0].close,
+            machine.vcpus[0].close,
+            machine.vm.close,
+            machine.memory.close,
+            machine.close,
+        ]
+
+    for rotation in range(5):
+        for direction in (1, -1):
+            machine = Machine(touches(PRIVATE))
+            assert machine.run(20).passed
+            order = parts(machine)[::direction]
+            for close in order[rotation:] + order[:rotation]:
+                close()
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_closing_a_machine_that_runs_ends_the_run(vcpus: int, no_leak: None) -> None:
+    """Nothing is unmapped under a thread that is inside the guest, or inside a conversion."""
+    for _ in range(5):
+        machine = Machine(load_guest("guests/storm.S", {"ROUNDS": 1 << 30}), vcpus=vcpus)
+        outcome: list[Any] = []
+
+        def run(machine: Machine = machine, outcome: list[Any] = outcome) -> None:
+            try:
+                machine.run(20)
+            except ClosedError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while not machine.memory.conversions().to_private:
+            time.sleep(0.001)
+        machine.close()
+        thread.join(10)
+        assert not thread.is_alive() and outcome
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_a_device_that_closes_the_machine_ends_the_run(vcpus: int, no_leak: None) -> None:
+    class Closer(Recorder):
+        def write(self, address: int, size: int, value: int) -> None:
+            machine.close()
+
+    # vCPU 0 spins when there is another one; the last one writes the port.
+    image = guest("incw %ax\n cmpw %ax, %bx\n 1: jne 1b\n outb %al, $0x10\n 2: jmp 2b")
+    machine = Machine(image, vcpus=vcpus)
+    machine.bus.add_ports(range(0x10, 0x11), Closer())
+    with pytest.raises(ClosedError):
+        machine.run(20)
+
+
+def test_kicking_while_machines_come_and_go() -> None:
+    machines: list[Machine] = []
+    done = False
+
+    def kick() -> None:
+        while not done:
+            for machine in machines[-1:]:
+                machine.kick()
+
+    thread = threading.Thread(target=kick)
+    thread.start()
+    try:
+        for _ in range(20):
+            with Machine(out_loop(), vcpus=2) as machine:
+                machines.append(machine)
+                assert machine.run(20).result is Result.INTERRUPTED
+    finally:
+        done = True
+        thread.join()
+
+
+# ---- several at once ----
+
+
+def test_two_machines_in_one_process() -> None:
+    with Machine(touches(PRIVATE)) as first, Machine(touches(PRIVATE, PRIVATE + PAGE)) as second:
+        assert second.run(20).conversions.to_private == 2
+        assert first.run(20).conversions.to_private == 1
+        assert second.report().conversions.to_private == 2
+
+
+def test_machines_in_threads() -> None:
+    image = load_guest("guests/doorbell.S")
+    results: list[Any] = []
+
+    def run() -> None:
+        for _ in range(3):
+            with Machine(image) as machine:
+                results.append(machine.run(60).conversions)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 12
+    assert len(set(results)) == 1
+
+
+def test_a_machine_run_inside_another_ones_policy() -> None:
+    def ask(exit: Any, index: int) -> bool:
+        with Machine(touches(PRIVATE)) as inner:
+            return inner.run(20).passed
+
+    with Machine(touches(PRIVATE, PRIVATE + PAGE), policy=ask) as machine:
+        report = machine.run(20)
+    assert report.passed
+    assert report.conversions.to_private == 2
+
+
+def test_made_in_one_thread_and_run_in_others() -> None:
+    with Machine(out_loop()) as machine:
+        reports = []
+        for _ in range(2):
+            thread = threading.Thread(target=lambda: reports.append(machine.run(0.05)))
+            thread.start()
+            thread.join(20)
+        assert [report.result for report in reports] == [Result.DEADLINE] * 2
+
+
+def test_a_shared_kvm_is_not_closed() -> None:
+    with Kvm() as kvm:
+        run_once(kvm=kvm)
+        run_once(kvm=kvm)
+        assert not kvm.closed
+
+
+def test_28_vcpus() -> None:
+    with Machine(load_guest("guests/hello.S"), vcpus=28) as machine:
+        report = machine.run(60)
+        assert report.passed, report.reason
+        assert report.exits["io"] >= 28
+    for count in (0, 29, -1):
+        with pytest.raises(ConfigurationError, match="28"):
+            Machine(passing(), vcpus=count)
+
+
+# ---- fork ----
+
+
+def in_child(act: Callable[[], None]) -> int:
+    """The exit status of a forked child that does this; 0 when nothing was raised."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            act()
+            status = 0
+        except KvmError as error:
+            status = error.errno or 98
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_fork_cannot_use_a_machine_and_the_parent_goes_on() -> None:
+    with Machine(touches(PRIVATE, PRIVATE + PAGE)) as machine:
+        assert in_child(lambda: machine.vm.create_vcpu(1) and None) == errno.EIO
+        assert in_child(lambda: machine.vcpus[0].get_regs()) == errno.EIO
+        assert in_child(lambda: machine.run(1) and None) in (0, errno.EIO)
+        assert machine.run(20).passed
+        assert in_child(machine.close) == 0
+        assert machine.report().passed
+
+
+def test_a_run_in_a_fork_says_why_it_failed() -> None:
+    with Machine(passing()) as machine:
+
+        def run() -> None:
+            report = machine.run(1)
+            assert report.result is Result.FAIL
+            assert "EIO" in report.reason and "fork" in report.reason
+
+        assert in_child(run) in (0, errno.EIO)
+
+
+def test_a_fork_cannot_convert_the_parents_pages() -> None:
+    with Machine(passing()) as machine:
+        machine.memory.write(PRIVATE, b"the parent's")
+
+        def convert() -> None:
+            machine.memory.convert(PRIVATE, PAGE, PageState.PRIVATE)
+
+        assert in_child(convert) == errno.EIO
+        assert machine.memory.read(PRIVATE, 12) == b"the parent's"
+
+
+def test_a_fork_makes_its_own_machine() -> None:
+    with Machine(spin()) as machine:
+        machine.run(0.01)
+        assert in_child(run_once) == 0
+
+
+# ---- interruptions ----
+
+
+def test_ctrl_c_ends_a_run_and_the_report_is_there() -> None:
+    for vcpus in (1, 2):
+        with Machine(spin(), vcpus=vcpus) as machine:
+            timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            start = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                machine.run(20)
+            assert time.monotonic() - start < 10
+            assert machine.report().result is Result.INTERRUPTED
+            timer.join()
+
+
+def test_ctrl_c_while_exits_are_iterated() -> None:
+    with Machine(spin()) as machine:
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(machine.exits(20))
+        timer.join()
+
+
+def test_a_signal_handler_that_kicks() -> None:
+    with Machine(spin()) as machine:
+        before = signal.signal(signal.SIGUSR1, lambda number, frame: machine.kick())
+        try:
+            timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+            timer.start()
+            assert machine.run(20).result is Result.INTERRUPTED
+            timer.join()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+class Recorder:
+    """A device that reads 0x5A everywhere."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int, int]] = []
+
+    def read(self, address: int, size: int) -> int:
+        self.seen.append(("read", address, size, 0))
+        return 0x5A
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self.seen.append(("write", address, size, value))
+
+
+class Refusal(Exception):
+    pass
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_an_exception_of_a_device_ends_the_run_and_comes_out(vcpus: int) -> None:
+    class Broken(Recorder):
+        def write(self, address: int, size: int, value: int) -> None:
+            raise Refusal
+
+    # The last vCPU does it, so that with two it happens in a thread of its own.
+    image = guest("incw %ax\n cmpw %ax, %bx\n 1: jne 1b\n outb %al, $0x10")
+    with Machine(image, vcpus=vcpus) as machine:
+        machine.bus.add_ports(range(0x10, 0x11), Broken())
+        with pytest.raises(Refusal):
+            machine.run(20)
+        assert machine.report().result is Result.INTERRUPTED
+
+
+def test_an_exception_of_a_policy_comes_out() -> None:
+    def ask(exit: Any, index: int) -> bool:
+        raise Refusal
+
+    with Machine(touches(PRIVATE), policy=ask) as machine, pytest.raises(Refusal):
+        machine.run(20)
+
+
+def test_an_exception_of_a_log_comes_out() -> None:
+    def take(index: int, record: Any) -> None:
+        raise Refusal
+
+    with Machine(out_loop()) as machine:
+        machine.log_exits(take)
+        with pytest.raises(Refusal):
+            machine.run(20)
