@@ -22,7 +22,7 @@ from pyvmm.native import ffi, lib
 from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport
 from pyvmm.uapi import PageState, Policy, reason_name
 from pyvmm.vcpu import Vcpu
-from pyvmm.vcpu_loop import ExitRecord, VcpuLoop
+from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
 
 RAM_SIZE = 0x40000
 REGION_GPA = 0x40000
@@ -147,7 +147,7 @@ class Machine:
         self._load(ram.view)
         shared_view = SHARED_VIEW_GPA if views == 2 else None
         self.memory.add_region(REGION_GPA, REGION_SIZE, shared_view)
-        self._protocol = ffi.gc(lib.protocol_create(), lib.protocol_destroy)
+        self._protocol = create_protocol()
         if views == 2:
             self._protocol.features |= lib.FEATURE_TWO_VIEWS
         if chosen.hypercall and self.vm.map_gpa_range_exits():
@@ -535,6 +535,8 @@ def _join(thread: threading.Thread, end_all: Callable[[], None]) -> None:
 
 
 def describe_record(record: ExitRecord) -> str:
+    if not record.size:  # an exit that is no access
+        return f"exit {record.reason}"
     direction = "write" if record.is_write else "read"
     converted = f", to {record.conversion.name.lower()}" if record.conversion is not None else ""
     return f"exit {record.reason} {direction} {record.address:#x} size {record.size}{converted}"

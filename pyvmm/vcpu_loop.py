@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,14 @@ _CONVERSIONS: dict[int, PageState | None] = {
     lib.CONVERSION_TO_SHARED: PageState.SHARED,
     lib.CONVERSION_TO_PRIVATE: PageState.PRIVATE,
 }
+
+
+def create_protocol() -> Any:
+    """A ``struct protocol *``, freed when the last reference goes. Raises :class:`KvmError`."""
+    protocol = lib.protocol_create()
+    if protocol == ffi.NULL:
+        raise KvmError("protocol_create", errno.ENOMEM, "console and measures")
+    return ffi.gc(protocol, lib.protocol_destroy)
 
 
 class ExitRecord(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 from pyvmm.guest.boot import set_real_mode
 from pyvmm.kvm import Kvm
 from pyvmm.native import ffi, lib
-from pyvmm.vcpu_loop import VcpuLoop
+from pyvmm.vcpu_loop import VcpuLoop, create_protocol
 from pyvmm.vm import Vm
 
 # A probe that spins is one that found nothing.
@@ -19,18 +19,15 @@ def run_probe(vm: Vm, kvm: Kvm, start: int) -> Any:
     """Run from GPA ``start`` to the first exit; its kvm_run, or None if KVM_RUN failed."""
     memory = ffi.new("struct memory *")
     lib.memory_init(memory, vm.fileno(), b"emulated", lib.POLICY_CONVERT)
-    protocol = lib.protocol_create()
+    protocol = create_protocol()
     protocol.enabled = False
     protocol.unclaimed_to_python = True
-    try:
-        with vm.create_vcpu(0) as vcpu:
-            set_real_mode(vcpu, start)
-            loop = VcpuLoop(vcpu, memory, protocol)
-            deadline = time.monotonic_ns() + _DEADLINE_NS
-            while (stop := loop.run(deadline)) == lib.STOP_SIGNAL:
-                pass
-            run = vcpu.kvm_run
-            loop.close()
-            return run if stop == lib.STOP_EXIT else None
-    finally:
-        lib.protocol_destroy(protocol)
+    with vm.create_vcpu(0) as vcpu:
+        set_real_mode(vcpu, start)
+        loop = VcpuLoop(vcpu, memory, protocol)
+        deadline = time.monotonic_ns() + _DEADLINE_NS
+        while (stop := loop.run(deadline)) == lib.STOP_SIGNAL:
+            pass
+        run = vcpu.kvm_run
+        loop.close()
+        return run if stop == lib.STOP_EXIT else None
