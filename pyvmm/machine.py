@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,9 @@ _DEFAULT_LOG = 1024
 _STOP_EXIT: int = lib.STOP_EXIT
 # Exits after which there is nothing to go on with.
 _FATAL = frozenset((lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_EXIT_FAIL_ENTRY))
+
+# KVM_RUN failed for want of something that the host has too little of.
+_HOST_ERRORS = (errno.EAGAIN, errno.ENOMEM)
 
 PolicyFunction = Callable[[MemoryErrorExit, int], bool]
 LogFunction = Callable[[int, ExitRecord], None]
@@ -374,7 +378,9 @@ class Machine:
                 index, Result.DEADLINE, None, f"vCPU {index} still ran at the deadline", details
             )
         # What the host could not do is no failure of the guest.
-        host_failed = stop == lib.STOP_CONVERSION_FAILED
+        host_failed = stop == lib.STOP_CONVERSION_FAILED or (
+            stop == lib.STOP_RUN_FAILED and raw.error in _HOST_ERRORS
+        )
         result = Result.ERROR if host_failed else Result.FAIL
         return VcpuEnd(index, result, None, self._failure(index, stop), details)
 
@@ -401,6 +407,10 @@ class Machine:
                 f"for GPA {access.gpa:#x} as {wanted}; it needs a page in both states at once, "
                 "or the kernel does not see the conversion"
             )
+        if stop == lib.STOP_RUN_FAILED and raw.error == errno.EAGAIN:
+            # KVM_RUN's own EAGAIN never comes here; this is the deadline's timer.
+            remedy = "raise the limit of pending signals (ulimit -i)"
+            return str(KvmError("timer_create", raw.error, who, remedy))
         if stop == lib.STOP_RUN_FAILED:
             return str(
                 KvmError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from pyvmm.errors import KvmError
 from pyvmm.kvm import Kvm
 from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd
@@ -22,7 +24,9 @@ class GuestMemfdBackend:
         """Create a software-protected VM and ask *it*: /dev/kvm also counts what it cannot do."""
         try:
             vm = kvm.create_vm(self.vm_type)
-        except KvmError:
+        except KvmError as error:
+            if error.errno != errno.EINVAL:  # too few descriptors, no memory
+                raise
             return Support(None, "this KVM has no VM type 1 (software-protected)", _KERNEL_OPTION)
         with vm:
             if not vm.check_extension(lib.KVM_CAP_MEMORY_ATTRIBUTES) & (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from pyvmm.errors import KvmError
 from pyvmm.kvm import Kvm
 from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd
@@ -22,7 +24,9 @@ class MemoryErrorBackend:
         """Bind a private file through the old ioctl: the merged ABI refuses that flag there."""
         try:
             vm = kvm.create_vm(self.vm_type)
-        except KvmError:
+        except KvmError as error:
+            if error.errno != errno.EINVAL:  # too few descriptors, no memory
+                raise
             return Support(None, "this KVM has no VM type 1 (software-protected)", _REMEDY)
         size = 0x1000
         with vm:
