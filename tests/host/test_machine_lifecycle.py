@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import holdings
-from snippets import PAGE, PRIVATE, guest, out_loop, passing, spin, touches
+from snippets import PAGE, PRIVATE, SHARED, guest, out_loop, passing, spin, touches
 
 from pyvmm import (
     ClosedError,
@@ -39,7 +39,7 @@ def run_once(**options: Any) -> None:
 
 
 def test_a_hundred_runs_leave_nothing() -> None:
-    image = load_guest("guests/doorbell.S")
+    image = touches(*(view + 5 * PAGE for view in (PRIVATE, SHARED) * 8))
 
     def once(vcpus: int) -> None:
         with Machine(image, vcpus=vcpus) as machine:
