@@ -145,9 +145,9 @@ def _arguments(machine: Machine) -> list[str]:
     arguments += ["-append", machine.command_line, "-serial", "file:console"]
     arguments += ["-chardev", "stdio,id=agent,signal=off", "-device", "virtio-serial-pci"]
     arguments += ["-device", f"virtserialport,chardev=agent,name={PORT_NAME}"]
-    arguments += _shared_folder("host", Path("/"), ["readonly=on", "multidevs=remap"])
+    arguments += _shared_folder("pyvmm-root", Path("/"), ["readonly=on", "multidevs=remap"])
     if machine.results is not None:
-        arguments += _shared_folder("results", machine.results, [])
+        arguments += _shared_folder("pyvmm-results", machine.results, [])
     return arguments
 
 

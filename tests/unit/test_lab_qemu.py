@@ -164,7 +164,7 @@ def test_what_qemu_is_told(stand_in: StandIn, kernel: Kernel, tmp_path: Path) ->
     with Qemu(Machine(kernel.image, 3, 512, "quiet kvm_amd.npt=0", results), b"") as qemu:
         while not (qemu.folder / "arguments").exists() or not (
             words := (qemu.folder / "arguments").read_text()
-        ).endswith("mount_tag=results\n"):
+        ).endswith("mount_tag=pyvmm-results\n"):
             time.sleep(0.01)
     assert "\n-smp\n3\n-m\n512\n" in words
     assert "\n-append\nquiet kvm_amd.npt=0\n" in words
