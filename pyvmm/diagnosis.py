@@ -18,13 +18,17 @@ _SUBERRORS = {
     4: "an exit that KVM does not expect",
 }
 _LONGEST_STRING = 256
+_RESET = "CS:IP f000:fff0"  # where every x86 CPU starts
 
 
 def describe_exit(vcpu: Vcpu) -> str:
     """One line about the exit in a vCPU's kvm_run, for exits that end a run."""
     exit = decode(vcpu.kvm_run)
     if isinstance(exit, ShutdownExit):
-        return f"triple fault (KVM_EXIT_SHUTDOWN) at {_where(vcpu)}"
+        where = _where(vcpu)
+        if where == _RESET:
+            where = "an unknown place: KVM has reset the vCPU, as its hardware demands"
+        return f"triple fault (KVM_EXIT_SHUTDOWN) at {where}"
     if isinstance(exit, InternalErrorExit):
         what = _SUBERRORS.get(exit.suberror, "unknown suberror")
         line = f"KVM_EXIT_INTERNAL_ERROR, suberror {exit.suberror} ({what}) at {_where(vcpu)}"

@@ -1,0 +1,77 @@
+"""Words for exits that end a run, from a vCPU that is made up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pyvmm.diagnosis import describe_exit, register_lines
+from pyvmm.errors import KvmError
+from pyvmm.native import ffi, lib
+
+
+class MadeUpVcpu:
+    """Answers as a vCPU that stopped at ``cs``:``rip`` with this exit."""
+
+    def __init__(self, reason: int, cs: int = 0, rip: int = 0x7C00) -> None:
+        self.kvm_run: Any = ffi.new("struct kvm_run *")
+        self.kvm_run.exit_reason = reason
+        self._cs, self._rip = cs, rip
+
+    def get_regs(self) -> Any:
+        return ffi.new("struct kvm_regs *", {"rip": self._rip})
+
+    def get_sregs(self) -> Any:
+        return SimpleNamespace(cs=SimpleNamespace(selector=self._cs))
+
+
+def described(vcpu: Any) -> str:
+    text = describe_exit(vcpu)
+    assert text.isprintable()
+    return text
+
+
+@pytest.mark.parametrize("reason", [63, 64, 99, 0xFFFFFFFF])
+def test_an_exit_that_nobody_knows(reason: int) -> None:
+    text = described(MadeUpVcpu(reason))
+    assert f"exit reason {reason}, which pyvmm does not know" in text and "0000:7c00" in text
+
+
+@pytest.mark.parametrize("reason", range(45))
+def test_every_reason_has_words(reason: int) -> None:
+    assert described(MadeUpVcpu(reason))
+
+
+def test_shutdown_says_where_unless_the_vcpu_was_reset() -> None:
+    assert "at CS:IP 0000:7c00" in described(MadeUpVcpu(lib.KVM_EXIT_SHUTDOWN))
+    text = described(MadeUpVcpu(lib.KVM_EXIT_SHUTDOWN, 0xF000, 0xFFF0))
+    assert "triple fault" in text and "reset" in text and "fff0" not in text
+
+
+def test_internal_error_shows_the_bytes() -> None:
+    vcpu = MadeUpVcpu(lib.KVM_EXIT_INTERNAL_ERROR)
+    emulation = vcpu.kvm_run.internal
+    emulation.suberror = 1
+    code = bytes.fromhex("f30fb8c0").ljust(15, b"\0")
+    # Flags, then a byte of length and 15 of instruction: <linux/kvm.h>, emulation_failure.
+    emulation.ndata = 3
+    emulation.data[0] = 1
+    emulation.data[1] = 4 | int.from_bytes(code[:7], "little") << 8
+    emulation.data[2] = int.from_bytes(code[7:15], "little")
+    text = described(vcpu)
+    assert "suberror 1 (the emulator cannot do an instruction)" in text
+    assert "f3 0f b8 c0" in text
+    pytest.importorskip("capstone")
+    assert "popcnt ax, ax" in text
+
+
+def test_a_vcpu_that_cannot_be_asked_has_no_registers() -> None:
+    class Mute(MadeUpVcpu):
+        def get_regs(self) -> Any:
+            raise KvmError("KVM_GET_REGS", 5)
+
+    vcpu: Any = Mute(lib.KVM_EXIT_SHUTDOWN)
+    assert list(register_lines(vcpu)) == []
+    assert "an unknown place" in described(vcpu)
