@@ -68,17 +68,18 @@ def _lines(checkup: Checkup, colour: bool) -> Iterator[str]:
         yield ""
         yield styled("Tried", _BOLD)
     for name, behaviour in checkup.behaviours.items():
-        yield f"  {mark(behaviour.works)} {name:<24}{behaviour.seen} (for {behaviour.purpose})"
+        wanted = "" if behaviour.works else f" (wanted for {behaviour.purpose})"
+        yield f"  {mark(behaviour.works)} {name:<24}{behaviour.seen}{wanted}"
 
     if checkup.capabilities:
         yield ""
         types = list(checkup.vm_types)
-        heads = "".join(f"{head:>14}" for head in ["/dev/kvm", *(f"{name} VM" for name in types)])
-        yield styled(f"{'Capabilities':<36}{heads}", _BOLD)
+        heads = "".join(f"{head:>18}" for head in ["/dev/kvm", *(f"{name} VM" for name in types)])
+        yield styled(f"{'Capabilities':<38}{heads}", _BOLD)
     for name, capability in checkup.capabilities.items():
         answers = [capability.system, *capability.vm.values()]
-        values = "".join(f"{'?' if answer is None else answer:>14}" for answer in answers)
-        yield f"  {name:<34}{values}"
+        values = "".join(f"{'?' if answer is None else answer:>18}" for answer in answers)
+        yield f"  {name:<36}{values}"
 
     yield ""
     yield styled("Limits", _BOLD)
