@@ -259,7 +259,7 @@ class Machine:
                 stop = loop.run(deadline)
                 if stop == _STOP_EXIT and run.exit_reason not in _FATAL:
                     yield decode(run)
-                elif stop == lib.STOP_MEMORY_ERROR:
+                elif stop == lib.STOP_MEMORY_ERROR and self.memory.raw.policy == Policy.ASK:
                     yield loop.memory_error()
                     loop.answer_convert()
                 elif stop == lib.STOP_LOG_FULL:
@@ -343,8 +343,11 @@ class Machine:
     def log_exits(self, take: LogFunction) -> None:
         """Give every exit to ``take(vcpu_index, record)``, in order for each vCPU.
 
-        Called from the vCPU's thread whenever its log is full, and at the end.
+        Called from the vCPU's thread whenever its log is full, and at the end. Raises
+        :class:`ConfigurationError` for a machine that does not record.
         """
+        if not all(loop.raw.recording for loop in self.loops):
+            raise ConfigurationError("log_exits()", "the machine does not record", "recording=True")
         self.on_exit_record = take
         for loop in self.loops:
             loop.raw.stop_on_full_log = True
