@@ -32,6 +32,7 @@ class Bus:
         for port in ports:
             if not 0 <= port <= 0xFFFF or port in self._ports:
                 raise ConfigurationError(f"port {port:#x}", "it is taken or not a port")
+        for port in ports:
             self._ports[port] = device
             self._protocol.python_ports[port // 8] |= 1 << port % 8
 
@@ -40,6 +41,12 @@ class Bus:
         count = self._protocol.python_window_count
         if count == lib.PYTHON_WINDOWS:
             raise ConfigurationError("MMIO window", f"there are {count} already")
+        if (
+            not addresses
+            or addresses.step != 1
+            or not 0 <= addresses.start < addresses.stop <= 1 << 64
+        ):
+            raise ConfigurationError(f"MMIO window {addresses}", "it is no range of addresses")
         for taken, _ in self._windows:
             if addresses.start < taken.stop and taken.start < addresses.stop:
                 raise ConfigurationError(
