@@ -47,7 +47,8 @@ class Fd:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if self._fd >= 0:
+            self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} fd={self._fd}>"

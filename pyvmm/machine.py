@@ -431,6 +431,7 @@ class Machine:
         protocol = self._protocol
         kept = min(protocol.console_written, lib.CONSOLE_SIZE)
         measures = min(protocol.measures_written, lib.MEASURES_SIZE)
+        recorded = [loop for loop in self.loops if loop.raw.exit_latency.count]
         exits: dict[str, int] = {}
         for loop in self.loops:
             for name, count in loop.exit_counts().items():
@@ -445,15 +446,15 @@ class Machine:
             console_dropped=protocol.console_written - kept,
             exits=exits,
             conversions=self.memory.conversions(),
-            exit_latency=self._latency("exit_latency"),
-            conversion_latency=self._latency("conversion_latency"),
+            exit_latency=_latency(recorded, "exit_latency"),
+            conversion_latency=_latency(recorded, "conversion_latency"),
             measures=tuple(protocol.measures[0:measures]),
             measures_dropped=protocol.measures_written - measures,
             memory=tuple(
                 RegionReport(region.gpa, region.size, tuple(region.private_ranges()))
                 for region in self.memory.regions
             ),
-            by_reason=self._statistics(),
+            by_reason=_statistics(recorded),
             spurious_exits=sum(region.spurious_exits() for region in self.memory.regions),
             unclaimed_ports=protocol.unclaimed_ports,
             unclaimed_mmio=protocol.unclaimed_mmio,
@@ -473,30 +474,6 @@ class Machine:
         if code is None:
             return Result.FAIL, None, "every vCPU ended in HLT and none wrote an exit code", ()
         return Result.PASS, code, "", ()
-
-    def _latency(self, name: str) -> Latency:
-        if not any(loop.raw.exit_latency.count for loop in self.loops):
-            return Latency()
-        total = ffi.new("struct histogram *")
-        lib.histogram_clear(total)
-        for loop in self.loops:
-            lib.histogram_add(total, ffi.addressof(loop.raw, name))
-        return Latency.of(total)
-
-    def _statistics(self) -> dict[str, ReasonStatistics]:
-        by_reason: dict[str, list[Any]] = {}
-        for loop in self.loops:
-            for name, entry in loop.exit_times():
-                by_reason.setdefault(name, []).append(entry)
-        return {
-            name: ReasonStatistics(
-                sum(entry.count for entry in times),
-                sum(entry.total for entry in times),
-                min(entry.min for entry in times),
-                max(entry.max for entry in times),
-            )
-            for name, times in by_reason.items()
-        }
 
     def console(self) -> bytes:
         """The console's bytes until now; at most 1 MiB is kept."""
@@ -553,3 +530,30 @@ def describe_record(record: ExitRecord) -> str:
     direction = "write" if record.is_write else "read"
     converted = f", to {record.conversion.name.lower()}" if record.conversion is not None else ""
     return f"exit {record.reason} {direction} {record.address:#x} size {record.size}{converted}"
+
+
+def _latency(loops: list[VcpuLoop], name: str) -> Latency:
+    """The sum of the loops' histograms called ``name``."""
+    if not loops:
+        return Latency()
+    total = ffi.new("struct histogram *")
+    lib.histogram_clear(total)
+    for loop in loops:
+        lib.histogram_add(total, ffi.addressof(loop.raw, name))
+    return Latency.of(total)
+
+
+def _statistics(loops: list[VcpuLoop]) -> dict[str, ReasonStatistics]:
+    by_reason: dict[str, list[Any]] = {}
+    for loop in loops:
+        for name, entry in loop.exit_times():
+            by_reason.setdefault(name, []).append(entry)
+    return {
+        name: ReasonStatistics(
+            sum(entry.count for entry in times),
+            sum(entry.total for entry in times),
+            min(entry.min for entry in times),
+            max(entry.max for entry in times),
+        )
+        for name, times in by_reason.items()
+    }

@@ -227,13 +227,14 @@ class GuestMemory:
 
     def conversions(self) -> Conversions:
         """The sum over all regions."""
-        parts = [region.conversions() for region in self.regions]
-        return Conversions(
-            sum(part.to_private for part in parts),
-            sum(part.to_shared for part in parts),
-            sum(part.implicit for part in parts),
-            sum(part.explicit for part in parts),
-        )
+        to_private = to_shared = implicit = explicit = 0
+        for region in self.regions:
+            part = region.conversions()
+            to_private += part.to_private
+            to_shared += part.to_shared
+            implicit += part.implicit
+            explicit += part.explicit
+        return Conversions(to_private, to_shared, implicit, explicit)
 
     def close(self) -> None:
         """Free files and mappings. Afterwards the VM must not run any more."""
