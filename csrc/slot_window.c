@@ -105,66 +105,62 @@ static int delete_slot(struct slot_window *window, uint32_t slot)
 	return 0;
 }
 
+static int is_present(const struct slot_window *window, uint64_t page)
+{
+	return window->slot_of_page[page] != SLOT_NONE;
+}
+
 /* The end of the run that begins at `first`: pages with a slot, or without. */
 static uint64_t run_end(const struct slot_window *window, uint64_t first, uint64_t end)
 {
-	const int present = window->slot_of_page[first] != SLOT_NONE;
+	const int present = is_present(window, first);
 	uint64_t page = first + 1;
 
-	while (page < end && (window->slot_of_page[page] != SLOT_NONE) == present)
+	while (page < end && is_present(window, page) == present)
 		page++;
 	return page;
 }
 
-/* Join touching slots, so that the window uses the fewest. */
-static int compact(struct slot_window *window)
+static uint64_t absent_runs(const struct slot_window *window, uint64_t first, uint64_t end)
 {
-	uint64_t first, end, page;
-	int error;
+	uint64_t page, runs = 0;
 
-	for (first = 0; first < window->pages; first = end) {
-		end = run_end(window, first, window->pages);
-		if (window->slot_of_page[first] == SLOT_NONE ||
-		    window->ranges[window->slot_of_page[first]].pages == end - first)
-			continue;
-		for (page = first; page < end; page++) {
-			if (window->slot_of_page[page] == SLOT_NONE)
-				continue;
-			error = delete_slot(window, window->slot_of_page[page]);
-			if (error)
-				return error;
-		}
-		error = add_slot(window, first, end - first);
-		if (error)
-			return error;
+	for (page = first; page < end; page = run_end(window, page, end))
+		runs += !is_present(window, page);
+	return runs;
+}
+
+/*
+ * Make [first, end) present or absent with the fewest slots there can be: one for
+ * each run of present pages.
+ */
+static int rebuild(struct slot_window *window, uint64_t first, uint64_t end, int present)
+{
+	uint64_t page, next, runs = 0;
+	int is_wanted, was_wanted = 0, error;
+	uint32_t slot;
+
+	for (page = 0; page < window->pages; page++) {
+		is_wanted = page >= first && page < end ? present : is_present(window, page);
+		runs += is_wanted && !was_wanted;
+		was_wanted = is_wanted;
 	}
-	return 0;
-}
-
-static int reserve_slots(struct slot_window *window, uint32_t wanted)
-{
-	int error;
-
-	if (window->free_count >= wanted)
-		return 0;
-	error = compact(window);
-	if (error)
-		return error;
-	return window->free_count >= wanted ? 0 : -ENOSPC;
-}
-
-int slot_window_fill(struct slot_window *window, uint64_t first, uint64_t pages)
-{
-	const uint64_t end = first + pages;
-	uint64_t page, next;
-	int error;
-
-	for (page = first; page < end; page = next) {
-		error = reserve_slots(window, 1);
+	if (runs > window->slot_count)
+		return -ENOSPC;
+	for (slot = 0; slot < window->slot_count; slot++) {
+		if (window->ranges[slot].pages == 0)
+			continue;
+		error = set_memslot(window, slot, 0, 0);
 		if (error)
 			return error;
-		next = run_end(window, page, end);
-		if (window->slot_of_page[page] != SLOT_NONE)
+		window->ranges[slot].pages = 0;
+		window->free_slots[window->free_count++] = slot;
+	}
+	/* The numbers of deleted slots still say which pages were present. */
+	own_pages(window, present ? 0 : SLOT_NONE, first, end - first);
+	for (page = 0; page < window->pages; page = next) {
+		next = run_end(window, page, window->pages);
+		if (!is_present(window, page))
 			continue;
 		error = add_slot(window, page, next - page);
 		if (error)
@@ -173,21 +169,48 @@ int slot_window_fill(struct slot_window *window, uint64_t first, uint64_t pages)
 	return 0;
 }
 
+int slot_window_fill(struct slot_window *window, uint64_t first, uint64_t pages)
+{
+	const uint64_t end = first + pages;
+	uint64_t page, next;
+	int error;
+
+	if (absent_runs(window, first, end) > window->free_count)
+		return rebuild(window, first, end, 1);
+	for (page = first; page < end; page = next) {
+		next = run_end(window, page, end);
+		if (is_present(window, page))
+			continue;
+		error = add_slot(window, page, next - page);
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+/* Whether one slot reaches beyond both ends of [first, end), so that two are left of it. */
+static int splits_a_slot(const struct slot_window *window, uint64_t first, uint64_t end)
+{
+	const struct slot_range *range;
+
+	if (!is_present(window, first))
+		return 0;
+	range = &window->ranges[window->slot_of_page[first]];
+	return range->first < first && range->first + range->pages > end;
+}
+
 int slot_window_clear(struct slot_window *window, uint64_t first, uint64_t pages)
 {
 	const uint64_t end = first + pages;
 	uint64_t page;
 	int error;
 
+	if (window->free_count == 0 && splits_a_slot(window, first, end))
+		return rebuild(window, first, end, 0);
 	for (page = first; page < end; page++) {
+		const uint32_t slot = window->slot_of_page[page];
 		struct slot_range range;
-		uint32_t slot;
 
-		/* The slot itself and one number more are enough for both remainders. */
-		error = reserve_slots(window, 1);
-		if (error)
-			return error;
-		slot = window->slot_of_page[page];
 		if (slot == SLOT_NONE)
 			continue;
 		range = window->ranges[slot];
