@@ -190,7 +190,9 @@ static int move_pages(struct region *region, const struct side *from, const stru
 	if (!error)
 		error = make_absent(region, from, first, pages);
 	if (!error)
-		return page_range_punch(from->fd, offset, size);
+		error = page_range_punch(from->fd, offset, size);
+	if (!error)
+		return 0;
 	for (page = first; page < first + pages; page++) {
 		if (region->states[page] == state)
 			continue;
