@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from pyvmm.errors import PyvmmError
 from pyvmm.exits import FailEntryExit, InternalErrorExit, ShutdownExit, UnknownExit, decode
+from pyvmm.guest.image import Image
+from pyvmm.guest.source_lines import source_line
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.uapi import reason_name
 from pyvmm.vcpu import Vcpu
@@ -61,12 +63,17 @@ def _disassemble(code: bytes) -> str:
     return ""
 
 
-def register_lines(vcpu: Vcpu) -> Iterator[str]:
-    """The registers, a few to a line; nothing if the vCPU cannot be asked."""
+def register_lines(vcpu: Vcpu, image: Image) -> Iterator[str]:
+    """The source line, where it is known, and the registers, a few to a line.
+
+    Nothing if the vCPU cannot be asked.
+    """
     try:
         regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
     except PyvmmError:
         return
+    if (found := source_line(image, sregs.cs.base + regs.rip)) is not None:
+        yield f"at {found[0]}:{found[1]}"
     yield (f"eip={regs.rip:08x} eflags={regs.rflags:08x} esp={regs.rsp:08x} ebp={regs.rbp:08x}")
     yield f"eax={regs.rax:08x} ebx={regs.rbx:08x} ecx={regs.rcx:08x} edx={regs.rdx:08x}"
     yield f"esi={regs.rsi:08x} edi={regs.rdi:08x} cr0={sregs.cr0:08x} efer={sregs.efer:08x}"
@@ -76,10 +83,11 @@ def register_lines(vcpu: Vcpu) -> Iterator[str]:
     )
 
 
-def read_assert(memory: GuestMemory, gpa: int) -> str:
+def read_assert(memory: GuestMemory, gpa: int, image: Image) -> str:
     """What a guest's assert record says: {u16 line, u16 0, u32 seen, u32 expected, strings}.
 
-    A guest is hostile: whatever it points to gives one line.
+    A record with line 0 was made by an assembler's macro, which cannot know the line; the
+    line table does. A guest is hostile: whatever it points to gives one line.
     """
     try:
         line, _, seen, expected = struct.unpack("<HHII", memory.read(gpa, 12))
@@ -87,9 +95,11 @@ def read_assert(memory: GuestMemory, gpa: int) -> str:
         expression = _read_string(memory, gpa + 12 + len(name) + 1)
     except PyvmmError as error:
         return f"assert failed; its record at GPA {gpa:#x} cannot be read: {error.cause}"
+    place = f"{_printable(name)}:{line}"
+    if line == 0 and (found := source_line(image, gpa)) is not None:
+        place = f"{found[0]}:{found[1]}"
     return (
-        f"{_printable(name)}:{line}: assert failed: {_printable(expression)}: "
-        f"seen {seen:#x}, expected {expected:#x}"
+        f"{place}: assert failed: {_printable(expression)}: seen {seen:#x}, expected {expected:#x}"
     )
 
 

@@ -365,7 +365,7 @@ class Machine:
                 reason += f": exception or interrupt vector {code - 0x100}"
             return VcpuEnd(index, None, code, reason)
         if stop == lib.STOP_ASSERT:
-            reason = f"vCPU {index}: {read_assert(self.memory, raw.guest.assert_gpa)}"
+            reason = f"vCPU {index}: {read_assert(self.memory, raw.guest.assert_gpa, self._image)}"
             return VcpuEnd(index, None, 1, reason)
         if stop == lib.STOP_HLT:
             return VcpuEnd(index, None)
@@ -373,7 +373,7 @@ class Machine:
             if not self._kicked:
                 return VcpuEnd(index, None)
             return VcpuEnd(index, Result.INTERRUPTED, None, "the run was kicked")
-        details = tuple(register_lines(loop.vcpu)) + tuple(
+        details = tuple(register_lines(loop.vcpu, self._image)) + tuple(
             describe_record(record) for record in loop.last_exits(8)
         )
         if stop == lib.STOP_DEADLINE:

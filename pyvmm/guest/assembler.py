@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pyvmm.errors import GuestError, KvmError
@@ -71,7 +72,8 @@ def _assemble(path: Path, source: str, text: str, parameters: Mapping[str, int])
         linker = ["ld", *layout, *quiet, "-o", _path_of(linked), _path_of(unlinked)]
         _call(path, linker, "", "not linking", unlinked, linked)
         size = os.fstat(linked.fileno()).st_size
-        return elf_image(path.name, os.pread(linked.fileno(), size, 0))
+        elf = os.pread(linked.fileno(), size, 0)
+        return replace(elf_image(path.name, elf), elf=elf)
 
 
 def _path_of(file: Memfd) -> str:

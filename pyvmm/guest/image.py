@@ -27,11 +27,15 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A guest that is ready to be copied into RAM. ``entry`` is the IP of every vCPU."""
+    """A guest that is ready to be copied into RAM. ``entry`` is the IP of every vCPU.
+
+    ``elf`` is the file with the line table that pyvmm's own assembling left, or empty.
+    """
 
     name: str
     segments: tuple[Segment, ...]
     entry: int = START
+    elf: bytes = b""
 
 
 def read_guest_file(path: Path) -> bytes:
