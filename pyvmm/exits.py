@@ -9,13 +9,30 @@ reads ``vcpu.kvm_run`` in place instead. Numbers and layouts: ``struct kvm_run``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pyvmm.mapping import PAGE_SIZE
 from pyvmm.native import ffi, lib
 from pyvmm.uapi import PageState
 
+_Kind = TypeVar("_Kind", bound=type)
 
+
+def _exit(kind: _Kind) -> _Kind:
+    """Tuples are equal when their fields are; exits must be of the same kind too."""
+
+    def is_equal(self: Any, other: Any) -> bool:
+        return type(self) is type(other) and tuple.__eq__(self, other)
+
+    def is_different(self: Any, other: Any) -> bool:
+        return not is_equal(self, other)
+
+    for name, method in (("__eq__", is_equal), ("__ne__", is_different)):
+        setattr(kind, name, method)
+    return kind
+
+
+@_exit
 class IoExit(NamedTuple):
     """KVM_EXIT_IO: ``elements`` of ``size`` bytes each; ``data`` what was written."""
 
@@ -26,6 +43,7 @@ class IoExit(NamedTuple):
     data: bytes
 
 
+@_exit
 class MmioExit(NamedTuple):
     """KVM_EXIT_MMIO: at most 8 bytes at ``gpa``; ``data`` what was written."""
 
@@ -35,6 +53,7 @@ class MmioExit(NamedTuple):
     data: bytes
 
 
+@_exit
 class HypercallExit(NamedTuple):
     """KVM_EXIT_HYPERCALL: KVM_HC_* with its six arguments."""
 
@@ -43,12 +62,14 @@ class HypercallExit(NamedTuple):
     is_long_mode: bool
 
 
+@_exit
 class HardwareExit(NamedTuple):
     """KVM_EXIT_UNKNOWN: the CPU left the guest for a reason that KVM does not know."""
 
     hardware_reason: int
 
 
+@_exit
 class ExceptionExit(NamedTuple):
     """KVM_EXIT_EXCEPTION; no x86 KVM of today sends it."""
 
@@ -56,30 +77,37 @@ class ExceptionExit(NamedTuple):
     error_code: int
 
 
+@_exit
 class HltExit(NamedTuple):
     """KVM_EXIT_HLT."""
 
 
+@_exit
 class ShutdownExit(NamedTuple):
     """KVM_EXIT_SHUTDOWN: on x86 a triple fault."""
 
 
+@_exit
 class IrqWindowExit(NamedTuple):
     """KVM_EXIT_IRQ_WINDOW_OPEN: an interrupt can be injected now."""
 
 
+@_exit
 class InterruptedExit(NamedTuple):
     """KVM_EXIT_INTR: a signal for the thread; KVM_RUN failed with EINTR."""
 
 
+@_exit
 class SetTprExit(NamedTuple):
     """KVM_EXIT_SET_TPR: the guest lowered CR8; see ``kvm_run.cr8``."""
 
 
+@_exit
 class NmiExit(NamedTuple):
     """KVM_EXIT_NMI."""
 
 
+@_exit
 class InternalErrorExit(NamedTuple):
     """KVM_EXIT_INTERNAL_ERROR. Suberror 1: the emulator cannot do an instruction.
 
@@ -91,6 +119,7 @@ class InternalErrorExit(NamedTuple):
     instruction: bytes
 
 
+@_exit
 class FailEntryExit(NamedTuple):
     """KVM_EXIT_FAIL_ENTRY: the hardware refused to enter the guest."""
 
@@ -98,6 +127,7 @@ class FailEntryExit(NamedTuple):
     cpu: int
 
 
+@_exit
 class DebugExit(NamedTuple):
     """KVM_EXIT_DEBUG: single step or breakpoint."""
 
@@ -107,6 +137,7 @@ class DebugExit(NamedTuple):
     dr7: int
 
 
+@_exit
 class MsrExit(NamedTuple):
     """KVM_EXIT_X86_RDMSR and KVM_EXIT_X86_WRMSR; ``reason`` is KVM_MSR_EXIT_REASON_*.
 
@@ -119,6 +150,7 @@ class MsrExit(NamedTuple):
     reason: int
 
 
+@_exit
 class TprAccessExit(NamedTuple):
     """KVM_EXIT_TPR_ACCESS: the guest touched its APIC's TPR, if that was asked for."""
 
@@ -126,6 +158,7 @@ class TprAccessExit(NamedTuple):
     is_write: bool
 
 
+@_exit
 class SystemEventExit(NamedTuple):
     """KVM_EXIT_SYSTEM_EVENT: ``type`` is KVM_SYSTEM_EVENT_*."""
 
@@ -133,30 +166,36 @@ class SystemEventExit(NamedTuple):
     data: tuple[int, ...]
 
 
+@_exit
 class IoapicEoiExit(NamedTuple):
     """KVM_EXIT_IOAPIC_EOI: the end of a level-triggered interrupt, with a split irqchip."""
 
     vector: int
 
 
+@_exit
 class DirtyRingFullExit(NamedTuple):
     """KVM_EXIT_DIRTY_RING_FULL: collect and reset the ring before the next run."""
 
 
+@_exit
 class NotifyExit(NamedTuple):
     """KVM_EXIT_NOTIFY: the guest kept the CPU from taking any event (Linux 6.0, Intel)."""
 
     is_context_valid: bool
 
 
+@_exit
 class BusLockExit(NamedTuple):
     """KVM_EXIT_X86_BUS_LOCK: the guest took the bus lock, if that was asked for."""
 
 
+@_exit
 class ApResetHoldExit(NamedTuple):
     """KVM_EXIT_AP_RESET_HOLD: an SEV-ES vCPU waits for its start-up interrupt."""
 
 
+@_exit
 class HypervExit(NamedTuple):
     """KVM_EXIT_HYPERV: see ``struct kvm_hyperv_exit``."""
 
@@ -164,6 +203,7 @@ class HypervExit(NamedTuple):
     payload: bytes
 
 
+@_exit
 class XenExit(NamedTuple):
     """KVM_EXIT_XEN: see ``struct kvm_xen_exit``."""
 
@@ -171,6 +211,7 @@ class XenExit(NamedTuple):
     payload: bytes
 
 
+@_exit
 class TdxExit(NamedTuple):
     """KVM_EXIT_TDX (Linux 6.16): a TDVMCALL ``number``; answer in its ``ret``."""
 
@@ -179,6 +220,7 @@ class TdxExit(NamedTuple):
     data: tuple[int, ...]
 
 
+@_exit
 class SnpReqCertsExit(NamedTuple):
     """KVM_EXIT_SNP_REQ_CERTS (Linux 7.0): put certificates into ``pages`` at ``gpa``."""
 
@@ -186,6 +228,7 @@ class SnpReqCertsExit(NamedTuple):
     pages: int
 
 
+@_exit
 class MemoryFaultExit(NamedTuple):
     """KVM_EXIT_MEMORY_FAULT (Linux 6.8); ``is_private`` may be older than the page state."""
 
@@ -194,6 +237,7 @@ class MemoryFaultExit(NamedTuple):
     is_private: bool
 
 
+@_exit
 class MemoryErrorExit(NamedTuple):
     """KVM_EXIT_MEMORY_ERROR (RFC of December 2021): map the page as ``wanted``."""
 
@@ -202,6 +246,7 @@ class MemoryErrorExit(NamedTuple):
     wanted: PageState
 
 
+@_exit
 class UnknownExit(NamedTuple):
     """An exit without a type here, or one that contradicts itself.
 
