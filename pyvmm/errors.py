@@ -51,7 +51,7 @@ class KvmError(PyvmmError, OSError):
     """
 
     def __init__(self, call: str, number: int, about: str = "", remedy: str = "") -> None:
-        name = errno_module.errorcode.get(number, str(number))
+        name = _NAMES.get(number) or errno_module.errorcode.get(number, str(number))
         remedy = remedy or REMEDIES.get((call, number)) or REMEDIES.get(("", number), "")
         thing = f"{call} ({about})" if about else call
         PyvmmError.__init__(self, thing, f"{os.strerror(number)} ({name})", remedy)
@@ -60,6 +60,9 @@ class KvmError(PyvmmError, OSError):
         self.call = call
         self.about = about
 
+
+# Numbers with two names, by the one that the kernel's documentation uses.
+_NAMES = {errno_module.EOPNOTSUPP: "EOPNOTSUPP"}
 
 _NEEDS_IRQCHIP = "call create_irqchip() first, before the first vCPU"
 
@@ -111,6 +114,10 @@ REMEDIES: dict[tuple[str, int], str] = {
     ),
     ("KVM_INTERRUPT", errno_module.EEXIST): "another interrupt is queued: run the vCPU first",
     ("KVM_SET_TSC_KHZ", errno_module.EINVAL): "this host's TSC cannot be scaled to that",
+    ("KVM_GET_NESTED_STATE", errno_module.EINVAL): "this KVM does not nest VMs",
+    ("KVM_SET_NESTED_STATE", errno_module.EINVAL): "this KVM does not nest VMs, or not that state",
+    ("KVM_IRQFD", errno_module.EBUSY): "that eventfd raises an interrupt already",
+    ("KVM_IOEVENTFD", errno_module.EEXIST): "another eventfd is signalled for that already",
     ("KVM_SMI", errno_module.EINVAL): "this KVM has no system management mode",
     ("KVM_KVMCLOCK_CTRL", errno_module.EINVAL): "the guest does not use kvmclock",
     ("", errno_module.ENOTTY): "this kernel's KVM does not have it, or not on this descriptor",

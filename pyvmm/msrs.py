@@ -83,7 +83,7 @@ def msr_filter(ranges: Sequence[MsrFilterRange], deny_others: bool) -> tuple[Any
                 f"MSR filter range {range_.base:#x}",
                 f"{len(range_.bitmap)} bytes of bitmap for {range_.count} MSRs",
             )
-        bitmap = ffi.new("uint8_t[]", range_.bitmap)
+        bitmap = ffi.new("__u8[]", range_.bitmap)
         kept.append(bitmap)
         entry.flags, entry.base, entry.nmsrs = range_.flags, range_.base, range_.count
         entry.bitmap = bitmap

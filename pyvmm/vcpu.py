@@ -154,7 +154,7 @@ class Vcpu(KvmFd):
         self.ioctl("KVM_SET_SREGS2", sregs)
 
     def get_fpu(self) -> Any:
-        """KVM_GET_FPU (4.22): a ``struct kvm_fpu *``."""
+        """KVM_GET_FPU (4.22): a ``struct kvm_fpu *``; KVM does not fill in its ``mxcsr``."""
         return self._get("KVM_GET_FPU", "struct kvm_fpu")
 
     def set_fpu(self, fpu: Any) -> None:

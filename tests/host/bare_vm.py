@@ -1,0 +1,91 @@
+"""A VM with RAM, one vCPU and a few instructions, for tests of the bindings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from pyvmm.exits import Exit, HltExit, decode
+from pyvmm.guest.assembler import assemble
+from pyvmm.guest.boot import START, low_memory, set_real_mode
+from pyvmm.kvm import Kvm
+from pyvmm.mapping import Mapping
+from pyvmm.native import ffi, lib
+from pyvmm.vcpu_loop import VcpuLoop
+from pyvmm.vm import Vm
+
+RAM_SIZE = 0x20000
+RAM_SLOT = 0
+STACK = 0x7000
+# Nothing here takes a tenth of it; a guest that spins must not hold up the tests.
+DEADLINE_S = 10.0
+
+
+class BareVm:
+    """Runs ``code`` (GNU as, real mode) at 0x7C00. A context manager.
+
+    ``prepare`` is called with the VM before there is a vCPU.
+    """
+
+    def __init__(
+        self,
+        code: str = "hlt",
+        *,
+        prepare: Callable[[Vm], object] = lambda vm: None,
+        slot_flags: int = 0,
+    ) -> None:
+        self._resources = ExitStack()
+        try:
+            self._build(code, prepare, slot_flags)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def _build(self, code: str, prepare: Callable[[Vm], object], slot_flags: int) -> None:
+        self.kvm = self._resources.enter_context(Kvm())
+        self.ram = Mapping(RAM_SIZE)
+        self._resources.callback(self.ram.close)
+        self.vm = self._resources.enter_context(self.kvm.create_vm())
+        self.vm.set_tss_addr(0xFFFB_D000)
+        self.vm.set_identity_map_addr(0xFFFB_C000)
+        self.vm.set_user_memory_region(RAM_SLOT, 0, RAM_SIZE, self.ram.address, slot_flags)
+        prepare(self.vm)
+        low = low_memory()
+        self.ram.view[: len(low)] = low
+        for segment in assemble(f".code16\n.globl _start\n_start:\n{code}\n").segments:
+            self.ram.view[segment.gpa : segment.gpa + len(segment.data)] = segment.data
+        self.vcpu = self._resources.enter_context(self.vm.create_vcpu(0))
+        self.vcpu.set_cpuid2(self.kvm.get_supported_cpuid())
+        set_real_mode(self.vcpu, START, rsp=STACK)
+        self._memory = ffi.new("struct memory *")
+        lib.memory_init(self._memory, self.vm.fileno(), b"emulated", lib.POLICY_CONVERT)
+        self._protocol = ffi.gc(lib.protocol_create(), lib.protocol_destroy)
+        self._protocol.enabled = False
+        self._protocol.unclaimed_to_python = True
+        self._loop = VcpuLoop(self.vcpu, self._memory, self._protocol)
+        self._resources.callback(self._loop.close)
+
+    def run(self) -> Exit:
+        """Run to the next exit. Fails when none comes in time."""
+        deadline = time.monotonic_ns() + int(DEADLINE_S * 1e9)
+        while (stop := self._loop.run(deadline)) == lib.STOP_SIGNAL:
+            pass
+        assert stop == lib.STOP_EXIT, f"the loop stopped with {stop}, errno {self._loop.raw.error}"
+        return decode(self.vcpu.kvm_run)
+
+    def run_to_hlt(self) -> None:
+        assert self.run() == HltExit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._resources.close()
