@@ -7,7 +7,8 @@
 #              a console full of every byte there is.
 # vcpus:       1-28, all do all of it
 # exits:       io mmio
-# params:      FLOOD=4 (KiB of console per vCPU; 1040 is more than the VMM keeps)
+# params:      FLOOD=4 (KiB of console per vCPU; 1040 is more than the VMM keeps, and
+#              wants a longer --deadline)
 #              ASSERT=gpa ends with a failed assert whose record is there
 #              EXIT=code ends with this code; FETCH=1 ends by running where nothing is
 # expect:      pass
