@@ -9,6 +9,7 @@ import pytest
 
 from pyvmm.diagnosis import describe_exit, register_lines
 from pyvmm.errors import KvmError
+from pyvmm.guest.image import Image
 from pyvmm.native import ffi, lib
 
 
@@ -73,5 +74,5 @@ def test_a_vcpu_that_cannot_be_asked_has_no_registers() -> None:
             raise KvmError("KVM_GET_REGS", 5)
 
     vcpu: Any = Mute(lib.KVM_EXIT_SHUTDOWN)
-    assert list(register_lines(vcpu)) == []
+    assert list(register_lines(vcpu, Image("guest", ()))) == []
     assert "an unknown place" in described(vcpu)
