@@ -1,0 +1,258 @@
+"""``pyvmm validate``: run the catalogue of cases and say what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from typing import Any
+
+from pyvmm.cli import main as status
+from pyvmm.cli.interruption import Interrupted, Interruption
+from pyvmm.cli.run_text import has_colour
+from pyvmm.printable import printable
+from pyvmm.validate import baseline, ktap, report
+from pyvmm.validate.case import Case
+from pyvmm.validate.result import CaseResult, State
+
+_COLOURS = {
+    State.PASS: "32",
+    State.SKIP: "33",
+    State.FAIL: "31",
+    State.HANG: "31",
+    State.CRASH: "31",
+}
+_BACKENDS = ("emulated", "guest_memfd", "memory_error")
+_WORKERS = 2
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "validate",
+        help="prove a kernel's private memory right or wrong",
+        description="Run the catalogue of cases on this kernel. Exit status: 0 nothing failed, "
+        "1 a case failed, hung or crashed (with --baseline: something got worse), 2 usage, "
+        "4 nothing could run.",
+    )
+    parser.add_argument(
+        "-k",
+        metavar="EXPR",
+        default="",
+        dest="expression",
+        help="only cases whose id is, or whose name contains, a word; with and, or, not, ()",
+    )
+    parser.add_argument("--backend", choices=_BACKENDS, default="", help="only cases of one ABI")
+    parser.add_argument(
+        "-j",
+        type=_workers,
+        metavar="N",
+        default=_WORKERS,
+        dest="workers",
+        help=f"run N cases beside each other ({_WORKERS})",
+    )
+    parser.add_argument(
+        "--shuffle",
+        type=_seed,
+        metavar="SEED",
+        nargs="?",
+        const=-1,
+        help="in random order; the seed is printed, and gives the same order again",
+    )
+    parser.add_argument("--baseline", metavar="FILE", help="compare with what --json wrote earlier")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--ktap", action="store_true", help="KTAP version 1, line by line")
+    output.add_argument("--json", action="store_true", help="one JSON object at the end")
+    output.add_argument("--list", action="store_true", help="show the names of the cases")
+    parser.set_defaults(func=validate, unblocks_signals=True)
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 256")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 2^64 - 1")
+    return int(text)
+
+
+def validate(options: argparse.Namespace) -> int:
+    from pyvmm.validate.catalogue import select
+
+    cases = select(options.expression, options.backend)
+    if options.list:
+        for each in cases:
+            print(f"{each.name}  {each.title}")
+        return status.PASSED
+    earlier = report.load(options.baseline) if options.baseline else None
+    asked = options.shuffle
+    seed = random.randrange(1 << 32) if asked is None or asked < 0 else asked
+    with Interruption() as interruption:
+        now = _run(options, cases, seed, interruption)
+    comparison = None
+    if earlier is not None:
+        comparison = baseline.compare(earlier.results, now.results)
+    _show_end(options, now, earlier, comparison)
+    if interruption.number is not None:
+        return 128 + interruption.number
+    if all(result.state is State.SKIP for result in now.results):
+        return status.SKIPPED
+    if comparison is not None:
+        return status.FAILED if comparison.worse else status.PASSED
+    failed = any(result.state.bad for result in now.results)
+    return status.FAILED if failed else status.PASSED
+
+
+def _run(
+    options: argparse.Namespace, cases: list[Case], seed: int, interruption: Interruption
+) -> report.Report:
+    """Run the cases and show each result as it comes."""
+    from pyvmm.validate.runner import Runner
+
+    start = time.monotonic()
+    show = _Progress(options, len(cases), seed)
+    runner = Runner(
+        cases,
+        workers=options.workers,
+        seed=seed,
+        shuffle=options.shuffle is not None,
+        started=show.started,
+    )
+    results: list[CaseResult] = []
+    coming = iter(runner)
+    try:
+        interruption.unblock()
+        for result in coming:
+            results.append(result)
+            show.result(len(results), result)
+        interruption.hold()
+    except Interrupted:
+        interruption.hold()
+    finally:
+        runner.close()
+    show.clear()
+    place = {each.name: at for at, each in enumerate(cases)}
+    results.sort(key=lambda result: place[result.name])
+    duration = time.monotonic() - start
+    return report.Report(report.machine_facts(), seed, duration, tuple(results))
+
+
+class _Progress:
+    """What is printed while cases run: KTAP, or a line for each case that did not pass."""
+
+    def __init__(self, options: argparse.Namespace, count: int, seed: int) -> None:
+        self.ktap = options.ktap
+        self.quiet = options.json
+        self.count = count
+        self.done = 0
+        self.colour = sys.stdout.isatty() and has_colour()
+        # A line that is written over again is only for people who look on.
+        self.live = sys.stderr.isatty() and not self.ktap
+        if self.ktap:
+            print("\n".join(ktap.heading(count)), flush=True)
+            print(f"# seed {seed}", flush=True)
+        elif not self.quiet:
+            print(f"{count} cases, seed {seed}", flush=True)
+
+    def started(self, each: Case) -> None:
+        if self.live:
+            line = f"{self.done}/{self.count} {each.name}"[:79]
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    def result(self, number: int, result: CaseResult) -> None:
+        self.done = number
+        if self.ktap:
+            print("\n".join(ktap.lines(number, result)), flush=True)
+        elif not self.quiet and result.state.bad:
+            self.clear()
+            print(_line(result, self.colour), flush=True)
+
+    def clear(self) -> None:
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _show_end(
+    options: argparse.Namespace,
+    now: report.Report,
+    earlier: report.Report | None,
+    comparison: baseline.Comparison | None,
+) -> None:
+    compared: list[str] = []
+    differing: list[str] = []
+    if earlier is not None and comparison is not None:
+        differing = list(report.differing_facts(earlier.machine, now.machine))
+        compared = [*_machine_lines(differing), *baseline.summary(comparison)]
+    if options.json:
+        data = report.to_json(now)
+        if comparison is not None:
+            data["baseline"] = _compared_json(options.baseline, differing, comparison)
+        print(json.dumps(data))
+    elif options.ktap:
+        print("\n".join([f"# {_totals(now)}", *(f"# {printable(line)}" for line in compared)]))
+    else:
+        _show_table(now)
+        for line in compared:
+            print(printable(line))
+
+
+def _machine_lines(differing: list[str]) -> list[str]:
+    if not differing:
+        return []
+    return [f"the baseline is from another machine or kernel: {'; '.join(differing)}"]
+
+
+def _compared_json(
+    path: str, differing: list[str], comparison: baseline.Comparison
+) -> dict[str, Any]:
+    return {
+        "file": path,
+        "machine_differs": differing,
+        "changes": {
+            change.value: [each.now.name for each in comparison.of(change)]
+            for change in baseline.Change
+            if change is not baseline.Change.SAME
+        },
+        "only_before": list(comparison.only_before),
+        "only_now": list(comparison.only_now),
+    }
+
+
+def _show_table(now: report.Report) -> None:
+    """A line per subject, why cases were skipped, and the sum."""
+    colour = sys.stdout.isatty() and has_colour()
+    subjects: dict[str, list[CaseResult]] = {}
+    for result in now.results:
+        subjects.setdefault(result.subject, []).append(result)
+    print(f"{'subject':<24}{'pass':>6}{'fail':>6}{'skip':>6}{'seconds':>10}")
+    for subject, results in subjects.items():
+        passed = sum(result.state is State.PASS for result in results)
+        skipped = sum(result.state is State.SKIP for result in results)
+        failed = len(results) - passed - skipped
+        seconds = sum(result.duration_s for result in results)
+        line = f"{subject:<24}{passed:>6}{failed:>6}{skipped:>6}{seconds:>10.1f}"
+        print(f"\x1b[31m{line}\x1b[0m" if colour and failed else line)
+    reasons: dict[str, int] = {}
+    for result in now.results:
+        if result.state is State.SKIP:
+            reasons[result.message] = reasons.get(result.message, 0) + 1
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        print(f"{count} skipped: {printable(reason)}")
+    print(_totals(now))
+
+
+def _totals(now: report.Report) -> str:
+    counted = ", ".join(f"{count} {state}" for state, count in now.counts().items() if count)
+    return f"{counted or 'nothing ran'} in {now.duration_s:.1f} s, seed {now.seed}"
+
+
+def _line(result: CaseResult, colour: bool) -> str:
+    state = f"{result.state:<6}"
+    if colour:
+        state = f"\x1b[{_COLOURS[result.state]}m{state}\x1b[0m"
+    detail = f" ({result.detail})" if result.detail else ""
+    return f"{state}{result.name}: {printable(result.message + detail)}"

@@ -1,0 +1,378 @@
+"""The guest side of a case: a VM with a little plain memory, and vCPUs that run routines.
+
+A vCPU is in 64-bit mode at privilege level 0, without interrupts, and sees the first
+eight GiB of guest-physical memory at the same linear addresses.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from contextlib import ExitStack
+from functools import cache
+from typing import Any, NamedTuple
+
+from pyvmm.exits import Exit, HltExit, decode
+from pyvmm.guest.boot import set_real_mode
+from pyvmm.kvm import Kvm
+from pyvmm.mapping import Mapping
+from pyvmm.native import ffi, lib
+from pyvmm.stats import Stats
+from pyvmm.uapi import reason_name
+from pyvmm.validate import routines
+from pyvmm.validate.case import GIB, HUGE, PAGE
+from pyvmm.validate.check import CheckFailed, Missing, errno_name, words
+from pyvmm.validate.routines import Routine
+from pyvmm.vcpu_loop import VcpuLoop
+
+PLAIN_SLOT = 0
+PLAIN_SIZE = 0x40000
+# In the plain memory: code, a mailbox for each vCPU, a stack, page tables.
+CODE, MAILBOX, STACK, TABLES = 0x1000, 0x2000, 0x8000, 0x10000
+MAILBOX_SIZE = 0x40
+REACH = 8 * GIB
+
+_RUN_S = 20.0
+_PAYLOAD = ffi.offsetof("struct kvm_run", "hw")
+# CR0.PE, ET, PG; CR4.PAE; EFER.LME, LMA.
+_CR0, _CR4, _EFER = 0x8000_0011, 0x20, 0x500
+
+
+@cache
+def page_tables() -> bytes:
+    """Identity mapping of the first eight GiB by 2 MiB pages: one PML4, one PDPT, eight PDs."""
+    present_write, huge = 0x3, 0x80
+    first = TABLES + 2 * PAGE
+    pml4 = struct.pack("<Q", TABLES + PAGE | present_write).ljust(PAGE, b"\0")
+    directories = REACH // GIB
+    pdpt = struct.pack(
+        f"<{directories}Q", *(first + index * PAGE | present_write for index in range(directories))
+    ).ljust(PAGE, b"\0")
+    pages = [gpa | present_write | huge for gpa in range(0, REACH, HUGE)]
+    return pml4 + pdpt + struct.pack(f"<{len(pages)}Q", *pages)
+
+
+class Fault(NamedTuple):
+    """The raw fields of KVM_EXIT_MEMORY_FAULT (flags) or KVM_EXIT_MEMORY_ERROR (type)."""
+
+    flags: int
+    gpa: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"flags {self.flags:#x}, GPA {self.gpa:#x}, size {self.size:#x}"
+
+
+class Outcome(NamedTuple):
+    """What one KVM_RUN returned: ``error`` is its errno, 0 for none; ``reason`` its number."""
+
+    error: int
+    reason: int
+    exit: Exit | None
+    fault: Fault | None
+
+    def __str__(self) -> str:
+        what = reason_name(self.reason)
+        if self.fault is not None:
+            what += f" ({self.fault})"
+        elif self.exit is not None:
+            what = str(self.exit)
+        return f"{what}, {errno_name(self.error)}" if self.error else what
+
+
+class Cpu:
+    """A vCPU that runs one routine at a time, each under a deadline.
+
+    Synchronization: one thread at a time.
+    """
+
+    def __init__(self, vm: GuestVm, index: int) -> None:
+        self.vm = vm
+        self.index = index
+        self.vcpu = vm.vm.create_vcpu(index)
+        self.vcpu.set_cpuid2(vm.kvm.get_supported_cpuid())
+        self.loop = VcpuLoop(self.vcpu, vm.no_memory, vm.protocol)
+        self.mailbox = MAILBOX + index * MAILBOX_SIZE
+        self._in_long_mode = False
+
+    def close(self) -> None:
+        self.loop.close()
+        self.vcpu.close()
+
+    # ---- one KVM_RUN ----
+
+    def prepare(self, routine: Routine | int, **registers: int) -> None:
+        """Set the registers for a routine (or for code at a GPA); the others are zero."""
+        if not self._in_long_mode:
+            self._enter_long_mode()
+        regs = ffi.new("struct kvm_regs *")
+        regs.rip = routine if isinstance(routine, int) else self.vm.entries[routine]
+        regs.rflags, regs.rsp = 2, STACK
+        for name, value in registers.items():
+            setattr(regs, name, value & (1 << 64) - 1)
+        self.vcpu.set_regs(regs)
+
+    def prepare_real_mode(self, routine: Routine, **registers: int) -> None:
+        """The same in real mode, where only routines make sense that read no memory."""
+        set_real_mode(self.vcpu, self.vm.entries[routine])
+        self._in_long_mode = False
+        regs = self.vcpu.get_regs()
+        for name, value in registers.items():
+            setattr(regs, name, value)
+        self.vcpu.set_regs(regs)
+
+    def _enter_long_mode(self) -> None:
+        sregs = self.vcpu.get_sregs()
+        for segment in (sregs.cs, sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
+            segment.base, segment.limit, segment.selector = 0, 0xFFFFFFFF, 0x10
+            segment.type, segment.s, segment.present, segment.dpl = 3, 1, 1, 0
+            segment.db, segment.l, segment.g = 1, 0, 1
+        sregs.cs.selector, sregs.cs.type, sregs.cs.db, sregs.cs.l = 0x08, 11, 0, 1
+        sregs.cr3, sregs.cr4, sregs.cr0, sregs.efer = TABLES, _CR4, _CR0, _EFER
+        self.vcpu.set_sregs(sregs)
+        self._in_long_mode = True
+
+    def enter(self, deadline_s: float = _RUN_S) -> Outcome:
+        """KVM_RUN from where the vCPU stands to the next exit. Fails if there is none in time."""
+        run = self.vcpu.kvm_run
+        # Whatever the kernel does not write must not look like an answer.
+        run.exit_reason = 0xDEAD
+        payload = ffi.cast("char *", run) + _PAYLOAD
+        ffi.memmove(payload, b"\xee" * 64, 64)
+        deadline = time.monotonic_ns() + int(deadline_s * 1e9)
+        while (stop := self.loop.run(deadline)) == lib.STOP_SIGNAL:
+            pass
+        if stop == lib.STOP_DEADLINE:
+            rip = self.vcpu.get_regs().rip
+            raise CheckFailed(
+                f"vCPU {self.index} got no exit within {deadline_s:g} s", f"it is at {rip:#x}"
+            )
+        error = self.loop.raw.error if stop == lib.STOP_RUN_FAILED else 0
+        reason = run.exit_reason
+        fault = None
+        if reason == lib.KVM_EXIT_MEMORY_FAULT:
+            raw = ffi.cast("struct pyvmm_memory_fault *", payload)
+            fault = Fault(raw.flags, raw.gpa, raw.size)
+        elif reason == lib.KVM_EXIT_MEMORY_ERROR:
+            raw = ffi.cast("struct pyvmm_memory_error *", payload)
+            fault = Fault(raw.type, raw.gpa, raw.size)
+        return Outcome(error, reason, None if error else decode(run), fault)
+
+    def run(self, routine: Routine | int, **registers: int) -> Outcome:
+        self.prepare(routine, **registers)
+        return self.enter()
+
+    def finish(self, what: str) -> Any:
+        """Enter; the routine must reach its HLT. Returns the registers."""
+        outcome = self.enter()
+        if not isinstance(outcome.exit, HltExit):
+            raise CheckFailed(f"{what}: the guest got {outcome}, expected to go on to its HLT")
+        return self.vcpu.get_regs()
+
+    # ---- whole accesses ----
+
+    def read(self, gpa: int, size: int = 8, what: str = "") -> int:
+        """What the guest reads at ``gpa``; no exit may come of it."""
+        self.prepare(routines.READ[size], rdi=gpa)
+        return int(self.finish(what or f"reading GPA {gpa:#x}").rax)
+
+    def write(self, gpa: int, value: int, size: int = 8, what: str = "") -> None:
+        """Let the guest write; no exit may come of it."""
+        self.prepare(routines.WRITE[size], rdi=gpa, rax=value)
+        self.finish(what or f"writing GPA {gpa:#x}")
+
+    def expect_read(self, gpa: int, expected: int, what: str, size: int = 8) -> None:
+        seen = self.read(gpa, size, what)
+        if seen != expected:
+            raise CheckFailed(
+                f"{what}: the guest reads {words(seen)} at GPA {gpa:#x}, expected {words(expected)}"
+            )
+
+    def fill(self, gpa: int, size: int, tag: int, stride: int = 1024) -> None:
+        """Write ``tag`` plus its own GPA into a word every ``stride`` bytes."""
+        self.prepare(
+            routines.FILL, rdi=gpa, rax=tag, rsi=stride, rcx=size // stride, r8=(1 << 64) - 1
+        )
+        self.finish(f"filling GPA {gpa:#x}, {size:#x} bytes")
+
+    def expect_filled(self, gpa: int, size: int, tag: int, what: str, stride: int = 1024) -> None:
+        """The words that :meth:`fill` or the host wrote with ``tag`` must be there."""
+        self._scan(gpa, size, tag, (1 << 64) - 1, stride, what)
+
+    def expect_zero(self, gpa: int, size: int, what: str, stride: int = 1024) -> None:
+        self._scan(gpa, size, 0, 0, stride, what)
+
+    def _scan(self, gpa: int, size: int, value: int, mask: int, stride: int, what: str) -> None:
+        self.prepare(routines.SCAN, rdi=gpa, rax=value, rsi=stride, rcx=size // stride, r8=mask)
+        regs = self.finish(what)
+        if regs.rcx != 0:
+            raise CheckFailed(
+                f"{what}: the guest reads {words(int(regs.rdx))} at GPA {int(regs.rdi):#x}, "
+                f"expected {words(int(regs.rbx))}"
+            )
+
+    def counter(self, name: str) -> int:
+        """One of the vCPU's statistics."""
+        return _counter(self.vcpu.get_stats_fd(), name)
+
+    # ---- expected exits ----
+
+    def expect_fault(
+        self, gpa: int, what: str, *, flags: int = lib.KVM_MEMORY_EXIT_FLAG_PRIVATE
+    ) -> None:
+        """Enter; KVM_EXIT_MEMORY_FAULT must come, for one page, with EFAULT."""
+        self._expect_exit(lib.KVM_EXIT_MEMORY_FAULT, 14, Fault(flags, gpa & -PAGE, PAGE), what)
+
+    def expect_memory_error(self, gpa: int, wanted: int, what: str) -> None:
+        """Enter; the RFC's KVM_EXIT_MEMORY_ERROR must come, for one page, with EPERM."""
+        self._expect_exit(lib.KVM_EXIT_MEMORY_ERROR, 1, Fault(wanted, gpa & -PAGE, PAGE), what)
+
+    def _expect_exit(self, reason: int, error: int, fault: Fault, what: str) -> None:
+        outcome = self.enter()
+        if (outcome.error, outcome.reason, outcome.fault) != (error, reason, fault):
+            raise CheckFailed(
+                f"{what}: the guest got {outcome}, expected {reason_name(reason)} ({fault}), "
+                f"{errno_name(error)}"
+            )
+
+
+def _counter(stats: Stats, name: str) -> int:
+    with stats:
+        counters = stats.counters()
+    if name not in counters:
+        raise Missing(f"the statistic {name} of KVM_GET_STATS_FD")
+    return counters[name]
+
+
+class Watch:
+    """A vCPU that reports a word of memory for ever, in a thread of its own.
+
+    It stays inside the guest: an exit would hide a TLB flush that is missing. Exits of
+    races that it lost are counted, checked and re-entered. A context manager.
+    """
+
+    def __init__(self, cpu: Cpu, gpa: int, routine: Routine = routines.WATCH) -> None:
+        self.cpu = cpu
+        self.gpa = gpa
+        self.lost_races = 0
+        self.error: BaseException | None = None
+        plain = cpu.vm.plain
+        words_ = ffi.cast("volatile uint64_t *", plain.address + cpu.mailbox)
+        words_[0] = words_[1] = words_[2] = 0
+        self._words = words_
+        cpu.prepare(routine, rdi=gpa, rsi=cpu.mailbox)
+        self._thread = threading.Thread(target=self._run, name=f"vcpu{cpu.index}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                outcome = self.cpu.enter(deadline_s=50)
+                if isinstance(outcome.exit, HltExit):
+                    return
+                fault = outcome.fault
+                if outcome.error != 14 or fault is None:
+                    raise CheckFailed(f"a vCPU that reads GPA {self.gpa:#x} got {outcome}")
+                if (fault.gpa, fault.size) != (self.gpa & -PAGE, PAGE) or fault.flags not in (
+                    0,
+                    lib.KVM_MEMORY_EXIT_FLAG_PRIVATE,
+                ):
+                    raise CheckFailed(f"the exit of a lost race at GPA {self.gpa:#x} has {fault}")
+                self.lost_races += 1
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        self.fresh()
+        return self
+
+    @property
+    def rounds(self) -> int:
+        return int(self._words[1])
+
+    def fresh(self, timeout_s: float = 10.0) -> int:
+        """A word that the guest read after this call began."""
+        return self.after(self.rounds, timeout_s)
+
+    def after(self, rounds: int, timeout_s: float = 10.0) -> int:
+        """A word that the guest read in a round that began after round ``rounds`` had ended."""
+        words_ = self._words
+        # The round under way may have read before; the one after it has not.
+        wanted = rounds + 2
+        if words_[1] < wanted:
+            self._wait(wanted, timeout_s)
+        return int(words_[0])
+
+    def _wait(self, wanted: int, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self._words[1] < wanted:
+            if self.error is not None:
+                raise self.error
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"the vCPU that reads GPA {self.gpa:#x} does not go on")
+            # Give the vCPU's thread the CPU; it may need Python to re-enter.
+            time.sleep(0)
+
+    def __exit__(self, *_: object) -> None:
+        self._words[2] = 1
+        self._thread.join(timeout=30)
+        if self._thread.is_alive():
+            self.cpu.loop.kick()
+            self._thread.join(timeout=30)
+        if self.error is not None and _[0] is None:
+            raise self.error
+
+
+class GuestVm:
+    """A VM with the routines in plain memory at GPA 0, and ``vcpus`` vCPUs."""
+
+    def __init__(self, kvm: Kvm, vm_type: int, vcpus: int) -> None:
+        self.kvm = kvm
+        self._resources = ExitStack()
+        self.vm = self._resources.enter_context(kvm.create_vm(vm_type))
+        try:
+            self.plain = Mapping(PLAIN_SIZE)
+            self._resources.callback(self.plain.close)
+            code, self.entries = routines.layout(CODE)
+            view = self.plain.view
+            view[CODE : CODE + len(code)] = code
+            tables = page_tables()
+            view[TABLES : TABLES + len(tables)] = tables
+            self.vm.set_user_memory_region(PLAIN_SLOT, 0, PLAIN_SIZE, self.plain.address)
+            # The run loop is told of no regions, so that every exit comes here.
+            self.no_memory = ffi.gc(ffi.new("struct memory *"), lib.memory_deinit)
+            lib.memory_init(self.no_memory, self.vm.fileno(), b"guest_memfd", lib.POLICY_DENY)
+            self.protocol = ffi.gc(lib.protocol_create(), lib.protocol_destroy)
+            self.protocol.enabled = False
+            self.protocol.unclaimed_to_python = True
+            self._next_slot = PLAIN_SLOT + 1
+            self.cpus: list[Cpu] = []
+            for index in range(vcpus):
+                self.add_cpu(index)
+        except BaseException:
+            self.close()
+            raise
+
+    def add_cpu(self, index: int) -> Cpu:
+        cpu = Cpu(self, index)
+        self._resources.callback(cpu.close)
+        self.cpus.append(cpu)
+        return cpu
+
+    @property
+    def cpu(self) -> Cpu:
+        """vCPU 0."""
+        return self.cpus[0]
+
+    def counter(self, name: str) -> int:
+        """One of the VM's statistics."""
+        return _counter(self.vm.get_stats_fd(), name)
+
+    def new_slot(self) -> int:
+        """The number of a slot that is not in use."""
+        self._next_slot += 1
+        return self._next_slot - 1
+
+    def close(self) -> None:
+        self._resources.close()

@@ -1,0 +1,164 @@
+"""Runs cases in worker processes: several beside each other, each under its deadline."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from pyvmm.validate.case import Case
+from pyvmm.validate.result import CaseResult, State
+from pyvmm.validate.worker import serve
+
+# A forked worker has all modules loaded; nothing here starts threads before it forks.
+_processes = multiprocessing.get_context("fork")
+_TICK_S = 1.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A process and the case that it runs now (its number), since when."""
+
+    process: BaseProcess
+    connection: Connection
+    case: int | None = None
+    since: float = 0.0
+
+
+class Runner:
+    """Iterate over it for results, once, in the order in which they come.
+
+    ``workers`` processes run cases beside each other; cases that must be alone run after
+    them, one by one. With ``shuffle`` the order is random, by ``seed``. A case that hangs
+    is killed and one that crashes its process is reported; both cost a new process.
+    ``started`` is called with each case when it starts. :meth:`close` ends all processes,
+    also those in the middle of a case.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        *,
+        workers: int = 1,
+        seed: int = 0,
+        shuffle: bool = False,
+        started: Callable[[Case], None] = lambda case: None,
+    ) -> None:
+        self.cases = list(cases)
+        self.workers = max(1, workers)
+        self.seed = seed
+        self.started = started
+        order = list(range(len(self.cases)))
+        if shuffle:
+            random.Random(seed).shuffle(order)
+        self._together = [number for number in order if not self.cases[number].alone]
+        self._alone = [number for number in order if self.cases[number].alone]
+        self._pool: list[_Worker] = []
+
+    def __iter__(self) -> Iterator[CaseResult]:
+        yield from self._run(self._together, min(self.workers, len(self._together)))
+        self._shrink(1)
+        yield from self._run(self._alone, min(1, len(self._alone)))
+        self.close()
+
+    def close(self) -> None:
+        self._shrink(0)
+
+    def _run(self, numbers: list[int], workers: int) -> Iterator[CaseResult]:
+        while len(self._pool) < workers:
+            self._pool.append(self._start())
+        waiting = numbers[::-1]
+        while waiting or any(worker.case is not None for worker in self._pool):
+            for worker in self._pool:
+                if worker.case is None and waiting:
+                    self._give(worker, waiting.pop())
+            busy = {worker.connection: worker for worker in self._pool if worker.case is not None}
+            for ready in wait(list(busy), timeout=self._until_deadline()):
+                yield self._take(busy[ready])  # type: ignore[index]
+            for worker in self._pool:
+                if worker.case is not None and self._left(worker) <= 0:
+                    yield self._kill(worker)
+
+    def _start(self) -> _Worker:
+        ours, theirs = _processes.Pipe()
+        others = [worker.connection for worker in self._pool]
+        process = _processes.Process(
+            target=_serve_forked, args=(theirs, [ours, *others], self.cases, self.seed)
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _give(self, worker: _Worker, number: int) -> None:
+        self.started(self.cases[number])
+        worker.case, worker.since = number, time.monotonic()
+        worker.connection.send(number)
+
+    def _left(self, worker: _Worker) -> float:
+        assert worker.case is not None
+        return worker.since + self.cases[worker.case].deadline_s - time.monotonic()
+
+    def _until_deadline(self) -> float:
+        left = [self._left(worker) for worker in self._pool if worker.case is not None]
+        return max(0.0, min([*left, _TICK_S]))
+
+    def _take(self, worker: _Worker) -> CaseResult:
+        try:
+            result: CaseResult = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            worker.process.join()
+            return self._replace(worker, State.CRASH, _ending(worker.process.exitcode))
+        worker.case = None
+        return result
+
+    def _kill(self, worker: _Worker) -> CaseResult:
+        assert worker.case is not None
+        deadline = self.cases[worker.case].deadline_s
+        worker.process.kill()
+        # One that the kernel does not let go is left behind.
+        worker.process.join(timeout=5)
+        stuck = "" if worker.process.exitcode is not None else "; not even SIGKILL ends it"
+        return self._replace(worker, State.HANG, f"no end after {deadline:g} s{stuck}")
+
+    def _replace(self, worker: _Worker, state: State, message: str) -> CaseResult:
+        assert worker.case is not None
+        each = self.cases[worker.case]
+        duration = time.monotonic() - worker.since
+        worker.connection.close()
+        self._pool.remove(worker)
+        self._pool.append(self._start())
+        return CaseResult(
+            each.name, each.id, each.title, each.subject, state, message, "", duration
+        )
+
+    def _shrink(self, workers: int) -> None:
+        while len(self._pool) > workers:
+            worker = self._pool.pop()
+            worker.connection.close()
+            if worker.case is not None:
+                worker.process.kill()
+            worker.process.join(timeout=5)
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join(timeout=5)
+
+
+def _serve_forked(
+    connection: Connection, inherited: list[Connection], cases: list[Case], seed: int
+) -> None:
+    # A copy of another worker's pipe would keep that worker from seeing its end.
+    for each in inherited:
+        each.close()
+    serve(connection, cases, seed)
+
+
+def _ending(code: int | None) -> str:
+    import signal
+
+    if code is not None and code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process ended with status {code}"

@@ -1,0 +1,73 @@
+"""What a case is given: VMs and memory that are closed when it ends, and random numbers."""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+from pyvmm.guest_memfd import GuestMemfd
+from pyvmm.kvm import Kvm
+from pyvmm.native import lib
+from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.memory import Memory, SharedSide
+
+Closable = TypeVar("Closable", bound=Any)
+
+
+class Toolbox:
+    """A context manager; everything it made is closed in reverse order.
+
+    ``random`` is seeded from the run's seed and the case's name.
+    """
+
+    def __init__(self, kvm: Kvm, seed: str) -> None:
+        self.kvm = kvm
+        self.random = random.Random(seed)
+        self._resources = ExitStack()
+
+    def keep(self, thing: Closable) -> Closable:
+        """Close ``thing`` when the case ends."""
+        self._resources.callback(thing.close)
+        return thing
+
+    def vm(self, vm_type: int = lib.KVM_X86_DEFAULT_VM, cpus: int = 1) -> GuestVm:
+        return self.keep(GuestVm(self.kvm, vm_type, cpus))
+
+    def private_vm(self, cpus: int = 1) -> GuestVm:
+        """A software-protected VM: its pages can be private."""
+        return self.vm(lib.KVM_X86_SW_PROTECTED_VM, cpus)
+
+    def memory(
+        self,
+        vm: GuestVm,
+        gpa: int,
+        size: int,
+        *,
+        backing: str = "anonymous",
+        slots: int = 1,
+        file_offset: int = 0,
+        file_size: int = 0,
+        file: GuestMemfd | None = None,
+    ) -> Memory:
+        return self.keep(
+            Memory(
+                vm,
+                gpa,
+                size,
+                backing=backing,
+                slots=slots,
+                file_offset=file_offset,
+                file_size=file_size,
+                file=file,
+            )
+        )
+
+    def shared_side(self, gpa: int, size: int, backing: str = "anonymous") -> SharedSide:
+        return self.keep(SharedSide(gpa, size, backing))
+
+    def __enter__(self) -> Toolbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()

@@ -1,0 +1,76 @@
+"""Runs cases in a process of its own, which a case may crash or hang."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from multiprocessing.connection import Connection
+
+from pyvmm.errors import PyvmmError
+from pyvmm.kvm import Kvm
+from pyvmm.validate.capabilities import missing
+from pyvmm.validate.case import Case
+from pyvmm.validate.check import CheckFailed, Missing
+from pyvmm.validate.result import CaseResult, State
+from pyvmm.validate.toolbox import Toolbox
+
+# Whoever waits for the worker kills it at the case's deadline. Should nobody be left to do
+# so, its own alarm ends it a little later.
+_GRACE_S = 30
+
+
+def serve(connection: Connection, cases: list[Case], seed: int) -> None:
+    """Run the case whose number comes in, send its result back; until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        while True:
+            each = cases[connection.recv()]
+            signal.alarm(int(each.deadline_s) + _GRACE_S)
+            connection.send(run_case(each, seed))
+            signal.alarm(0)
+    except (EOFError, BrokenPipeError):
+        pass
+    # Threads of a vCPU that spins must not keep the process.
+    os._exit(0)
+
+
+def run_case(each: Case, seed: int) -> CaseResult:
+    """Run one case here and now."""
+    start = time.monotonic()
+    state, message, detail = _outcome(each, seed)
+    duration = time.monotonic() - start
+    return CaseResult(
+        each.name, each.id, each.title, each.subject, state, message, detail, duration
+    )
+
+
+def _outcome(each: Case, seed: int) -> tuple[State, str, str]:
+    for name in each.needs:
+        lack = missing(name)
+        if lack:
+            return State.SKIP, f"{name}: {lack}", ""
+    try:
+        with Kvm() as kvm, Toolbox(kvm, f"{seed} {each.name}") as tools:
+            each.function(tools, **each.parameters)
+    except CheckFailed as error:
+        return State.FAIL, str(error), error.detail
+    except Missing as error:
+        return State.SKIP, str(error), ""
+    except PyvmmError as error:
+        return State.FAIL, f"a call that must succeed failed: {error}", ""
+    except Exception as error:  # a fault of the case is no reason to stop the others
+        return State.FAIL, f"{type(error).__name__}: {error}", _where(error)
+    return State.PASS, "", ""
+
+
+def _where(error: BaseException) -> str:
+    import traceback
+
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(frame.filename)}:{frame.lineno}"
