@@ -1,131 +1,21 @@
-"""Each guest ends as its head says, on the backend that this host has.
-
-A head's lines are ``# key [conditions]: value``. Conditions are options of ``pyvmm run``
-(``--views 1``, ``--param NAME=VALUE``), a backend's name, or ``hypercall`` when the guest
-could use one. Of the lines with the same key, the last whose conditions hold counts.
-"""
+"""Each guest ends as its head says, on the backend that this host has."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from guest_heads import Head, cases, check_report, guests, run_guest
 
-from pyvmm.guest.assembler import guests_dir, load_guest
-from pyvmm.machine import Machine
-from pyvmm.report import RunReport
-
-DEADLINE_S = 60.0
-EXPECTED_DEADLINE_S = 1.0
-
-_LINE = re.compile(r"# (vcpus|options|expect|conversions|measures)\b([^:]*):\s*(.*)")
-_OPTION = re.compile(r"--(views|param) (\S+)|--irqchip")
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a guest's head says: (key, conditions, value), in order."""
-
-    lines: tuple[tuple[str, str, str], ...]
-
-    @classmethod
-    def of(cls, path: Path) -> Head:
-        found = (_LINE.match(line) for line in path.read_text().splitlines())
-        return cls(tuple((m[1], m[2].strip(), m[3].strip()) for m in found if m))
-
-    def option_sets(self) -> list[str]:
-        """The options that lines are conditional on; none at first."""
-        sets = (" ".join(m[0] for m in _OPTION.finditer(where)) for _, where, _ in self.lines)
-        return list(dict.fromkeys(["", *sets]))
-
-    def value(self, key: str, holding: str) -> str:
-        """The last value of ``key`` whose conditions are all among ``holding``."""
-        words = set(_conditions(holding))
-        mine = [(where, value) for each, where, value in self.lines if each == key]
-        fitting = [value for where, value in mine if words.issuperset(_conditions(where))]
-        return fitting[-1] if fitting else ""
-
-    def vcpus(self) -> range:
-        first, _, last = self.value("vcpus", "").split(",")[0].partition("-")
-        return range(int(first), int(last or first) + 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    views: int = 2
-    irqchip: bool = False
-    parameters: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, text: str) -> Options:
-        views, irqchip, parameters = 2, False, {}
-        for option in _OPTION.finditer(text):
-            if option[1] == "views":
-                views = int(option[2])
-            elif option[1] == "param":
-                name, _, value = option[2].partition("=")
-                parameters[name] = int(value, 0)
-            else:
-                irqchip = True
-        return cls(views, irqchip, parameters)
-
-
-def _conditions(text: str) -> list[str]:
-    """``--views 1 hypercall`` is two conditions."""
-    options = [m[0] for m in _OPTION.finditer(text)]
-    return options + _OPTION.sub("", text).split()
-
-
-def guests() -> list[Path]:
-    return sorted(guests_dir().glob("*.S"))
-
-
-def cases() -> list[object]:
-    """Every guest with each set of options that its head names, on 1 and 2 vCPUs."""
-    found: list[object] = []
-    for path in guests():
-        head = Head.of(path)
-        for options in head.option_sets():
-            for vcpus in (1, 2):
-                if vcpus in head.vcpus():
-                    name = "-".join([path.stem, *options.replace("--", "").split(), str(vcpus)])
-                    found.append(pytest.param(path, options, vcpus, id=name))
-    return found
-
-
-def run_guest(path: Path, head: Head, options: str, vcpus: int) -> RunReport:
-    asked = Options.of(f"{options} {head.value('options', '')}")
-    forever = head.value("expect", options) == "deadline"
-    image = load_guest(str(path), asked.parameters)
-    with Machine(image, views=asked.views, vcpus=vcpus, irqchip=asked.irqchip) as machine:
-        return machine.run(EXPECTED_DEADLINE_S if forever else DEADLINE_S)
+from pyvmm.guest.assembler import guests_dir
 
 
 @pytest.mark.parametrize(("path", "options", "vcpus"), cases())
 def test_guest_ends_as_its_head_says(path: Path, options: str, vcpus: int) -> None:
     head = Head.of(path)
     report = run_guest(path, head, options, vcpus)
-    holding = f"{options} {report.backend}"
-    if report.exits.get("hypercall"):
-        holding += " hypercall"
-
-    outcome = [f"{report.result}", f"{report.result} exit_code={report.exit_code}"]
-    allowed = [each.strip() for each in head.value("expect", holding).split("|")]
-    assert set(outcome) & set(allowed), report.reason
-
-    done = report.conversions
-    counts = {
-        name: getattr(done, name) for name in ("to_private", "to_shared", "implicit", "explicit")
-    }
-    assert done.to_private + done.to_shared == done.implicit + done.explicit
-    promised = head.value("conversions", holding)
-    if report.passed and promised not in ("", "any"):
-        assert promised == " ".join(f"{name}={count}" for name, count in counts.items())
-    measures = head.value("measures", holding).split()
-    if report.passed and measures:
-        assert list(report.measures) == [counts[name] for name in measures]
+    check_report(report, head, options)
 
 
 @pytest.mark.parametrize("path", guests(), ids=lambda path: path.stem)
