@@ -102,6 +102,21 @@ def test_spinning_vcpus(number: signal.Signals, times: int) -> None:
     assert report["reason"] == f"{number.name} ended the run"
 
 
+def test_when_only_the_other_vcpus_still_run(tmp_path: Path) -> None:
+    guest = tmp_path / "first_ends.S"
+    guest.write_text(".code16\n test %eax, %eax\n jnz .\n out %al, $0xf4\n")
+    process = start(guest, "--vcpus", 3)
+    task = psutil.Process(process.pid)
+    # The main thread has nothing to do but to wait for two that spin.
+    wait_until(lambda: has_vcpus(process) and task.num_threads() >= 3 and is_asleep(process.pid))
+    status, report = end(process, [signal.SIGTERM])
+    assert (status, report["result"]) == (143, "interrupted")
+
+
+def is_asleep(thread: int) -> bool:
+    return "State:\tS" in Path(f"/proc/{thread}/task/{thread}/status").read_text()
+
+
 def test_what_happened_so_far_is_reported(tmp_path: Path) -> None:
     guest = tmp_path / "talker.S"
     guest.write_text(TALKER)
