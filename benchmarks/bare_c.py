@@ -16,6 +16,7 @@ struct side { uint64_t gpa; int fd; void *host; };
 struct phases { uint64_t create_ns; uint64_t run_ns; uint64_t close_ns; };
 int exit_loop(int vcpu, void *kvm_run, uint16_t port, uint64_t exits, uint32_t *value,
               int clock_reads);
+void execute_cpuid(void);
 int conversion_loop(int vcpu, void *kvm_run, const struct side *private_side,
                     const struct side *shared_side, uint64_t conversions);
 int lifecycle(const char *image, size_t size, int timer_signal, struct phases *phases);

@@ -7,14 +7,14 @@ nothing but the loop around KVM_RUN.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bare_c import address, check, compile_bare, ffi
 from interleaved import NOTHING, Promise, Side, batches_asked, compare, describe_machine
 
 from pyvmm import Machine, assemble
-from pyvmm.exits import IoExit
+from pyvmm.exits import IoExit, decode
 from pyvmm.native import lib
 from pyvmm.vcpu_loop import VcpuLoop
 
@@ -147,11 +147,48 @@ def in_place(batches: int) -> None:
             batches=batches,
         )
 
+        for title, before in (
+            ("of that: the same Python with the CPU warm", lambda: None),
+            ("the same Python after a cpuid instruction", compile_bare("cpuid").execute_cpuid),
+        ):
+            compare(
+                title,
+                Side("kicked before it runs, answered", kicked_run(loop, until, before)),
+                Side("kicked", kicks(loop, before)),
+                NOTHING,
+                operations=EXITS,
+                batches=batches,
+            )
+
+
+def kicks(loop: VcpuLoop, before: Callable[[], object]) -> Callable[[], None]:
+    def kick() -> None:
+        for _ in range(EXITS):
+            before()
+            loop.kick()
+
+    return kick
+
+
+def kicked_run(loop: VcpuLoop, until: int, before: Callable[[], object]) -> Callable[[], None]:
+    """What answering in Python does, but for KVM_RUN: a kicked loop returns before it."""
+    io, stop_kick = loop.vcpu.kvm_run.io, lib.STOP_KICK
+
+    def kick_and_answer() -> None:
+        for _ in range(EXITS):
+            before()
+            loop.kick()
+            if loop.run(until) != stop_kick or io.port != PORT_IN_PYTHON or io.size != 4:
+                raise RuntimeError("the loop was kicked and ran all the same")
+
+    return kick_and_answer
+
 
 def as_objects(batches: int) -> None:
     with machine_writing_to(PORT_IN_PYTHON) as machine:
         machine.loops[0].raw.recording = False
         exits = machine.exits(DEADLINE_S)
+        run = machine.vcpus[0].kvm_run
 
         def answer() -> None:
             for _ in range(EXITS):
@@ -164,6 +201,23 @@ def as_objects(batches: int) -> None:
             Side("pyvmm, Machine.exits()", answer),
             bare_side(machine, PORT_IN_PYTHON),
             Promise(more_ns=1200),
+            operations=EXITS,
+            batches=batches,
+        )
+
+        def decode_again() -> None:
+            for _ in range(EXITS):
+                decode(run)
+
+        def nothing() -> None:
+            for _ in range(EXITS):
+                pass
+
+        compare(
+            "of that: making the object, with the CPU warm",
+            Side("decode(run)", decode_again),
+            Side("an empty Python loop", nothing),
+            NOTHING,
             operations=EXITS,
             batches=batches,
         )

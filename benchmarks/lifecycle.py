@@ -7,6 +7,7 @@ too: where they differ is where Python's own time goes.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from bare_c import check, compile_bare, ffi
 from interleaved import (
@@ -38,6 +39,9 @@ class Life:
         for name, taken in zip(PHASES, phases, strict=True):
             self.best[name] = min(self.best[name], taken)
 
+    def __call__(self) -> None:
+        raise NotImplementedError
+
 
 class PyvmmLife(Life):
     def __init__(self, recording: bool) -> None:
@@ -61,7 +65,7 @@ class BareLife(Life):
         super().__init__()
         self._bare = compile_bare("lifecycle")
         self._signal = lib.loop_kick_signal()
-        self._phases = ffi.new("struct phases *")
+        self._phases: Any = ffi.new("struct phases *")
 
     def __call__(self) -> None:
         phases = self._phases

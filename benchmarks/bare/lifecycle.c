@@ -20,6 +20,7 @@
 
 #define RAM_SIZE 0x40000
 #define REGION_SIZE 0x40000
+#define BUFFERS_SIZE 0x106000 /* console, measures, port table */
 #define START 0x7C00
 #define CPUID_ENTRIES 128
 #define TICK_NS 100000000
@@ -32,7 +33,7 @@ struct phases {
 
 struct machine {
 	int kvm, vm, vcpu, private_fd, shared_fd;
-	void *ram, *private_host, *shared_host;
+	void *ram, *private_host, *shared_host, *buffers;
 	struct kvm_run *run;
 	size_t run_size;
 };
@@ -104,6 +105,7 @@ static int create(struct machine *machine, const char *image, size_t size)
 	TRY(ioctl(machine->kvm, KVM_GET_API_VERSION, 0));
 	TRY(machine->vm = ioctl(machine->kvm, KVM_CREATE_VM, 0));
 	TRY(machine->run_size = (size_t)ioctl(machine->kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
+	TRY(getpid());
 	TRY(ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS));
 	TRY(ioctl(machine->vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map));
 	TRY(ioctl(machine->vm, KVM_SET_TSS_ADDR, 0xFFFBD000));
@@ -115,10 +117,13 @@ static int create(struct machine *machine, const char *image, size_t size)
 	error = add_region(machine);
 	if (error)
 		return error;
+	TRY(machine->buffers = mmap(NULL, BUFFERS_SIZE, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	TRY(ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS));
 	cpuid.head.nent = CPUID_ENTRIES;
 	TRY(ioctl(machine->kvm, KVM_GET_SUPPORTED_CPUID, &cpuid));
 	TRY(machine->vcpu = ioctl(machine->vm, KVM_CREATE_VCPU, 0));
+	TRY(ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2));
 	TRY(machine->run = mmap(NULL, machine->run_size, PROT_READ | PROT_WRITE, MAP_SHARED,
 				machine->vcpu, 0));
 	TRY(ioctl(machine->vcpu, KVM_SET_CPUID2, &cpuid));
@@ -164,6 +169,7 @@ static int close_all(struct machine *machine)
 	TRY(munmap(machine->ram, RAM_SIZE));
 	TRY(close(machine->vm));
 	TRY(close(machine->kvm));
+	TRY(munmap(machine->buffers, BUFFERS_SIZE));
 	return 0;
 }
 
