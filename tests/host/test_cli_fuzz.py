@@ -7,13 +7,15 @@ import os
 import random
 import struct
 import time
+from functools import cache
 from pathlib import Path
 
 from conftest import holdings
 from pyvmm_command import pyvmm
 
-from pyvmm import Machine, Result
+from pyvmm import Kvm, Machine, Result
 from pyvmm.cli.run import to_json
+from pyvmm.memory.backends import BACKENDS, probe
 
 # More is run by hand: PYVMM_FUZZ_GUESTS=5000 pytest tests/host/test_cli_fuzz.py
 GUESTS = int(os.environ.get("PYVMM_FUZZ_GUESTS", "60"))
@@ -60,13 +62,20 @@ def _piece(rng: random.Random) -> bytes:
     return rng.randbytes(rng.randrange(1, 5))
 
 
+@cache
+def usable_backends() -> list[str]:
+    with Kvm() as kvm:
+        return [name for name in BACKENDS if probe(kvm, BACKENDS[name]).mechanism is not None]
+
+
 def run_one(rng: random.Random, guest: bytes) -> Result:
+    backend = rng.choice(usable_backends())
     started = time.monotonic()
     with Machine(
         guest,
-        backend="emulated",
+        backend=backend,
         vcpus=rng.choice((1, 1, 1, 2, 3)),
-        views=rng.choice((1, 2)),
+        views=rng.choice(BACKENDS[backend].views),
         irqchip=rng.random() < 0.3,
     ) as machine:
         report = machine.run(DEADLINE_S)
