@@ -98,6 +98,10 @@ static int create(struct machine *machine, const char *image, size_t size)
 		struct kvm_cpuid2 head;
 		struct kvm_cpuid_entry2 entries[CPUID_ENTRIES];
 	} cpuid;
+	struct kvm_enable_cap tell_failing_bytes = {
+		.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+		.args = { 1 },
+	};
 	uint64_t identity_map = 0xFFFBC000;
 	int error;
 
@@ -107,6 +111,8 @@ static int create(struct machine *machine, const char *image, size_t size)
 	TRY(machine->run_size = (size_t)ioctl(machine->kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
 	TRY(getpid());
 	TRY(ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS));
+	TRY(ioctl(machine->vm, KVM_CHECK_EXTENSION, KVM_CAP_EXIT_ON_EMULATION_FAILURE));
+	TRY(ioctl(machine->vm, KVM_ENABLE_CAP, &tell_failing_bytes));
 	TRY(ioctl(machine->vm, KVM_SET_IDENTITY_MAP_ADDR, &identity_map));
 	TRY(ioctl(machine->vm, KVM_SET_TSS_ADDR, 0xFFFBD000));
 	TRY(machine->ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE,
