@@ -234,7 +234,7 @@ enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struc
 		}
 	}
 	if (verdict == MEMORY_DONE && memory->backend->complete)
-		memory->backend->complete(region, run, &exit->access);
+		memory->backend->complete(region, vcpu_fd, run, &exit->access);
 	pthread_mutex_unlock(&region->lock);
 	return verdict;
 }

@@ -82,7 +82,8 @@ struct memory_access {
 	uint64_t gpa;
 	uint32_t size;
 	bool is_write;
-	bool is_fetch;
+	bool is_fetch; /* of an instruction */
+	bool is_frame; /* the push of an exception's or interrupt's frame */
 };
 
 enum memory_verdict {

@@ -2,10 +2,10 @@
 #
 # shows:       pushal, a far call, an interrupt by INT, a division by zero and an invalid
 #              opcode push what they push through the wrong view: the page is
-#              converted once and all of it is there. irq.S with FRAMES=1 does it with
-#              timer interrupts. `emulated` cannot pass: KVM's emulator tells of the
-#              last write of such an instruction only, and an exception's frame that
-#              cannot be written is a shutdown or never leaves the kernel.
+#              converted once and all of it is there. exceptions.S does it with
+#              exceptions alone, irq.S with FRAMES=1 with timer interrupts.
+#              `emulated` cannot pass: KVM's emulator tells of the last write of such
+#              an instruction only.
 # vcpus:       1-28, the first one works
 # exits:       io memory
 # expect:      pass

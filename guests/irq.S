@@ -7,14 +7,14 @@
 #              push their frames to a stack in the region, which converts its page.
 # vcpus:       1-28, the first one works
 # options:     --irqchip
-# params:      FRAMES=0 (1: interrupt frames in the region; not for `emulated`: a frame
-#              that KVM cannot write is a shutdown, or never leaves the kernel)
+# params:      FRAMES=0 (1: interrupt frames in the region; `emulated` needs a KVM that
+#              delivers interrupts by its own emulator, others spin until the deadline)
 # exits:       io memory
 # expect:      pass
 # conversions: to_private=544 to_shared=544 implicit=1088 explicit=0
 # conversions --param FRAMES=1: to_private=552 to_shared=552 implicit=1104 explicit=0
 # expect --views 1: pass
-# expect --param FRAMES=1 emulated: fail | deadline
+# expect --param FRAMES=1 emulated: pass | deadline
 # conversions --views 1: to_private=544 to_shared=544 implicit=0 explicit=1088
 
         .include "pyvmm.inc"

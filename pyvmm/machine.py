@@ -142,6 +142,9 @@ class Machine:
         self._resources.append(self.vm)
         self.memory = GuestMemory(self.vm, chosen, mechanism, policy)
         self._resources.append(self.memory)
+        if self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
+            # Otherwise KVM also queues #UD, and a repeated fetch would be met by that.
+            self.vm.enable_cap(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
         self.vm.set_identity_map_addr(_IDENTITY_MAP_GPA)
         self.vm.set_tss_addr(_TSS_GPA)
         if irqchip:

@@ -31,7 +31,7 @@ struct backend {
 	int (*to_private)(struct region *region, uint64_t first, uint64_t pages);
 	int (*to_shared)(struct region *region, uint64_t first, uint64_t pages);
 	/* Finish the access by hand, where the kernel does not repeat it; may be NULL. */
-	void (*complete)(struct region *region, struct kvm_run *run,
+	void (*complete)(struct region *region, int vcpu_fd, struct kvm_run *run,
 			 const struct memory_access *access);
 };
 

@@ -7,9 +7,10 @@
  *              (where KVM's emulator answers that with KVM_EXIT_MMIO), or
  *   slots      no memslot covers the page.
  * The kernel has decoded the access and waits for its data, so it is completed
- * here and not repeated. An instruction fetch cannot be completed: it comes as
- * KVM_EXIT_INTERNAL_ERROR with RIP unmoved, the page is converted and KVM_RUN
- * decodes again.
+ * here and not repeated. Two things cannot be completed, but come with RIP unmoved
+ * and are repeated once the page is converted: an instruction fetch, as
+ * KVM_EXIT_INTERNAL_ERROR, and in real mode the frame of an exception or interrupt,
+ * as KVM_EXIT_SHUTDOWN where KVM's emulator delivers it.
  * One view: one slot, and the mapping behind a page is replaced by the other
  * file's; nothing is ever absent.
  */
@@ -22,6 +23,9 @@
 #include "backend.h"
 
 #define LONGEST_INSTRUCTION 15
+#define REAL_MODE_FRAME 6 /* FLAGS, CS and IP, 16 bits each */
+#define CR0_PROTECTED_MODE 0x1
+#define RFLAGS_INTERRUPTS_ON 0x200
 
 static void *host_at(void *base, uint64_t first)
 {
@@ -112,6 +116,58 @@ static bool find_fetch(const struct memory *memory, int vcpu_fd, uint64_t *gpa)
 	return found;
 }
 
+/* Where a frame of three words was to be pushed, as far as that is absent. */
+static bool find_frame(const struct memory *memory, int vcpu_fd, uint64_t *gpa)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	uint64_t byte;
+
+	if (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
+		return false;
+	if (sregs.cr0 & CR0_PROTECTED_MODE)
+		return false;
+	for (byte = 1; byte <= REAL_MODE_FRAME; byte++) {
+		const uint64_t address = sregs.ss.base + ((regs.rsp - byte) & 0xFFFF);
+		const struct region *region = memory_find(memory, address);
+
+		if (region && region_has_two_views(region) && is_absent(region, address)) {
+			*gpa = address;
+			return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * An exception comes again when its instruction is repeated. An interrupt that the
+ * PIC holds for in service was taken from it and lost with its frame: hand it over
+ * again. Only one can be meant that was delivered with interrupts on.
+ */
+static void hand_over_interrupt(int vm_fd, int vcpu_fd)
+{
+	struct kvm_irqchip chip = { .chip_id = KVM_IRQCHIP_PIC_MASTER };
+	struct kvm_vcpu_events events;
+	struct kvm_regs regs;
+
+	if (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 || !(regs.rflags & RFLAGS_INTERRUPTS_ON) ||
+	    ioctl(vcpu_fd, KVM_GET_VCPU_EVENTS, &events) < 0 || events.interrupt.injected)
+		return;
+	for (; chip.chip_id <= KVM_IRQCHIP_PIC_SLAVE; chip.chip_id++) {
+		uint32_t line;
+
+		if (ioctl(vm_fd, KVM_GET_IRQCHIP, &chip) < 0)
+			return; /* no interrupt controller */
+		line = (uint32_t)events.interrupt.nr - chip.chip.pic.irq_base;
+		if (line >= 8 || !(chip.chip.pic.isr >> line & 1))
+			continue;
+		events.interrupt.injected = 1;
+		events.interrupt.soft = 0;
+		ioctl(vcpu_fd, KVM_SET_VCPU_EVENTS, &events);
+		return;
+	}
+}
+
 static enum recognition recognise(const struct memory *memory, int vcpu_fd,
 				  const struct kvm_run *run, int run_errno,
 				  struct memory_access *access)
@@ -129,6 +185,11 @@ static enum recognition recognise(const struct memory *memory, int vcpu_fd,
 	    run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION &&
 	    find_fetch(memory, vcpu_fd, &access->gpa)) {
 		access->is_fetch = true;
+		return MEMORY_EXIT;
+	}
+	if (run->exit_reason == KVM_EXIT_SHUTDOWN && find_frame(memory, vcpu_fd, &access->gpa)) {
+		access->is_frame = true;
+		access->is_write = true;
 		return MEMORY_EXIT;
 	}
 	return NOT_A_MEMORY_EXIT;
@@ -221,7 +282,7 @@ static int to_shared(struct region *region, uint64_t first, uint64_t pages)
 	return move_pages(region, &from, &to, PAGE_SHARED, first, pages);
 }
 
-static void complete(struct region *region, struct kvm_run *run,
+static void complete(struct region *region, int vcpu_fd, struct kvm_run *run,
 		     const struct memory_access *access)
 {
 	const bool is_private = view_has(region->private_gpa, region->pages, access->gpa) &&
@@ -232,7 +293,9 @@ static void complete(struct region *region, struct kvm_run *run,
 	const uint64_t room = region->pages * PYVMM_PAGE_SIZE - offset;
 	uint64_t size = access->size;
 
-	if (access->is_fetch)
+	if (access->is_frame)
+		hand_over_interrupt(region->vm_fd, vcpu_fd);
+	if (access->is_frame || access->is_fetch)
 		return;
 	if (size > sizeof(run->mmio.data))
 		size = sizeof(run->mmio.data);

@@ -41,6 +41,7 @@ struct memory_access {
 	uint32_t size;
 	bool is_write;
 	bool is_fetch;
+	bool is_frame;
 	...;
 };
 
