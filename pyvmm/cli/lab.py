@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernel_log import Splat
+    from pyvmm.lab.kernels import Kernel
     from pyvmm.lab.lab import Lab, RunResult
 
 
@@ -79,6 +80,14 @@ def add_parser(subparsers: Any) -> None:
     _add_machine_arguments(shell)
     shell.add_argument("argv", nargs=REMAINDER, metavar="-- COMMAND...")
     shell.set_defaults(func=_guarded(_shell))
+
+    selftests = commands.add_parser(
+        "selftests",
+        help="the kernel's own selftests of private memory, from the source it was built from",
+    )
+    _add_machine_arguments(selftests)
+    selftests.add_argument("names", nargs="*", metavar="NAME", help="default: those that apply")
+    selftests.set_defaults(func=_guarded(_selftests))
 
     listing = commands.add_parser("list", help="kernels that were built, or can be by name")
     listing.set_defaults(func=_guarded(_list))
@@ -171,9 +180,11 @@ def _build(arguments: Namespace) -> int:
 
 
 def _run(arguments: Namespace) -> int:
-    with _lab(arguments, arguments.results, arguments.results_limit) as lab:
+    command = _command(arguments, None)
+    kernel = _kernel(arguments)
+    with _lab(arguments, kernel, arguments.results, arguments.results_limit) as lab:
         result = lab.run(
-            _command(arguments, None),
+            command,
             timeout=arguments.timeout,
             stdin=b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.fileno(),
             stdout=_writer(1),
@@ -187,7 +198,7 @@ def _shell(arguments: Namespace) -> int:
     from pyvmm.lab.terminal import RawTerminal
 
     terminal = RawTerminal()
-    with _lab(arguments, None, 0) as lab:
+    with _lab(arguments, _kernel(arguments)) as lab:
         _say(f"Linux {lab.release}; what is written here is thrown away; 'exit' ends it")
         with terminal:
             result = lab.run(
@@ -201,13 +212,29 @@ def _shell(arguments: Namespace) -> int:
     return result.exit_status()
 
 
+def _selftests(arguments: Namespace) -> int:
+    from pyvmm.lab.selftests import PRIVATE_MEMORY, build_selftests, run_selftests
+
+    names = arguments.names
+    commands = [(name,) for name in names] or PRIVATE_MEMORY
+    kernel = _kernel(arguments)
+    programs = build_selftests(kernel, sorted({command[0] for command in commands}), _say)
+    failed = False
+    with _lab(arguments, kernel) as lab:
+        for result in run_selftests(lab, programs, commands):
+            line = f"{result.outcome:8}{result.seconds:6.1f} s  {' '.join(result.command)}"
+            print(line if result.outcome == "passed" else f"{line}: {result.said}", flush=True)
+            failed = failed or result.outcome == "failed"
+    return 1 if failed else 0
+
+
 def _list(arguments: Namespace) -> int:
     from pyvmm.lab.build import known_names
     from pyvmm.lab.kernels import built_kernels
 
     rows = [("NAME", "LINUX", "PATCHES", "SOURCE")]
     for kernel in built_kernels():
-        patches = ", ".join(Path(patch).name for patch in kernel.patches) or "-"
+        patches = ", ".join(kernel.patches) or "-"
         rows.append((kernel.name, kernel.release, patches, kernel.source))
     built = {row[0] for row in rows}
     rows += [(name, "not built", "", "") for name in known_names() if name not in built]
@@ -229,14 +256,20 @@ def _kernel_log(arguments: Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _lab(arguments: Namespace, results: Path | None, results_mib: int) -> Iterator[Lab]:
+def _kernel(arguments: Namespace) -> Kernel:
+    """The kernel that was asked for, built first if need be."""
     from pyvmm.lab.build import find_or_build
-    from pyvmm.lab.lab import Lab
 
     with _progress() as progress:
-        kernel = find_or_build(arguments.kernel, _say, progress)
-    with Lab(
+        return find_or_build(arguments.kernel, _say, progress)
+
+
+def _lab(
+    arguments: Namespace, kernel: Kernel, results: Path | None = None, results_mib: int = 0
+) -> Lab:
+    from pyvmm.lab.lab import Lab
+
+    return Lab(
         kernel,
         cpus=arguments.cpus,
         memory_mib=arguments.memory,
@@ -244,8 +277,7 @@ def _lab(arguments: Namespace, results: Path | None, results_mib: int) -> Iterat
         results=results,
         results_mib=results_mib,
         announce=_say,
-    ) as lab:
-        yield lab
+    )
 
 
 def _command(arguments: Namespace, default: str | None) -> list[str]:
@@ -284,7 +316,7 @@ def _writer(fd: int) -> Callable[[bytes], None]:
 @contextmanager
 def _progress() -> Iterator[Callable[[int, str], None] | None]:
     """A line on the terminal that tells how far a build is; nothing when there is no terminal."""
-    from pyvmm.lab.build import FILES_OF_A_BUILD
+    from pyvmm.lab.make import FILES_OF_A_BUILD
 
     if not sys.stderr.isatty():
         yield None

@@ -7,10 +7,8 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder
 from pyvmm.lab.config import check_config, own_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, read_image
-from pyvmm.lab.processes import die_with_parent
+from pyvmm.lab.make import Make, Progress
 from pyvmm.lab.sources import Tree, default_tarball, open_source
 
 DEFAULT_VERSION = "6.12"
@@ -28,13 +26,6 @@ _TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "tar", "xz", "lz4", "patch
 #: Room for the objects of one configuration, in MiB.
 _BUILD_MIB = 600
 _VERSION = re.compile(r"\d+\.\d+")
-_COMPILE_ERROR = re.compile(r"^.+?: (?:fatal )?error: .+|^.*undefined reference to.*|^ld: .+", re.M)
-_MAKE_ERROR = re.compile(r"^make.*\*\*\* .+|^.*\berror\b.*", re.M | re.I)
-_MADE = re.compile(rb"  (?:CC|AS|LD|AR|GEN|HOSTCC|HOSTLD) +(\S+)")
-#: How many files that is for a build from nothing, roughly: for progress displays.
-FILES_OF_A_BUILD = 1640
-
-Progress = Callable[[int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,82 +145,43 @@ def _build(
     log.unlink(missing_ok=True)
     check_room(folder, _BUILD_MIB)
     tree.patch(recipe.patches, log)
-    objects = make_folder(tree.folder / f"build-{_digest(own_fragment() + recipe.config)}")
+    objects = _objects_folder(tree, own_fragment() + recipe.config)
     fragment = objects / "lab.config"
     fragment.write_text(own_fragment() + recipe.config)
     started = time.monotonic()
-    maker = _Maker(tree.files, objects, log, lock)
+    make = Make(tree.files, objects, log, lock)
     announce(f"building {tree.source.name} in {objects}; log: {log}")
-    maker.make([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
+    make.run([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
     check_config((objects / ".config").read_text(), own_fragment(), recipe.config)
-    maker.make(["bzImage"], progress)
+    make.run(["bzImage"], progress)
     shutil.copyfile(objects / ".config", folder / "config")
     shutil.copyfile(objects / "arch/x86/boot/bzImage", folder / "bzImage")
+    for number, patch in enumerate(recipe.patches):
+        shutil.copyfile(patch, make_folder(folder / "patches") / f"{number:04}-{patch.name}")
     facts = {
         "release": read_image(folder / "bzImage").release,
         "source": str(tree.source.path),
-        "patches": [str(patch) for patch in recipe.patches],
+        "patches": [patch.name for patch in recipe.patches],
         "seconds": round(time.monotonic() - started, 1),
     }
     (folder / "kernel.json").write_text(json.dumps(facts))  # last: it says that all is there
     return folder
 
 
-class _Maker:
-    """Runs make on a tree, keeping what it prints."""
+def _objects_folder(tree: Tree, config: str) -> Path:
+    """Where make puts its objects for a configuration.
 
-    def __init__(self, files: Path, objects: Path, log: Path, lock: int) -> None:
-        self._command = ["make", f"-j{len(os.sched_getaffinity(0))}", f"O={objects}"]
-        self._files = files
-        self._log = log
-        self._lock = lock
-
-    def make(self, goals: Sequence[str], progress: Progress | None = None) -> None:
-        made = 0
-        with (
-            open(self._log, "ab") as log,
-            subprocess.Popen(
-                [*self._command, *goals],
-                cwd=self._files,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGTERM),
-                pass_fds=(self._lock,),  # the tree stays locked for as long as make lives
-            ) as process,
-        ):
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    log.write(line)
-                    if match := _MADE.match(line):
-                        made += 1
-                        if progress is not None:
-                            progress(made, match[1].decode(errors="replace"))
-            except BaseException:
-                os.killpg(process.pid, signal.SIGTERM)  # make removes what is half done
-                raise
-        if process.returncode:
-            raise LabError("the kernel does not build", self._reason(), f"log: {self._log}")
-
-    def _reason(self) -> str:
-        text = self._log.read_text(errors="replace")
-        match = _COMPILE_ERROR.search(text) or _MAKE_ERROR.search(text)
-        return match[0] if match else "no reason given"
-
-
-def _environment() -> dict[str, str]:
-    """The environment without what would steer make, and with what makes builds repeatable."""
-    steering = ("MFLAGS", "KCFLAGS", "ARCH", "CROSS_COMPILE", "LLVM", "O")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MAKE", "KBUILD", "KCONFIG")) and name not in steering
-    }
-    fixed = {"KBUILD_BUILD_USER": "pyvmm", "KBUILD_BUILD_HOST": "lab", "LC_ALL": "C"}
-    return kept | fixed | {"KBUILD_BUILD_TIMESTAMP": "1970-01-01"}
+    A new one starts as a copy of another: make then builds only what the options change.
+    """
+    objects = tree.folder / f"build-{_digest(config)}"
+    if not objects.exists():
+        others = [path.parents[3] for path in tree.folder.glob("build-*/arch/x86/boot/bzImage")]
+        if others:
+            copy = objects.with_name(f"copying-{objects.name}")
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(others[0], copy, symlinks=True)
+            copy.rename(objects)
+    return make_folder(objects)
 
 
 def _check_tools() -> None:

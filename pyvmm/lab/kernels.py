@@ -18,7 +18,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A bootable kernel. `source` and `patches` say what it was built from, if it is known."""
+    """A bootable kernel. `source` and `patches` say what it was built from, if it is known;
+    the patches themselves are kept beside the image."""
 
     name: str
     image: Path

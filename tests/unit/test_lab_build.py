@@ -105,7 +105,9 @@ def test_each_input_makes_another_kernel(world: Path) -> None:
     kernels = [build(recipe, None, _silent) for recipe in recipes]
     assert len({kernel.image for kernel in kernels}) == 3
     assert len({kernel.name for kernel in kernels}) == 3
-    assert kernels[1].patches == (str(patch),)
+    assert kernels[1].patches == ("p.patch",)
+    (kept,) = kernels[1].image.parent.glob("patches/*")
+    assert kept.read_text() == patch.read_text()
 
 
 def test_a_folder_is_built_again_when_it_changed(world: Path) -> None:
