@@ -108,6 +108,13 @@ def _default_guest_memfd(kvm: Kvm) -> str:
     return "guest_memfd on a default VM (Linux 6.18)"
 
 
+def _bindable_guest_memfd(kvm: Kvm) -> str:
+    with kvm.create_vm(_vm_type_with_private_memory(kvm)) as vm:
+        if vm.has(lib.KVM_CAP_GUEST_MEMFD):
+            return ""
+    return "memslots with a guest_memfd"
+
+
 def _pre_fault(kvm: Kvm) -> str:
     vm = GuestVm(kvm, _DEFAULT, 1)
     try:
@@ -131,7 +138,7 @@ def hypercall_routine(vm: GuestVm) -> routines.Routine | None:
         except CheckFailed:
             continue
         if isinstance(outcome.exit, HypercallExit):
-            vm.cpu.vcpu.kvm_run.hypercall.ret = 0
+            vm.cpu.answer(0)
             vm.cpu.finish("after a hypercall")
             return routine
     return None
@@ -175,6 +182,7 @@ CAPABILITIES: dict[str, tuple[Callable[[Kvm], str], str]] = {
     "memory_error": (_backend("memory_error"), "the RFC's KVM_EXIT_MEMORY_ERROR"),
     "attributes": (_attributes, "KVM_SET_MEMORY_ATTRIBUTES"),
     "guest_memfd": (_guest_memfd, "guest_memfd"),
+    "bindable_guest_memfd": (_bindable_guest_memfd, "memslots with a guest_memfd"),
     "default_guest_memfd": (_default_guest_memfd, "guest_memfd on a default VM"),
     "mappable_guest_memfd": (_mappable_guest_memfd, "guest_memfd that the host can map"),
     "pre_fault": (_pre_fault, "KVM_PRE_FAULT_MEMORY"),

@@ -95,6 +95,7 @@ class Cpu:
         self.loop = VcpuLoop(self.vcpu, vm.no_memory, vm.protocol)
         self.mailbox = MAILBOX + index * MAILBOX_SIZE
         self._in_long_mode = False
+        self._answered = False
 
     def close(self) -> None:
         self.loop.close()
@@ -114,9 +115,8 @@ class Cpu:
         self.vcpu.set_regs(regs)
 
     def prepare_real_mode(self, routine: Routine, **registers: int) -> None:
-        """The same in real mode, where only routines make sense that read no memory."""
+        """The same in real mode, for a new vCPU and a routine that touches no memory."""
         set_real_mode(self.vcpu, self.vm.entries[routine])
-        self._in_long_mode = False
         regs = self.vcpu.get_regs()
         for name, value in registers.items():
             setattr(regs, name, value)
@@ -136,10 +136,12 @@ class Cpu:
     def enter(self, deadline_s: float = _RUN_S) -> Outcome:
         """KVM_RUN from where the vCPU stands to the next exit. Fails if there is none in time."""
         run = self.vcpu.kvm_run
-        # Whatever the kernel does not write must not look like an answer.
-        run.exit_reason = 0xDEAD
         payload = ffi.cast("char *", run) + _PAYLOAD
-        ffi.memmove(payload, b"\xee" * 64, 64)
+        if not self._answered:
+            # Whatever the kernel does not write must not look like an answer.
+            run.exit_reason = 0xDEAD
+            ffi.memmove(payload, b"\xee" * 64, 64)
+        self._answered = False
         deadline = time.monotonic_ns() + int(deadline_s * 1e9)
         while (stop := self.loop.run(deadline)) == lib.STOP_SIGNAL:
             pass
@@ -162,6 +164,15 @@ class Cpu:
     def run(self, routine: Routine | int, **registers: int) -> Outcome:
         self.prepare(routine, **registers)
         return self.enter()
+
+    def answer(self, value: int) -> None:
+        """What the exit that just came shall give the guest: an MMIO read, or a hypercall."""
+        run = self.vcpu.kvm_run
+        if run.exit_reason == lib.KVM_EXIT_HYPERCALL:
+            run.hypercall.ret = value
+        else:
+            ffi.memmove(run.mmio.data, value.to_bytes(8, "little"), 8)
+        self._answered = True
 
     def finish(self, what: str) -> Any:
         """Enter; the routine must reach its HLT. Returns the registers."""
@@ -249,13 +260,23 @@ class Watch:
     """A vCPU that reports a word of memory for ever, in a thread of its own.
 
     It stays inside the guest: an exit would hide a TLB flush that is missing. Exits of
-    races that it lost are counted, checked and re-entered. A context manager.
+    races that it lost are counted, checked and re-entered; with ``stop_at_exit`` the first
+    exit ends it and is kept as ``outcome``. A context manager.
     """
 
-    def __init__(self, cpu: Cpu, gpa: int, routine: Routine = routines.WATCH) -> None:
+    def __init__(
+        self,
+        cpu: Cpu,
+        gpa: int,
+        routine: Routine = routines.WATCH,
+        *,
+        stop_at_exit: bool = False,
+    ) -> None:
         self.cpu = cpu
         self.gpa = gpa
         self.lost_races = 0
+        self.stop_at_exit = stop_at_exit
+        self.outcome: Outcome | None = None
         self.error: BaseException | None = None
         plain = cpu.vm.plain
         words_ = ffi.cast("volatile uint64_t *", plain.address + cpu.mailbox)
@@ -269,6 +290,9 @@ class Watch:
             while True:
                 outcome = self.cpu.enter(deadline_s=50)
                 if isinstance(outcome.exit, HltExit):
+                    return
+                if self.stop_at_exit:
+                    self.outcome = outcome
                     return
                 fault = outcome.fault
                 if outcome.error != 14 or fault is None:
@@ -313,6 +337,10 @@ class Watch:
                 raise CheckFailed(f"the vCPU that reads GPA {self.gpa:#x} does not go on")
             # Give the vCPU's thread the CPU; it may need Python to re-enter.
             time.sleep(0)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the thread has ended, by ``stop_at_exit``, but not for ever."""
+        self._thread.join(timeout_s)
 
     def __exit__(self, *_: object) -> None:
         self._words[2] = 1

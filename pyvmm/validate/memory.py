@@ -168,6 +168,7 @@ class Memory:
         file_offset: int = 0,
         file_size: int = 0,
         file: GuestMemfd | None = None,
+        first_slot: int | None = None,
     ) -> None:
         self.vm = vm
         self.gpa = gpa
@@ -182,8 +183,9 @@ class Memory:
         at = 0
         for index in range(slots):
             length = (pages + (index < rest)) * PAGE
+            number = vm.new_slot() if first_slot is None else first_slot + index
             self.slots.append(
-                Slot(vm.new_slot(), gpa + at, length, self.shared.address + at, file_offset + at)
+                Slot(number, gpa + at, length, self.shared.address + at, file_offset + at)
             )
             at += length
         self.create()

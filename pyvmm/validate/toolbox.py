@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -31,12 +32,28 @@ class Toolbox:
         self._resources.callback(thing.close)
         return thing
 
+    def on_close(self, call: Callable[[], object]) -> None:
+        self._resources.callback(call)
+
     def vm(self, vm_type: int = lib.KVM_X86_DEFAULT_VM, cpus: int = 1) -> GuestVm:
         return self.keep(GuestVm(self.kvm, vm_type, cpus))
 
     def private_vm(self, cpus: int = 1) -> GuestVm:
         """A software-protected VM: its pages can be private."""
         return self.vm(lib.KVM_X86_SW_PROTECTED_VM, cpus)
+
+    @property
+    def has_private_vm(self) -> bool:
+        from pyvmm.validate.capabilities import missing
+
+        return not missing("private_memory")
+
+    @property
+    def emulated_guests(self) -> bool:
+        """Whether guests run in KVM's emulator, where each instruction takes long."""
+        from pyvmm.validate.capabilities import missing
+
+        return bool(missing("native_guests"))
 
     def memory(
         self,
@@ -49,6 +66,7 @@ class Toolbox:
         file_offset: int = 0,
         file_size: int = 0,
         file: GuestMemfd | None = None,
+        first_slot: int | None = None,
     ) -> Memory:
         return self.keep(
             Memory(
@@ -60,6 +78,7 @@ class Toolbox:
                 file_offset=file_offset,
                 file_size=file_size,
                 file=file,
+                first_slot=first_slot,
             )
         )
 

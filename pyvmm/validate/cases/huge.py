@@ -1,0 +1,175 @@
+"""Huge pages: KVM must not map one over pages of both states.
+
+The shared side is made of transparent huge pages whose addresses equal their GPAs modulo
+2 MiB, so that KVM does map 2 MiB at once where it may. The rest of a block is read before
+the page in it that has the other state: a mapping that is too large would cover it.
+"""
+
+from __future__ import annotations
+
+from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.cases.conversions import HOST, LATER, PRIVATE
+from pyvmm.validate.check import Missing, check
+from pyvmm.validate.memory import Memory
+from pyvmm.validate.toolbox import Toolbox
+
+PAGES = HUGE // PAGE
+NEEDS = ("private_memory",)
+BLOCKS = 3
+# Where the memory begins: at a block, inside a block, and below 1 MiB.
+BASES = (4 * GIB, 4 * GIB + 3 * PAGE, 512 * KIB)
+
+
+def huge_memory(tools: Toolbox, gpa: int, slots: int = 1, file_offset: int = 0) -> Memory:
+    memory = tools.memory(
+        tools.private_vm(),
+        gpa,
+        BLOCKS * HUGE,
+        backing="thp",
+        slots=slots,
+        file_offset=file_offset,
+    )
+    memory.fill(0, memory.size, HOST)
+    return memory
+
+
+def expect_mixed(memory: Memory, private: list[tuple[int, int]]) -> None:
+    """``private`` ranges are fresh; all else is what the host wrote, and is read first."""
+    at = 0
+    for offset, size in [*private, (memory.size, 0)]:
+        if offset > at:
+            memory.expect_guest(at, offset - at, HOST, "shared pages of a block with both states")
+        at = offset + size
+    for offset, size in private:
+        memory.expect_guest_zero(
+            offset, size, "private pages of a block whose shared pages were mapped before"
+        )
+        memory.guest_fill(offset, size, PRIVATE)
+    memory.expect_host(0, memory.size, HOST, "the shared side of a block with private pages")
+
+
+@case(
+    "HP1",
+    "one private page in a block, at its start, in its middle, at its end",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"gpa": BASES, "page": (0, 1, 255, PAGES - 1, PAGES, 2 * PAGES - 4)},
+)
+def one_page(tools: Toolbox, gpa: int, page: int) -> None:
+    memory = huge_memory(tools, gpa)
+    memory.set_private(page * PAGE, PAGE)
+    expect_mixed(memory, [(page * PAGE, PAGE)])
+
+
+@case(
+    "HP2",
+    "private ranges that begin or end inside a block, of a block mapped before",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={
+        "gpa": BASES[:2],
+        "range": (
+            (0, PAGE),
+            (PAGE, HUGE),
+            (HUGE - PAGE, 2 * PAGE),
+            (PAGE, 2 * HUGE),
+            (HUGE, HUGE),
+            (HUGE + PAGE, HUGE - PAGE),
+        ),
+    },
+)
+def ranges(tools: Toolbox, gpa: int, range: tuple[int, int]) -> None:
+    memory = huge_memory(tools, gpa)
+    memory.expect_guest(0, memory.size, HOST, "shared memory made of huge pages")
+    memory.set_private(*range)
+    expect_mixed(memory, [range])
+
+
+@case(
+    "HP3",
+    "both states in one block, set before the slot was made and after it was made again",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"gpa": BASES, "page": (0, 7, PAGES - 1, PAGES + 1)},
+)
+def slot_made_later(tools: Toolbox, gpa: int, page: int) -> None:
+    memory = huge_memory(tools, gpa)
+    memory.delete()
+    memory.set_private(page * PAGE, PAGE)
+    memory.create()
+    expect_mixed(memory, [(page * PAGE, PAGE)])
+    memory.delete()
+    memory.create()
+    memory.expect_guest(0, page * PAGE, HOST, "shared pages before a private one, slot made again")
+    memory.expect_guest(page * PAGE, PAGE, PRIVATE, "a private page, its slot made again")
+
+
+@case(
+    "HP4",
+    "several slots on one file at offsets other than 0, with both states in their blocks",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"slots": (2, 4), "file_offset": (PAGE, HUGE + 5 * PAGE)},
+)
+def many_slots(tools: Toolbox, slots: int, file_offset: int) -> None:
+    memory = huge_memory(tools, 4 * GIB + 16 * PAGE, slots, file_offset)
+    private = [(5 * PAGE, PAGE), (HUGE - PAGE, 3 * PAGE), (2 * HUGE + PAGE, PAGE)]
+    for offset, size in private:
+        memory.set_private(offset, size)
+    expect_mixed(memory, private)
+    for offset, size in private:
+        memory.expect_guest(offset, size, PRIVATE, "private pages in one of several slots")
+
+
+@case(
+    "HP5",
+    "a block with both states becomes one of one state again, and right in every page",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"gpa": BASES[:2], "back_by": ("page", "range")},
+)
+def back_to_one_state(tools: Toolbox, gpa: int, back_by: str) -> None:
+    memory = huge_memory(tools, gpa)
+    pages = [1, 100, PAGES - 1]
+    for page in pages:
+        memory.set_private(page * PAGE, PAGE)
+        memory.guest_fill(page * PAGE, PAGE, PRIVATE)
+    if back_by == "range":
+        memory.set_shared(0, HUGE)
+    else:
+        for page in pages:
+            memory.set_shared(page * PAGE, PAGE)
+    memory.expect_guest(0, memory.size, HOST, "blocks that are shared throughout again")
+    memory.set_private(0, HUGE)
+    memory.set_shared(PAGE, HUGE - 2 * PAGE)
+    memory.expect_guest(PAGE, HUGE - 2 * PAGE, HOST, "the shared inside of a private block")
+    memory.expect_guest_zero(0, PAGE, "the private first page of a block")
+
+
+@case(
+    "HP6",
+    "a shared block of 2 MiB is mapped at once, one with a private page is not",
+    needs=(*NEEDS, "statistics"),
+    backend="guest_memfd",
+    alone=True,
+)
+def large_mappings(tools: Toolbox) -> None:
+    memory = huge_memory(tools, 4 * GIB)
+    vm = memory.vm
+
+    def mapped(tag: int) -> int:
+        before = vm.counter("pages_2m")
+        memory.guest_fill(0, HUGE, tag)
+        return vm.counter("pages_2m") - before
+
+    if mapped(HOST) <= 0:
+        raise Missing("huge pages: KVM mapped none over a shared side made of them")
+    memory.set_private(9 * PAGE, PAGE)
+    memory.set_shared(10 * PAGE, PAGE)
+    check(mapped(LATER) <= 0, "a block with a private page is mapped by one 2 MiB mapping")
+    memory.expect_host(9 * PAGE, PAGE, HOST, "the shared side of a page that is private")
+    memory.set_shared(9 * PAGE, PAGE)
+    memory.shared.discard(0, HUGE)
+    memory.fill(0, HUGE, HOST)
+    memory.guest_fill(0, HUGE, LATER)
+    memory.expect_host(0, HUGE, LATER, "a block that is shared throughout again")

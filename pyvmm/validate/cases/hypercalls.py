@@ -1,0 +1,186 @@
+"""KVM_HC_MAP_GPA_RANGE: what reaches userspace, what KVM refuses, what comes back."""
+
+from __future__ import annotations
+
+from pyvmm.native import lib
+from pyvmm.validate.capabilities import hypercall_routine
+from pyvmm.validate.case import GIB, PAGE, case
+from pyvmm.validate.check import CheckFailed, expect
+from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.routines import Routine
+from pyvmm.validate.toolbox import Toolbox
+
+NUMBER: int = lib.KVM_HC_MAP_GPA_RANGE
+_ALL = (1 << 64) - 1
+_EINVAL, _ENOSYS = (-22) & _ALL, (-1000) & _ALL
+
+
+def caller(tools: Toolbox) -> tuple[GuestVm, Routine]:
+    vm = tools.private_vm() if tools.has_private_vm else tools.vm()
+    routine = hypercall_routine(vm)
+    assert routine is not None, "the capability was asked for"
+    return vm, routine
+
+
+# Each argument differs from the others in every half of its bits.
+ARGUMENTS = (
+    (0x40000, 1, 0x10),
+    (4 * GIB, 2, 0x00),
+    (0x1_2345_6789_A000, 0x1_0000_0002, 0x1_0000_0010),
+    (0x000F_FFFF_FFFF_F000, 0x7, 0xFFFF_FFFF),
+    (5 * GIB + 7 * PAGE, 0xFFFF_FFFF, 0xFEDC_BA98_7654_3210),
+    (0x8000_0000, 0x10_0000_0000, 0x1F),
+)
+
+
+@case(
+    "HC1",
+    "all 64 bits of each argument reach userspace, in their order",
+    needs=("hypercall_exit",),
+    combinations=[{"arguments": arguments} for arguments in ARGUMENTS],
+)
+def arguments(tools: Toolbox, arguments: tuple[int, int, int]) -> None:
+    vm, routine = caller(tools)
+    gpa, pages, attributes = arguments
+    registers = {"rax": NUMBER, "rbx": gpa, "rcx": pages, "rdx": attributes}
+    outcome = vm.cpu.run(routine, **registers, rsi=0x5151, rdi=0x7171)
+    expect(outcome.reason, lib.KVM_EXIT_HYPERCALL, "exit reason of the hypercall")
+    hypercall = vm.cpu.vcpu.kvm_run.hypercall
+    expect(int(hypercall.nr), NUMBER, "hypercall number")
+    expect(int(hypercall.args[0]), gpa, "first argument (GPA)")
+    expect(int(hypercall.args[1]), pages, "second argument (pages)")
+    expect(int(hypercall.args[2]), attributes, "third argument (attributes)")
+    expect(int(hypercall.longmode) & 1, 1, "flag of a caller in 64-bit mode")
+    vm.cpu.answer(0)
+    vm.cpu.finish("after a hypercall")
+
+
+@case(
+    "HC2",
+    "what userspace answers is in rax, all else is as before",
+    needs=("hypercall_exit",),
+    vary={"answer": (0, 1, _EINVAL, 0x1234_5678_9ABC_DEF0)},
+)
+def answer(tools: Toolbox, answer: int) -> None:
+    vm, routine = caller(tools)
+    registers = {"rbx": 4 * GIB, "rcx": 1, "rdx": 0x10, "rsi": 0x77, "r9": 0x99}
+    vm.cpu.run(routine, rax=NUMBER, **registers)
+    vm.cpu.answer(answer)
+    regs = vm.cpu.finish("after a hypercall")
+    expect(int(regs.rax), answer, "rax after the hypercall")
+    for name, value in registers.items():
+        expect(int(getattr(regs, name)), value, f"{name} after the hypercall")
+
+
+@case(
+    "HC3",
+    "what KVM must refuse does not reach userspace and gives -EINVAL",
+    needs=("hypercall_exit",),
+    combinations=[
+        {"wrong": wrong}
+        for wrong in ("gpa unaligned", "no pages", "wrap", "wrap by one", "all ones")
+    ],
+)
+def refused(tools: Toolbox, wrong: str) -> None:
+    vm, routine = caller(tools)
+    cases = {
+        "gpa unaligned": [(PAGE + 1, 1), (PAGE + 8, 1), (2 * PAGE - 1, 1), (4 * GIB + 512, 2)],
+        "no pages": [(PAGE, 0)],
+        "wrap": [(PAGE, _ALL), (4 * GIB, _ALL - (4 * GIB // PAGE) + 2)],
+        "wrap by one": [(PAGE, _ALL - 0), (2 * PAGE, _ALL - 1)],
+        "all ones": [(_ALL, _ALL), (_ALL, 1)],
+    }
+    for gpa, pages in cases[wrong]:
+        vm.cpu.prepare(routine, rax=NUMBER, rbx=gpa, rcx=pages, rdx=0x10)
+        regs = vm.cpu.finish(f"a hypercall that KVM must refuse ({wrong})")
+        expect(int(regs.rax), _EINVAL, f"rax after a hypercall with {wrong}")
+
+
+@case(
+    "HC4",
+    "a caller in real mode: the upper halves of its registers do not count",
+    needs=("hypercall_exit",),
+)
+def upper_halves(tools: Toolbox) -> None:
+    vm, routine = caller(tools)
+    high = 0xDEAD_BEEF << 32
+    cpu = vm.add_cpu(1)
+    cpu.prepare_real_mode(
+        routine, rax=high | NUMBER, rbx=high | 0x40000, rcx=high | 3, rdx=high | 0x10
+    )
+    outcome = cpu.enter()
+    expect(outcome.reason, lib.KVM_EXIT_HYPERCALL, "exit reason of the hypercall")
+    hypercall = cpu.vcpu.kvm_run.hypercall
+    seen = [int(hypercall.args[index]) for index in range(3)]
+    expect(seen, [0x40000, 3, 0x10], "arguments of a caller in real mode")
+    expect(int(hypercall.longmode) & 1, 0, "flag of a caller in real mode")
+    cpu.answer(0)
+    cpu.finish("after a hypercall in real mode")
+
+
+@case(
+    "HC5",
+    "an unknown hypercall gives -ENOSYS and stays in the kernel",
+    needs=("hypercall_exit",),
+    vary={"number": (0x7777, (1 << 32) | NUMBER, _ALL)},
+)
+def unknown(tools: Toolbox, number: int) -> None:
+    vm, routine = caller(tools)
+    vm.cpu.prepare(routine, rax=number, rbx=PAGE, rcx=1)
+    regs = vm.cpu.finish("an unknown hypercall")
+    expect(int(regs.rax), _ENOSYS, "rax after an unknown hypercall")
+
+
+@case(
+    "HC6",
+    "without KVM_CAP_EXIT_HYPERCALL the call gives -ENOSYS; only known hypercalls can be enabled",
+    needs=("hypercall_exit",),
+)
+def not_enabled(tools: Toolbox) -> None:
+    from pyvmm.validate.check import expect_errno
+
+    probe, routine = caller(tools)
+    vm = tools.private_vm() if tools.has_private_vm else tools.vm()
+    vm.cpu.prepare(routine, rax=NUMBER, rbx=PAGE, rcx=1, rdx=0x10)
+    regs = vm.cpu.finish("a hypercall that was not enabled")
+    expect(int(regs.rax), _ENOSYS, "rax after a hypercall that was not enabled")
+    capability = lib.KVM_CAP_EXIT_HYPERCALL
+    allowed = probe.vm.check_extension(capability)
+    for bit in range(32):
+        if not allowed >> bit & 1:
+            expect_errno(
+                lambda bit=bit: vm.vm.enable_cap(capability, 1 << bit),  # type: ignore[misc]
+                22,
+                f"KVM_CAP_EXIT_HYPERCALL for hypercall {bit}",
+            )
+
+
+@case(
+    "HC7",
+    "a guest converts a range by hypercall and finds it converted",
+    needs=("hypercall_exit", "private_memory"),
+    backend="guest_memfd",
+    vary={"gpa": (0x80000, 4 * GIB)},
+)
+def converts(tools: Toolbox, gpa: int) -> None:
+    vm, routine = caller(tools)
+    memory = tools.memory(vm, gpa, 16 * PAGE)
+    memory.guest_fill(0, 16 * PAGE, 1 << 48)
+
+    def ask(attributes: int) -> None:
+        outcome = vm.cpu.run(routine, rax=NUMBER, rbx=gpa + 2 * PAGE, rcx=4, rdx=attributes)
+        if outcome.reason != lib.KVM_EXIT_HYPERCALL:
+            raise CheckFailed(f"a hypercall gave {outcome}")
+        hypercall = vm.cpu.vcpu.kvm_run.hypercall
+        start, size = int(hypercall.args[0]) - gpa, int(hypercall.args[1]) * PAGE
+        (memory.to_private if hypercall.args[2] & 0x10 else memory.to_shared)(start, size)
+        vm.cpu.answer(0)
+        vm.cpu.finish("after a hypercall that converted")
+
+    ask(0x10)
+    memory.expect_guest_zero(2 * PAGE, 4 * PAGE, "pages made private by hypercall")
+    memory.expect_guest(0, 2 * PAGE, 1 << 48, "pages before those made private by hypercall")
+    memory.expect_guest(6 * PAGE, 10 * PAGE, 1 << 48, "pages behind those made private")
+    memory.guest_fill(2 * PAGE, 4 * PAGE, 2 << 48)
+    ask(0)
+    memory.expect_guest_zero(2 * PAGE, 4 * PAGE, "pages made shared again by hypercall")

@@ -1,0 +1,311 @@
+"""Conversions under a vCPU that uses the page all the while, and does not leave the guest.
+
+Any exit reloads the TLB and hides a flush that is missing, so the vCPU reports what it
+reads into a mailbox in memory. When a call has returned, a round that began afterwards
+must not see what was before it.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from pyvmm.native import ffi, lib
+from pyvmm.validate import routines
+from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.check import check
+from pyvmm.validate.guest import Outcome, Watch
+from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.memory import Memory
+from pyvmm.validate.toolbox import Toolbox
+
+NEEDS = ("private_memory", "two_cpus", "native_guests")
+SIZE = 8 * PAGE
+# What the shared and the private side of the watched page hold.
+SHARED, PRIVATE = 0x5151_5151, 0x7272_7272_7272
+_ROUNDS = 40
+_STALE_S = 5.0
+
+
+def watched_memory(tools: Toolbox, gpa: int, backing: str = "anonymous") -> Memory:
+    """Memory whose pages hold SHARED on their shared side and PRIVATE on the private one."""
+    vm = tools.private_vm()
+    memory = tools.memory(vm, gpa, SIZE if backing != "thp" else 2 * HUGE, backing=backing)
+    for offset in range(0, SIZE, PAGE):
+        memory.shared.view[offset : offset + 8] = SHARED.to_bytes(8, "little")
+    memory.set_private(0, SIZE)
+    for offset in range(0, SIZE, PAGE):
+        vm.cpu.write(gpa + offset, PRIVATE)
+    return memory
+
+
+@case(
+    "RC1",
+    "a conversion reaches a vCPU that never leaves the guest: no stale TLB entry",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={
+        "to": ("private", "shared"),
+        "gpa": (512 * KIB, 4 * GIB),
+        "backing": ("anonymous", "thp"),
+    },
+    alone=True,
+)
+def attribute_change(tools: Toolbox, to: str, gpa: int, backing: str) -> None:
+    memory = watched_memory(tools, gpa, backing)
+    page = 3 * PAGE
+    change, undo = memory.set_private, memory.set_shared
+    expected = PRIVATE
+    if to == "shared":
+        change, undo, expected = undo, change, SHARED
+    undo(page, PAGE)
+    with Watch(memory.vm.cpu, gpa + page) as watch:
+        for _ in range(_ROUNDS):
+            change(page, PAGE)
+            rounds = watch.rounds
+            value = watch.after(rounds)
+            check(
+                value == expected,
+                f"after a conversion to {to} had returned, a vCPU that stayed in the guest still "
+                f"read the other side (TLB flush or zap missing)",
+                f"it read {value:#x}",
+            )
+            undo(page, PAGE)
+            watch.fresh()
+
+
+@case(
+    "RC2",
+    "a punch reaches a vCPU that never leaves the guest: the page is gone for it too",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"slots": (1, 4), "gpa": (512 * KIB, 4 * GIB)},
+    alone=True,
+)
+def punch(tools: Toolbox, slots: int, gpa: int) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, gpa, SIZE, slots=slots, file_offset=2 * PAGE)
+    memory.set_private(0, SIZE)
+    page = 5 * PAGE
+    with Watch(vm.cpu, gpa + page, routines.COUNT) as watch:
+        for _ in range(_ROUNDS):
+            began = watch.rounds
+            watch.after(began + 200)
+            before = watch.rounds
+            memory.punch(page, PAGE)
+            value = watch.after(watch.rounds)
+            rounds = watch.rounds
+            # The guest counts in the page: a new page has counted only since the punch began.
+            check(
+                value <= rounds - before + 1,
+                "after a punch had returned, a vCPU that stayed in the guest still used the page "
+                "(zap or TLB flush missing)",
+                f"it had counted to {value}, {rounds - before} of it since the punch",
+            )
+
+
+@case(
+    "RC4",
+    "two conversions in quick succession: no fault under way installs a stale page",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"end": ("private", "shared"), "cpus": (1, 2)},
+    alone=True,
+)
+def stale_fault(tools: Toolbox, end: str, cpus: int) -> None:
+    gpa = 4 * GIB + 2 * PAGE
+    memory = watched_memory(tools, 4 * GIB)
+    for index in range(1, cpus):
+        memory.vm.add_cpu(index)
+    there, back = (0, ATTRIBUTE) if end == "private" else (ATTRIBUTE, 0)
+    first, second = (
+        ffi.new("struct kvm_memory_attributes *", (gpa, PAGE, attributes, 0))
+        for attributes in (there, back)
+    )
+    change = memory.vm.vm.ioctl
+    expected = PRIVATE if end == "private" else SHARED
+    wrong = flips = 0
+    watches = [Watch(cpu, gpa) for cpu in memory.vm.cpus]
+    with ExitStack() as stack:
+        for watch in watches:
+            stack.enter_context(watch)
+        until = time.monotonic() + _STALE_S
+        while time.monotonic() < until:
+            flips += 1
+            # From one conversion to the next: about as long as a fault takes.
+            delay = range(tools.random.randrange(60))
+            change("KVM_SET_MEMORY_ATTRIBUTES", first)
+            for _ in delay:
+                pass
+            change("KVM_SET_MEMORY_ATTRIBUTES", second)
+            for watch in watches:
+                wrong += watch.after(watch.rounds) != expected
+    lost = sum(watch.lost_races for watch in watches)
+    check(
+        wrong == 0,
+        f"a fault that was under way during two conversions mapped the page that is not {end} "
+        "(stale-fault check missing)",
+        f"{wrong} wrong reads in {flips} flips, {lost} lost races",
+    )
+
+
+@case(
+    "RC5",
+    "punches in quick succession: no fault under way installs a page that was given back",
+    needs=NEEDS,
+    backend="guest_memfd",
+    alone=True,
+)
+def stale_punch(tools: Toolbox) -> None:
+    vm = tools.private_vm()
+    gpa = 4 * GIB
+    memory = tools.memory(vm, gpa, SIZE)
+    memory.set_private(0, SIZE)
+    wrong = flips = 0
+    with Watch(vm.cpu, gpa, routines.COUNT) as watch:
+        until = time.monotonic() + _STALE_S
+        while time.monotonic() < until:
+            flips += 1
+            delay = range(tools.random.randrange(60))
+            memory.punch(0, PAGE)
+            for _ in delay:
+                pass
+            before = watch.rounds
+            memory.punch(0, PAGE)
+            value = watch.after(watch.rounds)
+            wrong += value > watch.rounds - before + 1
+    check(
+        wrong == 0,
+        "a fault that was under way during a punch mapped the page that was given back "
+        "(stale-fault check missing)",
+        f"{wrong} wrong counts in {flips} punches",
+    )
+
+
+@case(
+    "RC6",
+    "host memory that is discarded and replaced under a vCPU: no stale shared page",
+    needs=("guests", "two_cpus", "native_guests"),
+    vary={"backing": ("anonymous", "thp", "shmem")},
+    alone=True,
+)
+def shared_discard(tools: Toolbox, backing: str) -> None:
+    vm = tools.vm()
+    gpa, size = 4 * GIB, 2 * HUGE
+    shared = tools.shared_side(gpa, size, backing)
+    vm.vm.set_user_memory_region(vm.new_slot(), gpa, size, shared.address)
+    page = 7 * PAGE
+    with Watch(vm.cpu, gpa + page) as watch:
+        for index in range(1, _ROUNDS):
+            shared.view[page : page + 8] = index.to_bytes(8, "little")
+            value = watch.after(watch.rounds)
+            check(value == index, "the guest does not see what the host wrote", f"{value:#x}")
+            shared.discard(page, PAGE)
+            value = watch.after(watch.rounds)
+            check(
+                value == 0,
+                f"a vCPU reads {backing} memory that the host discarded (MMU notifier or TLB "
+                "flush missing)",
+                f"it read {value:#x} for {index:#x}",
+            )
+
+
+@case(
+    "RC7",
+    "two vCPUs use a page that the host converts at random: every exit is right, no value wrong",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"cpus": (1, 2, 4)},
+    alone=True,
+)
+def random_conversions(tools: Toolbox, cpus: int) -> None:
+    memory = watched_memory(tools, 4 * GIB)
+    for index in range(1, cpus):
+        memory.vm.add_cpu(index)
+    states = [True] * 8
+    with ExitStack() as stack:
+        watches = [
+            stack.enter_context(Watch(cpu, memory.gpa + (index % 2) * PAGE))
+            for index, cpu in enumerate(memory.vm.cpus)
+        ]
+        for _ in range(300):
+            first = tools.random.randrange(4)
+            count = tools.random.randrange(1, 5)
+            private = tools.random.random() < 0.5
+            change = memory.set_private if private else memory.set_shared
+            change(first * PAGE, count * PAGE)
+            states[first : first + count] = [private] * count
+            for index, watch in enumerate(watches):
+                expected = PRIVATE if states[index % 2] else SHARED
+                value = watch.after(watch.rounds)
+                check(
+                    value == expected,
+                    "a vCPU reads the side that its page is not on any more",
+                    f"vCPU {index} read {value:#x}",
+                )
+
+
+@case(
+    "RC8",
+    "slots come and go while another slot's pages are used and converted",
+    needs=NEEDS,
+    backend="guest_memfd",
+    alone=True,
+)
+def slots_beside(tools: Toolbox) -> None:
+    memory = watched_memory(tools, 4 * GIB)
+    beside = tools.memory(memory.vm, 5 * GIB, SIZE)
+    with Watch(memory.vm.cpu, memory.gpa) as watch:
+        for _ in range(30):
+            beside.delete()
+            check(watch.after(watch.rounds) == PRIVATE, "a page beside a slot that was deleted")
+            memory.set_shared(0, PAGE)
+            beside.create()
+            check(watch.after(watch.rounds) == SHARED, "a page beside a slot that was made")
+            memory.set_private(0, PAGE)
+            check(watch.after(watch.rounds) == PRIVATE, "a page beside a slot that was made")
+
+
+@case(
+    "RC3",
+    "a deleted slot is gone for a vCPU that never leaves the guest",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"state": ("private", "shared")},
+    alone=True,
+)
+def slot_deletion(tools: Toolbox, state: str) -> None:
+    memory = watched_memory(tools, 4 * GIB)
+    if state == "shared":
+        memory.set_shared(0, SIZE)
+    for _ in range(5):
+        outcome = run_until_exit(memory, PAGE)
+        if state == "private":
+            wanted = (ATTRIBUTE, memory.gpa + PAGE, PAGE)
+            check(
+                outcome.fault == wanted,
+                "the exit of a private page whose slot was deleted is not KVM_EXIT_MEMORY_FAULT "
+                "with that page",
+                str(outcome),
+            )
+        else:
+            check(
+                outcome.reason == lib.KVM_EXIT_MMIO,
+                "the exit of a shared page whose slot was deleted is not KVM_EXIT_MMIO",
+                str(outcome),
+            )
+        memory.create()
+
+
+def run_until_exit(memory: Memory, offset: int) -> Outcome:
+    """Delete the slot under a vCPU that reads a page in it; the exit that it gets."""
+    watch = Watch(memory.vm.cpu, memory.gpa + offset, stop_at_exit=True)
+    with watch:
+        memory.delete()
+        watch.join(10)
+    check(
+        watch.outcome is not None,
+        "after a slot had been deleted, a vCPU that stayed in the guest went on to read it",
+    )
+    assert watch.outcome is not None
+    return watch.outcome

@@ -1,0 +1,192 @@
+"""Memslots over a guest_memfd: offsets, several slots on one file, slots deleted and made again."""
+
+from __future__ import annotations
+
+from pyvmm.native import lib
+from pyvmm.validate import routines
+from pyvmm.validate.case import GIB, KIB, PAGE, case
+from pyvmm.validate.cases.conversions import PRIVATE, SHARED
+from pyvmm.validate.check import check, errno_of
+from pyvmm.validate.toolbox import Toolbox
+
+SIZE = 16 * PAGE
+
+
+@case(
+    "SL1",
+    "a slot that starts inside its guest_memfd reaches the pages from there, and only those",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"file_offset": (PAGE, 5 * PAGE, 64 * PAGE), "gpa": (512 * KIB, 4 * GIB)},
+)
+def file_offset(tools: Toolbox, file_offset: int, gpa: int) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, gpa, SIZE, file_offset=file_offset, file_size=file_offset + 2 * SIZE)
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    # In the file's own offsets: before, behind, and exactly the slot's second page.
+    memory.file.punch(0, file_offset)
+    memory.file.punch(file_offset + SIZE, SIZE)
+    memory.expect_guest(0, SIZE, PRIVATE, "pages of a slot after its file was punched around it")
+    memory.file.punch(file_offset + PAGE, PAGE)
+    memory.expect_guest_zero(PAGE, PAGE, "the page of a slot that was punched in its file")
+    memory.expect_guest(0, PAGE, PRIVATE, "the page before the punched one")
+    memory.expect_guest(2 * PAGE, SIZE - 2 * PAGE, PRIVATE, "the pages behind the punched one")
+    memory.file.punch(file_offset + SIZE - PAGE, 2 * PAGE)
+    memory.expect_guest_zero(SIZE - PAGE, PAGE, "the slot's last page, punched over its end")
+
+
+@case(
+    "SL2",
+    "a punch over several slots of one file reaches each of them",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"slots": (2, 4), "punch": ((0, 16), (3, 2), (3, 10), (7, 1), (8, 1), (15, 1), (4, 8))},
+)
+def punch_over_slots(tools: Toolbox, slots: int, punch: tuple[int, int]) -> None:
+    first, count = punch
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots, file_offset=3 * PAGE)
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.punch(first * PAGE, count * PAGE)
+    for page in range(first + count - 1, first - 1, -1):
+        memory.expect_guest_zero(page * PAGE, PAGE, "a page punched over several slots")
+    if first:
+        memory.expect_guest(0, first * PAGE, PRIVATE, "pages before the punched ones")
+    end = first + count
+    if end < 16:
+        memory.expect_guest(end * PAGE, SIZE - end * PAGE, PRIVATE, "pages behind the punched ones")
+
+
+@case(
+    "SL3",
+    "slots whose order in the file is not that of their GPAs",
+    needs=("private_memory",),
+    backend="guest_memfd",
+)
+def crossed(tools: Toolbox) -> None:
+    vm = tools.private_vm()
+    file = tools.keep(vm.vm.create_guest_memfd(2 * SIZE))
+    low = tools.memory(vm, 4 * GIB, SIZE, file=file, file_offset=SIZE)
+    high = tools.memory(vm, 4 * GIB + SIZE, SIZE, file=file, file_offset=0)
+    for memory in (low, high):
+        memory.set_private(0, SIZE)
+        memory.guest_fill(0, SIZE, PRIVATE)
+    file.punch(SIZE, PAGE)
+    low.expect_guest_zero(0, PAGE, "the low slot's first page, punched in the middle of the file")
+    high.expect_guest(0, SIZE, PRIVATE, "the high slot, which was not punched")
+    file.punch(0, SIZE)
+    high.expect_guest_zero(0, SIZE, "the high slot, punched at the start of the file")
+    low.expect_guest(PAGE, SIZE - PAGE, PRIVATE, "the low slot's other pages")
+
+
+@case(
+    "SL4",
+    "a slot deleted and made again has its private pages still",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"times": (1, 20)},
+)
+def made_again(tools: Toolbox, times: int) -> None:
+    memory = tools.memory(tools.private_vm(), 4 * GIB, SIZE)
+    memory.guest_fill(0, SIZE, SHARED)
+    memory.set_private(PAGE, 4 * PAGE)
+    memory.guest_fill(PAGE, 4 * PAGE, PRIVATE)
+    for _ in range(times):
+        memory.delete()
+        memory.create()
+        memory.expect_guest(PAGE, 4 * PAGE, PRIVATE, "private pages of a slot made again")
+        memory.expect_guest(0, PAGE, SHARED, "shared pages of a slot made again")
+        memory.expect_guest(5 * PAGE, SIZE - 5 * PAGE, SHARED, "shared pages of a slot made again")
+
+
+@case(
+    "SL5",
+    "a slot made again at another offset of its file shows other pages",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"shift": (1, 3, -2)},
+)
+def shifted(tools: Toolbox, shift: int) -> None:
+    vm = tools.private_vm()
+    file = tools.keep(vm.vm.create_guest_memfd(SIZE + 8 * PAGE))
+    memory = tools.memory(vm, 4 * GIB, SIZE, file=file, file_offset=4 * PAGE)
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.delete()
+    moved = tools.memory(vm, 4 * GIB, SIZE, file=file, file_offset=(4 + shift) * PAGE)
+    cpu = vm.cpu
+    for page in range(16):
+        before = page + shift
+        # The pattern holds the GPA that the page had when it was written.
+        expected = PRIVATE + moved.gpa + before * PAGE if 0 <= before < 16 else 0
+        cpu.expect_read(
+            moved.gpa + page * PAGE, expected, "a page of a slot made again at another offset"
+        )
+    moved.punch(2 * PAGE, PAGE)
+    cpu.expect_read(moved.gpa + 2 * PAGE, 0, "a page punched at the slot's new offset")
+
+
+@case(
+    "SL6",
+    "a slot made again at another GPA: the old one is gone, the new one has the pages",
+    needs=("private_memory",),
+    backend="guest_memfd",
+)
+def other_gpa(tools: Toolbox) -> None:
+    vm = tools.private_vm()
+    file = tools.keep(vm.vm.create_guest_memfd(SIZE))
+    old = tools.memory(vm, 4 * GIB, SIZE, file=file)
+    old.set_private(0, SIZE)
+    old.guest_fill(0, SIZE, PRIVATE)
+    old.delete()
+    new = tools.memory(vm, 5 * GIB, SIZE, file=file)
+    new.set_private(0, SIZE)
+    vm.cpu.prepare(routines.READ[8], rdi=old.gpa)
+    vm.cpu.expect_fault(old.gpa, "a private page whose slot was deleted")
+    vm.cpu.expect_read(new.gpa, PRIVATE + old.gpa, "the page at its new GPA")
+    new.punch(0, SIZE)
+    new.expect_guest_zero(0, SIZE, "pages punched after their slot moved")
+
+
+@case(
+    "SL7",
+    "a file's range is free again when its slot is deleted, and taken while it is there",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"slots": (1, 4)},
+)
+def binding(tools: Toolbox, slots: int) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots)
+
+    def bind_again() -> int:
+        return errno_of(lambda: tools.memory(vm, 5 * GIB, SIZE, file=memory.file).delete())
+
+    check(bind_again() != 0, "a file's range can be bound to a second slot")
+    memory.delete()
+    check(bind_again() == 0, "a file's range is still bound after its slot was deleted")
+    memory.create()
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    check(bind_again() != 0, "a file's range can be bound to a second slot")
+
+
+@case(
+    "SL8",
+    "the highest slot numbers and a slot of one page work like the others",
+    needs=("private_memory",),
+    backend="guest_memfd",
+)
+def slot_numbers(tools: Toolbox) -> None:
+    vm = tools.private_vm()
+    count = vm.vm.check_extension(lib.KVM_CAP_NR_MEMSLOTS)
+    for number in (1, 255, 256, count - 1):
+        memory = tools.memory(vm, 4 * GIB + number * SIZE, PAGE, first_slot=number)
+        memory.guest_fill(0, PAGE, SHARED)
+        memory.set_private(0, PAGE)
+        memory.expect_guest_zero(0, PAGE, "a private page in a slot with a high number")
+        memory.guest_fill(0, PAGE, PRIVATE)
+        memory.punch(0, PAGE)
+        memory.expect_guest_zero(0, PAGE, "a punched page in a slot with a high number")
