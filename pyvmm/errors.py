@@ -98,6 +98,9 @@ REMEDIES: dict[tuple[str, int], str] = {
     ("KVM_ENABLE_CAP", errno_module.EINVAL): (
         "it is unknown here, or its arguments are, or it must be enabled before the first vCPU"
     ),
+    ("KVM_CREATE_IRQCHIP", errno_module.ENOTTY): (
+        "this kernel was built without CONFIG_KVM_IOAPIC; split_irqchip() gives LAPICs"
+    ),
     ("KVM_CREATE_IRQCHIP", errno_module.EEXIST): "the VM has one already",
     ("KVM_CREATE_IRQCHIP", errno_module.EINVAL): "create it before the first vCPU",
     ("KVM_CREATE_PIT2", errno_module.ENOENT): _NEEDS_IRQCHIP,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+import pytest
+
+from pyvmm.errors import KvmError
 from pyvmm.exits import Exit, HltExit, decode
 from pyvmm.guest.assembler import assemble
 from pyvmm.guest.boot import START, low_memory, set_real_mode
@@ -22,6 +26,23 @@ RAM_SLOT = 0
 STACK = 0x7000
 # Nothing here takes a tenth of it; a guest that spins must not hold up the tests.
 DEADLINE_S = 10.0
+
+
+def irqchip(vm: Vm) -> None:
+    """Prepare with PIC, IOAPIC and LAPICs in the kernel."""
+    try:
+        vm.create_irqchip()
+    except KvmError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+        pytest.skip("this kernel has no PIC and IOAPIC (CONFIG_KVM_IOAPIC)")
+
+
+def lapics(vm: Vm) -> None:
+    """Prepare with LAPICs in the kernel, and nothing else."""
+    if not vm.has(lib.KVM_CAP_SPLIT_IRQCHIP):
+        pytest.skip("no KVM_CAP_SPLIT_IRQCHIP")
+    vm.split_irqchip()
 
 
 class BareVm:

@@ -6,7 +6,7 @@ import select
 import threading
 
 import pytest
-from bare_vm import BareVm
+from bare_vm import BareVm, irqchip, lapics
 
 from pyvmm.errors import KvmError
 from pyvmm.eventfd import EventFd
@@ -69,12 +69,6 @@ handler:
 )
 
 
-def irqchip(vm: Vm) -> None:
-    if not vm.has(lib.KVM_CAP_IRQCHIP):
-        pytest.skip("no KVM_CAP_IRQCHIP")
-    vm.create_irqchip()
-
-
 def test_interrupt_without_a_controller() -> None:
     """Ask for the window, inject when it opens, and see the handler run."""
     code = HANDLER + HERE + "sti\nwait: jmp wait\nhandler: mov $1, %al\nout %al, $0x11\nhlt"
@@ -91,6 +85,7 @@ def test_interrupt_without_a_controller() -> None:
 
 
 def test_interrupt_needs_our_own_controller() -> None:
+    """With a whole irqchip: with a split one KVM_INTERRUPT is how our PIC interrupts."""
     with BareVm(prepare=irqchip) as bare:
         with pytest.raises(KvmError, match="vector 0x20") as caught:
             bare.vcpu.interrupt(0x20)
@@ -168,7 +163,7 @@ def enable_lapic(bare: BareVm) -> None:
 
 
 def test_msi() -> None:
-    with BareVm(MSI_GUEST, prepare=irqchip) as bare:
+    with BareVm(MSI_GUEST, prepare=lapics) as bare:
         enable_lapic(bare)
         assert bare.run() == HERE_EXIT
         assert bare.vm.signal_msi(MSI_ADDRESS, 0x20)
@@ -176,7 +171,7 @@ def test_msi() -> None:
 
 
 def test_msi_behind_an_irqfd() -> None:
-    with BareVm(MSI_GUEST, prepare=irqchip) as bare, EventFd() as event:
+    with BareVm(MSI_GUEST, prepare=lapics) as bare, EventFd() as event:
         enable_lapic(bare)
         bare.vm.set_gsi_routing([MsiRoute(24, MSI_ADDRESS, 0x20)])
         bare.vm.irqfd(event, 24)
@@ -188,12 +183,7 @@ def test_msi_behind_an_irqfd() -> None:
 def test_split_irqchip() -> None:
     """LAPICs in the kernel, PIC and IOAPIC are not: their ports exit."""
 
-    def prepare(vm: Vm) -> None:
-        if not vm.has(lib.KVM_CAP_SPLIT_IRQCHIP):
-            pytest.skip("no KVM_CAP_SPLIT_IRQCHIP")
-        vm.split_irqchip()
-
-    with BareVm("mov $1, %al\nout %al, $0x20\n" + MSI_GUEST, prepare=prepare) as bare:
+    with BareVm("mov $1, %al\nout %al, $0x20\n" + MSI_GUEST, prepare=lapics) as bare:
         assert bare.run() == IoExit(0x20, 1, 1, True, b"\1")
         enable_lapic(bare)
         assert bare.run() == HERE_EXIT
@@ -245,6 +235,8 @@ def test_pit() -> None:
 
 
 def test_what_needs_the_irqchip_says_so() -> None:
+    with BareVm(prepare=irqchip):
+        pass  # skips where there is none to need
     with BareVm() as bare:
         for call in (
             bare.vm.create_pit2,
@@ -264,7 +256,7 @@ def test_a_halted_vcpu_is_woken() -> None:
         + HERE
         + "sti\nhlt\nmov $1, %al\nout %al, $0x12\nhandler: mov $1, %al\nout %al, $0x11\nhlt"
     )
-    with BareVm(code, prepare=irqchip) as bare, EventFd() as event:
+    with BareVm(code, prepare=lapics) as bare, EventFd() as event:
         enable_lapic(bare)
         bare.vm.set_gsi_routing([MsiRoute(24, MSI_ADDRESS, 0x20)])
         bare.vm.irqfd(event, 24)
@@ -309,7 +301,7 @@ def test_ioeventfd_on_an_address() -> None:
 
 
 def test_lapic_registers() -> None:
-    with BareVm(prepare=irqchip) as bare:
+    with BareVm(prepare=lapics) as bare:
         lapic = bare.vcpu.get_lapic()
         registers = ffi.cast("uint32_t *", lapic.regs)
         assert registers[0x20 // 4] >> 24 == 0  # the APIC's id

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 
 import pytest
-from bare_vm import BareVm
+from bare_vm import BareVm, lapics
 
 from pyvmm.errors import KvmError, UnsupportedError
 from pyvmm.exits import HltExit, IoExit
 from pyvmm.native import ffi, lib
 from pyvmm.uapi import MpState
+from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 
@@ -157,7 +158,7 @@ def test_an_injected_exception_reaches_the_guest() -> None:
 
 
 def test_mp_state() -> None:
-    with BareVm(prepare=lambda vm: vm.create_irqchip()) as bare:
+    with BareVm(prepare=lapics) as bare:
         assert bare.vcpu.get_mp_state() == MpState.RUNNABLE
         with bare.vm.create_vcpu(1) as secondary:
             assert secondary.get_mp_state() == MpState.UNINITIALIZED
@@ -168,9 +169,9 @@ def test_mp_state() -> None:
 
 
 def test_boot_cpu() -> None:
-    def prepare(vm: object) -> None:
-        vm.create_irqchip()  # type: ignore[attr-defined]
-        vm.set_boot_cpu_id(1)  # type: ignore[attr-defined]
+    def prepare(vm: Vm) -> None:
+        lapics(vm)
+        vm.set_boot_cpu_id(1)
 
     with BareVm(prepare=prepare) as bare, bare.vm.create_vcpu(1) as boots:
         assert bare.vcpu.get_mp_state() == MpState.UNINITIALIZED
