@@ -172,6 +172,10 @@ class Cpu:
             run.hypercall.ret = value
         else:
             ffi.memmove(run.mmio.data, value.to_bytes(8, "little"), 8)
+        self.keep_answer()
+
+    def keep_answer(self) -> None:
+        """The exit that just came was answered in kvm_run: the next entry must not wipe it."""
         self._answered = True
 
     def finish(self, what: str) -> Any:
@@ -261,7 +265,8 @@ class Watch:
 
     It stays inside the guest: an exit would hide a TLB flush that is missing. Exits of
     races that it lost are counted, checked and re-entered; with ``stop_at_exit`` the first
-    exit ends it and is kept as ``outcome``. A context manager.
+    exit ends it and is kept as ``outcome``. A context manager; with ``wait`` the vCPU has
+    read the word when it is entered.
     """
 
     def __init__(
@@ -271,11 +276,13 @@ class Watch:
         routine: Routine = routines.WATCH,
         *,
         stop_at_exit: bool = False,
+        wait: bool = True,
     ) -> None:
         self.cpu = cpu
         self.gpa = gpa
         self.lost_races = 0
         self.stop_at_exit = stop_at_exit
+        self.wait = wait
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
         plain = cpu.vm.plain
@@ -308,7 +315,8 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._thread.start()
-        self.fresh()
+        if self.wait:
+            self.fresh()
         return self
 
     @property

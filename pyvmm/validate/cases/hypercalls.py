@@ -5,13 +5,14 @@ from __future__ import annotations
 from pyvmm.native import lib
 from pyvmm.validate.capabilities import hypercall_routine
 from pyvmm.validate.case import GIB, PAGE, case
-from pyvmm.validate.check import CheckFailed, expect
+from pyvmm.validate.check import CheckFailed, Missing, expect, expect_errno
 from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.routines import Routine
 from pyvmm.validate.toolbox import Toolbox
 
 NUMBER: int = lib.KVM_HC_MAP_GPA_RANGE
 _ALL = (1 << 64) - 1
+HIGH = 0xDEAD_BEEF << 32
 _EINVAL, _ENOSYS = (-22) & _ALL, (-1000) & _ALL
 
 
@@ -100,17 +101,18 @@ def refused(tools: Toolbox, wrong: str) -> None:
     "HC4",
     "a caller in real mode: the upper halves of its registers do not count",
     needs=("hypercall_exit",),
+    vary={"number": (NUMBER, HIGH | NUMBER)},
 )
-def upper_halves(tools: Toolbox) -> None:
+def upper_halves(tools: Toolbox, number: int) -> None:
     vm, routine = caller(tools)
-    high = 0xDEAD_BEEF << 32
     cpu = vm.add_cpu(1)
-    cpu.prepare_real_mode(
-        routine, rax=high | NUMBER, rbx=high | 0x40000, rcx=high | 3, rdx=high | 0x10
-    )
+    cpu.prepare_real_mode(routine, rax=number, rbx=HIGH | 0x40000, rcx=HIGH | 3, rdx=HIGH | 0x10)
     outcome = cpu.enter()
+    if outcome.reason == lib.KVM_EXIT_HLT and number != NUMBER:
+        raise Missing("hypercall numbers without their upper half in real mode (Linux 6.13)")
     expect(outcome.reason, lib.KVM_EXIT_HYPERCALL, "exit reason of the hypercall")
     hypercall = cpu.vcpu.kvm_run.hypercall
+    expect(int(hypercall.nr), NUMBER, "number of a caller in real mode")
     seen = [int(hypercall.args[index]) for index in range(3)]
     expect(seen, [0x40000, 3, 0x10], "arguments of a caller in real mode")
     expect(int(hypercall.longmode) & 1, 0, "flag of a caller in real mode")
@@ -137,8 +139,6 @@ def unknown(tools: Toolbox, number: int) -> None:
     needs=("hypercall_exit",),
 )
 def not_enabled(tools: Toolbox) -> None:
-    from pyvmm.validate.check import expect_errno
-
     probe, routine = caller(tools)
     vm = tools.private_vm() if tools.has_private_vm else tools.vm()
     vm.cpu.prepare(routine, rax=NUMBER, rbx=PAGE, rcx=1, rdx=0x10)

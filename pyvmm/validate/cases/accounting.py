@@ -1,0 +1,322 @@
+"""What is left behind: pages, files, descriptors and VMs, counted where the kernel counts them.
+
+A leak shows in no errno. Each thing is done many times, so that what is left of it stands
+out from what other processes do meanwhile; and again, if it seems to be so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pyvmm.native import lib
+from pyvmm.validate.case import GIB, MIB, PAGE, case
+from pyvmm.validate.cases.conversions import PRIVATE, SHARED
+from pyvmm.validate.cases.misuse import Call
+from pyvmm.validate.check import CheckFailed, Missing, check, errno_of
+from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.memory import Memory
+from pyvmm.validate.toolbox import Toolbox
+
+_ATTEMPTS = 3
+
+
+def meminfo(name: str) -> int:
+    """A line of /proc/meminfo, in bytes."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        field, _, value = line.partition(":")
+        if field == name:
+            return int(value.split()[0]) << 10
+    return 0
+
+
+def descriptors() -> list[str]:
+    """What this process's descriptors lead to."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def open_files() -> int:
+    """How many files are open in the whole system."""
+    return int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
+
+
+def expect_step(
+    count: Callable[[], int],
+    prepare: Callable[[], object],
+    call: Callable[[], object],
+    wanted: int,
+    what: str,
+) -> None:
+    """``call`` must change ``count()`` by ``wanted``, give or take a quarter of it."""
+    seen = []
+    for _ in range(_ATTEMPTS):
+        prepare()
+        before = count()
+        call()
+        seen.append(count() - before)
+        if abs(seen[-1] - wanted) <= abs(wanted) // 4:
+            return
+    raise CheckFailed(what, f"changed by {seen} bytes, expected about {wanted}")
+
+
+def expect_no_growth(
+    names: tuple[str, ...], call: Callable[[], object], limit: int, what: str
+) -> None:
+    """``call`` must leave each line of /proc/meminfo less than ``limit`` bytes above what it was.
+
+    Once is enough: other processes come and go too.
+    """
+    call()
+    seen = []
+    for _ in range(_ATTEMPTS):
+        before = {name: meminfo(name) for name in names}
+        call()
+        grown = {name: meminfo(name) - before[name] for name in names}
+        leaked = {name: size for name, size in grown.items() if size >= limit}
+        if not leaked:
+            return
+        seen.append(leaked)
+    grows = ", ".join(sorted({name for leaked in seen for name in leaked}))
+    raise CheckFailed(f"{what} ({grows} of /proc/meminfo grows)", f"{seen}, limit {limit}")
+
+
+SIZE = 256 * PAGE
+TIMES = 40
+# Half of what a leak of one in all pages would leave.
+LEAK = SIZE * TIMES // 2
+
+ENDINGS = ("file first", "VM first", "slot first", "punch", "vCPU last")
+
+
+@case(
+    "AC1",
+    "pages are given back whatever is closed first",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"ending": ENDINGS},
+    alone=True,
+)
+def pages_given_back(tools: Toolbox, ending: str) -> None:
+    def use_and_close() -> None:
+        for _ in range(TIMES):
+            _use(GuestVm(tools.kvm, lib.KVM_X86_SW_PROTECTED_VM, 1), ending)
+
+    expect_no_growth(
+        ("Unevictable", "Cached"), use_and_close, LEAK, f"guest_memfd pages are leaked, {ending}"
+    )
+
+
+def _use(vm: GuestVm, ending: str) -> None:
+    memory = Memory(vm, 4 * GIB, SIZE)
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    if ending == "file first":
+        memory.close()
+        vm.close()
+    elif ending == "slot first":
+        memory.delete()
+        memory.close()
+        vm.close()
+    elif ending == "vCPU last":
+        vm.vm.close()
+        memory.close()
+        vm.close()
+    else:
+        if ending == "punch":
+            memory.punch(0, SIZE)
+        vm.close()
+        memory.close()
+
+
+@case(
+    "AC2",
+    "fallocate makes pages and a punch gives them back, as many as asked for",
+    needs=("guest_memfd",),
+    alone=True,
+)
+def allocation(tools: Toolbox) -> None:
+    size = 32 * MIB
+    vm = tools.keep(tools.kvm.create_vm(1 if tools.has_private_vm else 0))
+    file = tools.keep(vm.create_guest_memfd(size))
+
+    def allocate() -> None:
+        file.allocate(0, size)
+
+    def punch() -> None:
+        file.punch(0, size)
+
+    for name in ("Unevictable", "Cached"):
+
+        def count(name: str = name) -> int:
+            return meminfo(name)
+
+        where = f"({name} of /proc/meminfo)"
+        expect_step(count, punch, allocate, size, f"fallocate does not make the pages {where}")
+        expect_step(count, allocate, punch, -size, f"a punch does not give pages back {where}")
+    half = size // 2
+
+    def punch_half() -> None:
+        file.punch(half, half)
+
+    def refill_half() -> None:
+        allocate()
+        punch_half()
+
+    def unevictable() -> int:
+        return meminfo("Unevictable")
+
+    what = "a punch of half the pages gives more or less back (Unevictable of /proc/meminfo)"
+    expect_step(unevictable, allocate, punch_half, -half, what)
+    what = "fallocate over present pages makes more than the missing ones"
+    expect_step(unevictable, refill_half, allocate, half, what)
+
+
+@case(
+    "AC3",
+    "conversions that discard the stale side hold one page for each page",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"to": ("private", "shared")},
+    alone=True,
+)
+def one_page_each(tools: Toolbox, to: str) -> None:
+    size = 16 * MIB
+    memory = tools.memory(tools.private_vm(), 4 * GIB, size, backing="shmem")
+
+    def start() -> None:
+        memory.to_shared(0, size)
+        memory.guest_fill(0, size, SHARED)
+        if to == "shared":
+            memory.to_private(0, size)
+            memory.guest_fill(0, size, PRIVATE)
+
+    def convert() -> None:
+        (memory.to_private if to == "private" else memory.to_shared)(0, size)
+        memory.guest_fill(0, size, PRIVATE)
+
+    def held() -> int:
+        return meminfo("Cached")
+
+    grown: list[int] = []
+    for _ in range(_ATTEMPTS):
+        start()
+        before = held()
+        convert()
+        grown.append(held() - before)
+        if abs(grown[-1]) < size // 2:
+            return
+    raise CheckFailed(
+        f"a conversion to {to} that discards the other side does not hold as many pages as "
+        "before (Cached of /proc/meminfo)",
+        f"changed by {grown}",
+    )
+
+
+@case(
+    "AC4",
+    "no descriptor and no open file is left of a VM, a vCPU or a guest_memfd",
+    needs=("guests",),
+    vary={"refused": (False, True)},
+    alone=True,
+)
+def files(tools: Toolbox, refused: bool) -> None:
+    def work() -> None:
+        for _ in range(TIMES):
+            vm = GuestVm(tools.kvm, 1 if tools.has_private_vm else 0, 1)
+            if vm.vm.has(lib.KVM_CAP_GUEST_MEMFD):
+                _bind(vm, refused)
+            vm.close()
+
+    work()
+    before = descriptors()
+    work()
+    after = descriptors()
+    check(after == before, "descriptors are left open", str(set(after) - set(before)))
+    seen = []
+    for _ in range(_ATTEMPTS):
+        opened = open_files()
+        work()
+        seen.append(open_files() - opened)
+        if seen[-1] < TIMES // 2:
+            return
+    raise CheckFailed("open files are leaked (/proc/sys/fs/file-nr grows)", f"by {seen}")
+
+
+def _bind(vm: GuestVm, refused: bool) -> None:
+    """Bind a file to a slot; ``refused``: each way out of the call that holds the file by then."""
+    file = vm.vm.create_guest_memfd(SIZE)
+    good = Call(5, 4 * GIB, SIZE, vm.plain.address, file.fileno())
+    if refused:
+        for wrong in (
+            replace(good, offset=PAGE),
+            replace(good, gpa=0),
+            replace(good, size=2 * SIZE),
+            replace(good, slot=0),
+        ):
+            check(errno_of(lambda wrong=wrong: wrong.make(vm)) != 0, "a wrong slot is accepted")  # type: ignore[misc]
+        for size, flags in ((SIZE, 1 << 40), (1, 0)):
+            errno_of(lambda size=size, flags=flags: vm.vm.create_guest_memfd(size, flags))  # type: ignore[misc]
+    else:
+        good.make(vm)
+    file.close()
+
+
+@case(
+    "AC5",
+    "page tables and memory of closed VMs are given back",
+    needs=("guests",),
+    vary={"guest_memfd": (False, True)},
+    alone=True,
+)
+def kernel_memory(tools: Toolbox, guest_memfd: bool) -> None:
+    if guest_memfd and not tools.has_private_vm:
+        raise Missing("private_memory")
+
+    def work() -> None:
+        for _ in range(TIMES):
+            if guest_memfd:
+                _use(GuestVm(tools.kvm, 1, 1), "file first")
+            else:
+                vm = GuestVm(tools.kvm, 0, 1)
+                vm.cpu.fill(0x9000, PAGE, SHARED)
+                vm.close()
+
+    # A VM has at least four page-table pages, and its structure as much vmalloc memory.
+    least = TIMES // 2 * 4 * PAGE
+    expect_no_growth(
+        ("SecPageTables", "VmallocUsed"), work, least, "closed VMs leave kernel memory behind"
+    )
+
+
+@case(
+    "AC6",
+    "a guest_memfd holds its VM: both are gone when both are closed",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    alone=True,
+)
+def vm_pinned(tools: Toolbox) -> None:
+    """The directory of a VM in debugfs goes with the last reference to it."""
+    folder = Path("/sys/kernel/debug/kvm")
+    if not folder.is_dir():
+        raise Missing("/sys/kernel/debug/kvm: mount -t debugfs none /sys/kernel/debug")
+
+    def vms() -> int:
+        return sum(path.name.startswith(f"{os.getpid()}-") for path in folder.iterdir())
+
+    before = vms()
+    vm = tools.private_vm()
+    file = tools.keep(vm.vm.create_guest_memfd(SIZE))
+    check(vms() == before + 1, "a VM has no directory in /sys/kernel/debug/kvm")
+    vm.close()
+    check(vms() == before + 1, "a VM is gone while its guest_memfd is open")
+    file.close()
+    check(vms() == before, "a VM is there still after its guest_memfd was closed (reference leak)")

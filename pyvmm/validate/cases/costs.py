@@ -1,0 +1,145 @@
+"""TLB flushes and faults that a conversion costs: whether too little or far too much is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyvmm.validate.case import GIB, KIB, PAGE, case
+from pyvmm.validate.cases.conversions import PRIVATE, SHARED
+from pyvmm.validate.check import CheckFailed, check
+from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.memory import Memory
+from pyvmm.validate.toolbox import Toolbox
+
+NEEDS = ("private_memory", "native_guests", "statistics")
+SIZE = 16 * PAGE
+# The system may unmap a page or flush on its own account; not each time.
+_ATTEMPTS = 5
+
+
+def flushes(vm: GuestVm, call: Callable[[], object]) -> int:
+    before = vm.counter("remote_tlb_flush_requests")
+    call()
+    return vm.counter("remote_tlb_flush_requests") - before
+
+
+def fill_both(memory: Memory) -> None:
+    """Both sides have pages; the guest has the shared one mapped."""
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.set_shared(0, SIZE)
+    memory.guest_fill(0, SIZE, SHARED)
+
+
+@case(
+    "FL1",
+    "a change of mapped pages flushes: once for a range, and not without need",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={
+        "what": (
+            "attribute",
+            "attribute of pages that are not mapped",
+            "punch",
+            "punch of pages that are not there",
+            "discard of the stale side",
+        )
+    },
+)
+def flush_counts(tools: Toolbox, what: str) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE)
+    wanted = 1 if what in ("attribute", "punch") else 0
+    seen = []
+    for _ in range(_ATTEMPTS):
+        fill_both(memory)
+        if what == "attribute":
+            count = flushes(vm, lambda: memory.set_private(0, SIZE))
+        elif what.startswith("attribute"):
+            memory.set_private(0, SIZE)
+            count = flushes(vm, lambda: memory.set_shared(0, SIZE))
+        elif what == "punch":
+            memory.set_private(0, SIZE)
+            memory.guest_fill(0, SIZE, PRIVATE)
+            count = flushes(vm, lambda: memory.punch(0, SIZE))
+        elif what.startswith("punch"):
+            memory.punch(0, SIZE)
+            memory.set_private(0, SIZE)
+            count = flushes(vm, lambda: memory.punch(0, SIZE))
+        else:
+            memory.set_private(0, SIZE)
+            count = flushes(vm, lambda: memory.shared.discard(0, SIZE))
+        if count == wanted:
+            return
+        seen.append(count)
+    if wanted:
+        check(max(seen) > 0, f"{what}: no TLB flush, though the guest had the pages mapped")
+        raise CheckFailed(f"{what}: more than one TLB flush for one range", f"{seen}")
+    raise CheckFailed(f"{what}: TLB flushes though nothing was mapped", f"{seen}")
+
+
+@case(
+    "FL2",
+    "a change reaches its range only: pages beside it stay mapped",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={
+        "what": ("to private", "to shared", "punch"),
+        "pages": ((5, 1), (4, 4), (0, 1), (15, 1)),
+        "gpa": (512 * KIB, 4 * GIB),
+    },
+)
+def neighbours_stay(tools: Toolbox, what: str, pages: tuple[int, int], gpa: int) -> None:
+    first, count = pages
+    vm = tools.private_vm()
+    memory = tools.memory(vm, gpa, SIZE)
+    call = {
+        "to private": memory.set_private,
+        "to shared": memory.set_shared,
+        "punch": memory.punch,
+    }[what]
+    faults: list[int] = []
+    for _ in range(_ATTEMPTS):
+        memory.set_shared(0, SIZE)
+        if what != "to private":
+            memory.set_private(0, SIZE)
+        memory.guest_fill(0, SIZE, SHARED)
+        call(first * PAGE, count * PAGE)
+        before = vm.cpu.counter("pf_taken")
+        for start, end in ((0, first), (first + count, 16)):
+            if start < end:
+                memory.expect_guest(
+                    start * PAGE, (end - start) * PAGE, SHARED, "pages beside those that changed"
+                )
+        faults.append(vm.cpu.counter("pf_taken") - before)
+        if faults[-1] == 0:
+            return
+    raise CheckFailed(
+        f"{what}: pages beside the range were unmapped too", f"faults on them: {faults}"
+    )
+
+
+@case(
+    "FL3",
+    "a page is mapped by one fault, and stays mapped",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"state": ("private", "shared")},
+)
+def faults(tools: Toolbox, state: str) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE)
+    if state == "private":
+        memory.set_private(0, SIZE)
+    memory.fill(0, SIZE, SHARED)
+    seen = []
+    for _ in range(_ATTEMPTS):
+        memory.delete()
+        memory.create()
+        memory.guest_fill(0, SIZE, PRIVATE)
+        before = vm.cpu.counter("pf_taken")
+        memory.expect_guest(0, SIZE, PRIVATE, "pages that were just written")
+        seen.append(vm.cpu.counter("pf_taken") - before)
+        if seen[-1] == 0:
+            return
+    raise CheckFailed(f"{state} pages fault again each time they are used", f"{seen}")

@@ -1,0 +1,447 @@
+"""The RFC of December 2021: KVM_MEM_PRIVATE slots and KVM_EXIT_MEMORY_ERROR.
+
+A page is private when it is present in the private file. The private view is a slot with
+KVM_MEM_PRIVATE, the shared view a second slot of the same file with KVM_MEM_SHARED_VIEW
+too, where a kernel has that.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Any
+
+from pyvmm.mapping import PROT_NONE, Mapping
+from pyvmm.native import ffi, lib
+from pyvmm.validate import routines
+from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.check import check, expect, expect_errno
+from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.toolbox import Toolbox
+
+NEEDS = ("memory_error",)
+BACKEND = "memory_error"
+TO_SHARED: int = lib.KVM_EXIT_MEM_MAP_SHARED
+TO_PRIVATE: int = lib.KVM_EXIT_MEM_MAP_PRIVATE
+PRIVATE_SLOT: int = lib.KVM_MEM_PRIVATE
+SHARED_SLOT: int = lib.KVM_MEM_PRIVATE | lib.KVM_MEM_SHARED_VIEW
+SIZE = 64 * PAGE
+TAG, OTHER = 0x11 << 48, 0x22 << 48
+BASES = ((0x40000, 0xC0000), (4 * GIB, 5 * GIB), (4 * GIB, GIB))
+
+
+class Views:
+    """A private file with a private and a shared view of it."""
+
+    def __init__(
+        self,
+        tools: Toolbox,
+        vm: GuestVm,
+        private: int,
+        shared: int,
+        size: int = SIZE,
+        *,
+        backing: str = "anonymous",
+        file_offset: int = 0,
+    ) -> None:
+        self.vm, self.private, self.shared, self.size = vm, private, shared, size
+        self.file = tools.keep(vm.vm.create_guest_memfd(file_offset + size))
+        self.file_offset = file_offset
+        self.side = tools.shared_side(shared, size, backing)
+        self.hole = tools.keep(Mapping(size, protection=PROT_NONE))
+        self.slots = (vm.new_slot(), vm.new_slot())
+        self.create()
+
+    def create(self) -> None:
+        views = (
+            (self.private, PRIVATE_SLOT, self.hole.address),
+            (self.shared, SHARED_SLOT, self.side.address),
+        )
+        for slot, (gpa, flags, address) in zip(self.slots, views, strict=True):
+            set_slot(
+                self.vm,
+                slot=slot,
+                gpa=gpa,
+                size=self.size,
+                address=address,
+                flags=flags,
+                fd=self.file.fileno(),
+                offset=self.file_offset,
+            )
+
+    def delete(self) -> None:
+        for slot in self.slots:
+            self.vm.vm.set_user_memory_region(slot, 0, 0, 0)
+
+    def to_private(self, offset: int, size: int) -> None:
+        self.file.allocate(self.file_offset + offset, size)
+        self.side.discard(offset, size)
+
+    def to_shared(self, offset: int, size: int) -> None:
+        self.file.punch(self.file_offset + offset, size)
+
+    def expect_error(self, gpa: int, wanted: int, what: str, cpu: int = 0) -> None:
+        chosen = self.vm.cpus[cpu]
+        chosen.prepare(routines.READ[4], rdi=gpa)
+        rip = int(chosen.vcpu.get_regs().rip)
+        for _ in range(2):
+            chosen.expect_memory_error(gpa, wanted, what)
+            expect(int(chosen.vcpu.get_regs().rip), rip, "RIP after the exit")
+
+
+def set_slot(
+    vm: GuestVm,
+    *,
+    slot: int,
+    gpa: int,
+    size: int,
+    address: int,
+    flags: int,
+    fd: int,
+    offset: int = 0,
+    padding: int = -1,
+) -> None:
+    """The old ioctl with the RFC's 64 bytes; ``padding`` is the index of one word to set."""
+    mask = (1 << 64) - 1
+    request = ffi.new("struct kvm_userspace_memory_region_ext *")
+    region = request.region
+    region.slot, region.flags = slot, flags
+    region.guest_phys_addr, region.memory_size = gpa & mask, size & mask
+    region.userspace_addr = address & mask
+    request.ofs, request.fd = offset & mask, fd & 0xFFFFFFFF
+    if padding >= 0:
+        request.padding[padding] = 1
+    vm.vm.ioctl("KVM_SET_USER_MEMORY_REGION", request)
+
+
+def views(tools: Toolbox, bases: tuple[int, int] = BASES[1], **options: Any) -> Views:
+    return Views(tools, tools.private_vm(), *bases, **options)
+
+
+@case(
+    "ME1",
+    "the exit of each wrong access: EPERM, type, GPA and size; it repeats until converted",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"bases": BASES, "page": (0, 17, 63), "access": ("read", "write")},
+)
+def exits(tools: Toolbox, bases: tuple[int, int], page: int, access: str) -> None:
+    at = views(tools, bases)
+    cpu, offset = at.vm.cpu, page * PAGE
+    routine = routines.READ[4] if access == "read" else routines.WRITE[4]
+    cpu.prepare(routine, rdi=at.private + offset + 8, rax=1)
+    for _ in range(3):
+        cpu.expect_memory_error(at.private + offset, TO_PRIVATE, f"a private {access}")
+    at.to_private(offset, PAGE)
+    cpu.finish(f"a private {access} after the conversion")
+    cpu.prepare(routine, rdi=at.shared + offset + PAGE - 4, rax=1)
+    for _ in range(3):
+        cpu.expect_memory_error(at.shared + offset, TO_SHARED, f"a shared {access}")
+    at.to_shared(offset, PAGE)
+    cpu.finish(f"a shared {access} after the conversion")
+
+
+@case("ME2", "an instruction fetch exits like any access", needs=NEEDS, backend=BACKEND)
+def fetch(tools: Toolbox) -> None:
+    at = views(tools)
+    at.vm.cpu.prepare(at.private + 3 * PAGE)
+    at.vm.cpu.expect_memory_error(at.private + 3 * PAGE, TO_PRIVATE, "a fetch")
+
+
+@case(
+    "ME3",
+    "a converted page is zero, its neighbours keep state and contents",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={
+        "bases": BASES,
+        "range": ((0, 1), (3, 2), (10, 30), (63, 1)),
+        "file_offset": (0, 5 * PAGE),
+    },
+)
+def ranges(
+    tools: Toolbox, bases: tuple[int, int], range: tuple[int, int], file_offset: int
+) -> None:
+    first, count = (each * PAGE for each in range)
+    at = views(tools, bases, file_offset=file_offset)
+    cpu = at.vm.cpu
+    cpu.fill(at.shared, SIZE, TAG)
+    at.to_private(first, count)
+    for page in (first + count - PAGE, first):
+        at.expect_error(at.shared + page, TO_SHARED, "a shared access to an end of the range")
+    cpu.expect_zero(at.private + first, count, "new private pages")
+    cpu.fill(at.private + first, count, OTHER)
+    for start, end in ((0, first), (first + count, SIZE)):
+        if start < end:
+            cpu.expect_filled(at.shared + start, end - start, TAG, "shared pages beside the range")
+            at.expect_error(at.private + start, TO_PRIVATE, "a private access beside the range")
+    at.to_private(0, first + count)
+    cpu.expect_filled(at.private + first, count, OTHER, "private pages allocated again")
+    at.to_shared(first, count)
+    at.expect_error(at.private + first + count - PAGE, TO_PRIVATE, "the last page, shared again")
+    at.expect_error(at.private + first, TO_PRIVATE, "the first page, shared again")
+    cpu.expect_zero(at.shared + first, count, "pages that are shared again")
+
+
+@case("ME4", "allocated is private, touched or not, with either mode", needs=NEEDS, backend=BACKEND)
+def untouched(tools: Toolbox) -> None:
+    from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, fallocate
+
+    at = views(tools)
+    for mode, page in ((0, 2), (KEEP_SIZE, 4)):
+        expect(fallocate(at.file.fileno(), mode, page * PAGE, PAGE), 0, f"fallocate, mode {mode}")
+        at.expect_error(at.shared + page * PAGE, TO_SHARED, "a shared access to allocated memory")
+        at.vm.cpu.expect_zero(at.private + page * PAGE, PAGE, "allocated memory")
+
+
+@case("ME5", "recycled dirty pages are zero when they are allocated", needs=NEEDS, backend=BACKEND)
+def recycled(tools: Toolbox) -> None:
+    at = views(tools)
+    cpu = at.vm.cpu
+    for _ in range(30):
+        at.to_private(0, SIZE)
+        cpu.expect_zero(at.private, SIZE, "private pages made of recycled ones", 8)
+        cpu.fill(at.private, SIZE, TAG, 8)
+        at.to_shared(0, SIZE)
+
+
+@case(
+    "ME6",
+    "slots deleted and made again keep the state of their pages",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"change": ("none", "to private", "to shared")},
+)
+def made_again(tools: Toolbox, change: str) -> None:
+    at = views(tools)
+    cpu = at.vm.cpu
+    at.to_private(0, 4 * PAGE)
+    cpu.fill(at.private, 4 * PAGE, TAG)
+    at.delete()
+    if change == "to private":
+        at.to_private(4 * PAGE, PAGE)
+    elif change == "to shared":
+        at.to_shared(3 * PAGE, PAGE)
+    at.create()
+    cpu.expect_filled(at.private, 3 * PAGE, TAG, "private pages, their slots made again")
+    if change == "to private":
+        at.expect_error(at.shared + 4 * PAGE, TO_SHARED, "a page made private meanwhile")
+    if change == "to shared":
+        at.expect_error(at.private + 3 * PAGE, TO_PRIVATE, "a page made shared meanwhile")
+
+
+@case(
+    "ME7",
+    "a closed private file: private accesses EFAULT with exit 39, all else is shared",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def closed(tools: Toolbox) -> None:
+    at = views(tools)
+    cpu = at.vm.cpu
+    at.to_private(0, PAGE)
+    cpu.fill(at.private, PAGE, TAG)
+    at.file.close()
+    cpu.prepare(routines.READ[4], rdi=at.private)
+    outcome = cpu.enter()
+    expect(outcome.error, errno.EFAULT, "errno of a private access after the file was closed")
+    cpu.write(at.shared, 7)
+    cpu.expect_read(at.shared, 7, "a shared page after the private file was closed")
+
+
+@case(
+    "ME8",
+    "the host cannot reach private pages by mmap, read or write",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def host_cannot_reach(tools: Toolbox) -> None:
+    import os
+
+    from pyvmm.validate.check import errno_of
+
+    at = views(tools)
+    at.to_private(0, SIZE)
+    fd = at.file.fileno()
+    check(errno_of(at.file.map) != 0, "the private file can be mapped")
+    check(errno_of(lambda: os.pread(fd, 8, 0)) != 0, "the private file can be read")
+    check(errno_of(lambda: os.pwrite(fd, b"x", 0)) != 0, "the private file can be written")
+
+
+_REFUSED: dict[str, tuple[int, dict[str, int]]] = {
+    "shared view without private": (errno.EINVAL, {"flags": lib.KVM_MEM_SHARED_VIEW}),
+    "dirty logging": (errno.EINVAL, {"flags": PRIVATE_SLOT | lib.KVM_MEM_LOG_DIRTY_PAGES}),
+    "read-only": (errno.EINVAL, {"flags": PRIVATE_SLOT | lib.KVM_MEM_READONLY}),
+    "flags bit 4": (errno.EINVAL, {"flags": PRIVATE_SLOT | 16}),
+    "flags bit 31": (errno.EINVAL, {"flags": PRIVATE_SLOT | 1 << 31}),
+    "padding 0": (errno.EINVAL, {"padding": 0}),
+    "padding 4": (errno.EINVAL, {"padding": 4}),
+    "fd -1": (errno.EINVAL, {"fd": -1}),
+    "offset unaligned": (errno.EINVAL, {"offset": 1}),
+    "offset + size past the end": (errno.EINVAL, {"offset": PAGE}),
+    "offset at the end": (errno.EINVAL, {"offset": SIZE}),
+    "offset negative": (errno.EINVAL, {"offset": -PAGE}),
+    "size past the end": (errno.EINVAL, {"size": SIZE + PAGE}),
+    "size unaligned": (errno.EINVAL, {"size": PAGE + 1}),
+    "size negative": (errno.EINVAL, {"size": -PAGE}),
+    "gpa unaligned": (errno.EINVAL, {"gpa": 6 * GIB + 1}),
+    "gpa wraps": (errno.EINVAL, {"gpa": -PAGE}),
+    "address in the kernel's half": (errno.EINVAL, {"address": 1 << 63}),
+    "slot 32764": (errno.EINVAL, {"slot": 32764}),
+    "overlap": (errno.EEXIST, {"gpa": 5 * GIB}),
+    "overlap by a page": (errno.EEXIST, {"gpa": 5 * GIB - PAGE}),
+}
+
+
+@case(
+    "ME9",
+    "what is wrong with a slot is refused, and changes nothing",
+    needs=NEEDS,
+    backend=BACKEND,
+    combinations=[{"wrong": wrong} for wrong in _REFUSED],
+)
+def refused(tools: Toolbox, wrong: str) -> None:
+    at = views(tools)
+    at.vm.cpu.fill(at.shared, SIZE, TAG)
+    spare = tools.keep(at.vm.vm.create_guest_memfd(SIZE))
+    good = {
+        "slot": 20,
+        "gpa": 6 * GIB,
+        "size": SIZE,
+        "address": at.side.address,
+        "flags": PRIVATE_SLOT,
+        "fd": spare.fileno(),
+    }
+
+    def attempt(**change: int) -> None:
+        set_slot(at.vm, **{**good, **change})
+
+    attempt()
+    at.vm.vm.set_user_memory_region(20, 0, 0, 0)
+    expected, change = _REFUSED[wrong]
+    expect_errno(lambda: attempt(**change), expected, f"KVM_MEM_PRIVATE with {wrong}")
+    at.vm.cpu.expect_filled(at.shared, SIZE, TAG, "memory in use after a call that was refused")
+    attempt()
+    for field in ("gpa", "flags", "offset"):
+        other = {"gpa": 7 * GIB, "flags": SHARED_SLOT, "offset": 0}[field]
+        expect_errno(
+            lambda field=field, other=other: attempt(**{field: other}),  # type: ignore[misc]
+            errno.EINVAL,
+            f"a slot that is there, with another or the same {field}",
+        )
+
+
+@case(
+    "ME10",
+    "a block of huge shared pages with one private page",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"page": (0, 3, 511, 512)},
+)
+def huge(tools: Toolbox, page: int) -> None:
+    at = views(tools, (4 * GIB, 5 * GIB), size=2 * HUGE, backing="thp")
+    cpu = at.vm.cpu
+    at.side.fill(at.shared, 0, 2 * HUGE, TAG)
+    cpu.expect_filled(at.shared, 2 * HUGE, TAG, "shared memory made of huge pages")
+    offset = page * PAGE
+    at.file.allocate(offset, PAGE)
+    if page:
+        cpu.expect_filled(at.shared, offset, TAG, "shared pages before a private one")
+    behind = offset + PAGE
+    cpu.expect_filled(at.shared + behind, 2 * HUGE - behind, TAG, "shared pages behind it")
+    at.expect_error(at.shared + offset, TO_SHARED, "a shared access to the private page")
+
+
+@case(
+    "ME11",
+    "a conversion reaches a vCPU that never leaves the guest",
+    needs=(*NEEDS, "two_cpus", "native_guests"),
+    backend=BACKEND,
+    vary={"to": ("private", "shared")},
+    alone=True,
+)
+def running(tools: Toolbox, to: str) -> None:
+    from pyvmm.validate.guest import Watch
+
+    at = views(tools)
+    view, wanted = (at.shared, TO_SHARED) if to == "private" else (at.private, TO_PRIVATE)
+    for _ in range(20):
+        (at.to_shared if to == "private" else at.to_private)(0, PAGE)
+        with Watch(at.vm.cpu, view, stop_at_exit=True) as watch:
+            (at.to_private if to == "private" else at.to_shared)(0, PAGE)
+            watch.join(10)
+        outcome = watch.outcome
+        check(
+            outcome is not None,
+            f"after a conversion to {to} a vCPU that stayed in the guest went on to use the page",
+        )
+        assert outcome is not None
+        seen = (outcome.error, outcome.fault)
+        expect(seen, (errno.EPERM, (wanted, view, PAGE)), "errno and exit of that vCPU")
+
+
+@case(
+    "ME12",
+    "a page that is converted while it is faulted in: no stale mapping",
+    needs=(*NEEDS, "two_cpus", "native_guests"),
+    backend=BACKEND,
+    vary={"end": ("private", "shared")},
+    alone=True,
+)
+def stale_fault(tools: Toolbox, end: str) -> None:
+    from pyvmm.validate.guest import Watch
+
+    at = views(tools)
+    first, last = (at.to_private, at.to_shared)
+    view, wanted = at.private, TO_PRIVATE
+    if end == "private":
+        first, last, view, wanted = at.to_shared, at.to_private, at.shared, TO_SHARED
+    until, flips = time.monotonic() + 5, 0
+    while time.monotonic() < until:
+        flips += 1
+        first(0, PAGE)
+        with Watch(at.vm.cpu, view, stop_at_exit=True, wait=False) as watch:
+            for _ in range(tools.random.randrange(200)):
+                pass
+            last(0, PAGE)
+            watch.join(5)
+        outcome = watch.outcome
+        check(
+            outcome is not None and outcome.fault == (wanted, view, PAGE),
+            f"a vCPU that faults while its page becomes {end} gets no exit for it "
+            "(stale-fault check missing)",
+            f"{outcome}, flip {flips}",
+        )
+
+
+@case(
+    "ME13",
+    "vCPUs of both views and the host fight for pages: none ever sees another's bytes",
+    needs=(*NEEDS, "two_cpus"),
+    backend=BACKEND,
+    vary={"base": (512 * KIB, 4 * GIB)},
+    alone=True,
+)
+def fight(tools: Toolbox, base: int) -> None:
+    from pyvmm.validate.cases.conversions import in_threads
+
+    vm = tools.private_vm(cpus=2)
+    at = Views(tools, vm, base, GIB)
+
+    def work(cpu: int) -> None:
+        view = (at.private, at.shared)[cpu]
+        mine = (0xAAAA, 0xBBBB)[cpu]
+        for index in range(150):
+            gpa = view + index % 4 * PAGE
+            for routine in (routines.WRITE[4], routines.READ[4]):
+                vm.cpus[cpu].prepare(routine, rdi=gpa, rax=mine)
+                outcome = vm.cpus[cpu].enter()
+                while outcome.error == errno.EPERM and outcome.fault is not None:
+                    convert = at.to_private if outcome.fault.flags == TO_PRIVATE else at.to_shared
+                    convert(outcome.fault.gpa - view, PAGE)
+                    outcome = vm.cpus[cpu].enter()
+                expect(outcome.reason, lib.KVM_EXIT_HLT, "exit after conversions")
+            value = int(vm.cpus[cpu].vcpu.get_regs().rax)
+            check(value in (0, mine), "a vCPU sees what the other view wrote", f"{value:#x}")
+
+    in_threads(work, 2)

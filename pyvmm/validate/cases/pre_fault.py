@@ -1,0 +1,236 @@
+"""KVM_PRE_FAULT_MEMORY: mapping memory before the guest touches it (Linux 6.11)."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+
+from pyvmm.errors import KvmError
+from pyvmm.native import ffi, lib
+from pyvmm.validate import routines
+from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.cases.conversions import PRIVATE, SHARED
+from pyvmm.validate.check import CheckFailed, Missing, check, errno_name, expect, expect_errno
+from pyvmm.validate.guest import Cpu, GuestVm
+from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.toolbox import Toolbox
+
+SIZE = HUGE + PAGE
+STATES = ("shared", "private")
+
+
+def pre_fault(cpu: Cpu, gpa: int, size: int) -> tuple[int, int]:
+    """Until nothing is left or it fails: (bytes left, errno of the last call)."""
+    request = ffi.new("struct kvm_pre_fault_memory *", (gpa, size, 0))
+    while request.size:
+        before = int(request.size)
+        try:
+            cpu.vcpu.ioctl("KVM_PRE_FAULT_MEMORY", request)
+        except KvmError as error:
+            if error.errno == errno.EINTR:
+                continue
+            return int(request.size), error.errno or 0
+        expect(int(request.gpa), gpa + size - int(request.size), "gpa beside the size that is left")
+        check(request.size < before, "KVM_PRE_FAULT_MEMORY succeeded and did nothing")
+    return 0, 0
+
+
+def a_vm(tools: Toolbox, state: str) -> GuestVm:
+    if state == "shared":
+        return tools.vm()
+    if not tools.has_private_vm:
+        raise Missing("private_memory")
+    return tools.private_vm()
+
+
+def prepared(tools: Toolbox, state: str, gpa: int) -> GuestVm:
+    """A VM with one slot of 2 MiB + 4 KiB in this state, and a vCPU that can pre-fault."""
+    vm = a_vm(tools, state)
+    if state == "private":
+        memory = tools.memory(vm, gpa, SIZE)
+        memory.fill(0, SIZE, SHARED)
+        memory.set_private(0, SIZE)
+    else:
+        shared = tools.shared_side(gpa, SIZE)
+        shared.fill(gpa, 0, SIZE, SHARED)
+        vm.vm.set_user_memory_region(vm.new_slot(), gpa, SIZE, shared.address)
+    vm.cpu.prepare(routines.HALT)
+    return vm
+
+
+_VARY = {"state": STATES, "gpa": (512 * KIB, 4 * GIB)}
+
+
+@case(
+    "PF1",
+    "2 MiB leave nothing, and the guest then finds its memory",
+    needs=("pre_fault",),
+    vary=_VARY,
+)
+def whole(tools: Toolbox, state: str, gpa: int) -> None:
+    vm = prepared(tools, state, gpa)
+    expect(pre_fault(vm.cpu, gpa, HUGE), (0, 0), "bytes left and errno")
+    if state == "private":
+        vm.cpu.expect_zero(gpa, SIZE, "private memory that was pre-faulted")
+    else:
+        vm.cpu.expect_filled(gpa, SIZE, SHARED, "shared memory that was pre-faulted")
+
+
+@case(
+    "PF2",
+    "a range over the slot's end leaves what is behind it: ENOENT",
+    needs=("pre_fault",),
+    vary=_VARY,
+)
+def over_the_end(tools: Toolbox, state: str, gpa: int) -> None:
+    vm = prepared(tools, state, gpa)
+    expect(pre_fault(vm.cpu, gpa + HUGE, 2 * PAGE), (PAGE, errno.ENOENT), "bytes left and errno")
+
+
+@case("PF3", "a range where no slot is: ENOENT, nothing done", needs=("pre_fault",), vary=_VARY)
+def past_the_end(tools: Toolbox, state: str, gpa: int) -> None:
+    vm = prepared(tools, state, gpa)
+    expect(pre_fault(vm.cpu, gpa + SIZE, PAGE), (PAGE, errno.ENOENT), "bytes left and errno")
+
+
+@case(
+    "PF4",
+    "a slot deleted meanwhile: what is mapped is right, the error ENOENT or EAGAIN",
+    needs=("pre_fault", "two_cpus"),
+    vary={"state": STATES},
+)
+def slot_deleted(tools: Toolbox, state: str) -> None:
+    gpa = 4 * GIB
+    vm = a_vm(tools, state)
+    shared = tools.shared_side(gpa, SIZE)
+    file = vm.vm.create_guest_memfd(SIZE) if state == "private" else None
+    flags = lib.KVM_MEM_GUEST_MEMFD if file else 0
+    if file:
+        tools.keep(file)
+        vm.vm.set_memory_attributes(gpa, SIZE, ATTRIBUTE)
+    slot = vm.new_slot()
+    vm.cpu.prepare(routines.HALT)
+
+    def make(size: int) -> None:
+        vm.vm.set_user_memory_region2(
+            slot, gpa, size, shared.address, flags, file.fileno() if file else 0
+        )
+
+    stop = threading.Event()
+
+    def delete() -> None:
+        while not stop.is_set():
+            make(SIZE)
+            make(0)
+
+    def interrupt() -> None:
+        # Before Linux 6.18 the call and the deletion wait for each other until a signal comes.
+        while not stop.wait(0.02):
+            signal.pthread_kill(caller, signal.SIGUSR1)
+
+    caller = threading.get_ident()
+    handler = signal.signal(signal.SIGUSR1, lambda *_: None)
+    allowed = {0, errno.ENOENT, errno.EAGAIN}
+    if state == "private":
+        allowed.add(errno.EFAULT)
+    threads = [threading.Thread(target=each, daemon=True) for each in (delete, interrupt)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(40):
+            _, error = pre_fault(vm.cpu, gpa, SIZE)
+            if error not in allowed:
+                raise CheckFailed(f"pre-faulting while the slot is deleted: {errno_name(error)}")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        signal.signal(signal.SIGUSR1, handler)
+    make(SIZE)
+    expect(pre_fault(vm.cpu, gpa, SIZE), (0, 0), "bytes left and errno when all is quiet")
+
+
+@case(
+    "PF5",
+    "what must be refused: size 0, unaligned, flags, a range that wraps",
+    needs=("pre_fault",),
+    vary={"wrong": ("size 0", "size unaligned", "gpa unaligned", "flags", "high flags", "wrap")},
+)
+def refused(tools: Toolbox, wrong: str) -> None:
+    gpa = 4 * GIB
+    vm = prepared(tools, "shared", gpa)
+    expect(pre_fault(vm.cpu, gpa, PAGE), (0, 0), "bytes left and errno of the right call")
+    rows: dict[str, list[tuple[int, int, int]]] = {
+        "size 0": [(gpa, 0, 0)],
+        "size unaligned": [(gpa, 1, 0), (gpa, PAGE - 1, 0), (gpa, PAGE + 1, 0)],
+        "gpa unaligned": [(gpa + 1, PAGE, 0), (gpa + PAGE - 1, PAGE, 0)],
+        "flags": [(gpa, PAGE, 1 << bit) for bit in range(32)],
+        "high flags": [(gpa, PAGE, 1 << bit) for bit in range(32, 64)],
+        "wrap": [((1 << 64) - PAGE, 2 * PAGE, 0), (gpa, (1 << 64) - PAGE, 0)],
+    }
+    for row in rows[wrong]:
+        expect_errno(
+            lambda row=row: vm.cpu.vcpu.pre_fault_memory(*row),  # type: ignore[misc]
+            errno.EINVAL,
+            f"KVM_PRE_FAULT_MEMORY with {wrong}",
+        )
+
+
+@case(
+    "PF6",
+    "a private page in a slot without guest_memfd: EFAULT",
+    needs=("pre_fault", "private_memory"),
+    backend="guest_memfd",
+)
+def without_file(tools: Toolbox) -> None:
+    gpa = 4 * GIB
+    vm = tools.private_vm()
+    shared = tools.shared_side(gpa, SIZE)
+    vm.vm.set_user_memory_region(vm.new_slot(), gpa, SIZE, shared.address)
+    vm.cpu.prepare(routines.HALT)
+    expect(pre_fault(vm.cpu, gpa, PAGE), (0, 0), "bytes left and errno of a shared page")
+    vm.vm.set_memory_attributes(gpa + PAGE, PAGE, ATTRIBUTE)
+    expect(pre_fault(vm.cpu, gpa + PAGE, PAGE), (PAGE, errno.EFAULT), "bytes left and errno")
+    expect(pre_fault(vm.cpu, gpa, 3 * PAGE), (2 * PAGE, errno.EFAULT), "bytes left and errno")
+
+
+@case(
+    "PF7",
+    "pre-faulted memory follows a conversion and a punch like any other",
+    needs=("pre_fault", "private_memory"),
+    backend="guest_memfd",
+    vary={"gpa": (512 * KIB, 4 * GIB), "backing": ("anonymous", "thp")},
+)
+def converted(tools: Toolbox, gpa: int, backing: str) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, gpa, SIZE, backing=backing)
+    memory.fill(0, SIZE, SHARED)
+    vm.cpu.prepare(routines.HALT)
+    pre_fault(vm.cpu, gpa, SIZE)
+    memory.set_private(PAGE, 4 * PAGE)
+    memory.expect_guest_zero(PAGE, 4 * PAGE, "pages made private after they were pre-faulted")
+    memory.guest_fill(PAGE, 4 * PAGE, PRIVATE)
+    pre_fault(vm.cpu, gpa, SIZE)
+    memory.punch(2 * PAGE, PAGE)
+    memory.expect_guest_zero(2 * PAGE, PAGE, "a page punched after it was pre-faulted")
+    memory.expect_guest(PAGE, PAGE, PRIVATE, "a private page beside a punched one")
+    memory.expect_guest(0, PAGE, SHARED, "a shared page beside private ones")
+    memory.expect_guest(5 * PAGE, SIZE - 5 * PAGE, SHARED, "shared pages behind private ones")
+
+
+@case(
+    "PF8",
+    "shadow paging cannot pre-fault: EOPNOTSUPP, and nothing is mapped",
+    needs=("guests",),
+)
+def shadow_paging(tools: Toolbox) -> None:
+    vm = tools.vm()
+    vm.cpu.prepare(routines.HALT)
+    if vm.vm.has(lib.KVM_CAP_PRE_FAULT_MEMORY):
+        raise Missing("a KVM without KVM_CAP_PRE_FAULT_MEMORY")
+    expect_errno(
+        lambda: vm.cpu.vcpu.pre_fault_memory(0, PAGE),
+        (errno.EOPNOTSUPP, errno.ENOTTY),
+        "KVM_PRE_FAULT_MEMORY on a VM that says it does not have it",
+    )
