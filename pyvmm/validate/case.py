@@ -64,7 +64,7 @@ def case(
     """Put a function into the catalogue, once per combination.
 
     ``vary`` gives each parameter's values and makes all combinations of them;
-    ``combinations`` lists them instead.
+    ``combinations`` lists them instead. All cases need ``kvm``, said or not.
     """
     if combinations is None:
         names = list(vary or {})
@@ -81,7 +81,7 @@ def case(
                     title,
                     function,
                     subject,
-                    tuple(needs),
+                    tuple(dict.fromkeys(("kvm", *needs))),
                     backend,
                     alone,
                     deadline_s,

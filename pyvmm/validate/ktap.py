@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pyvmm.printable import printable
-from pyvmm.validate.result import CaseResult, State
+from pyvmm.validate.result import CaseResult
 
 
 def heading(count: int) -> list[str]:
     return ["KTAP version 1", f"1..{count}"]
 
 
-def lines(number: int, result: CaseResult) -> list[str]:
-    """The lines of one result: what is wrong as diagnostics, then the verdict."""
+def verdict(number: int, name: str, state: str, messages: Iterable[str] = ()) -> list[str]:
+    """The lines of one result: what is wrong as diagnostics, then the verdict.
+
+    ``state`` is one of :class:`pyvmm.validate.result.State`; for skip the first message is
+    the reason.
+    """
     # A '#' begins a directive.
-    name = printable(f"{result.name} {result.title}").replace("#", "")
-    message = printable(result.message)
-    if result.state is State.SKIP:
-        return [f"ok {number} {name} # SKIP {message}"]
-    told = [f"# {result.name}: {message}"] if message else []
-    if result.detail:
-        told.append(f"# {result.name}: {printable(result.detail)}")
-    if result.state is State.PASS:
+    name = printable(name).replace("#", "")
+    told = [printable(message) for message in messages]
+    if state == "skip":
+        return [f"ok {number} {name} # SKIP {told[0] if told else ''}".rstrip()]
+    if state == "pass":
         return [f"ok {number} {name}"]
-    if result.state is State.FAIL:
-        return [*told, f"not ok {number} {name}"]
-    return [*told, f"not ok {number} {name} # {result.state.upper()}"]
+    directive = "" if state == "fail" else f" # {state.upper()}"
+    return [*(f"# {line}" for line in told), f"not ok {number} {name}{directive}"]
+
+
+def lines(number: int, result: CaseResult) -> list[str]:
+    """The lines of a case's result."""
+    messages = [text for text in (result.message, result.detail) if text]
+    if result.state.bad:
+        messages = [f"{result.name}: {text}" for text in messages]
+    return verdict(number, f"{result.name} {result.title}", result.state, messages)

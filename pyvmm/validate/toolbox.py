@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any, TypeVar
 
 from pyvmm.guest_memfd import GuestMemfd
@@ -22,10 +23,13 @@ class Toolbox:
     ``random`` is seeded from the run's seed and the case's name.
     """
 
-    def __init__(self, kvm: Kvm, seed: str) -> None:
-        self.kvm = kvm
+    def __init__(self, seed: str) -> None:
         self.random = random.Random(seed)
         self._resources = ExitStack()
+
+    @cached_property
+    def kvm(self) -> Kvm:
+        return self.keep(Kvm())
 
     def keep(self, thing: Closable) -> Closable:
         """Close ``thing`` when the case ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import signal
@@ -9,7 +10,6 @@ import time
 from multiprocessing.connection import Connection
 
 from pyvmm.errors import PyvmmError
-from pyvmm.kvm import Kvm
 from pyvmm.validate.capabilities import missing
 from pyvmm.validate.case import Case
 from pyvmm.validate.check import CheckFailed, Missing
@@ -27,7 +27,9 @@ def serve(connection: Connection, cases: list[Case], seed: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # A crash is a result: no core file, no dump.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.disable()
     try:
         while True:
             each = cases[connection.recv()]
@@ -56,7 +58,7 @@ def _outcome(each: Case, seed: int) -> tuple[State, str, str]:
         if lack:
             return State.SKIP, f"{name}: {lack}", ""
     try:
-        with Kvm() as kvm, Toolbox(kvm, f"{seed} {each.name}") as tools:
+        with Toolbox(f"{seed} {each.name}") as tools:
             each.function(tools, **each.parameters)
     except CheckFailed as error:
         return State.FAIL, str(error), error.detail

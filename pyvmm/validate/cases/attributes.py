@@ -141,7 +141,6 @@ def refused(tools: Toolbox, wrong: str) -> None:
 @case(
     "AT5",
     "a VM says which attributes it has, and /dev/kvm is not to be believed",
-    needs=("kvm",),
     vary={"vm_type": (0, 1)},
 )
 def asked(tools: Toolbox, vm_type: int) -> None:

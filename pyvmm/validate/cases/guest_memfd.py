@@ -80,7 +80,6 @@ def mapped(tools: Toolbox, file: GuestMemfd) -> Iterator[Mapping]:
 @case(
     "GM1",
     "each flag is accepted if the VM says it has it, else EINVAL",
-    needs=("kvm",),
     vary={"vm_type": _TYPES},
 )
 def flags(tools: Toolbox, vm_type: int) -> None:

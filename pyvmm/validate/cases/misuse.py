@@ -258,7 +258,6 @@ def region(tools: Toolbox, wrong: str) -> None:
 @case(
     "MU3",
     "VM types that /dev/kvm does not announce are EINVAL, those it announces work",
-    needs=("kvm",),
 )
 def vm_types(tools: Toolbox) -> None:
     announced = tools.kvm.check_extension(lib.KVM_CAP_VM_TYPES) | 1
@@ -348,7 +347,6 @@ def default_vm(tools: Toolbox) -> None:
 @case(
     "MU7",
     "an address that cannot be read is EFAULT, an unknown ioctl ENOTTY",
-    needs=("kvm",),
 )
 def bad_pointers(tools: Toolbox) -> None:
     vm = tools.keep(tools.kvm.create_vm(0))

@@ -1,0 +1,119 @@
+"""KTAP, JSON and the comparison with an earlier run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import ConfigurationError
+from pyvmm.validate import baseline, ktap, report
+from pyvmm.validate.baseline import Change
+from pyvmm.validate.result import CaseResult, State
+
+MACHINE = {"kernel": "6.12", "cpu": "x", "cpus": 2, "kvm_modules": ["kvm_amd"], "parameters": {}}
+
+
+def result(name: str = "X1.a", state: State = State.PASS, message: str = "") -> CaseResult:
+    return CaseResult(name, name.split(".")[0], "a title", "tests", state, message)
+
+
+def test_ktap_lines() -> None:
+    assert ktap.heading(2) == ["KTAP version 1", "1..2"]
+    assert ktap.lines(1, result()) == ["ok 1 X1.a a title"]
+    assert ktap.lines(2, result(state=State.SKIP, message="no KVM")) == [
+        "ok 2 X1.a a title # SKIP no KVM"
+    ]
+    assert ktap.lines(3, result(state=State.FAIL, message="seen 1")) == [
+        "# X1.a: seen 1",
+        "not ok 3 X1.a a title",
+    ]
+    assert ktap.lines(4, result(state=State.HANG, message="no end"))[-1].endswith("# HANG")
+
+
+def test_ktap_of_text_that_would_be_directives_or_lines() -> None:
+    lines = ktap.verdict(1, "a # SKIP\nok 2 b", "fail", ["one\nok 2 two", "\x1b[31m"])
+    assert len(lines) == 3
+    assert lines[-1].count("#") == 0
+    assert not any("\n" in line or "\x1b" in line for line in lines)
+
+
+def saved(tmp_path: Path, *results: CaseResult) -> Path:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report.to_json(report.Report(MACHINE, 7, 1.5, results))))
+    return path
+
+
+def test_json_is_read_back(tmp_path: Path) -> None:
+    path = saved(tmp_path, result(), result("X2.b", State.FAIL, "bad"))
+    loaded = report.load(str(path))
+    assert loaded.results == (result(), result("X2.b", State.FAIL, "bad"))
+    assert (loaded.machine, loaded.seed) == (MACHINE, 7)
+    data = json.loads(path.read_text())
+    assert data["schema"] == report.SCHEMA
+    assert data["summary"] == {"pass": 1, "fail": 1, "skip": 0, "hang": 0, "crash": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not json", "not JSON"),
+        ("[]", "no report"),
+        ("{}", "no report"),
+        ('{"schema": 99}', "schema 99, not 1"),
+        ('{"schema": 1}', "damaged"),
+        ('{"schema": 1, "results": [{"state": "odd"}]}', "damaged"),
+        ('{"schema": 1, "results": 5, "machine": {}}', "damaged"),
+    ],
+)
+def test_what_is_no_report_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        report.load(str(path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="No such file"):
+        report.load(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [
+        ((State.PASS, ""), (State.PASS, ""), Change.SAME),
+        ((State.PASS, ""), (State.FAIL, "a"), Change.BROKEN),
+        ((State.SKIP, "s"), (State.CRASH, "a"), Change.BROKEN),
+        ((State.FAIL, "a"), (State.PASS, ""), Change.FIXED),
+        ((State.FAIL, "a"), (State.FAIL, "a"), Change.SAME_FAILURE),
+        ((State.FAIL, "a"), (State.FAIL, "b"), Change.DIFFERENT),
+        ((State.FAIL, "a"), (State.HANG, "a"), Change.DIFFERENT),
+        ((State.PASS, ""), (State.SKIP, "s"), Change.NEWLY_SKIPPED),
+        ((State.FAIL, "a"), (State.SKIP, "s"), Change.NEWLY_SKIPPED),
+        ((State.SKIP, "s"), (State.PASS, ""), Change.NO_LONGER_SKIPPED),
+        ((State.SKIP, "s"), (State.SKIP, "other"), Change.SAME),
+    ],
+)
+def test_changes(before: tuple[State, str], now: tuple[State, str], change: Change) -> None:
+    comparison = baseline.compare([result("X1.a", *before)], [result("X1.a", *now)])
+    (difference,) = comparison.differences
+    assert difference.change is change
+    assert comparison.worse == (change in (Change.BROKEN, Change.DIFFERENT))
+
+
+def test_a_comparison_in_words() -> None:
+    before = [result("A.a"), result("B.b", State.FAIL, "old"), result("C.c")]
+    now = [result("A.a", State.FAIL, "new"), result("B.b"), result("D.d")]
+    text = "\n".join(baseline.summary(baseline.compare(before, now)))
+    assert "broken (1):\n  A.a: new" in text
+    assert "fixed (1):\n  B.b: was: old" in text
+    assert "1 cases only in the baseline: C.c" in text
+    assert "1 cases only in now: D.d" in text
+
+
+def test_another_machine_is_said() -> None:
+    assert not report.differing_facts(MACHINE, dict(MACHINE))
+    other = {**MACHINE, "kernel": "7.3", "parameters": {"kvm_amd.npt": "0"}}
+    assert report.differing_facts(MACHINE, other) == [
+        "kernel 6.12, here 7.3",
+        "kvm_amd.npt=None, here 0",
+    ]

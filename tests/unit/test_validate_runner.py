@@ -1,0 +1,154 @@
+"""The runner: every case gets a result, whatever it does, and nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pyvmm.errors import PyvmmError
+from pyvmm.validate.case import Case
+from pyvmm.validate.check import CheckFailed, Missing, expect
+from pyvmm.validate.result import State
+from pyvmm.validate.runner import Runner
+from pyvmm.validate.toolbox import Toolbox
+
+pytestmark = pytest.mark.usefixtures("no_leak")
+
+
+def a_case(function: Callable[..., None], **fields: object) -> Case:
+    given = {"id": "X1", "title": "a title", "subject": "tests", **fields}
+    return Case(function=function, **given)  # type: ignore[arg-type]
+
+
+def passes(tools: Toolbox) -> None:
+    pass
+
+
+def fails(tools: Toolbox) -> None:
+    expect(17, 4096, "the size")
+
+
+def fails_with_detail(tools: Toolbox) -> None:
+    raise CheckFailed("a race was lost", "3 of 100")
+
+
+def skips(tools: Toolbox) -> None:
+    raise Missing("hugetlb pages")
+
+
+def errs(tools: Toolbox) -> None:
+    raise ZeroDivisionError("oops")
+
+
+def misuses(tools: Toolbox) -> None:
+    raise PyvmmError("a call", "it failed", "nothing")
+
+
+def hangs(tools: Toolbox) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    while True:
+        time.sleep(100)
+
+
+def crashes(tools: Toolbox) -> None:
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def exits(tools: Toolbox) -> None:
+    os._exit(3)
+
+
+def leaves_a_thread(tools: Toolbox) -> None:
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+
+
+def result_of(function: Callable[..., None], **fields: object) -> tuple[State, str, str]:
+    (result,) = list(Runner([a_case(function, **fields)]))
+    return result.state, result.message, result.detail
+
+
+def test_each_outcome() -> None:
+    assert result_of(passes) == (State.PASS, "", "")
+    assert result_of(fails) == (State.FAIL, "the size: seen 0x11, expected 0x1000", "")
+    assert result_of(fails_with_detail) == (State.FAIL, "a race was lost", "3 of 100")
+    assert result_of(skips) == (State.SKIP, "hugetlb pages", "")
+    assert result_of(misuses)[:2] == (
+        State.FAIL,
+        "a call that must succeed failed: a call: it failed; nothing",
+    )
+    state, message, detail = result_of(errs)
+    assert (state, message) == (State.FAIL, "ZeroDivisionError: oops")
+    assert detail.startswith("test_validate_runner.py:")
+
+
+def test_a_case_that_hangs_is_killed_at_its_deadline() -> None:
+    start = time.monotonic()
+    state, message, _ = result_of(hangs, deadline_s=0.5)
+    assert (state, message) == (State.HANG, "no end after 0.5 s")
+    assert time.monotonic() - start < 10
+
+
+def test_a_case_that_crashes_its_process() -> None:
+    assert result_of(crashes)[:2] == (State.CRASH, "its process was ended by SIGBUS")
+    assert result_of(exits)[:2] == (State.CRASH, "its process ended with status 3")
+
+
+def test_the_others_go_on(no_leak: None) -> None:
+    functions = [passes, crashes, passes, hangs, leaves_a_thread, fails, exits, passes]
+    cases = [
+        a_case(function, id=f"X{index}", deadline_s=1.0) for index, function in enumerate(functions)
+    ]
+    states = {result.id: result.state for result in Runner(cases, workers=3)}
+    assert [states[f"X{index}"] for index in range(len(cases))] == [
+        State.PASS,
+        State.CRASH,
+        State.PASS,
+        State.HANG,
+        State.PASS,
+        State.FAIL,
+        State.CRASH,
+        State.PASS,
+    ]
+
+
+def many(count: int, **fields: object) -> list[Case]:
+    return [a_case(passes, id=f"X{index}", **fields) for index in range(count)]
+
+
+def test_the_order_is_the_seeds() -> None:
+    def order(seed: int, shuffle: bool) -> list[str]:
+        return [result.id for result in Runner(many(30), seed=seed, shuffle=shuffle)]
+
+    plain = order(1, False)
+    assert plain == [f"X{index}" for index in range(30)]
+    assert order(1, True) == order(1, True) != order(2, True)
+    assert sorted(order(1, True)) == sorted(plain)
+
+
+def test_cases_that_must_be_alone_come_last_and_one_by_one() -> None:
+    running: set[str] = set()
+    most = 0
+
+    def started(each: Case) -> None:
+        nonlocal most
+        if each.alone:
+            assert not running
+        running.add(each.id)
+        most = max(most, len(running))
+
+    cases = [*many(3, alone=True), *(a_case(passes, id=f"Y{index}") for index in range(10))]
+    for result in Runner(cases, workers=4, started=started):
+        running.discard(result.id)
+    assert 1 < most <= 4
+
+
+def test_closing_early_ends_everything() -> None:
+    runner = Runner([a_case(hangs), *many(5)], workers=2)
+    results = iter(runner)
+    next(results)
+    runner.close()
