@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -35,6 +36,13 @@ def find_guest(name: str) -> Path:
     return path
 
 
+def _built_guest(path: Path) -> Path | None:
+    """What was assembled with the installed package, for a machine without binutils."""
+    built = guests_dir() / "built" / f"{path.stem}.elf"
+    shipped = path.parent == guests_dir() and built.is_file()
+    return built if shipped and shutil.which("as") is None else None
+
+
 def load_guest(name: str, parameters: Mapping[str, int] | None = None) -> Image:
     """An image from assembly, a flat binary or an ELF file, told apart by name and content.
 
@@ -43,6 +51,8 @@ def load_guest(name: str, parameters: Mapping[str, int] | None = None) -> Image:
     path = find_guest(name)
     data = read_guest_file(path)
     if path.suffix in _ASSEMBLY:
+        if not parameters and (built := _built_guest(path)) is not None:
+            return elf_image(name, read_guest_file(built))
         return assemble_file(path, parameters or {})
     if parameters:
         raise GuestError(name, "only an assembly file takes parameters", "drop --param")
