@@ -167,7 +167,7 @@ class LaneRunner:
         self.outcomes: dict[str, Counter[str]] = {lane: Counter() for lane in LANES}
         self.reasons: dict[str, Counter[str]] = {lane: Counter() for lane in LANES}
         self.unavailable: dict[str, str] = {}
-        self._reports: dict[str, list[pytest.TestReport]] = {}
+        self._reported: set[str] = set()
         self._done: set[str] = set()
         self._missing: dict[str, str] = {}
         self._lane_of_nodeid: dict[str, str] = {}
@@ -190,15 +190,22 @@ class LaneRunner:
                 if _runs_inside(other) and other.stash[_kernel_key] == kernel
             ]
             self._run_group(kernel, group)
-        hook = item.ihook
-        hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports.pop(item.nodeid, None) or [self._no_report(item)]:
-            hook.pytest_runtest_logreport(report=report)
-        hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        if item.nodeid not in self._reported:
+            self._hand_on(self._no_report(item))
         return True
 
+    def _hand_on(self, report: pytest.TestReport) -> None:
+        """Let everybody know of a report as if its test had run here."""
+        hook = self.config.hook
+        if report.nodeid not in self._reported:
+            self._reported.add(report.nodeid)
+            hook.pytest_runtest_logstart(nodeid=report.nodeid, location=report.location)
+        hook.pytest_runtest_logreport(report=report)
+        if report.when == "teardown":
+            hook.pytest_runtest_logfinish(nodeid=report.nodeid, location=report.location)
+
     def _run_group(self, kernel: str, items: list[pytest.Item]) -> None:
-        """Boot a lab and run the tests in it; fills the reports."""
+        """Boot a lab and run the tests in it; hands their reports on as they come."""
         required = "lab" in required_lanes(self.config)
         reason = why_no_lab(kernel, required)
         if reason:
@@ -248,8 +255,9 @@ class LaneRunner:
         data = json.loads(line)
         if isinstance(data.get("longrepr"), list):
             data["longrepr"] = tuple(data["longrepr"])
-        report = self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
-        self._reports.setdefault(report.nodeid, []).append(report)
+        self._hand_on(
+            self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
+        )
 
     def _no_report(self, item: pytest.Item) -> pytest.TestReport:
         """For a test that never came to its end in there."""
@@ -267,9 +275,7 @@ class LaneRunner:
     def _fail_last(self, items: list[pytest.Item], text: str) -> None:
         """Nobody knows which test made the kernel complain: the last one carries it."""
         item = items[-1]
-        self._reports.setdefault(item.nodeid, []).append(
-            pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "teardown")
-        )
+        self._hand_on(pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "teardown"))
 
     def _say(self, line: str) -> None:
         reporter = self.config.pluginmanager.get_plugin("terminalreporter")

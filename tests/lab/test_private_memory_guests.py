@@ -1,0 +1,121 @@
+"""Every guest ends on a kernel with private memory as it does elsewhere: as its head says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from guest_heads import Head, cases, check_report, run_guest
+from snippets import PAGE, PRIVATE, SHARED, guest, touches
+
+from pyvmm import Kvm, Machine, Policy, Result, UnsupportedError
+from pyvmm.exits import MemoryErrorExit
+from pyvmm.memory.backends import choose_backend
+from pyvmm.native import lib
+from pyvmm.uapi import Mechanism, PageState
+
+MEMORY_ERROR = pytest.mark.lab(kernel="memory-error")
+KERNELS = [
+    pytest.param("guest_memfd", id="guest_memfd"),
+    pytest.param("memory_error", id="memory_error", marks=MEMORY_ERROR),
+]
+EXITS = {"guest_memfd": "memory_fault", "memory_error": "memory_error"}
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize(("path", "options", "vcpus"), cases())
+def test_guest_ends_as_its_head_says(backend: str, path: Path, options: str, vcpus: int) -> None:
+    head = Head.of(path)
+    try:
+        report = run_guest(path, head, options, vcpus)
+    except UnsupportedError:
+        assert backend == "memory_error" and "--views 1" in options
+        return
+    assert report.backend == backend
+    check_report(report, head, options)
+
+
+def test_the_emulated_backend_works_on_slots_here() -> None:
+    """On hardware KVM a PROT_NONE window gives EFAULT: the probe must find that out."""
+    with Kvm() as kvm:
+        assert choose_backend(kvm, "emulated")[1] is Mechanism.SLOTS
+
+
+@pytest.mark.parametrize("name", ["convert", "doorbell", "storm", "smp"])
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_guests_on_the_emulated_backend(name: str, vcpus: int) -> None:
+    path = Path(__file__).parents[2] / "guests" / f"{name}.S"
+    report = run_guest(path, Head.of(path), "", vcpus, backend="emulated")
+    assert report.backend == "emulated"
+    check_report(report, Head.of(path), "")
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_one_exit_per_wrong_touch(backend: str) -> None:
+    image = touches(PRIVATE, PRIVATE + 5, SHARED + 9, SHARED, PRIVATE + PAGE, SHARED + 2 * PAGE)
+    with Machine(image) as machine:
+        report = machine.run(60)
+    assert report.passed, report.reason
+    assert report.exits == {EXITS[backend]: 3, "io": 1}
+    assert (report.conversions.to_private, report.conversions.to_shared) == (2, 1)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_ask_and_deny(backend: str) -> None:
+    seen: list[MemoryErrorExit] = []
+
+    def ask(exit: MemoryErrorExit, vcpu: int) -> bool:
+        seen.append(exit)
+        return len(seen) < 3
+
+    image = touches(PRIVATE + 5, SHARED + 9, PRIVATE + 7)
+    with Machine(image, policy=ask) as machine:
+        report = machine.run(60)
+    assert report.result is Result.FAIL and "denied" in report.reason
+    assert seen == [
+        MemoryErrorExit(PRIVATE, PAGE, PageState.PRIVATE),
+        MemoryErrorExit(SHARED, PAGE, PageState.SHARED),
+        MemoryErrorExit(PRIVATE, PAGE, PageState.PRIVATE),
+    ]
+    with Machine(touches(PRIVATE), policy=Policy.DENY) as machine:
+        report = machine.run(60)
+    assert report.result is Result.FAIL and f"{PRIVATE:#x}" in report.reason
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_one_page_in_both_states_trips_the_guard(backend: str) -> None:
+    """movsb from a page's private view to its shared one needs both at once."""
+    image = guest(
+        "movw $0x4000, %ax\n movw %ax, %ds\n movw $0xC000, %ax\n movw %ax, %es\n"
+        "xorw %si, %si\n xorw %di, %di\n movsb\n movb $0, %al\n outb %al, $0xf4"
+    )
+    with Machine(image) as machine:
+        report = machine.run(60)
+    assert report.result is Result.FAIL, report.reason
+    assert "in a row by one instruction" in report.reason
+    exits = report.exits[EXITS[backend]]
+    assert lib.GUARD_LIMIT <= exits <= lib.GUARD_LIMIT + 50
+
+
+def test_many_wrong_touches_do_not_trip_the_guard() -> None:
+    """Far more than the limit, but by an instruction that gets on."""
+    image = guest(
+        "movw $0x4000, %ax\n movw %ax, %ds\n movw $0xC000, %ax\n movw %ax, %es\n"
+        "movw $1500, %cx\n1: movb %ds:0, %al\n movb %es:0, %al\n loop 1b\n"
+        "movb $0, %al\n outb %al, $0xf4"
+    )
+    with Machine(image) as machine:
+        report = machine.run(120)
+    assert report.passed, report.reason
+    assert report.exits["memory_fault"] == 3000
+
+
+def test_string_io_on_private_memory_is_diagnosed() -> None:
+    image = guest(
+        "movw $0x4000, %ax\n movw %ax, %ds\n movb $1, %ds:0\n xorw %si, %si\n"
+        "movw $0x20, %dx\n outsb\n movb $0, %al\n outb %al, $0xf4"
+    )
+    with Machine(image) as machine:
+        report = machine.run(60)
+    assert report.result is not Result.PASS
+    assert "emulator" in report.reason and "private" in report.reason

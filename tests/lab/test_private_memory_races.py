@@ -1,0 +1,141 @@
+"""vCPUs and the host convert the same pages at once.
+
+PYVMM_STORM=100000 asks for as many conversions as the promise is about.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from snippets import EXIT_0, PAGE, PAGES, PRIVATE, guest
+
+from pyvmm import Machine, PageState
+from pyvmm.memory.guest_memory import GuestMemory
+
+CONVERSIONS = int(os.environ.get("PYVMM_STORM", "3000"))
+ROUNDS = 1000
+
+# Each round a page and a view at random: write a word that says which, or read one, which
+# must be zero or say the same; every eighth round the doorbell converts up to four pages.
+STORM = f"""
+        movl %eax, %ebp
+        imull $0x9E3779B1, %eax, %esi
+        addl 0x9000, %esi
+        movl ${ROUNDS}, %ecx
+round:  imull $1103515245, %esi, %esi
+        addl $12345, %esi
+        movl %esi, %edi
+        shrl $16, %edi                  # bits 0-5: page, 6: view, 7: write, 8-10: doorbell
+        movl %edi, %ebx
+        andl $0x7F, %ebx                # the word: 0xA5, view and page, vCPU
+        shll $8, %ebx
+        orl $0xA5000000, %ebx
+        movw %di, %ax
+        andw $0x3F, %ax
+        shlw $8, %ax
+        addw $0x4000, %ax
+        testw $0x40, %di
+        jz private
+        addw $0x8000, %ax
+private:
+        movw %ax, %es
+        testw $0x700, %di
+        jz doorbell
+        testw $0x80, %di
+        jz reading
+        movl %ebx, %eax
+        orl %ebp, %eax
+        movl %eax, %es:0x40
+        jmp next
+reading:
+        movl %es:0x40, %eax
+        testl %eax, %eax
+        jz next
+        movb $0, %al
+        cmpl %ebx, %eax
+        je next
+        movl $2, %eax
+        outl %eax, $0xF4
+doorbell:
+        movzwl %ax, %eax
+        shll $4, %eax
+        movw $0x600, %dx
+        outl %eax, %dx
+        movl %edi, %eax
+        shrl $11, %eax
+        andl $3, %eax
+        movw $0x604, %dx
+        outl %eax, %dx
+        movl %edi, %eax
+        shrl $13, %eax
+        andl $1, %eax
+        incl %eax
+        movw $0x608, %dx
+        outl %eax, %dx
+next:   decl %ecx
+        jnz round
+        {EXIT_0}
+"""
+
+
+@contextmanager
+def converting(memory: GuestMemory, rng: random.Random) -> Iterator[list[BaseException]]:
+    """The host converts at random meanwhile; the list has what went wrong."""
+    finished = threading.Event()
+    failures: list[BaseException] = []
+
+    def convert() -> None:
+        try:
+            while not finished.is_set():
+                first = rng.randrange(PAGES)
+                count = rng.randint(1, min(4, PAGES - first))
+                memory.convert(PRIVATE + first * PAGE, count * PAGE, rng.choice(list(PageState)))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=convert)
+    thread.start()
+    try:
+        yield failures
+    finally:
+        finished.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param("guest_memfd", id="guest_memfd"),
+        pytest.param(
+            "memory_error", id="memory_error", marks=pytest.mark.lab(kernel="memory-error")
+        ),
+    ],
+)
+@pytest.mark.timeout(1200)
+def test_no_wrong_byte_and_no_lost_access(kernel: str, rng: random.Random) -> None:
+    image = guest(STORM)
+    total = spurious = by_host = 0
+    while total < CONVERSIONS:
+        with Machine(image, vcpus=2) as machine:
+            memory = machine.memory
+            memory.write(0x9000, rng.randbytes(4))
+            with converting(memory, rng) as failures:
+                report = machine.run(120)
+            final = memory.conversions()
+            states = memory.regions[0].states()
+        assert not failures
+        assert report.passed, report.reason
+        assert final.to_private + final.to_shared == final.implicit + final.explicit
+        assert final.to_private - final.to_shared == sum(states)
+        total += final.to_private + final.to_shared
+        by_host += final.explicit
+        spurious += report.spurious_exits
+        wrong = sum(report.exits.get(name, 0) for name in ("memory_fault", "memory_error"))
+        # Every memory exit either converted its page or was counted as spurious.
+        assert wrong == final.implicit + report.spurious_exits
+    print(f"{total} conversions, {by_host} of them asked for, {spurious} spurious exits")
