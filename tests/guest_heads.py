@@ -82,16 +82,16 @@ def guests() -> list[Path]:
     return sorted(guests_dir().glob("*.S"))
 
 
-def cases() -> list[object]:
-    """Every guest with each set of options that its head names, on 1 and 2 vCPUs."""
+def cases(vcpus: tuple[int, ...] = (1, 2)) -> list[object]:
+    """Every guest with each set of options that its head names, on so many vCPUs."""
     found: list[object] = []
     for path in guests():
         head = Head.of(path)
         for options in head.option_sets():
-            for vcpus in (1, 2):
-                if vcpus in head.vcpus():
-                    name = "-".join([path.stem, *options.replace("--", "").split(), str(vcpus)])
-                    found.append(pytest.param(path, options, vcpus, id=name))
+            for count in vcpus:
+                if count in head.vcpus():
+                    name = "-".join([path.stem, *options.replace("--", "").split(), str(count)])
+                    found.append(pytest.param(path, options, count, id=name))
     return found
 
 

@@ -23,7 +23,7 @@ EXITS = {"guest_memfd": "memory_fault", "memory_error": "memory_error"}
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize(("path", "options", "vcpus"), cases())
+@pytest.mark.parametrize(("path", "options", "vcpus"), cases(vcpus=(2,)))
 def test_guest_ends_as_its_head_says(backend: str, path: Path, options: str, vcpus: int) -> None:
     head = Head.of(path)
     try:
