@@ -323,7 +323,11 @@ def _progress() -> Iterator[Callable[[int, str], None] | None]:
         return
     started = time.monotonic()
 
+    shown = False
+
     def show(made: int, name: str) -> None:
+        nonlocal shown
+        shown = True
         seconds = time.monotonic() - started
         line = f"{made}/{max(made, FILES_OF_A_BUILD)} files, {seconds:.0f} s: {name}"
         columns = shutil.get_terminal_size().columns
@@ -332,4 +336,5 @@ def _progress() -> Iterator[Callable[[int, str], None] | None]:
     try:
         yield show
     finally:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

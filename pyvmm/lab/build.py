@@ -169,26 +169,34 @@ def _build(
 
 
 def _objects_folder(tree: Tree, config: str) -> Path:
-    """Where make puts its objects for a configuration.
+    """Where make puts its objects, with what is there for this configuration already.
 
-    A new one starts as a copy of another: make then builds only what the options change.
+    The path is always the same, because objtool is built anew when it changes, and all objects
+    with it; the objects of other configurations are parked meanwhile. A new configuration
+    starts with a copy of another's, so that make builds only what the options change.
     """
-    objects = tree.folder / f"build-{_digest(config)}"
+    objects = tree.folder / "build"
+    label = objects / "configuration"
+    wanted = hashlib.sha256(config.encode()).hexdigest()[:8]
+    if label.exists() and label.read_text() != wanted:
+        objects.rename(tree.folder / f"parked-{label.read_text()}")
     if not objects.exists():
-        others = [path.parents[3] for path in tree.folder.glob("build-*/arch/x86/boot/bzImage")]
-        if others:
-            copy = objects.with_name(f"copying-{objects.name}")
-            shutil.rmtree(copy, ignore_errors=True)
+        parked = tree.folder / f"parked-{wanted}"
+        if not parked.exists() and (others := sorted(tree.folder.glob("parked-*"))):
+            copy = tree.folder / "copying"
+            shutil.rmtree(copy, ignore_errors=True)  # of an interrupted build
             shutil.copytree(others[0], copy, symlinks=True)
-            copy.rename(objects)
-    return make_folder(objects)
+            (copy / label.name).write_text(wanted)
+            copy.rename(parked)
+        if parked.exists():
+            parked.rename(objects)
+        else:
+            objects.mkdir()
+    label.write_text(wanted)
+    return objects
 
 
 def _check_tools() -> None:
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         raise LabError(", ".join(missing), "not found", "run 'pyvmm lab setup'")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -43,6 +43,8 @@ _MIN_MEMORY_MIB = 256
 _CHUNK = 65536
 #: How often the results folder is measured, in seconds.
 _MEASURE_SECONDS = 0.2
+#: What poll(2) can count in milliseconds is less than for ever.
+_LONGEST_WAIT = 3600.0
 #: Trouble stops the machine rather than leaving it half alive; a lockup has a minute because
 #: an emulated CPU can wait that long for a busy host.
 _COMMAND_LINE = (
@@ -197,6 +199,8 @@ class Lab:
             raise LabError("the lab", "its machine is gone", "open another Lab")
         if not argv:
             raise LabUsageError("the lab's command", "it is empty")
+        if not timeout > 0:
+            raise LabUsageError(f"time limit of {timeout:g} s", "want more than 0")
         output, errors = bytearray(), bytearray()
         sinks: dict[bytes, Output] = {
             agent.OUTPUT: stdout or output.extend,
@@ -260,7 +264,7 @@ class Lab:
                 waiting.register(source, select.POLLIN)
             if terminal is not None:
                 waiting.register(terminal.resized, select.POLLIN)
-            for fd, _ in waiting.poll(1000 * min(left, room.seconds_to_next_look())):
+            for fd, _ in waiting.poll(1000 * min(left, room.seconds_to_next_look(), _LONGEST_WAIT)):
                 if fd == qemu.from_agent:
                     data = os.read(fd, _CHUNK)
                     if not data:

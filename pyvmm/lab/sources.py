@@ -26,7 +26,7 @@ _TARBALLS = Path("/usr/src")
 _TREE_MIB = 2600
 #: What a build in the source folder leaves there; a tree must not have it.
 _BUILT_ENDINGS = (".o", ".a", ".cmd", ".ko", ".mod")
-_BUILT_FILES = (".config", ".config.old", "vmlinux")
+_LEFT_OUT = (".git", ".config", ".config.old", "vmlinux")
 _BUILT_FOLDERS = ("include/config", "include/generated", "arch/x86/include/generated")
 _PATCHED_FILE = re.compile(
     r"(?:--- (?:a/)?|\+\+\+ (?:b/)?|rename from |rename to |copy from |copy to )([^\t\n]+)"
@@ -210,10 +210,11 @@ def list_files(top: Path, below: str = "") -> Iterator[tuple[str, int, int]]:
     without what a build leaves there."""
     for entry in os.scandir(top / below):
         name = f"{below}/{entry.name}" if below else entry.name
+        if entry.name in _LEFT_OUT or name in _BUILT_FOLDERS:
+            continue
         if entry.is_dir(follow_symlinks=False):
-            if entry.name != ".git" and name not in _BUILT_FOLDERS:
-                yield from list_files(top, name)
-        elif not entry.name.endswith(_BUILT_ENDINGS) and entry.name not in _BUILT_FILES:
+            yield from list_files(top, name)
+        elif not entry.name.endswith(_BUILT_ENDINGS):
             facts = entry.stat(follow_symlinks=False)
             yield name, facts.st_size, facts.st_mtime_ns
 

@@ -110,6 +110,23 @@ def test_each_input_makes_another_kernel(world: Path) -> None:
     assert kept.read_text() == patch.read_text()
 
 
+def test_each_configuration_keeps_its_objects(world: Path) -> None:
+    source = _tarball(world)
+    fragments = ["", "CONFIG_X=y\n", "CONFIG_Y=y\n"]
+    patch = world / "p.patch"
+    patch.write_text("--- a/arch/x86/kvm/svm.c\n+++ b/arch/x86/kvm/svm.c\n@@ -1 +1 @@\n-fine\n+2\n")
+    for fragment in fragments:
+        build(Recipe(source, (), fragment), None, _silent)
+    (objects,) = world.glob("cache/pyvmm/trees/*/build")
+    (objects / "left").write_text("by the last")
+    build(Recipe(source, (patch,), fragments[0]), None, _silent)
+    assert not (objects / "left").exists()
+    assert "CONFIG_Y" not in (objects / ".config").read_text()
+    build(Recipe(source, (patch,), fragments[2]), None, _silent)
+    assert (objects / "left").read_text() == "by the last"
+    assert len(list(objects.parent.glob("parked-*"))) == 2
+
+
 def test_a_folder_is_built_again_when_it_changed(world: Path) -> None:
     recipe = Recipe(world / "linux")
     first = build(recipe, "tree", _silent)
