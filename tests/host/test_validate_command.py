@@ -1,0 +1,153 @@
+"""``pyvmm validate`` on this machine: results, outputs, choices, exit status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pyvmm_command import pyvmm
+
+pytestmark = pytest.mark.usefixtures("no_leak")
+
+_SOURCES = sorted(Path("/usr/src").glob("linux-source-*.tar.xz"))
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, object]:
+    """The whole catalogue, once."""
+    outcome = pyvmm("validate", "--json", "-j", 2)
+    assert outcome.status == 0, outcome
+    return outcome.json
+
+
+def test_every_case_passes_or_says_what_is_missing(whole: dict[str, object]) -> None:
+    results = whole["results"]
+    assert isinstance(results, list)
+    bad = [each for each in results if each["state"] in ("fail", "hang", "crash")]
+    assert not bad
+    passed = [each["name"] for each in results if each["state"] == "pass"]
+    assert len(passed) >= 60, passed
+    assert not [each for each in results if each["state"] == "skip" and not each["message"]]
+
+
+def test_json_is_whole(whole: dict[str, object]) -> None:
+    assert whole["schema"] == 1
+    assert {"pyvmm", "machine", "seed", "duration_s", "summary", "results"} <= set(whole)
+    machine = whole["machine"]
+    assert isinstance(machine, dict) and machine["kernel"] and "kvm_modules" in machine
+
+
+def test_one_case_by_its_id() -> None:
+    outcome = pyvmm("validate", "-k", "MR4", "--json")
+    assert outcome.status == 0
+    assert [each["id"] for each in outcome.json["results"]] == ["MR4"]
+
+
+def test_the_order_is_repeatable() -> None:
+    def order(seed: int) -> list[str]:
+        outcome = pyvmm("validate", "-k", "MR6 or MR9", "--ktap", "--shuffle", seed, "-j", 1)
+        assert outcome.status == 0
+        assert f"# seed {seed}" in outcome.stdout
+        lines = outcome.stdout.splitlines()
+        return [line.split()[2] for line in lines if line.startswith("ok ")]
+
+    assert order(5) == order(5) != order(6)
+    assert sorted(order(5)) == sorted(order(6))
+
+
+def test_a_table_for_people() -> None:
+    outcome = pyvmm("validate", "-k", "memory_regions or PC1")
+    assert outcome.status == 0
+    assert "memory_regions" in outcome.stdout
+    assert "\x1b" not in outcome.stdout
+    assert "seed" in outcome.stdout.splitlines()[0]
+
+
+def test_nothing_could_run() -> None:
+    outcome = pyvmm("validate", "-k", "MR10 and hugetlb and slots=4")
+    free = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    if free.exists() and int(free.read_text()) > 2:
+        pytest.skip("there are hugetlb pages")
+    assert outcome.status == 4
+    assert "hugetlb" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-k", "MR99"), "did you mean MR"),
+        (("-k", "memory_region"), ""),
+        (("-k", "xyzzy"), "--list"),
+        (("-k", "(MR1"), "bracket"),
+        (("-j", "0"), "0 is not a number from 1 to 256"),
+        (("-j", "x"), "x is not a number"),
+        (("--backend", "sev"), "invalid choice"),
+        (("--shuffle", "x"), "x is not a number"),
+        (("--baseline", "/nowhere/at/all"), "No such file"),
+        (("--baseline", "/dev/null"), "not JSON"),
+        (("--json", "--ktap"), "not allowed with"),
+    ],
+)
+def test_bad_words_are_one_line(words: tuple[str, ...], said: str) -> None:
+    if said:
+        pyvmm("validate", *words).error(2, said)
+    else:
+        assert pyvmm("validate", "--list", *words).status == 0
+
+
+def test_compared_with_an_earlier_run(tmp_path: Path) -> None:
+    file = tmp_path / "before.json"
+    choice = ("-k", "MR6 or MR9", "--shuffle", 3)
+    first = pyvmm("validate", *choice, "--json")
+    file.write_text(first.stdout)
+    outcome = pyvmm("validate", *choice, "--baseline", file)
+    assert outcome.status == 0
+    assert "cases are as they were" in outcome.stdout
+    assert "another machine" not in outcome.stdout
+
+    data = first.json
+    data["machine"]["kernel"] = "5.0"
+    data["results"][0].update(state="fail", message="it was wrong")
+    data["results"] = data["results"][:-1]
+    file.write_text(json.dumps(data))
+    outcome = pyvmm("validate", *choice, "--baseline", file)
+    assert outcome.status == 0
+    assert "another machine or kernel: kernel 5.0, here" in outcome.stdout
+    assert "fixed (1):" in outcome.stdout and "was: it was wrong" in outcome.stdout
+    assert "1 cases only in now" in outcome.stdout
+    changes = pyvmm("validate", *choice, "--json", "--baseline", file).json["baseline"]
+    assert changes["changes"]["fixed"] == [data["results"][0]["name"]]
+
+    data["schema"] = 2
+    file.write_text(json.dumps(data))
+    pyvmm("validate", *choice, "--baseline", file).error(2, "schema 2, not 1")
+
+
+@pytest.mark.skipif(not _SOURCES, reason="no kernel source in /usr/src (linux-source-6.12)")
+def test_the_kernels_parser_accepts_the_ktap(tmp_path: Path) -> None:
+    if shutil.which("xz") is None:
+        pytest.skip("no xz")
+    parser = "tools/testing/kunit"
+    subprocess.run(
+        ["tar", "-C", tmp_path, "--strip-components=1", "--wildcards", "-xf", _SOURCES[0]]
+        + [f"*/{parser}/*"],
+        check=True,
+    )
+    ktap = tmp_path / "ktap"
+    outcome = pyvmm("validate", "-k", "memory_regions or misuse", "--ktap")
+    ktap.write_text(outcome.stdout)
+    parsed = subprocess.run(
+        [sys.executable, tmp_path / parser / "kunit.py", "parse", ktap],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert parsed.returncode == 0, parsed.stdout[-2000:]
+    count = sum(line.startswith(("ok", "not ok")) for line in outcome.stdout.splitlines())
+    assert f"Ran {count} tests" in parsed.stdout
+    assert "[ERROR]" not in parsed.stdout
