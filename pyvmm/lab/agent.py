@@ -95,7 +95,9 @@ def describe_kernel() -> dict[str, Any]:
     try:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        facts["blame"] = _missing_option("CONFIG_KVM", "CONFIG_KVM_AMD") or error.strerror
+        facts["blame"] = (
+            _missing_option("CONFIG_KVM", "CONFIG_KVM_AMD") or f"/dev/kvm: {error.strerror}"
+        )
         return facts
     facts["kvm"] = True
     try:
@@ -109,13 +111,13 @@ def describe_kernel() -> dict[str, Any]:
     return facts
 
 
-def _missing_option(*options: str) -> str | None:
+def _missing_option(*options: str, config: str = "/proc/config.gz") -> str | None:
     """The first of `options` that the kernel's own configuration does not have."""
     try:
         import gzip
 
-        with gzip.open("/proc/config.gz", "rt") as config:
-            lines = set(config.read().splitlines())
+        with gzip.open(config, "rt") as file:
+            lines = set(file.read().splitlines())
     except OSError:
         return None
     for option in options:

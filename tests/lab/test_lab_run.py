@@ -179,6 +179,11 @@ def test_nested_paging_off_is_announced_not_failed() -> None:
     assert any("no private memory: kvm_amd.npt=0" in line for line in said)
 
 
+def test_no_kvm_is_said_and_the_lab_does_not_open() -> None:
+    with pytest.raises(LabError, match="no KVM in this kernel: /dev/kvm"):
+        Lab(params=["clearcpuid=svm"]).__enter__()
+
+
 def test_two_labs_at_once() -> None:
     with Lab() as one, Lab(cpus=1) as two:
         assert one.run(["nproc"]).output == b"2\n"

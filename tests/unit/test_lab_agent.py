@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import marshal
 import os
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +101,18 @@ def test_frames_survive_any_fragmentation(rng: random.Random) -> None:
         got += unpacker.feed(stream[:size])
         stream = stream[size:]
     assert got == frames
+
+
+def test_the_missing_option_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "config.gz"
+    config.write_bytes(gzip.compress(b"CONFIG_KVM=y\n# CONFIG_KVM_AMD is not set\n"))
+    missing = agent._missing_option
+    assert missing("CONFIG_KVM", config=str(config)) is None
+    assert (
+        missing("CONFIG_KVM", "CONFIG_KVM_AMD", config=str(config)) == "CONFIG_KVM_AMD is not set"
+    )
+    assert missing("CONFIG_KVM_SW", config=str(config)) == "CONFIG_KVM_SW is not set"
+    assert missing("CONFIG_KVM", config=str(tmp_path / "none")) is None
 
 
 def test_status_and_both_outputs(host: Host) -> None:
