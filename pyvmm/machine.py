@@ -110,6 +110,7 @@ class Machine:
         self.on_exit_record: LogFunction | None = None
         self.on_tick: Callable[[], None] | None = None
         self._closed = False
+        self._started = False
         self._running = False
         self._resources: list[Closeable] = []
         try:
@@ -198,13 +199,13 @@ class Machine:
     # ---- running ----
 
     def run(self, deadline_s: float = 30.0) -> RunReport:
-        """Run all vCPUs until they have ended or ``deadline_s`` seconds are over.
+        """Run all vCPUs until they have ended or ``deadline_s`` seconds are over; once.
 
         vCPU 0 runs in the calling thread, each other one in a thread of its own.
         A KeyboardInterrupt (or any exception of a device or policy) stops all vCPUs and
         is raised again; :meth:`report` then has what happened so far.
         """
-        self._check_open()
+        self._start()
         deadline = time.monotonic_ns() + int(deadline_s * 1e9)
         self._running = True
         threads: list[threading.Thread] = []
@@ -250,9 +251,9 @@ class Machine:
         Answer an exit in ``machine.vcpus[0].kvm_run``, then go on. Ports and memory that
         nobody claims are yielded too. What ends the run is not: see :meth:`report`.
         """
-        self._check_open()
         if len(self.loops) != 1:
             raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")
+        self._start()
         loop = self.loops[0]
         run = loop.vcpu.kvm_run
         self._protocol.unclaimed_to_python = True
@@ -293,6 +294,12 @@ class Machine:
         """End the run, from any thread; the result is then "interrupted"."""
         self._kicked = True
         self._end_all()
+
+    def _start(self) -> None:
+        self._check_open()
+        if self._started:
+            raise ConfigurationError("machine", "it has run already", "make a new one")
+        self._started = True
 
     def _run_vcpu(self, index: int, deadline: int) -> None:
         loop = self.loops[index]

@@ -296,14 +296,23 @@ def test_a_machine_run_inside_another_ones_policy() -> None:
     assert report.conversions.to_private == 2
 
 
-def test_made_in_one_thread_and_run_in_others() -> None:
+def test_made_in_one_thread_and_run_in_another() -> None:
     with Machine(out_loop()) as machine:
         reports = []
-        for _ in range(2):
-            thread = threading.Thread(target=lambda: reports.append(machine.run(0.05)))
-            thread.start()
-            thread.join(20)
-        assert [report.result for report in reports] == [Result.DEADLINE] * 2
+        thread = threading.Thread(target=lambda: reports.append(machine.run(0.05)))
+        thread.start()
+        thread.join(20)
+        assert [report.result for report in reports] == [Result.DEADLINE]
+        assert reports[0].exits["io"] > 0
+
+
+def test_a_machine_runs_once() -> None:
+    with Machine(out_loop()) as machine:
+        machine.run(0.05)
+        with pytest.raises(ConfigurationError, match="it has run already"):
+            machine.run(0.05)
+        with pytest.raises(ConfigurationError, match="it has run already"):
+            next(machine.exits(0.05))
 
 
 def test_a_shared_kvm_is_not_closed() -> None:
