@@ -1057,7 +1057,7 @@ static void test_conversion_reaches_faulting_vcpus(struct machine *m)
 		EQUAL(convert(m->fd, MAP_TO_SHARED, 0, PAGE), 0, "errno");
 		*(volatile uint32_t *)m->shared = 0;
 		MUST(pthread_create(&id, NULL, watching, &w) ? -1 : 0);
-		for (long round = 0; round < 2 * rounds && !w.seen; round++) {
+		for (long round = 0; round < 5 * rounds && !w.seen; round++) {
 			still_alive();
 			if (private) {
 				char *page;
