@@ -295,7 +295,8 @@ class Watch:
     def _run(self) -> None:
         try:
             while True:
-                outcome = self.cpu.enter(deadline_s=50)
+                # It is not meant to exit; the case has a deadline of its own.
+                outcome = self.cpu.enter(deadline_s=1000)
                 if isinstance(outcome.exit, HltExit):
                     return
                 if self.stop_at_exit:

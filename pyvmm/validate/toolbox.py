@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from pyvmm.guest_memfd import GuestMemfd
 from pyvmm.kvm import Kvm
 from pyvmm.native import lib
+from pyvmm.validate.capabilities import missing
+from pyvmm.validate.check import Missing
 from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.memory import Memory, SharedSide
 
@@ -46,17 +48,18 @@ class Toolbox:
         """A software-protected VM: its pages can be private."""
         return self.vm(lib.KVM_X86_SW_PROTECTED_VM, cpus)
 
+    def need(self, name: str) -> None:
+        """Skip the case unless the host has this capability; for what a parameter needs."""
+        if lack := missing(name):
+            raise Missing(f"{name}: {lack}")
+
     @property
     def has_private_vm(self) -> bool:
-        from pyvmm.validate.capabilities import missing
-
         return not missing("private_memory")
 
     @property
     def emulated_guests(self) -> bool:
         """Whether guests run in KVM's emulator, where each instruction takes long."""
-        from pyvmm.validate.capabilities import missing
-
         return bool(missing("native_guests"))
 
     def memory(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pyvmm.errors import KvmError
 from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
-from pyvmm.validate.check import expect, expect_errno
+from pyvmm.validate.check import Missing, expect, expect_errno
 from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
 from pyvmm.validate.toolbox import Toolbox
 
@@ -144,8 +145,6 @@ def refused(tools: Toolbox, wrong: str) -> None:
     vary={"vm_type": (0, 1)},
 )
 def asked(tools: Toolbox, vm_type: int) -> None:
-    from pyvmm.errors import KvmError
-    from pyvmm.validate.check import Missing
 
     try:
         vm = tools.keep(tools.kvm.create_vm(vm_type))

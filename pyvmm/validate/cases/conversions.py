@@ -343,6 +343,8 @@ def stale_content(tools: Toolbox, discard: str) -> None:
 )
 def recycled(tools: Toolbox, by: str) -> None:
     size, rounds = 64 * PAGE, 40
+    if by == "prefault":
+        tools.need("pre_fault")
     memory = new_memory(tools, size=size)
     memory.set_private(0, size)
     cpu = memory.vm.cpu
@@ -358,11 +360,6 @@ def recycled(tools: Toolbox, by: str) -> None:
 
 
 def _pre_fault(memory: Memory, size: int) -> None:
-    from pyvmm.validate.capabilities import missing
-    from pyvmm.validate.check import Missing
-
-    if lack := missing("pre_fault"):
-        raise Missing(lack)
     left, gpa = size, memory.gpa
     while left:
         left = memory.vm.cpu.vcpu.pre_fault_memory(gpa, left)

@@ -11,6 +11,7 @@ from pyvmm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, PAGE, case
+from pyvmm.validate.cases.memory_regions import expect_mmio
 from pyvmm.validate.check import check, expect
 from pyvmm.validate.guest import PLAIN_SIZE, GuestVm
 from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
@@ -173,7 +174,6 @@ def page_walks(tools: Toolbox) -> None:
     backend="guest_memfd",
 )
 def mmio_beside(tools: Toolbox) -> None:
-    from pyvmm.validate.cases.memory_regions import expect_mmio
 
     vm = hidden(tools)
     expect_mmio(vm, GPA + SIZE, "behind a private slot")

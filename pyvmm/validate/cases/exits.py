@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from pyvmm.mapping import PROT_NONE, Mapping
 from pyvmm.native import lib
 from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
@@ -147,7 +148,6 @@ def file_closed(tools: Toolbox, touched: bool) -> None:
     backend="guest_memfd",
 )
 def mapping_gone(tools: Toolbox) -> None:
-    from pyvmm.mapping import PROT_NONE, Mapping
 
     vm = tools.private_vm()
     hole = tools.keep(Mapping(SIZE, protection=PROT_NONE))
@@ -170,7 +170,6 @@ def mapping_gone(tools: Toolbox) -> None:
     backend="guest_memfd",
 )
 def no_shared_side(tools: Toolbox) -> None:
-    from pyvmm.mapping import PROT_NONE, Mapping
 
     vm = tools.private_vm()
     hole = tools.keep(Mapping(SIZE, protection=PROT_NONE))

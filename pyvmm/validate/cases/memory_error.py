@@ -15,8 +15,10 @@ from pyvmm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
-from pyvmm.validate.check import check, expect, expect_errno
-from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.cases.conversions import in_threads
+from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, fallocate
+from pyvmm.validate.check import check, errno_of, expect, expect_errno
+from pyvmm.validate.guest import GuestVm, Watch
 from pyvmm.validate.toolbox import Toolbox
 
 NEEDS = ("memory_error",)
@@ -185,7 +187,6 @@ def ranges(
 
 @case("ME4", "allocated is private, touched or not, with either mode", needs=NEEDS, backend=BACKEND)
 def untouched(tools: Toolbox) -> None:
-    from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, fallocate
 
     at = views(tools)
     for mode, page in ((0, 2), (KEEP_SIZE, 4)):
@@ -257,8 +258,6 @@ def closed(tools: Toolbox) -> None:
 )
 def host_cannot_reach(tools: Toolbox) -> None:
     import os
-
-    from pyvmm.validate.check import errno_of
 
     at = views(tools)
     at.to_private(0, SIZE)
@@ -361,7 +360,6 @@ def huge(tools: Toolbox, page: int) -> None:
     alone=True,
 )
 def running(tools: Toolbox, to: str) -> None:
-    from pyvmm.validate.guest import Watch
 
     at = views(tools)
     view, wanted = (at.shared, TO_SHARED) if to == "private" else (at.private, TO_PRIVATE)
@@ -389,7 +387,6 @@ def running(tools: Toolbox, to: str) -> None:
     alone=True,
 )
 def stale_fault(tools: Toolbox, end: str) -> None:
-    from pyvmm.validate.guest import Watch
 
     at = views(tools)
     first, last = (at.to_private, at.to_shared)
@@ -423,7 +420,6 @@ def stale_fault(tools: Toolbox, end: str) -> None:
     alone=True,
 )
 def fight(tools: Toolbox, base: int) -> None:
-    from pyvmm.validate.cases.conversions import in_threads
 
     vm = tools.private_vm(cpus=2)
     at = Views(tools, vm, base, GIB)

@@ -15,8 +15,10 @@ from typing import Any
 from pyvmm.guest_memfd import GuestMemfd
 from pyvmm.memfd import Memfd
 from pyvmm.native import ffi, lib
+from pyvmm.validate.capabilities import missing
 from pyvmm.validate.case import GIB, PAGE, case
-from pyvmm.validate.check import expect_errno
+from pyvmm.validate.cases.memory_regions import dirty
+from pyvmm.validate.check import Missing, expect_errno
 from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.memory import SharedSide
 from pyvmm.validate.toolbox import Toolbox
@@ -284,7 +286,6 @@ def vm_types(tools: Toolbox) -> None:
     needs=("guests", "memory2", "bindable_guest_memfd"),
 )
 def dirty_log(tools: Toolbox) -> None:
-    from pyvmm.validate.cases.memory_regions import dirty
 
     scene, _ = set_scene(tools)
     plain = 9
@@ -301,8 +302,6 @@ def dirty_log(tools: Toolbox) -> None:
     needs=("guests", "memory2", "guest_memfd"),
 )
 def old_ioctl(tools: Toolbox) -> None:
-    from pyvmm.validate.capabilities import missing
-    from pyvmm.validate.check import Missing
 
     if not missing("memory_error"):
         raise Missing("an old ioctl without KVM_MEM_PRIVATE: this is the RFC's kernel")
@@ -326,7 +325,6 @@ def old_ioctl(tools: Toolbox) -> None:
     needs=("guests", "memory2"),
 )
 def default_vm(tools: Toolbox) -> None:
-    from pyvmm.validate.check import Missing
 
     vm = tools.vm()
     if vm.vm.has(lib.KVM_CAP_GUEST_MEMFD):

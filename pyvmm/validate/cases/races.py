@@ -24,6 +24,7 @@ SIZE = 8 * PAGE
 # What the shared and the private side of the watched page hold.
 SHARED, PRIVATE = 0x5151_5151, 0x7272_7272_7272
 _ROUNDS = 40
+# However slow the machine is.
 _STALE_S = 5.0
 
 
@@ -60,7 +61,9 @@ def attribute_change(tools: Toolbox, to: str, gpa: int, backing: str) -> None:
         change, undo, expected = undo, change, SHARED
     undo(page, PAGE)
     with Watch(memory.vm.cpu, gpa + page) as watch:
-        for _ in range(_ROUNDS):
+        until, flips = time.monotonic() + _STALE_S, 0
+        while flips < _ROUNDS and time.monotonic() < until:
+            flips += 1
             change(page, PAGE)
             rounds = watch.rounds
             value = watch.after(rounds)
@@ -228,7 +231,9 @@ def random_conversions(tools: Toolbox, cpus: int) -> None:
             stack.enter_context(Watch(cpu, memory.gpa + (index % 2) * PAGE))
             for index, cpu in enumerate(memory.vm.cpus)
         ]
-        for _ in range(300):
+        until, flips = time.monotonic() + _STALE_S, 0
+        while flips < 300 and time.monotonic() < until:
+            flips += 1
             first = tools.random.randrange(4)
             count = tools.random.randrange(1, 5)
             private = tools.random.random() < 0.5
