@@ -21,6 +21,7 @@ HEADERS = """
 #include "memory.h"
 #include "protocol.h"
 #include "vcpu_loop.h"
+#include "bare_loops.h"
 """
 
 # Object-like macros of these families become constants, if they are integers on x86.

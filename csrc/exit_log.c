@@ -69,3 +69,27 @@ void histogram_add(struct histogram *into, const struct histogram *from)
 	for (bucket = 0; bucket < HISTOGRAM_BUCKETS; bucket++)
 		into->buckets[bucket] += from->buckets[bucket];
 }
+
+void exit_log_split(const struct exit_log *log, uint64_t first, int conversion, uint64_t parts,
+		    struct exit_split *split, struct histogram *latency)
+{
+	uint64_t at;
+
+	if (log->capacity == 0 || parts == 0)
+		return;
+	if (log->written > log->capacity && first < log->written - log->capacity)
+		first = log->written - log->capacity;
+	for (at = first; at + 1 < log->written; at++) {
+		const struct exit_record *exit = &log->records[at & (log->capacity - 1)];
+		const struct exit_record *next = &log->records[(at + 1) & (log->capacity - 1)];
+
+		if (conversion >= 0 && exit->conversion != conversion)
+			continue;
+		split->count++;
+		split->handling_ns += exit->time_out - exit->time_in;
+		split->conversion_ns += exit->conversion_ns;
+		split->outside_ns += next->time_in - exit->time_out;
+		if (latency)
+			histogram_record(latency, (next->time_in - exit->time_in) / parts);
+	}
+}

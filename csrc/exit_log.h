@@ -7,13 +7,15 @@
  * one that runs the vCPU; a reader looks while that thread is not in the loop.
  * A ring that is full overwrites its oldest record and counts it as dropped.
  * A histogram's bucket is at most 1/32 (3.2 %) wider than its lower end; count,
- * minimum and maximum are exact. Times are CLOCK_MONOTONIC nanoseconds.
+ * minimum and maximum are exact. Times are CLOCK_MONOTONIC nanoseconds, as
+ * record_clock.h tells them.
  */
 #ifndef PYVMM_EXIT_LOG_H
 #define PYVMM_EXIT_LOG_H
 
 #include <stdint.h>
-#include <time.h>
+
+#include "record_clock.h"
 
 #define HISTOGRAM_SUB_BITS 5
 #define HISTOGRAM_SUB_BUCKETS (1u << HISTOGRAM_SUB_BITS)
@@ -53,14 +55,6 @@ struct exit_log {
 	uint64_t drained;	     /* how many of them a reader has taken */
 };
 
-static inline uint64_t monotonic_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
-}
-
 static inline uint32_t histogram_bucket(uint64_t value)
 {
 	uint32_t shift;
@@ -89,5 +83,24 @@ uint64_t histogram_bucket_floor(uint32_t bucket);
 /* The value below or at which `fraction` (0 to 1) of all lie; 0 when empty. */
 uint64_t histogram_percentile(const struct histogram *histogram, double fraction);
 void histogram_add(struct histogram *into, const struct histogram *from);
+/*
+ * Where the time from one exit to the next went, summed over the exits of a log.
+ * handling_ns is from KVM_RUN's return to its next call, outside_ns from there to the
+ * next return; conversion_ns is the part of handling that converted pages.
+ */
+struct exit_split {
+	uint64_t count;
+	uint64_t handling_ns;
+	uint64_t conversion_ns;
+	uint64_t outside_ns;
+};
+
+/*
+ * Add the exits from record `first` on that are still in the ring and have a successor.
+ * `conversion` is an enum exit_conversion, or -1 for all. `latency` gets each exit's whole
+ * time divided by `parts`; it may be NULL.
+ */
+void exit_log_split(const struct exit_log *log, uint64_t first, int conversion, uint64_t parts,
+		    struct exit_split *split, struct histogram *latency);
 
 #endif

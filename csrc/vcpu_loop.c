@@ -70,6 +70,7 @@ int loop_init(struct vcpu_loop *loop, uint64_t log_capacity)
 		return -EBUSY;
 	if (log_capacity & (log_capacity - 1))
 		return -EINVAL;
+	record_clock_init(&loop->clock);
 	histogram_clear(&loop->exit_latency);
 	histogram_clear(&loop->conversion_latency);
 	if (log_capacity > 0) {
@@ -148,7 +149,10 @@ static void begin_record(struct vcpu_loop *loop)
 	struct kvm_run *run = loop->run;
 	struct exit_record *record = &loop->pending;
 
-	*record = (struct exit_record){ .time_in = monotonic_ns(), .reason = run->exit_reason };
+	*record = (struct exit_record){
+		.time_in = record_clock_ns(&loop->clock),
+		.reason = run->exit_reason,
+	};
 	if (run->exit_reason == KVM_EXIT_IO) {
 		record->address = run->io.port;
 		record->size = (uint32_t)run->io.size * run->io.count;
@@ -185,7 +189,7 @@ void loop_finish_record(struct vcpu_loop *loop)
 	if (!loop->exit_pending)
 		return;
 	loop->exit_pending = false;
-	loop->pending.time_out = monotonic_ns();
+	loop->pending.time_out = record_clock_ns(&loop->clock);
 	nanoseconds = loop->pending.time_out - loop->pending.time_in;
 	histogram_record(&loop->exit_latency, nanoseconds);
 	if (loop->pending.reason < LOOP_REASONS) {

@@ -113,6 +113,7 @@ struct vcpu_loop {
 	pid_t thread; /* in loop_run(), or 0 */
 	bool exit_pending; /* an exit is recorded when KVM_RUN is entered again */
 	struct exit_record pending;
+	struct record_clock clock;
 	bool has_timer;
 	timer_t timer;
 	pid_t timer_thread;

@@ -8,6 +8,13 @@ enum memory_mechanism {
 };
 #define MEMORY_MAX_REGIONS ...
 
+/* slot_window.h */
+struct slot_window {
+	uint32_t slot_base;
+	uint32_t *slot_of_page;
+	...;
+};
+
 struct region {
 	uint64_t private_gpa;
 	uint64_t shared_gpa;
@@ -20,6 +27,8 @@ struct region {
 	uint32_t slot_count;
 	uint32_t mechanism;
 	uint8_t *states;
+	struct slot_window private_window;
+	struct slot_window shared_window;
 	uint64_t to_private;
 	uint64_t to_shared;
 	uint64_t implicit;
@@ -130,7 +139,31 @@ struct exit_log {
 	...;
 };
 
+struct exit_split {
+	uint64_t count;
+	uint64_t handling_ns;
+	uint64_t conversion_ns;
+	uint64_t outside_ns;
+};
+
+void exit_log_split(const struct exit_log *log, uint64_t first, int conversion, uint64_t parts,
+		    struct exit_split *split, struct histogram *latency);
+
+/* record_clock.h */
+struct record_clock {
+	bool uses_tsc;
+	uint64_t anchor_tsc;
+	uint64_t anchor_ns;
+	uint64_t rate;
+	uint64_t lifetime;
+	...;
+};
+
 uint64_t monotonic_ns(void);
+void record_clock_init(struct record_clock *clock);
+uint64_t record_clock_ns(struct record_clock *clock);
+
+/* exit_log.h */
 void histogram_clear(struct histogram *histogram);
 uint64_t histogram_bucket_floor(uint32_t bucket);
 void histogram_record(struct histogram *histogram, uint64_t value);
@@ -201,3 +234,57 @@ void host_unmap(void *address, size_t size);
 /* page_range.h */
 int page_range_allocate(int fd, uint64_t offset, uint64_t size);
 int page_range_punch(int fd, uint64_t offset, uint64_t size);
+
+/* bare_loops.h */
+enum bare_call {
+	BARE_ALLOCATE, BARE_PUNCH, BARE_PROTECT, BARE_ADD_SLOT, BARE_DELETE_SLOT,
+	BARE_ATTRIBUTES, ...
+};
+enum bare_part { BARE_PART_ALLOCATE, BARE_PART_SWITCH, BARE_PART_DISCARD, BARE_PARTS, ... };
+enum bare_phase {
+	BARE_CREATE, BARE_SLOTS, BARE_VCPU, BARE_FIRST_EXIT, BARE_RESET, BARE_CLOSE, BARE_PHASES,
+	...
+};
+
+struct bare_step {
+	uint32_t call;
+	uint32_t part;
+	int fd;
+	int guest_memfd;
+	int protection;
+	uint32_t slot;
+	uint64_t gpa;
+	uint64_t offset;
+	uint64_t size;
+	uint64_t attributes;
+	void *host;
+};
+
+struct bare_direction {
+	uint64_t gpa;
+	uint64_t size;
+	void *host;
+	const struct bare_step *steps;
+	uint64_t step_count;
+	uint64_t conversions;
+	uint64_t parts_ns[...];
+};
+
+int bare_exits(int vcpu, struct kvm_run *run, uint32_t reason, uint64_t exits, uint64_t parts,
+	       struct kvm_coalesced_mmio_ring *ring, struct histogram *latency);
+int bare_immediate_exits(int vcpu, struct kvm_run *run, uint64_t calls, struct histogram *latency);
+int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency);
+int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
+		    struct histogram *latency);
+int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, uint64_t delay_ns,
+	      uint64_t *latency);
+int loop_kick_latency(struct vcpu_loop *loop, uint64_t delay_ns, uint64_t *latency);
+int bare_conversions(int vcpu, struct kvm_run *run, struct bare_direction *to_private,
+		     struct bare_direction *to_shared, uint64_t conversions, bool timed);
+int bare_convert_pairs(struct bare_direction *to_private, struct bare_direction *to_shared,
+		       uint64_t pairs, uint64_t *private_ns, uint64_t *shared_ns, bool timed);
+int memory_convert_pairs(struct memory *memory, uint64_t gpa, uint64_t pages, uint64_t pairs,
+			 uint64_t *private_ns, uint64_t *shared_ns,
+			 struct histogram *to_private, struct histogram *to_shared);
+int bare_life(const void *image, uint64_t size, int timer_signal, bool prot_none, bool reset,
+	      uint64_t *phases_ns);
