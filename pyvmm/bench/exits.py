@@ -1,0 +1,606 @@
+"""``bench exits``: what one exit costs, by who answers it.
+
+All guests run in real mode, each a loop of one instruction that exits. What KVM answers
+itself (cpuid, ioeventfd, coalesced writes) is done many times for one exit, and the time
+is for one of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import cache, partial
+from typing import Any
+
+from pyvmm.bench.measure import Bench, Case, Promise, Times
+from pyvmm.coalesced import CoalescedRing
+from pyvmm.errors import KvmError, PyvmmError, UnsupportedError
+from pyvmm.eventfd import EventFd
+from pyvmm.exits import decode
+from pyvmm.guest.assembler import assemble
+from pyvmm.guest.image import Image
+from pyvmm.kvm import Kvm
+from pyvmm.machine import Machine
+from pyvmm.mapping import PAGE_SIZE
+from pyvmm.native import ffi, lib
+
+PORT_IN_C = 0x600  # the doorbell's GPA: C keeps the value
+RESULT_IN_C = 0x60C
+PORT_IN_PYTHON = 0x700
+PORT_IN_KERNEL = 0x710
+NOTHING_GPA = 0x80000
+COALESCED_GPA = 0x90000
+UNKNOWN_MSR = 0x4321
+VECTOR = 0x20
+# How often the guest does what KVM answers itself before it exits; the ring has 170 entries.
+INSIDE = 100
+_DEADLINE_S = 3600
+_KICK_DELAY_NS = 300_000
+
+IN_C = Promise(ratio=1.02)
+IN_PLACE = Promise(more_ns=500)
+AS_OBJECT = Promise(more_ns=1200)
+RECORDING = Promise(more_ns=60)
+
+
+@cache
+def guest(code: str) -> Image:
+    return assemble(f".code16\n{code}\n")
+
+
+def forever(instruction: str, before: str = "") -> str:
+    return f"{before}\nagain: {instruction}\n jmp again"
+
+
+def inside(instruction: str, before: str = "") -> str:
+    """INSIDE times the instruction, then an exit to Python, for ever."""
+    return f"""{before}
+        again: movw ${INSIDE}, %si
+        1: {instruction}
+        decw %si
+        jnz 1b
+        outl %eax, $0xe0
+        jmp again"""
+
+
+def port(number: int) -> str:
+    return f"movw ${number:#x}, %dx"
+
+
+def segment(gpa: int) -> str:
+    return f"movw ${gpa >> 4:#x}, %ax\n movw %ax, %es"
+
+
+class LoopExperiment:
+    """Exits of one kind, answered by a run loop and by a bare one on the same vCPU.
+
+    Here C answers; what Python answers is in the subclasses. ``parts`` operations of the
+    guest make one exit.
+    """
+
+    def __init__(self, machine: Machine, reason: int, parts: int = 1) -> None:
+        self.machine = machine
+        self.vcpu = machine.vcpus[0]
+        self.run = self.vcpu.kvm_run
+        self.loop = machine.loops[0]
+        self.raw = self.loop.raw
+        self.reason = reason
+        self.parts = parts
+        self.until = time.monotonic_ns() + _DEADLINE_S * 1_000_000_000
+        self.ring = ffi.NULL
+        self.raw.recording = False
+
+    def exits(self, count: int) -> None:
+        """So many exits by way of pyvmm."""
+        raw, run, until = self.raw, self.loop.run, self.until
+        last = raw.exit_total + count
+        while (left := last - raw.exit_total) > 0:
+            stop = run(until, left)
+            if stop not in (lib.STOP_MAX_EXITS, lib.STOP_SIGNAL):
+                raise unexpected(stop)
+
+    def bare_exits(self, count: int) -> None:
+        fd = self.vcpu.fileno()
+        check(lib.bare_exits(fd, self.run, self.reason, count, self.parts, self.ring, ffi.NULL))
+
+    def ours(self, operations: int) -> Times:
+        return self._timed(self.exits, operations)
+
+    def floor(self, operations: int) -> Times:
+        return self._timed(self.bare_exits, operations)
+
+    def _timed(self, exits: Callable[[int], None], operations: int) -> Times:
+        count = operations // self.parts
+        start = time.monotonic_ns()
+        exits(count)
+        return ((time.monotonic_ns() - start) / (count * self.parts),)
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
+        """From the exit log: from one exit to the next."""
+        raw = self.raw
+        first = raw.log.written
+        raw.recording = True
+        self.exits(min(operations // self.parts + 1, raw.log.capacity))
+        lib.loop_finish_record(raw)
+        raw.recording = False
+        lib.exit_log_split(
+            ffi.addressof(raw, "log"),
+            first,
+            -1,
+            self.parts,
+            ffi.new("struct exit_split *"),
+            latencies[0],
+        )
+        return [{}]
+
+
+class Recorded(LoopExperiment):
+    """The same exits with and without histogram and exit log."""
+
+    def ours(self, operations: int) -> Times:
+        self.raw.recording = True
+        try:
+            return self._timed(self.exits, operations)
+        finally:
+            lib.loop_finish_record(self.raw)
+            self.raw.recording = False
+
+    def floor(self, operations: int) -> Times:
+        return self._timed(self.exits, operations)
+
+
+class InPlace(LoopExperiment):
+    """Python reads the fields of a port exit where they are, and answers there."""
+
+    def exits(self, count: int) -> None:
+        io, run, until, stop_exit = self.run.io, self.loop.run, self.until, lib.STOP_EXIT
+        data = ffi.cast("uint32_t *", ffi.cast("char *", self.run) + io.data_offset)
+        is_write = lib.KVM_EXIT_IO_OUT
+        while count:
+            stop = run(until)
+            if stop == stop_exit:
+                if io.port != PORT_IN_PYTHON:
+                    raise unexpected(stop)
+                if io.direction != is_write:
+                    data[0] = 0xFFFFFFFF
+                count -= 1
+            elif stop != lib.STOP_SIGNAL:
+                raise unexpected(stop)
+
+
+class MmioInPlace(LoopExperiment):
+    def exits(self, count: int) -> None:
+        mmio, run, until, stop_exit = self.run.mmio, self.loop.run, self.until, lib.STOP_EXIT
+        data = ffi.cast("uint64_t *", mmio.data)
+        while count:
+            stop = run(until)
+            if stop == stop_exit:
+                if mmio.phys_addr != NOTHING_GPA:
+                    raise unexpected(stop)
+                if not mmio.is_write:
+                    data[0] = 0xFFFFFFFFFFFFFFFF
+                count -= 1
+            elif stop != lib.STOP_SIGNAL:
+                raise unexpected(stop)
+
+
+class MsrInPlace(LoopExperiment):
+    def exits(self, count: int) -> None:
+        msr, run, until, stop_exit = self.run.msr, self.loop.run, self.until, lib.STOP_EXIT
+        while count:
+            stop = run(until)
+            if stop == stop_exit:
+                if msr.index != UNKNOWN_MSR:
+                    raise unexpected(stop)
+                msr.error = 0
+                count -= 1
+            elif stop != lib.STOP_SIGNAL:
+                raise unexpected(stop)
+
+
+class AsObject(LoopExperiment):
+    """Python is given an immutable object for each exit, as Machine.exits() gives it."""
+
+    def exits(self, count: int) -> None:
+        kvm_run, run, until, stop_exit = self.run, self.loop.run, self.until, lib.STOP_EXIT
+        while count:
+            stop = run(until)
+            if stop == stop_exit:
+                exit = decode(kvm_run)
+                if exit.port != PORT_IN_PYTHON:  # type: ignore[union-attr]
+                    raise unexpected(stop)
+                count -= 1
+            elif stop != lib.STOP_SIGNAL:
+                raise unexpected(stop)
+
+
+class ByDevice(LoopExperiment):
+    """A device in Python behind the machine's bus, as in Machine.run()."""
+
+    def exits(self, count: int) -> None:
+        kvm_run, run, until, stop_exit = self.run, self.loop.run, self.until, lib.STOP_EXIT
+        answer = self.machine.bus.answer
+        while count:
+            stop = run(until)
+            if stop == stop_exit and answer(kvm_run):
+                count -= 1
+            elif stop != lib.STOP_SIGNAL:
+                raise unexpected(stop)
+
+
+class StopEach(LoopExperiment):
+    """Exits at which the loop stops for Python, which has nothing to answer."""
+
+    def __init__(self, machine: Machine, reason: int, parts: int, stop: int) -> None:
+        super().__init__(machine, reason, parts)
+        self._stop = stop
+
+    def exits(self, count: int) -> None:
+        run, until, wanted = self.loop.run, self.until, self._stop
+        while count:
+            stop = run(until)
+            if stop == wanted:
+                count -= 1
+            elif stop != lib.STOP_SIGNAL:
+                raise unexpected(stop)
+
+
+class Coalesced(StopEach):
+    """Python empties the ring at each exit."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine, lib.KVM_EXIT_IO, INSIDE, lib.STOP_EXIT)
+        self._drain = CoalescedRing(self.vcpu).drain
+        offset = lib.KVM_COALESCED_MMIO_PAGE_OFFSET * PAGE_SIZE
+        self.ring = ffi.cast(
+            "struct kvm_coalesced_mmio_ring *", ffi.cast("char *", self.run) + offset
+        )
+
+    def exits(self, count: int) -> None:
+        for _ in range(count):
+            super().exits(1)
+            if len(self._drain()) != INSIDE:
+                raise PyvmmError("coalesced writes", "the ring does not have what was written")
+
+
+class Interrupts(LoopExperiment):
+    """KVM_INTERRUPT from Python, its handler in the guest, and the next exit."""
+
+    def __init__(self, machine: Machine, reason: int) -> None:
+        super().__init__(machine, reason)
+        super().exits(2)  # until the guest takes interrupts
+
+    def exits(self, count: int) -> None:
+        interrupt, some = self.vcpu.interrupt, super().exits
+        for _ in range(count):
+            interrupt(VECTOR)
+            some(1)
+
+    def bare_exits(self, count: int) -> None:
+        check(lib.bare_interrupts(self.vcpu.fileno(), self.run, VECTOR, count, ffi.NULL))
+
+
+class Immediate(LoopExperiment):
+    """KVM_RUN that does not enter the guest."""
+
+    def exits(self, count: int) -> None:
+        kvm_run, run, until = self.run, self.loop.run, self.until
+        for _ in range(count):
+            kvm_run.immediate_exit = 1
+            if run(until) != lib.STOP_SIGNAL:
+                raise PyvmmError("immediate_exit", "KVM_RUN entered the guest")
+
+    def bare_exits(self, count: int) -> None:
+        check(lib.bare_immediate_exits(self.vcpu.fileno(), self.run, count, ffi.NULL))
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
+        return sample_each(partial(self.exits, 1), operations, latencies[0])
+
+
+class SystemIoctl:
+    """The least that an ioctl costs."""
+
+    def __init__(self, kvm: Kvm) -> None:
+        self._kvm = kvm
+
+    def _calls(self, count: int) -> None:
+        for _ in range(count):
+            self._kvm.get_api_version()
+
+    def ours(self, operations: int) -> Times:
+        start = time.monotonic_ns()
+        self._calls(operations)
+        return ((time.monotonic_ns() - start) / operations,)
+
+    def floor(self, operations: int) -> Times:
+        start = time.monotonic_ns()
+        check(lib.bare_system_ioctls(self._kvm.fileno(), operations, ffi.NULL))
+        return ((time.monotonic_ns() - start) / operations,)
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
+        return sample_each(self._kvm.get_api_version, operations, latencies[0])
+
+
+class Kick:
+    """From loop_kick() in another thread to the return of loop_run(); one at a time."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._loop = machine.loops[0]
+        self._vcpu = machine.vcpus[0]
+        self._latency = ffi.new("uint64_t *")
+        self._loop.raw.recording = False
+
+    def ours(self, operations: int) -> Times:
+        check(lib.loop_kick_latency(self._loop.raw, _KICK_DELAY_NS, self._latency))
+        return (float(self._latency[0]),)
+
+    def floor(self, operations: int) -> Times:
+        fd, run, signal = self._vcpu.fileno(), self._vcpu.kvm_run, lib.loop_kick_signal()
+        check(lib.bare_kick(fd, run, signal, _KICK_DELAY_NS, self._latency))
+        return (float(self._latency[0]),)
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
+        self.ours(operations)
+        lib.histogram_record(latencies[0], self._latency[0])
+        return [{}]
+
+
+def sample_each(
+    operation: Callable[[], object], operations: int, latency: Any
+) -> list[dict[str, float]]:
+    """Time each operation from Python."""
+    now, record = time.monotonic_ns, lib.histogram_record
+    for _ in range(min(operations, 1000)):
+        start = now()
+        operation()
+        record(latency, now() - start)
+    return [{}]
+
+
+def check(result: int) -> None:
+    if result < 0:
+        raise KvmError("bare loop", -result)
+
+
+def unexpected(stop: int) -> PyvmmError:
+    return PyvmmError("bench", f"the loop came back with stop code {stop}")
+
+
+# ---- the cases ----
+
+
+def _machine(stack: ExitStack, code: str, *, protocol_off: bool = False) -> Machine:
+    machine = stack.enter_context(Machine(guest(code), backend="emulated"))
+    if protocol_off:
+        machine.loops[0].raw.protocol.unclaimed_to_python = True
+    return machine
+
+
+def _in_c(code: str, reason: int, kind: type[LoopExperiment] = LoopExperiment) -> Any:
+    return lambda stack: kind(_machine(stack, code), reason)
+
+
+def _in_python(code: str, reason: int, kind: type[LoopExperiment]) -> Any:
+    return lambda stack: kind(_machine(stack, code, protocol_off=True), reason)
+
+
+class _Latch:
+    """A device that keeps what is written to it."""
+
+    value = 0
+
+    def read(self, address: int, size: int) -> int:
+        return self.value
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self.value = value
+
+
+def _by_device(stack: ExitStack) -> LoopExperiment:
+    machine = _machine(stack, forever("outl %eax, %dx", port(PORT_IN_PYTHON)))
+    machine.bus.add_ports(range(PORT_IN_PYTHON, PORT_IN_PYTHON + 1), _Latch())
+    return ByDevice(machine, lib.KVM_EXIT_IO)
+
+
+def _inside(stack: ExitStack, code: str) -> LoopExperiment:
+    machine = _machine(stack, code, protocol_off=True)
+    return StopEach(machine, lib.KVM_EXIT_IO, INSIDE, lib.STOP_EXIT)
+
+
+def _ioeventfd(stack: ExitStack) -> LoopExperiment:
+    experiment = _inside(stack, inside("outl %eax, %dx", port(PORT_IN_KERNEL)))
+    eventfd = stack.enter_context(EventFd())
+    experiment.machine.vm.ioeventfd(eventfd, PORT_IN_KERNEL, 4, is_port=True)
+    return experiment
+
+
+def _coalesced(stack: ExitStack, is_port: bool) -> LoopExperiment:
+    if is_port:
+        code, address = inside("outl %eax, %dx", port(PORT_IN_KERNEL)), PORT_IN_KERNEL
+        capability, name = lib.KVM_CAP_COALESCED_PIO, "KVM_CAP_COALESCED_PIO"
+    else:
+        code, address = inside("movl %eax, %es:0", segment(COALESCED_GPA)), COALESCED_GPA
+        capability, name = lib.KVM_CAP_COALESCED_MMIO, "KVM_CAP_COALESCED_MMIO"
+    machine = _machine(stack, code, protocol_off=True)
+    if not machine.vm.has(capability):
+        raise UnsupportedError("coalesced writes", f"this KVM has no {name}")
+    machine.vm.register_coalesced_mmio(address, 4, is_port=is_port)
+    return Coalesced(machine)
+
+
+def _msr(stack: ExitStack, instruction: str, reason: int) -> LoopExperiment:
+    machine = _machine(stack, forever(instruction, f"movl ${UNKNOWN_MSR:#x}, %ecx"))
+    if not machine.vm.has(lib.KVM_CAP_X86_USER_SPACE_MSR):
+        raise UnsupportedError(instruction, "this KVM has no KVM_CAP_X86_USER_SPACE_MSR")
+    machine.vm.enable_cap(lib.KVM_CAP_X86_USER_SPACE_MSR, lib.KVM_MSR_EXIT_REASON_UNKNOWN)
+    return MsrInPlace(machine, reason)
+
+
+_HYPERCALL = """
+        .include "pyvmm.inc"
+        guest "hypercall"
+        .set SHARE, 0
+again:  movl $KVM_HC_MAP_GPA_RANGE, %eax
+        movl $PRIVATE_VIEW, %ebx
+        movl $1, %ecx
+        movl $SHARE, %edx
+        xorl %esi, %esi
+        {instruction}
+        jmp again
+"""
+
+
+def _hypercall(stack: ExitStack) -> LoopExperiment:
+    for backend in ("memory_error", "guest_memfd"):
+        with suppress(UnsupportedError):
+            machine = Machine(
+                assemble(_HYPERCALL.format(instruction=hypercall_instruction())), backend=backend
+            )
+            stack.enter_context(machine)
+            if machine.loops[0].raw.protocol.features & lib.FEATURE_HYPERCALL:
+                return LoopExperiment(machine, lib.KVM_EXIT_HYPERCALL)
+    raise UnsupportedError(
+        "hypercall",
+        "no backend of this KVM has KVM_EXIT_HYPERCALL",
+        "run it in a lab: pyvmm lab run -- pyvmm bench exits",
+    )
+
+
+def hypercall_instruction() -> str:
+    """The one that this CPU has; KVM would patch the other into it at its first use."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            is_svm = any(line.startswith("flags") and " svm" in line for line in lines)
+    except OSError:
+        is_svm = False
+    return "vmmcall" if is_svm else "vmcall"
+
+
+def _interrupts(stack: ExitStack) -> LoopExperiment:
+    code = f"""
+        movw $handler, {4 * VECTOR:#x}
+        {port(PORT_IN_C)}
+        sti
+        again: outl %eax, %dx
+        jmp again
+        handler: iret
+    """
+    return Interrupts(_machine(stack, code), lib.KVM_EXIT_IO)
+
+
+def _kick(stack: ExitStack, code: str) -> Kick:
+    return Kick(_machine(stack, code))
+
+
+def _one(name: str, title: str, set_up: Any, promise: Promise | None = None, **more: Any) -> Bench:
+    return Bench((Case(name, title, promise),), set_up, **more)
+
+
+def benches() -> list[Bench]:
+    """All of ``bench exits``, in the order of its table."""
+    io, mmio = lib.KVM_EXIT_IO, lib.KVM_EXIT_MMIO
+    out_c = forever("outl %eax, %dx", port(PORT_IN_C))
+    in_c = forever("inl %dx, %eax", port(RESULT_IN_C))
+    out_python = forever("outl %eax, %dx", port(PORT_IN_PYTHON))
+    in_python = forever("inl %dx, %eax", port(PORT_IN_PYTHON))
+    write = forever("movl %eax, %es:0", segment(NOTHING_GPA))
+    read = forever("movl %es:0, %eax", segment(NOTHING_GPA))
+    halt = partial(StopEach, reason=lib.KVM_EXIT_HLT, parts=1, stop=lib.STOP_HLT)
+    kernel: dict[str, Any] = {"least": INSIDE}
+    return [
+        _one("system_ioctl", "KVM_GET_API_VERSION", lambda s: SystemIoctl(s.enter_context(Kvm()))),
+        _one(
+            "immediate_exit",
+            "KVM_RUN that does not enter the guest",
+            lambda stack: Immediate(_machine(stack, out_c), 0),
+        ),
+        _one("port_out_c", "OUT, C answers", _in_c(out_c, io), IN_C),
+        _one("port_in_c", "IN, C answers", _in_c(in_c, io), IN_C),
+        _one("mmio_write_c", "MMIO write, C answers", _in_c(write, mmio), IN_C),
+        _one("mmio_read_c", "MMIO read, C answers", _in_c(read, mmio), IN_C),
+        _one(
+            "port_out_recorded",
+            "OUT, C answers, recording on; floor: the same with it off",
+            _in_c(out_c, io, Recorded),
+            RECORDING,
+        ),
+        _one(
+            "port_out_in_place",
+            "OUT, Python reads the fields in place",
+            _in_python(out_python, io, InPlace),
+            IN_PLACE,
+        ),
+        _one(
+            "port_in_in_place",
+            "IN, Python answers in place",
+            _in_python(in_python, io, InPlace),
+            IN_PLACE,
+        ),
+        _one(
+            "port_out_object",
+            "OUT, Python is given an exit object",
+            _in_python(out_python, io, AsObject),
+            AS_OBJECT,
+        ),
+        _one("port_out_device", "OUT, a device in Python behind the bus", _by_device),
+        _one(
+            "mmio_write_in_place",
+            "MMIO write, Python reads the fields in place",
+            _in_python(write, mmio, MmioInPlace),
+            IN_PLACE,
+        ),
+        _one(
+            "mmio_read_in_place",
+            "MMIO read, Python answers in place",
+            _in_python(read, mmio, MmioInPlace),
+            IN_PLACE,
+        ),
+        _one(
+            "rdmsr",
+            "RDMSR, Python answers in place",
+            lambda s: _msr(s, "rdmsr", lib.KVM_EXIT_X86_RDMSR),
+        ),
+        _one(
+            "wrmsr",
+            "WRMSR, Python answers in place",
+            lambda s: _msr(s, "wrmsr", lib.KVM_EXIT_X86_WRMSR),
+        ),
+        _one("hlt", "HLT, the loop stops", lambda s: halt(_machine(s, forever("hlt")))),
+        _one("hypercall", "KVM_HC_MAP_GPA_RANGE that changes nothing, C answers", _hypercall),
+        _one("interrupt", "KVM_INTERRUPT, its handler and an exit", _interrupts),
+        _one("guest_loop", "in the guest: DEC and JNZ", lambda s: _inside(s, inside("")), **kernel),
+        _one(
+            "cpuid",
+            "in KVM: CPUID, with the guest's loop",
+            lambda s: _inside(s, inside("xorl %eax, %eax\n cpuid")),
+            **kernel,
+        ),
+        _one("port_out_ioeventfd", "in KVM: OUT to an ioeventfd", _ioeventfd, **kernel),
+        _one(
+            "port_out_coalesced",
+            "in KVM: OUT into the ring, which Python empties",
+            lambda s: _coalesced(s, True),
+            **kernel,
+        ),
+        _one(
+            "mmio_write_coalesced",
+            "in KVM: MMIO write into the ring, which Python empties",
+            lambda s: _coalesced(s, False),
+            **kernel,
+        ),
+        _one(
+            "kick",
+            "a kick to the loop's return, a guest that exits all the time",
+            lambda s: _kick(s, out_c),
+            pinned=False,
+            most=1,
+        ),
+        _one(
+            "kick_spinning",
+            "a kick to the loop's return, a guest that never exits",
+            lambda s: _kick(s, "1: jmp 1b"),
+            pinned=False,
+            most=1,
+        ),
+    ]

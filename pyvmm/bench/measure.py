@@ -1,0 +1,283 @@
+"""Cases measured in turns with their floors: A B A B.
+
+Every case is set up anew in each round, and each round visits every case, so that what
+differs from one machine to the next, and what changes on the host meanwhile, is in the
+interval. Within a round both sides run short batches by turns on the same vCPU, after
+one batch each to warm up; a batch's operations are doubled until it is long enough.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pyvmm.bench.result import BenchResult, CaseResult, Skipped
+from pyvmm.bench.statistics import bootstrap_of_median, lower_quartile, median
+from pyvmm.bench.surroundings import Surroundings
+from pyvmm.errors import ConfigurationError, UnsupportedError
+from pyvmm.native import ffi, lib
+from pyvmm.report import Latency
+
+ROUNDS = 10
+# Long enough that timing it costs little, short enough that many are not disturbed.
+_BATCH_NS = 200_000
+_LEAST_PAIRS = 4
+# Of a case's time: how much goes to the distribution of single operations.
+_SAMPLING = 0.2
+# A ratio that is not known better than this is not known.
+_UNCERTAIN = 0.025
+_DRIFT = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a case may cost: a ratio to its floor, or so many nanoseconds more."""
+
+    ratio: float = math.inf
+    more_ns: float = math.inf
+
+    def __str__(self) -> str:
+        if self.ratio < math.inf:
+            return f"at most {self.ratio - 1:.0%} more"
+        return f"at most {self.more_ns:,.0f} ns more"
+
+    def kept(self, ns: float, floor_ns: float, ratio: float) -> bool:
+        return ratio <= self.ratio and ns - floor_ns <= self.more_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A name to know the case by, a title to understand it, and what is promised."""
+
+    name: str
+    title: str
+    promise: Promise | None = None
+
+
+# Nanoseconds per operation, in the order of an experiment's cases.
+Times = Sequence[float]
+
+
+class Experiment(Protocol):
+    """What measures one case or several at once; set up once for each round."""
+
+    def ours(self, operations: int) -> Times:
+        """Do so many operations by way of pyvmm, recording off."""
+
+    def floor(self, operations: int) -> Times:
+        """Do as many from bare C."""
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> Sequence[dict[str, float]]:
+        """Do as many by way of pyvmm, each operation's time into its case's histogram.
+
+        Returns the split of each case, by part; empty where there is none.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Cases that one experiment measures. ``set_up`` raises UnsupportedError to skip them.
+
+    ``pinned`` experiments run on one CPU. ``least`` and ``most`` limit a batch's operations.
+    """
+
+    cases: tuple[Case, ...]
+    set_up: Callable[[ExitStack], Experiment]
+    pinned: bool = True
+    least: int = 1
+    most: int = 1 << 16
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What is known of one case so far."""
+
+    case: Case
+    latency: Any
+    ratios: list[float] = field(default_factory=list)
+    ours: list[float] = field(default_factory=list)
+    floors: list[float] = field(default_factory=list)
+    splits: list[dict[str, float]] = field(default_factory=list)
+    disturbed: int = 0
+
+
+Progress = Callable[[str, float], None]
+
+
+def select(benches: Iterable[Bench], word: str) -> list[Bench]:
+    """The benches with a case whose name contains ``word``."""
+    chosen = [each for each in benches if any(word in case.name for case in each.cases)]
+    if not chosen:
+        raise ConfigurationError(f"-k {word}", "no case has that in its name", "see --list")
+    return chosen
+
+
+def run(
+    benches: Sequence[Bench],
+    seconds: float,
+    *,
+    cpu: int | None = None,
+    progress: Progress = lambda name, share: None,
+) -> BenchResult:
+    """Measure for about ``seconds``, on CPU ``cpu`` (None: the last that is allowed).
+
+    ``progress`` is told the name of what comes next and the share that is done.
+    """
+    allowed = os.sched_getaffinity(0)
+    chosen = max(allowed) if cpu is None else cpu
+    if chosen not in allowed:
+        raise ConfigurationError(
+            f"--cpu {chosen}", "this process may not run there", f"use one of {sorted(allowed)}"
+        )
+    surroundings = Surroundings(chosen)
+    gathered = {bench: [_gather(case) for case in bench.cases] for bench in benches}
+    operations = dict.fromkeys(benches, 0)
+    skipped: dict[Bench, str] = {}
+    end = time.monotonic() + seconds
+    left = ROUNDS * len(benches)
+    for number in range(ROUNDS):
+        for bench in benches:
+            progress(bench.cases[0].name, 1 - left / (ROUNDS * len(benches)))
+            slice_s = max(0.0, end - time.monotonic()) / left
+            left -= 1
+            if bench in skipped:
+                continue
+            try:
+                with ExitStack() as stack:
+                    if bench.pinned:
+                        stack.enter_context(_on_cpu(chosen))
+                    experiment = bench.set_up(stack)
+                    if number == 0:
+                        operations[bench] = _long_enough(experiment, bench)
+                    _round(experiment, operations[bench], slice_s, gathered[bench])
+            except UnsupportedError as error:
+                skipped[bench] = str(error)
+    progress("", 1.0)
+    warnings = surroundings.end()
+    return BenchResult(
+        surroundings.facts,
+        tuple(_finish(g) for b in benches if b not in skipped for g in gathered[b]),
+        tuple(Skipped(case.name, why) for bench, why in skipped.items() for case in bench.cases),
+        tuple(warnings),
+    )
+
+
+@contextmanager
+def _on_cpu(cpu: int) -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _gather(case: Case) -> _Gathered:
+    latency = ffi.new("struct histogram *")
+    lib.histogram_clear(latency)
+    return _Gathered(case, latency)
+
+
+def _long_enough(experiment: Experiment, bench: Bench) -> int:
+    """Operations of a batch: doubled until the quicker side takes long enough."""
+    operations = bench.least
+    while True:
+        quicker = min(sum(experiment.ours(operations)), sum(experiment.floor(operations)))
+        if quicker * operations >= _BATCH_NS or 2 * operations > bench.most:
+            return operations
+        operations *= 2
+
+
+def _round(
+    experiment: Experiment, operations: int, seconds: float, gathered: Sequence[_Gathered]
+) -> None:
+    start = time.monotonic()
+    # Warm up: the first batches of each side do not count.
+    experiment.ours(operations)
+    experiment.floor(operations)
+    ours: list[Times] = []
+    floors: list[Times] = []
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    pair_end = start + seconds * (1 - _SAMPLING)
+    while len(ours) < _LEAST_PAIRS or time.monotonic() < pair_end:
+        ours.append(experiment.ours(operations))
+        floors.append(experiment.floor(operations))
+    while True:
+        splits = experiment.sample(operations, [each.latency for each in gathered])
+        for each, split in zip(gathered, splits, strict=True):
+            if split:
+                each.splits.append(split)
+        if time.monotonic() >= start + seconds:
+            break
+    disturbed = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
+    for at, each in enumerate(gathered):
+        typical = lower_quartile([times[at] for times in ours])
+        typical_floor = lower_quartile([times[at] for times in floors])
+        each.ours.append(typical)
+        each.floors.append(typical_floor)
+        each.ratios.append(typical / typical_floor)
+        each.disturbed += disturbed
+
+
+def _finish(gathered: _Gathered) -> CaseResult:
+    case = gathered.case
+    ns, floor_ns, ratio = (
+        median(each) for each in (gathered.ours, gathered.floors, gathered.ratios)
+    )
+    interval = bootstrap_of_median(gathered.ratios)
+    latency = Latency.of(gathered.latency)
+    percentiles = {
+        "min": latency.min or 0,
+        "p50": latency.p50 or 0,
+        "p90": latency.p90 or 0,
+        "p99": latency.p99 or 0,
+        "p999": latency.p999 or 0,
+        "max": latency.max or 0,
+    }
+    parts = {name for split in gathered.splits for name in split}
+    order = list(gathered.splits[0]) if gathered.splits else sorted(parts)
+    return CaseResult(
+        name=case.name,
+        floor_ns=floor_ns,
+        ns=ns,
+        ratio=ratio,
+        ci=(interval.low, interval.high),
+        percentiles=percentiles,
+        split={
+            name: lower_quartile([split.get(name, 0.0) for split in gathered.splits])
+            for name in order
+        },
+        title=case.title,
+        samples=latency.count,
+        mean_ns=gathered.latency.sum / max(latency.count, 1),
+        promise=str(case.promise) if case.promise else "",
+        kept=case.promise.kept(ns, floor_ns, ratio) if case.promise else None,
+        warnings=tuple(_doubts(gathered, ratio, interval.low, interval.high)),
+        buckets=tuple(
+            (lib.histogram_bucket_floor(at), count)
+            for at, count in enumerate(ffi.unpack(gathered.latency.buckets, _buckets()))
+            if count
+        ),
+    )
+
+
+def _buckets() -> int:
+    return int(ffi.sizeof(ffi.new("struct histogram *").buckets) // 8)
+
+
+def _doubts(gathered: _Gathered, ratio: float, low: float, high: float) -> Iterator[str]:
+    """Which figures of a case are not to be believed."""
+    half = (high - low) / 2
+    if half > _UNCERTAIN * ratio:
+        yield f"ratio: known only to within {half / ratio:.1%}"
+    drift = max(gathered.ours) / min(gathered.ours) - 1
+    if drift > _DRIFT:
+        yield f"ns: rounds differ by {drift:.0%}; believe the ratio, not the time"
+    if gathered.disturbed:
+        yield f"p999, max: the thread was preempted {gathered.disturbed} times"

@@ -1,0 +1,181 @@
+"""``pyvmm bench``: measure, compare, show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from pyvmm.cli import main as status
+from pyvmm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pyvmm.bench.comparison import Comparison
+    from pyvmm.bench.measure import Bench
+
+_SECONDS = {"exits": 35.0, "conversions": 35.0, "lifecycle": 15.0, "all": 85.0}
+_THRESHOLD = 2.5
+_WIDTH = 30
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="what exits and conversions cost",
+        description="Measure what exits, conversions and a machine's life cost beside the same "
+        "system calls from bare C, and compare results.",
+    )
+    subjects = parser.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
+    for name, text in (
+        ("exits", "one exit, by who answers it"),
+        ("conversions", "one conversion, and where its time goes"),
+        ("lifecycle", "a machine's life, phase by phase"),
+        ("all", "all of these"),
+    ):
+        _add_measuring(subjects.add_parser(name, help=text, description=f"Measure {text}."), name)
+    _add_compare(subjects)
+
+
+def _add_measuring(parser: argparse.ArgumentParser, name: str) -> None:
+    _add_choosing(parser, _SECONDS[name])
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="one JSON object")
+    output.add_argument("--csv", action="store_true", help="a line of CSV for each case")
+    output.add_argument("--list", action="store_true", help="show the names of the cases")
+    parser.add_argument("--report", metavar="FILE", help="write a page with plots (HTML)")
+    parser.set_defaults(func=measure)
+
+
+def _add_choosing(parser: argparse.ArgumentParser, seconds: float) -> None:
+    parser.add_argument("-k", metavar="WORD", default="", help="only cases with WORD in the name")
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=seconds,
+        metavar="S",
+        help=f"how long to measure ({seconds:g})",
+    )
+    parser.add_argument("--cpu", type=int, metavar="N", help="stay on CPU N (the last one)")
+
+
+def _add_compare(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subjects.add_parser(
+        "compare",
+        help="compare two results",
+        description="Compare two files that --json wrote. Exit status: 1 when a case got worse.",
+    )
+    parser.add_argument("a", metavar="A.json")
+    parser.add_argument("b", metavar="B.json")
+    _add_comparing(parser)
+    parser.set_defaults(func=compare_files)
+
+
+def _add_comparing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threshold",
+        type=_positive,
+        default=_THRESHOLD,
+        metavar="PERCENT",
+        help=f"smaller changes are none ({_THRESHOLD:g})",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1e6:  # false for nan, too
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number more than 0")
+    return value
+
+
+# ---- measuring ----
+
+
+def _benches(subject: str) -> list[Bench]:
+    from pyvmm.bench import exits
+
+    return exits.benches()
+
+
+def measure(options: argparse.Namespace) -> int:
+    from pyvmm.bench.measure import run, select
+    from pyvmm.bench.result import to_json
+    from pyvmm.cli import bench_text
+
+    benches = select(_benches(options.subject), options.k)
+    if options.list:
+        for bench in benches:
+            for case in bench.cases:
+                print(f"{case.name:<34}{case.title}")
+        return status.PASSED
+    with _Progress() as progress:
+        result = run(benches, options.seconds, cpu=options.cpu, progress=progress.show)
+    if options.json:
+        print(json.dumps(to_json(result)))
+    elif options.csv:
+        bench_text.write_csv(result, sys.stdout)
+    else:
+        bench_text.show(result)
+    if not result.cases:
+        status.complain(result.skipped[0].reason)
+        return status.SKIPPED
+    return status.PASSED
+
+
+class _Progress:
+    """A bar with an estimate on stderr, for people who look on."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._start = time.monotonic()
+
+    def show(self, name: str, share: float) -> None:
+        if not self._live:
+            return
+        done = int(_WIDTH * share)
+        spent = time.monotonic() - self._start
+        left = f"{spent / share - spent:4.0f} s left" if share > 0.02 else ""
+        bar = f"[{'#' * done}{'.' * (_WIDTH - done)}] {share:4.0%} {left} {name}"
+        print(f"\r\x1b[K{bar[:79]}", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+# ---- comparing ----
+
+
+def compare_files(options: argparse.Namespace) -> int:
+    from pyvmm.bench.comparison import compare
+    from pyvmm.bench.result import load
+
+    a, b = load(options.a), load(options.b)
+    comparison = compare(a, b, options.threshold / 100)
+    if not comparison.changes:
+        raise ConfigurationError(
+            f"{options.a} and {options.b}",
+            "they have no case in common",
+            "measure the same subject",
+        )
+    return _show_comparison(comparison, options.json)
+
+
+def _show_comparison(comparison: Comparison, as_json: bool) -> int:
+    from pyvmm.bench.comparison import to_json
+    from pyvmm.cli.bench_text import show_comparison
+
+    if as_json:
+        print(json.dumps(to_json(comparison)))
+    else:
+        show_comparison(comparison)
+    return status.FAILED if comparison.worse else status.PASSED
