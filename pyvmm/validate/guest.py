@@ -6,8 +6,8 @@ eight GiB of guest-physical memory at the same linear addresses.
 
 from __future__ import annotations
 
+import errno
 import struct
-import threading
 import time
 from contextlib import ExitStack
 from functools import cache
@@ -237,11 +237,15 @@ class Cpu:
         self, gpa: int, what: str, *, flags: int = lib.KVM_MEMORY_EXIT_FLAG_PRIVATE
     ) -> None:
         """Enter; KVM_EXIT_MEMORY_FAULT must come, for one page, with EFAULT."""
-        self._expect_exit(lib.KVM_EXIT_MEMORY_FAULT, 14, Fault(flags, gpa & -PAGE, PAGE), what)
+        self._expect_exit(
+            lib.KVM_EXIT_MEMORY_FAULT, errno.EFAULT, Fault(flags, gpa & -PAGE, PAGE), what
+        )
 
     def expect_memory_error(self, gpa: int, wanted: int, what: str) -> None:
         """Enter; the RFC's KVM_EXIT_MEMORY_ERROR must come, for one page, with EPERM."""
-        self._expect_exit(lib.KVM_EXIT_MEMORY_ERROR, 1, Fault(wanted, gpa & -PAGE, PAGE), what)
+        self._expect_exit(
+            lib.KVM_EXIT_MEMORY_ERROR, errno.EPERM, Fault(wanted, gpa & -PAGE, PAGE), what
+        )
 
     def _expect_exit(self, reason: int, error: int, fault: Fault, what: str) -> None:
         outcome = self.enter()
@@ -258,107 +262,6 @@ def _counter(stats: Stats, name: str) -> int:
     if name not in counters:
         raise Missing(f"the statistic {name} of KVM_GET_STATS_FD")
     return counters[name]
-
-
-class Watch:
-    """A vCPU that reports a word of memory for ever, in a thread of its own.
-
-    It stays inside the guest: an exit would hide a TLB flush that is missing. Exits of
-    races that it lost are counted, checked and re-entered; with ``stop_at_exit`` the first
-    exit ends it and is kept as ``outcome``. A context manager; with ``wait`` the vCPU has
-    read the word when it is entered.
-    """
-
-    def __init__(
-        self,
-        cpu: Cpu,
-        gpa: int,
-        routine: Routine = routines.WATCH,
-        *,
-        stop_at_exit: bool = False,
-        wait: bool = True,
-    ) -> None:
-        self.cpu = cpu
-        self.gpa = gpa
-        self.lost_races = 0
-        self.stop_at_exit = stop_at_exit
-        self.wait = wait
-        self.outcome: Outcome | None = None
-        self.error: BaseException | None = None
-        plain = cpu.vm.plain
-        words_ = ffi.cast("volatile uint64_t *", plain.address + cpu.mailbox)
-        words_[0] = words_[1] = words_[2] = 0
-        self._words = words_
-        cpu.prepare(routine, rdi=gpa, rsi=cpu.mailbox)
-        self._thread = threading.Thread(target=self._run, name=f"vcpu{cpu.index}", daemon=True)
-
-    def _run(self) -> None:
-        try:
-            while True:
-                # It is not meant to exit; the case has a deadline of its own.
-                outcome = self.cpu.enter(deadline_s=1000)
-                if isinstance(outcome.exit, HltExit):
-                    return
-                if self.stop_at_exit:
-                    self.outcome = outcome
-                    return
-                fault = outcome.fault
-                if outcome.error != 14 or fault is None:
-                    raise CheckFailed(f"a vCPU that reads GPA {self.gpa:#x} got {outcome}")
-                if (fault.gpa, fault.size) != (self.gpa & -PAGE, PAGE) or fault.flags not in (
-                    0,
-                    lib.KVM_MEMORY_EXIT_FLAG_PRIVATE,
-                ):
-                    raise CheckFailed(f"the exit of a lost race at GPA {self.gpa:#x} has {fault}")
-                self.lost_races += 1
-        except BaseException as error:
-            self.error = error
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        if self.wait:
-            self.fresh()
-        return self
-
-    @property
-    def rounds(self) -> int:
-        return int(self._words[1])
-
-    def fresh(self, timeout_s: float = 10.0) -> int:
-        """A word that the guest read after this call began."""
-        return self.after(self.rounds, timeout_s)
-
-    def after(self, rounds: int, timeout_s: float = 10.0) -> int:
-        """A word that the guest read in a round that began after round ``rounds`` had ended."""
-        words_ = self._words
-        # The round under way may have read before; the one after it has not.
-        wanted = rounds + 2
-        if words_[1] < wanted:
-            self._wait(wanted, timeout_s)
-        return int(words_[0])
-
-    def _wait(self, wanted: int, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while self._words[1] < wanted:
-            if self.error is not None:
-                raise self.error
-            if time.monotonic() > deadline:
-                raise CheckFailed(f"the vCPU that reads GPA {self.gpa:#x} does not go on")
-            # Give the vCPU's thread the CPU; it may need Python to re-enter.
-            time.sleep(0)
-
-    def join(self, timeout_s: float) -> None:
-        """Wait until the thread has ended, by ``stop_at_exit``, but not for ever."""
-        self._thread.join(timeout_s)
-
-    def __exit__(self, *_: object) -> None:
-        self._words[2] = 1
-        self._thread.join(timeout=30)
-        if self._thread.is_alive():
-            self.cpu.loop.kick()
-            self._thread.join(timeout=30)
-        if self.error is not None and _[0] is None:
-            raise self.error
 
 
 class GuestVm:

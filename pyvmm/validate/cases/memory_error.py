@@ -18,8 +18,9 @@ from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.cases.conversions import in_threads
 from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, fallocate
 from pyvmm.validate.check import check, errno_of, expect, expect_errno
-from pyvmm.validate.guest import GuestVm, Watch
+from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.watch import Watch
 
 NEEDS = ("memory_error",)
 BACKEND = "memory_error"

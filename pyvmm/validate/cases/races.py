@@ -14,10 +14,11 @@ from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.check import check
-from pyvmm.validate.guest import Outcome, Watch
+from pyvmm.validate.guest import Outcome
 from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
 from pyvmm.validate.memory import Memory
 from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.watch import Watch
 
 NEEDS = ("private_memory", "two_cpus", "native_guests")
 SIZE = 8 * PAGE
