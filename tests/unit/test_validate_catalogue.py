@@ -19,8 +19,8 @@ from pyvmm.validate.catalogue import all_cases, select
 IDS = (
     *(f"PC{n}" for n in range(1, 11)),
     *("PE1", "PE2"),
-    *(f"GM{n}" for n in range(1, 17) if n != 11),
-    *(f"MR{n}" for n in range(1, 9) if n != 5),
+    *(f"GM{n}" for n in range(1, 17)),
+    *(f"MR{n}" for n in range(1, 9)),
     *(f"PF{n}" for n in range(1, 5)),
     *("PMPAT", "PMSAT", "SMSAT", "SMPAT", "PSAT", "SPAT", "PSPAHCT"),
 )

@@ -28,6 +28,7 @@ KEEP_SIZE, PUNCH_HOLE = 1, 2
 _TYPES = (0, 1)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_MBIND, _GET_MEMPOLICY = 237, 239  # <asm/unistd_64.h>
 
 
 def fallocate(fd: int, mode: int, offset: int, size: int) -> int:
@@ -224,25 +225,44 @@ def no_mmap(tools: Toolbox, vm_type: int) -> None:
 
 @case(
     "GM10",
-    "memory policies: mbind is accepted and its pages come from the node",
+    "a memory policy is accepted for mapped guest_memfd",
+    needs=("mappable_guest_memfd",),
+    vary={"vm_type": _TYPES},
+)
+def policy(tools: Toolbox, vm_type: int) -> None:
+    with mapped(tools, a_file(tools, vm_type, MMAP | INIT_SHARED)) as mapping:
+        bind_to_node_0(mapping)
+
+
+@case(
+    "GM11",
+    "its pages come from the node that the policy names",
     needs=("mappable_guest_memfd",),
     vary={"vm_type": _TYPES},
 )
 def placement(tools: Toolbox, vm_type: int) -> None:
-    """GM10 and GM11; node 0 is there on every machine."""
-    bind, shared, query = 2, 0, 3
-    file = a_file(tools, vm_type, MMAP | INIT_SHARED)
-    nodes, policy = (ctypes.c_ulong * 16)(1), ctypes.c_int(-1)
-    syscall, mbind, get_mempolicy = _libc.syscall, 237, 239
-    with mapped(tools, file) as mapping:
-        address = ctypes.c_void_p(mapping.address)
-        failed = syscall(mbind, address, ctypes.c_ulong(SIZE), bind, nodes, 65, shared)
-        if failed and ctypes.get_errno() in (errno.ENOSYS, errno.EINVAL):
-            raise Missing("memory policies of guest_memfd (CONFIG_NUMA, Linux 6.19)")
-        expect(failed, 0, "mbind of a guest_memfd")
+    node_of_address = 3  # MPOL_F_NODE | MPOL_F_ADDR
+    node = ctypes.c_int(-1)
+    with mapped(tools, a_file(tools, vm_type, MMAP | INIT_SHARED)) as mapping:
+        bind_to_node_0(mapping)
         mapping.view[:PAGE] = b"x" * PAGE
-        syscall(get_mempolicy, ctypes.byref(policy), None, 0, address, query)
-        expect(policy.value, 0, "the node of a page")
+        address = ctypes.c_void_p(mapping.address)
+        failed = _libc.syscall(
+            _GET_MEMPOLICY, ctypes.byref(node), None, 0, address, node_of_address
+        )
+        expect((failed, node.value), (0, 0), "result and node of a page")
+
+
+def bind_to_node_0(mapping: Mapping) -> None:
+    """mbind(2) to the node that is there on every machine."""
+    bind, nodes = 2, (ctypes.c_ulong * 16)(1)
+    address, size = ctypes.c_void_p(mapping.address), ctypes.c_ulong(mapping.size)
+    if _libc.syscall(_MBIND, address, size, bind, nodes, 65, 0) == 0:
+        return
+    error = ctypes.get_errno()
+    if error in (errno.ENOSYS, errno.EINVAL):
+        raise Missing("memory policies of guest_memfd (CONFIG_NUMA, Linux 6.19)")
+    expect(errno.errorcode.get(error), None, "errno of mbind of a guest_memfd")
 
 
 @case(

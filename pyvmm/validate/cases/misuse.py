@@ -181,11 +181,21 @@ def set_scene(tools: Toolbox) -> tuple[Scene, Call]:
     return Scene(tools, vm, free, used, shared), call
 
 
+_NEEDS = ("guests", "memory2", "bindable_guest_memfd")
+_OF_THE_FILE = ("fd", "offset", "size one")
+
+
+@case(
+    "MR5",
+    "a slot with a wrong descriptor, or an offset that its file does not have",
+    needs=_NEEDS,
+    combinations=[{"wrong": wrong} for wrong in ROWS if wrong.startswith(_OF_THE_FILE)],
+)
 @case(
     "MU1",
-    "KVM_SET_USER_MEMORY_REGION2 refuses a slot with a guest_memfd",
-    needs=("guests", "memory2", "bindable_guest_memfd"),
-    combinations=[{"wrong": wrong} for wrong in ROWS],
+    "a slot with a guest_memfd that is wrong otherwise, or in use",
+    needs=_NEEDS,
+    combinations=[{"wrong": wrong} for wrong in ROWS if not wrong.startswith(_OF_THE_FILE)],
 )
 def region2(tools: Toolbox, wrong: str) -> None:
     scene, call = set_scene(tools)
