@@ -31,8 +31,8 @@ REGION_SIZE = 0x40000
 SHARED_VIEW_GPA = 0xC0000
 
 # Three pages and one that Intel CPUs without unrestricted guest need, far from everything.
-_TSS_GPA = 0xFFFB_D000
-_IDENTITY_MAP_GPA = 0xFFFB_C000
+TSS_GPA = 0xFFFB_D000
+IDENTITY_MAP_GPA = 0xFFFB_C000
 
 _DEFAULT_LOG = 1024
 
@@ -146,8 +146,8 @@ class Machine:
         if self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
             # Otherwise KVM also queues #UD, and a repeated fetch would be met by that.
             self.vm.enable_cap(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
-        self.vm.set_identity_map_addr(_IDENTITY_MAP_GPA)
-        self.vm.set_tss_addr(_TSS_GPA)
+        self.vm.set_identity_map_addr(IDENTITY_MAP_GPA)
+        self.vm.set_tss_addr(TSS_GPA)
         if irqchip:
             self.vm.create_irqchip()
             self.vm.create_pit2()
