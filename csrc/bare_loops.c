@@ -265,9 +265,10 @@ static int take_step(const struct bare_step *step)
 	}
 }
 
-static int convert(struct bare_direction *direction, bool timed)
+static int convert(struct bare_direction *direction, enum bare_timing timing)
 {
-	uint64_t at, start = timed ? monotonic_ns() : 0, end;
+	const bool timed = timing == BARE_TIME_PARTS;
+	uint64_t at, start = timed ? record_clock_ns(&direction->clock) : 0, end;
 
 	for (at = 0; at < direction->step_count; at++) {
 		const struct bare_step *step = &direction->steps[at];
@@ -277,7 +278,7 @@ static int convert(struct bare_direction *direction, bool timed)
 				return -errno;
 		}
 		if (timed && step->part < BARE_PARTS) {
-			end = monotonic_ns();
+			end = record_clock_ns(&direction->clock);
 			direction->parts_ns[step->part] += end - start;
 			start = end;
 		}
@@ -291,65 +292,91 @@ static bool touched(const struct bare_direction *direction, uint64_t gpa)
 	return gpa >= direction->gpa && gpa - direction->gpa < direction->size;
 }
 
-/* 0 and the GPA that the guest touched, or -errno. */
-static int run_to_memory_exit(int vcpu, struct kvm_run *run, uint64_t *gpa)
+/* Run to the next request for a conversion: 0 and the direction, or -errno. */
+static int run_to_request(int vcpu, struct kvm_run *run, struct bare_direction *to_private,
+			  struct bare_direction *to_shared, struct bare_direction **wanted)
 {
 	const struct pyvmm_memory_fault *fault = PYVMM_EXIT_PAYLOAD(run);
 	const struct pyvmm_memory_error *error = PYVMM_EXIT_PAYLOAD(run);
-	const int failed = enter(vcpu, run);
+	int failed = enter(vcpu, run);
+	uint64_t gpa;
 
+	while (!failed && run->exit_reason == KVM_EXIT_IO) {
+		const uint32_t *value = (uint32_t *)((char *)run + run->io.data_offset);
+
+		if (run->io.port == PORT_DOORBELL_RING) {
+			*wanted = *value == DOORBELL_TO_PRIVATE ? to_private : to_shared;
+			return 0;
+		}
+		failed = enter(vcpu, run);
+	}
 	if (!failed && run->exit_reason == KVM_EXIT_MMIO)
-		*gpa = run->mmio.phys_addr;
+		gpa = run->mmio.phys_addr;
 	else if (failed == -EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT)
-		*gpa = fault->gpa;
+		gpa = fault->gpa;
 	else if (failed == -EPERM && run->exit_reason == KVM_EXIT_MEMORY_ERROR)
-		*gpa = error->gpa;
+		gpa = error->gpa;
 	else
 		return failed ? failed : -EPROTO;
+	*wanted = touched(to_private, gpa) ? to_private : to_shared;
+	if (!touched(*wanted, gpa))
+		return -EPROTO;
+	if ((*wanted)->host && run->exit_reason == KVM_EXIT_MMIO)
+		return (int)(gpa - (*wanted)->gpa) + 1;
 	return 0;
 }
 
 int bare_conversions(int vcpu, struct kvm_run *run, struct bare_direction *to_private,
-		     struct bare_direction *to_shared, uint64_t conversions, bool timed)
+		     struct bare_direction *to_shared, uint64_t conversions,
+		     enum bare_timing timing)
 {
-	struct bare_direction *direction;
-	uint64_t gpa = 0;
-	int error;
+	struct bare_direction *direction = NULL, *previous;
+	uint64_t start = 0, now;
+	int offset, error;
 
-	for (; conversions > 0; conversions--) {
-		error = run_to_memory_exit(vcpu, run, &gpa);
+	for (;;) {
+		previous = direction;
+		offset = run_to_request(vcpu, run, to_private, to_shared, &direction);
+		if (offset < 0)
+			return offset;
+		if (timing == BARE_TIME_WHOLE) {
+			now = monotonic_ns();
+			if (previous)
+				previous->whole_ns += now - start;
+			start = now;
+		}
+		error = convert(direction, timing);
 		if (error)
 			return error;
-		direction = touched(to_private, gpa) ? to_private : to_shared;
-		if (!touched(direction, gpa))
-			return -EPROTO;
-		error = convert(direction, timed);
-		if (error)
-			return error;
-		if (direction->host)
-			memcpy((char *)direction->host + (gpa - direction->gpa), run->mmio.data,
+		if (offset > 0) /* one more than the offset of an access to complete */
+			memcpy((char *)direction->host + (offset - 1), run->mmio.data,
 			       run->mmio.len);
+		if (--conversions == 0)
+			break;
 	}
+	/* The last one ends here: its own whole time is not known, so it is not counted. */
+	if (timing == BARE_TIME_WHOLE)
+		direction->conversions--;
 	return 0;
 }
 
 int bare_convert_pairs(struct bare_direction *to_private, struct bare_direction *to_shared,
-		       uint64_t pairs, uint64_t *private_ns, uint64_t *shared_ns, bool timed)
+		       uint64_t pairs, enum bare_timing timing)
 {
 	uint64_t start, middle;
 	int error;
 
 	for (; pairs > 0; pairs--) {
 		start = monotonic_ns();
-		error = convert(to_private, timed);
+		error = convert(to_private, timing);
 		if (error)
 			return error;
 		middle = monotonic_ns();
-		error = convert(to_shared, timed);
+		to_private->whole_ns += middle - start;
+		error = convert(to_shared, timing);
 		if (error)
 			return error;
-		*private_ns += middle - start;
-		*shared_ns += monotonic_ns() - middle;
+		to_shared->whole_ns += monotonic_ns() - middle;
 	}
 	return 0;
 }

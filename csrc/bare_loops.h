@@ -79,16 +79,23 @@ struct bare_direction {
 	void *host; /* where the access is completed, or NULL where the kernel repeats it */
 	const struct bare_step *steps;
 	uint64_t step_count;
+	struct record_clock clock; /* of the parts; see record_clock_init() */
+	/* Sums; what is not timed adds nothing. */
 	uint64_t conversions;
-	uint64_t parts_ns[BARE_PARTS]; /* sums; only of timed conversions */
+	uint64_t whole_ns; /* from one exit to the next, or of the calls where no guest runs */
+	uint64_t parts_ns[BARE_PARTS];
 };
 
-/* A guest converts by touching, by turns in both views. */
+/* How often the clock is read: not at all, per conversion, or after each call. */
+enum bare_timing { BARE_UNTIMED, BARE_TIME_WHOLE, BARE_TIME_PARTS };
+
+/* A guest converts by touching a view or by the doorbell, each exit one conversion. */
 int bare_conversions(int vcpu, struct kvm_run *run, struct bare_direction *to_private,
-		     struct bare_direction *to_shared, uint64_t conversions, bool timed);
+		     struct bare_direction *to_shared, uint64_t conversions,
+		     enum bare_timing timing);
 /* The calls of both directions by turns, without a guest; pairs of conversions. */
 int bare_convert_pairs(struct bare_direction *to_private, struct bare_direction *to_shared,
-		       uint64_t pairs, uint64_t *private_ns, uint64_t *shared_ns, bool timed);
+		       uint64_t pairs, enum bare_timing timing);
 /* The same by memory_convert(), which is what a doorbell and the host call. */
 int memory_convert_pairs(struct memory *memory, uint64_t gpa, uint64_t pages, uint64_t pairs,
 			 uint64_t *private_ns, uint64_t *shared_ns,

@@ -240,6 +240,7 @@ enum bare_call {
 	BARE_ALLOCATE, BARE_PUNCH, BARE_PROTECT, BARE_ADD_SLOT, BARE_DELETE_SLOT,
 	BARE_ATTRIBUTES, ...
 };
+enum bare_timing { BARE_UNTIMED, BARE_TIME_WHOLE, BARE_TIME_PARTS, ... };
 enum bare_part { BARE_PART_ALLOCATE, BARE_PART_SWITCH, BARE_PART_DISCARD, BARE_PARTS, ... };
 enum bare_phase {
 	BARE_CREATE, BARE_SLOTS, BARE_VCPU, BARE_FIRST_EXIT, BARE_RESET, BARE_CLOSE, BARE_PHASES,
@@ -266,7 +267,9 @@ struct bare_direction {
 	void *host;
 	const struct bare_step *steps;
 	uint64_t step_count;
+	struct record_clock clock;
 	uint64_t conversions;
+	uint64_t whole_ns;
 	uint64_t parts_ns[...];
 };
 
@@ -280,9 +283,10 @@ int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, uint64_t delay_ns,
 	      uint64_t *latency);
 int loop_kick_latency(struct vcpu_loop *loop, uint64_t delay_ns, uint64_t *latency);
 int bare_conversions(int vcpu, struct kvm_run *run, struct bare_direction *to_private,
-		     struct bare_direction *to_shared, uint64_t conversions, bool timed);
+		     struct bare_direction *to_shared, uint64_t conversions,
+		     enum bare_timing timing);
 int bare_convert_pairs(struct bare_direction *to_private, struct bare_direction *to_shared,
-		       uint64_t pairs, uint64_t *private_ns, uint64_t *shared_ns, bool timed);
+		       uint64_t pairs, enum bare_timing timing);
 int memory_convert_pairs(struct memory *memory, uint64_t gpa, uint64_t pages, uint64_t pairs,
 			 uint64_t *private_ns, uint64_t *shared_ns,
 			 struct histogram *to_private, struct histogram *to_shared);

@@ -76,7 +76,7 @@ class Experiment(Protocol):
     def sample(self, operations: int, latencies: Sequence[Any]) -> Sequence[dict[str, float]]:
         """Do as many by way of pyvmm, each operation's time into its case's histogram.
 
-        Returns the split of each case, by part; empty where there is none.
+        Returns for each case what :attr:`Bench.split` makes its split of, or nothing.
         """
 
 
@@ -85,6 +85,7 @@ class Bench:
     """Cases that one experiment measures. ``set_up`` raises UnsupportedError to skip them.
 
     ``pinned`` experiments run on one CPU. ``least`` and ``most`` limit a batch's operations.
+    ``split`` turns what :meth:`Experiment.sample` measured into parts that add up.
     """
 
     cases: tuple[Case, ...]
@@ -92,6 +93,7 @@ class Bench:
     pinned: bool = True
     least: int = 1
     most: int = 1 << 16
+    split: Callable[[dict[str, float]], dict[str, float]] = dict
 
 
 @dataclass(slots=True)
@@ -162,7 +164,7 @@ def run(
     warnings = surroundings.end()
     return BenchResult(
         surroundings.facts,
-        tuple(_finish(g) for b in benches if b not in skipped for g in gathered[b]),
+        tuple(_finish(g, b) for b in benches if b not in skipped for g in gathered[b]),
         tuple(Skipped(case.name, why) for bench, why in skipped.items() for case in bench.cases),
         tuple(warnings),
     )
@@ -225,7 +227,7 @@ def _round(
         each.disturbed += disturbed
 
 
-def _finish(gathered: _Gathered) -> CaseResult:
+def _finish(gathered: _Gathered, bench: Bench) -> CaseResult:
     case = gathered.case
     ns, floor_ns, ratio = (
         median(each) for each in (gathered.ours, gathered.floors, gathered.ratios)
@@ -240,8 +242,6 @@ def _finish(gathered: _Gathered) -> CaseResult:
         "p999": latency.p999 or 0,
         "max": latency.max or 0,
     }
-    parts = {name for split in gathered.splits for name in split}
-    order = list(gathered.splits[0]) if gathered.splits else sorted(parts)
     return CaseResult(
         name=case.name,
         floor_ns=floor_ns,
@@ -249,10 +249,7 @@ def _finish(gathered: _Gathered) -> CaseResult:
         ratio=ratio,
         ci=(interval.low, interval.high),
         percentiles=percentiles,
-        split={
-            name: lower_quartile([split.get(name, 0.0) for split in gathered.splits])
-            for name in order
-        },
+        split=bench.split(_typical(gathered.splits)) if gathered.splits else {},
         title=case.title,
         samples=latency.count,
         mean_ns=gathered.latency.sum / max(latency.count, 1),
@@ -265,6 +262,11 @@ def _finish(gathered: _Gathered) -> CaseResult:
             if count
         ),
     )
+
+
+def _typical(measured: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Each quantity while nothing disturbs: its lower quartile."""
+    return {name: lower_quartile([each[name] for each in measured]) for name in measured[0]}
 
 
 def _buckets() -> int:

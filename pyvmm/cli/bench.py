@@ -98,9 +98,11 @@ def _positive(text: str) -> float:
 
 
 def _benches(subject: str) -> list[Bench]:
-    from pyvmm.bench import exits
+    from pyvmm.bench import conversions, exits, lifecycle
 
-    return exits.benches()
+    subjects = {"exits": exits, "conversions": conversions, "lifecycle": lifecycle}
+    chosen = subjects.values() if subject == "all" else [subjects[subject]]
+    return [bench for module in chosen for bench in module.benches()]
 
 
 def measure(options: argparse.Namespace) -> int:

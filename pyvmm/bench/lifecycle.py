@@ -1,0 +1,162 @@
+"""``bench lifecycle``: what a machine's life costs, phase by phase.
+
+``machine`` is a whole :class:`Machine`: made, run until the guest's exit code, closed. The
+phases are the same steps one after the other, as :class:`Machine` takes them. Bare C makes
+the same system calls in the same order; ``strace -f`` of both shows one list.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from pyvmm.bench.exits import check, guest, unexpected
+from pyvmm.bench.measure import Bench, Case, Promise, Times
+from pyvmm.guest.boot import START, low_memory, set_boot_state
+from pyvmm.kvm import Kvm
+from pyvmm.machine import (
+    IDENTITY_MAP_GPA,
+    RAM_SIZE,
+    REGION_GPA,
+    REGION_SIZE,
+    SHARED_VIEW_GPA,
+    TSS_GPA,
+    Machine,
+)
+from pyvmm.memory.backends import choose_backend
+from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.native import ffi, lib
+from pyvmm.uapi import Mechanism, Policy
+from pyvmm.vcpu_loop import VcpuLoop, create_protocol
+
+PHASES = ("create", "slots", "vcpu", "first_exit", "reset", "close")
+_TITLES = (
+    "open /dev/kvm, create a VM",
+    "RAM and a region of the emulated backend",
+    "a vCPU with its CPUID, kvm_run, registers and run loop",
+    "arm the deadline and run to the first exit",
+    "registers as at the start, and run to an exit again",
+    "close everything",
+)
+_DEADLINE_S = 3600
+_GUEST = "movl $0, %eax\n outl %eax, $0xf4\n"
+PROMISE = Promise(ratio=1.10)
+
+
+class _Life:
+    """What both experiments need: the guest, the emulated backend, and bare C's phases."""
+
+    def __init__(self) -> None:
+        self.image = guest(_GUEST)
+        self._code = self.image.segments[0].data
+        with Kvm() as kvm:
+            self.backend, self.mechanism = choose_backend(kvm, "emulated")
+        self._phases = ffi.new("uint64_t[]", int(lib.BARE_PHASES))
+
+    def bare(self, *, reset: bool) -> list[int]:
+        """Nanoseconds of each phase of one life in bare C."""
+        has_prot_none = self.mechanism == Mechanism.PROT_NONE
+        signal, size = lib.loop_kick_signal(), len(self._code)
+        check(lib.bare_life(self._code, size, signal, has_prot_none, reset, self._phases))
+        return list(self._phases)
+
+
+class Whole(_Life):
+    """A Machine, as people use it."""
+
+    def _live(self) -> float:
+        start = time.monotonic_ns()
+        with Machine(self.image, backend="emulated") as machine:
+            report = machine.run()
+        taken = time.monotonic_ns() - start
+        if not report.passed:
+            raise unexpected(0)
+        return taken
+
+    def ours(self, operations: int) -> Times:
+        return (sum(self._live() for _ in range(operations)) / operations,)
+
+    def floor(self, operations: int) -> Times:
+        return (sum(sum(self.bare(reset=False)) for _ in range(operations)) / operations,)
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
+        lib.histogram_record(latencies[0], int(self._live()))
+        return [{}]
+
+
+class Phases(_Life):
+    """The steps of a Machine, each timed."""
+
+    def _live(self) -> list[float]:
+        times = [time.monotonic_ns()]
+        kvm = Kvm()
+        vm = kvm.create_vm(self.backend.vm_type)
+        times.append(time.monotonic_ns())
+        memory = GuestMemory(vm, self.backend, self.mechanism, Policy.CONVERT)
+        if vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
+            vm.enable_cap(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
+        vm.set_identity_map_addr(IDENTITY_MAP_GPA)
+        vm.set_tss_addr(TSS_GPA)
+        ram = memory.add_ram(0, RAM_SIZE)
+        low, code = low_memory(), self._code
+        ram.view[: len(low)] = low
+        ram.view[START : START + len(code)] = code
+        memory.add_region(REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA)
+        times.append(time.monotonic_ns())
+        protocol = create_protocol()
+        sync = vm.check_extension(lib.KVM_CAP_SYNC_REGS) & lib.KVM_SYNC_X86_REGS != 0
+        cpuid = kvm.get_supported_cpuid()
+        vcpu = vm.create_vcpu(0)
+        vcpu.set_cpuid2(cpuid)
+        set_boot_state(vcpu, 1)
+        loop = VcpuLoop(vcpu, memory.raw, protocol, sync_registers=sync)
+        times.append(time.monotonic_ns())
+        deadline = times[0] + _DEADLINE_S * 1_000_000_000
+        self._run(loop, deadline)
+        times.append(time.monotonic_ns())
+        set_boot_state(vcpu, 1)
+        self._run(loop, deadline)
+        times.append(time.monotonic_ns())
+        loop.close()
+        vcpu.close()
+        vm.close()
+        memory.close()
+        kvm.close()
+        del protocol
+        times.append(time.monotonic_ns())
+        return [float(after - before) for before, after in itertools.pairwise(times)]
+
+    def _run(self, loop: VcpuLoop, deadline: int) -> None:
+        while (stop := loop.run(deadline)) == lib.STOP_SIGNAL:
+            pass
+        if stop != lib.STOP_GUEST_EXIT:
+            raise unexpected(stop)
+
+    def ours(self, operations: int) -> Times:
+        return self._live()
+
+    def floor(self, operations: int) -> Times:
+        return [float(each) for each in self.bare(reset=True)]
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
+        for latency, taken in zip(latencies, self._live(), strict=True):
+            lib.histogram_record(latency, int(taken))
+        return [{}] * len(PHASES)
+
+
+def _whole(stack: ExitStack) -> Whole:
+    return Whole()
+
+
+def _phases(stack: ExitStack) -> Phases:
+    return Phases()
+
+
+def benches() -> list[Bench]:
+    """All of ``bench lifecycle``."""
+    machine = Case("machine", "a Machine: made, run, closed", PROMISE)
+    phases = (Case(name, title) for name, title in zip(PHASES, _TITLES, strict=True))
+    return [Bench((machine,), _whole, most=1), Bench(tuple(phases), _phases, most=1)]
