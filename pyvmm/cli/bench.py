@@ -15,6 +15,7 @@ from pyvmm.errors import ConfigurationError
 if TYPE_CHECKING:
     from pyvmm.bench.comparison import Comparison
     from pyvmm.bench.measure import Bench
+    from pyvmm.bench.result import BenchResult
 
 _SECONDS = {"exits": 35.0, "conversions": 35.0, "lifecycle": 15.0, "all": 85.0}
 _THRESHOLD = 2.5
@@ -116,8 +117,12 @@ def measure(options: argparse.Namespace) -> int:
             for case in bench.cases:
                 print(f"{case.name:<34}{case.title}")
         return status.PASSED
+    if options.report:
+        _check_writable(options.report)
     with _Progress() as progress:
         result = run(benches, options.seconds, cpu=options.cpu, progress=progress.show)
+    if options.report:
+        _write_report(result, options)
     if options.json:
         print(json.dumps(to_json(result)))
     elif options.csv:
@@ -128,6 +133,24 @@ def measure(options: argparse.Namespace) -> int:
         status.complain(result.skipped[0].reason)
         return status.SKIPPED
     return status.PASSED
+
+
+def _check_writable(name: str) -> None:
+    """Say so before anything is measured for it."""
+    try:
+        with open(name, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"--report {name}", error.strerror or str(error), "name a file to write"
+        ) from None
+
+
+def _write_report(result: BenchResult, options: argparse.Namespace) -> None:
+    from pyvmm.bench.html import page
+
+    with open(options.report, "w", encoding="utf-8") as file:
+        file.write(page(result, f"pyvmm bench {options.subject}"))
 
 
 class _Progress:
