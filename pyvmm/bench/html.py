@@ -66,8 +66,9 @@ def _page(result: BenchResult, title: str) -> Iterator[str]:
         yield "".join(f"<p>{escape(doubt)}" for doubt in doubts) + "</div>"
     yield "<h2>Distribution of single operations</h2>"
     yield (
-        "<p class=faint>Each row is a case; heights are the square root of how many. The lines mark p50 and p99; the "
-        "hollow mark is the floor, the same system calls from bare C, while nothing disturbs."
+        "<p class=faint>Each row is a case; a height is the square root of how many operations. "
+        "The lines mark p50 and p99; the hollow mark is the floor, the same system calls from "
+        "bare C, while nothing disturbs."
     )
     yield from _distributions(result.cases)
     split = [case for case in result.cases if case.split]

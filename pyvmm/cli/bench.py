@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pyvmm.cli import main as status
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pyvmm.bench.result import BenchResult
 
 _SECONDS = {"exits": 35.0, "conversions": 35.0, "lifecycle": 15.0, "all": 85.0}
+_AB_SECONDS = 15.0
 _THRESHOLD = 2.5
 _WIDTH = 30
 
@@ -38,6 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ):
         _add_measuring(subjects.add_parser(name, help=text, description=f"Measure {text}."), name)
     _add_compare(subjects)
+    _add_ab(subjects)
 
 
 def _add_measuring(parser: argparse.ArgumentParser, name: str) -> None:
@@ -72,6 +75,41 @@ def _add_compare(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("b", metavar="B.json")
     _add_comparing(parser)
     parser.set_defaults(func=compare_files)
+
+
+def _add_ab(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subjects.add_parser(
+        "ab",
+        help="measure two kernels or environments by turns and compare them",
+        description="Measure A and B by turns and compare B with A: two kernels of the lab, or "
+        "this host without and with a variable, or with one and another. Exit status: 1 when a "
+        "case got worse.",
+    )
+    parser.add_argument("what", choices=tuple(_SECONDS), nargs="?", default="exits")
+    sides = parser.add_mutually_exclusive_group(required=True)
+    sides.add_argument("--kernel", action="append", metavar="NAME", help="A, and again for B")
+    sides.add_argument(
+        "--env", action="append", type=_variable, metavar="NAME=VALUE", help="B; or A, then B"
+    )
+    parser.add_argument(
+        "--repeat", type=_repetitions, default=5, metavar="N", help="runs of each side (5)"
+    )
+    _add_choosing(parser, _AB_SECONDS)
+    _add_comparing(parser)
+    parser.set_defaults(func=ab)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _repetitions(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000")
+    return int(text)
 
 
 def _add_comparing(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +231,34 @@ def compare_files(options: argparse.Namespace) -> int:
             "measure the same subject",
         )
     return _show_comparison(comparison, options.json)
+
+
+def ab(options: argparse.Namespace) -> int:
+    from pyvmm.bench import ab as sides
+    from pyvmm.bench.comparison import compare
+
+    given = options.kernel or options.env
+    if len(given) > 2 or (options.kernel and len(given) != 2):
+        raise ConfigurationError(
+            "bench ab", f"{len(given)} sides", "give --kernel twice, or --env once or twice"
+        )
+    # A and B are this process's own words again, so -k and --seconds mean the same there.
+    words = ["--seconds", str(options.seconds), *(["-k", options.k] if options.k else [])]
+    if options.cpu is not None:
+        words += ["--cpu", str(options.cpu)]
+    command = sides.command(options.what, words)
+    with ExitStack() as stack:
+        progress = stack.enter_context(_Progress())
+        if options.kernel:
+            labs = sides.lab_sides(options.kernel, command, options.seconds, status.complain)
+            both = stack.enter_context(labs)
+        else:
+            environments = [dict([each]) for each in given]
+            if len(environments) == 1:
+                environments.insert(0, {})
+            both = [sides.host_side(command, each, options.seconds) for each in environments]
+        a, b = sides.alternate(both, options.repeat, progress.show)
+    return _show_comparison(compare(a, b, options.threshold / 100), options.json)
 
 
 def _show_comparison(comparison: Comparison, as_json: bool) -> int:
