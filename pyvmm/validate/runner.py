@@ -73,13 +73,13 @@ class Runner:
             self._pool.append(self._start())
         waiting = numbers[::-1]
         while waiting or any(worker.case is not None for worker in self._pool):
-            for worker in self._pool:
+            for worker in list(self._pool):
                 if worker.case is None and waiting:
                     self._give(worker, waiting.pop())
             busy = {worker.connection: worker for worker in self._pool if worker.case is not None}
             for ready in wait(list(busy), timeout=self._until_deadline()):
                 yield self._take(busy[ready])  # type: ignore[index]
-            for worker in self._pool:
+            for worker in list(self._pool):
                 if worker.case is not None and self._left(worker) <= 0:
                     yield self._kill(worker)
 
@@ -94,9 +94,18 @@ class Runner:
         return _Worker(process, ours)
 
     def _give(self, worker: _Worker, number: int) -> None:
+        if not worker.process.is_alive():
+            # It died of what an earlier case left behind; this one must not be blamed.
+            worker = self._renew(worker)
         self.started(self.cases[number])
         worker.case, worker.since = number, time.monotonic()
         worker.connection.send(number)
+
+    def _renew(self, worker: _Worker) -> _Worker:
+        worker.connection.close()
+        fresh = self._start()
+        self._pool[self._pool.index(worker)] = fresh
+        return fresh
 
     def _left(self, worker: _Worker) -> float:
         assert worker.case is not None
@@ -128,9 +137,7 @@ class Runner:
         assert worker.case is not None
         each = self.cases[worker.case]
         duration = time.monotonic() - worker.since
-        worker.connection.close()
-        self._pool.remove(worker)
-        self._pool.append(self._start())
+        self._renew(worker)
         return CaseResult(
             each.name, each.id, each.title, each.subject, state, message, "", duration
         )
