@@ -102,6 +102,7 @@ void loop_kick(struct vcpu_loop *loop)
 {
 	pid_t thread;
 
+	__atomic_store_n(&loop->kick_sent_ns, monotonic_ns(), __ATOMIC_RELAXED);
 	__atomic_store_n(&loop->kick_requested, 1, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	thread = __atomic_load_n(&loop->thread, __ATOMIC_SEQ_CST);
@@ -399,6 +400,7 @@ static enum loop_stop interrupted(struct vcpu_loop *loop)
 	__atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 	if (__atomic_exchange_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST)) {
 		loop->kicks++;
+		loop->kick_seen_ns = monotonic_ns();
 		return STOP_KICK;
 	}
 	if (loop->deadline && monotonic_ns() >= loop->deadline)
@@ -484,6 +486,7 @@ enum loop_stop loop_run(struct vcpu_loop *loop)
 	if (__atomic_exchange_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST)) {
 		__atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 		loop->kicks++;
+		loop->kick_seen_ns = monotonic_ns();
 		stop = STOP_KICK;
 	} else {
 		stop = run_until_stop(loop);

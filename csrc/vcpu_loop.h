@@ -103,6 +103,9 @@ struct vcpu_loop {
 	uint64_t exit_total;
 	uint64_t interrupted; /* EINTR */
 	uint64_t kicks;
+	/* CLOCK_MONOTONIC ns of the last kick, and of its end of loop_run(); 0: none */
+	uint64_t kick_sent_ns;
+	uint64_t kick_seen_ns;
 	struct exit_log log;
 	struct exit_times times[LOOP_REASONS];
 	struct histogram exit_latency;	     /* from KVM_RUN's return to the next call */

@@ -208,6 +208,9 @@ struct vcpu_loop {
 	uint64_t exit_total;
 	uint64_t interrupted;
 	uint64_t kicks;
+	uint64_t kick_sent_ns;
+	uint64_t kick_seen_ns;
+	int timer_thread;
 	struct exit_log log;
 	struct exit_times times[...];
 	struct histogram exit_latency;

@@ -7,8 +7,10 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from pyvmm.cli import main as status
@@ -17,9 +19,10 @@ from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.errors import PyvmmError, UnsupportedError
 from pyvmm.guest.assembler import load_guest
 from pyvmm.host import host_facts, kernel_release
-from pyvmm.machine import Machine
+from pyvmm.machine import LogFunction, Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.report import Result, RunReport
+from pyvmm.vcpu_loop import ExitRecord
 
 _STATUS = {
     Result.PASS: status.PASSED,
@@ -57,6 +60,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--log", metavar="FILE", help="write a JSON line for each exit")
+    parser.add_argument(
+        "--timeline", metavar="FILE", help="write a timeline for ui.perfetto.dev (JSON)"
+    )
     parser.set_defaults(func=run, unblocks_signals=True)
 
 
@@ -135,16 +141,13 @@ def _report(
                     irqchip=options.irqchip,
                 )
             )
-            if options.log:
-                from pyvmm.cli.exit_log import ExitLogFile
-
-                log = stack.enter_context(ExitLogFile(options.log))
-                machine.log_exits(log.write)
+            finish = _log_exits(options, machine, stack)
             if console is not None and console.is_live:
                 machine.on_tick = lambda: _show_live(machine, console)
             interruption.then(machine.kick)
             try:
                 machine.run(options.deadline)
+                finish()
             finally:
                 report = machine.report()
                 if console is not None:
@@ -156,6 +159,43 @@ def _report(
         return replace(report, result=Result.ERROR, reason=str(error))
     except MemoryError:
         return replace(report, result=Result.ERROR, reason=status.OUT_OF_MEMORY)
+
+
+def _log_exits(
+    options: argparse.Namespace, machine: Machine, stack: ExitStack
+) -> Callable[[], None]:
+    """Let exits go where --log and --timeline say; what is to be done after the run."""
+    takers: list[LogFunction] = []
+    finish: Callable[[], None] = _nothing
+    if options.log:
+        from pyvmm.cli.exit_log import ExitLogFile
+
+        takers.append(stack.enter_context(ExitLogFile(options.log)).write)
+    if options.timeline:
+        from pyvmm.timeline import TimelineFile
+        from pyvmm.tracefs import KernelTrace
+
+        timeline = stack.enter_context(TimelineFile(options.timeline))
+        takers.append(timeline.exit)
+        try:
+            trace = stack.enter_context(KernelTrace())
+        except UnsupportedError as error:
+            status.complain(f"the timeline has no tracepoints of the kernel: {error}")
+            finish = partial(timeline.finish, machine, tuple)
+        else:
+            finish = partial(timeline.finish, machine, trace.stop)
+
+    def take(vcpu: int, record: ExitRecord) -> None:
+        for each in takers:
+            each(vcpu, record)
+
+    if takers:
+        machine.log_exits(take)
+    return finish
+
+
+def _nothing() -> None:
+    pass
 
 
 def _show_live(machine: Machine, console: ConsoleText) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pyvmm"
 # From the ground up; a module may import from its own row, where no cycle comes of it, and
 # from rows above it in this list. The longest prefix that fits a module counts.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("pyvmm.errors", "pyvmm.host", "pyvmm.printable", "pyvmm._native"),
+    ("pyvmm.errors", "pyvmm.host", "pyvmm.printable", "pyvmm.tracefs", "pyvmm._native"),
     ("pyvmm.native",),
     ("pyvmm.uapi", "pyvmm.ioctls"),
     ("pyvmm.fd", "pyvmm.mapping"),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.memory",),
     ("pyvmm.report", "pyvmm.diagnosis"),
     ("pyvmm.machine",),
-    ("pyvmm.bench", "pyvmm.validate", "pyvmm.doctor"),
+    ("pyvmm.bench", "pyvmm.validate", "pyvmm.doctor", "pyvmm.timeline"),
     ("pyvmm.pytest_plugin", "pyvmm.cli"),
     ("pyvmm.__main__",),
 )
@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LAB_MAY_IMPORT = ("pyvmm.lab", "pyvmm.errors")
 # Anybody above the ground floor may ask what the package itself offers, but nobody does.
 SLOW = ("argparse", "json", "rich", "psutil", "capstone", "matplotlib", "elftools", "subprocess")
-QUICK_PARTS = ("cli", "lab", "bench", "validate", "pytest_plugin", "guest")
+QUICK_PARTS = ("cli", "lab", "bench", "validate", "pytest_plugin", "guest", "timeline", "tracefs")
 
 
 def modules() -> dict[str, Path]:
