@@ -121,6 +121,11 @@ def _guarded(command: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
         except LabError as error:
             _say(str(error))
             return error.status
+        except BrokenPipeError:
+            raise  # whoever read our output has gone
+        except OSError as error:
+            _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            return LabError.status
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         except _Terminated:

@@ -165,7 +165,7 @@ class Lab:
                 self._announce(f"{failure.thing}: {failure.cause}; booting once more")
                 self._boot()
         except _BootFailed as failure:
-            raise failure from None
+            raise failure from None  # the first attempt was announced
         return self
 
     def __exit__(
@@ -222,7 +222,11 @@ class Lab:
         started = time.monotonic()
         self._console_seen = self._qemu.console.stat().st_size
         source = stdin if isinstance(stdin, int) else None
-        ending = self._attend(self._qemu, request, source, sinks, timeout, terminal)
+        try:
+            ending = self._attend(self._qemu, request, source, sinks, timeout, terminal)
+        except BaseException:
+            self._end()  # the command goes on in there: nothing else can be asked of this agent
+            raise
         if ending.status is None:
             self._log += self._console_lines(self._console_seen)
             self._end()

@@ -162,6 +162,17 @@ def test_a_soft_lockup() -> None:
     assert any("soft lockup" in splat.title for splat in result.splats)
 
 
+def test_a_callable_that_fails_ends_the_lab() -> None:
+    def refuse(data: bytes) -> None:
+        raise ValueError(data)
+
+    with Lab() as lab:
+        with pytest.raises(ValueError, match="out"):
+            lab.run(["echo", "out"], stdout=refuse)
+        with pytest.raises(LabError, match="gone"):
+            lab.run(["true"])
+
+
 def test_a_job_that_fills_the_results_folder(tmp_path: Path) -> None:
     with Lab(results=tmp_path, results_mib=8) as lab:
         script = 'while :; do head -c 1000000 /dev/zero >>"$PYVMM_RESULTS/big"; done'
