@@ -18,7 +18,7 @@ from pyvmm.lab.lab import Lab
 
 pytestmark = pytest.mark.boots
 
-# lkdtm(4)-like: drivers/misc/lkdtm makes the kernel fail in the way that is asked for.
+# drivers/misc/lkdtm makes the kernel fail in the way that is asked for.
 _PROVOKE = "/sys/kernel/debug/provoke-crash/DIRECT"
 _CLI = "import sys; from pyvmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
