@@ -22,7 +22,15 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from pyvmm.bench.exits import NOTHING_GPA, check, forever, guest, segment, unexpected
+from pyvmm.bench.exits import (
+    NOTHING_GPA,
+    check,
+    forever,
+    guest,
+    opened,
+    segment,
+    unexpected,
+)
 from pyvmm.bench.measure import Bench, Case, Promise, Times
 from pyvmm.machine import REGION_GPA, SHARED_VIEW_GPA, Machine
 from pyvmm.mapping import PAGE_SIZE, PROT_NONE, PROT_READ_WRITE
@@ -452,7 +460,7 @@ def split(measured: dict[str, float]) -> dict[str, float]:
 
 
 def _machine(stack: ExitStack, backend: str, code: str, vcpus: int = 1) -> Machine:
-    return stack.enter_context(Machine(guest(code), backend=backend, vcpus=vcpus))
+    return opened(stack, Machine(guest(code), backend=backend, vcpus=vcpus))
 
 
 def _apart(stack: ExitStack, backend: str, code: str, warm_up: int) -> Apart:

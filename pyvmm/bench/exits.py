@@ -370,8 +370,17 @@ def unexpected(stop: int) -> PyvmmError:
 # ---- the cases ----
 
 
+def opened(stack: ExitStack, machine: Machine) -> Machine:
+    """A machine that is closed with ``stack``, its ticks before it: a tick that comes while
+    the next machine is made would interrupt that."""
+    stack.enter_context(machine)
+    for loop in machine.loops:
+        stack.callback(loop.disarm)
+    return machine
+
+
 def _machine(stack: ExitStack, code: str, *, protocol_off: bool = False) -> Machine:
-    machine = stack.enter_context(Machine(guest(code), backend="emulated"))
+    machine = opened(stack, Machine(guest(code), backend="emulated"))
     if protocol_off:
         machine.loops[0].raw.protocol.unclaimed_to_python = True
     return machine
@@ -454,10 +463,8 @@ again:  movl $KVM_HC_MAP_GPA_RANGE, %eax
 def _hypercall(stack: ExitStack) -> LoopExperiment:
     for backend in ("memory_error", "guest_memfd"):
         with suppress(UnsupportedError):
-            machine = Machine(
-                assemble(_HYPERCALL.format(instruction=hypercall_instruction())), backend=backend
-            )
-            stack.enter_context(machine)
+            code = assemble(_HYPERCALL.format(instruction=hypercall_instruction()))
+            machine = opened(stack, Machine(code, backend=backend))
             if machine.loops[0].raw.protocol.features & lib.FEATURE_HYPERCALL:
                 return LoopExperiment(machine, lib.KVM_EXIT_HYPERCALL)
     raise UnsupportedError(

@@ -153,7 +153,7 @@ def measure(options: argparse.Namespace) -> int:
     if options.list:
         for bench in benches:
             for case in bench.cases:
-                print(f"{case.name:<34}{case.title}")
+                print(f"{case.name:<38}{case.title}")
         return status.PASSED
     if options.report:
         _check_writable(options.report)

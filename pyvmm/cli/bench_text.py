@@ -36,13 +36,13 @@ def _table(cases: Sequence[CaseResult]) -> Iterator[str]:
     samples = sum(case.samples for case in cases) or 1
     total = sum(case.samples * case.mean_ns for case in cases) or 1.0
     yield (
-        f"{'VM-EXIT':<24}{'Samples':>9}{'Samples%':>10}{'Time%':>9}{'Min':>11}{'Max':>13}"
+        f"{'VM-EXIT':<38}{'Samples':>9}{'Samples%':>10}{'Time%':>9}{'Min':>11}{'Max':>13}"
         f"{'Avg':>12}{'p50':>11}{'p90':>11}{'p99':>12}{'p99.9':>13}"
     )
     for case in cases:
         values = {name: _us(value) for name, value in case.percentiles.items()}
         yield (
-            f"{case.name:<24}{case.samples:>9}{case.samples / samples:>10.2%}"
+            f"{case.name:<38}{case.samples:>9}{case.samples / samples:>10.2%}"
             f"{case.samples * case.mean_ns / total:>9.2%}"
             f"{values.get('min', ''):>11}{values.get('max', ''):>13}{_us(case.mean_ns):>12}"
             f"{values.get('p50', ''):>11}{values.get('p90', ''):>11}{values.get('p99', ''):>12}"
@@ -56,13 +56,13 @@ def _us(nanoseconds: float) -> str:
 
 def _floors(cases: Sequence[CaseResult]) -> Iterator[str]:
     yield (
-        f"{'case':<24}{'floor ns':>12}{'ns':>12}{'more ns':>11}{'ratio':>9}"
+        f"{'case':<38}{'floor ns':>12}{'ns':>12}{'more ns':>11}{'ratio':>9}"
         f"  {'99 % interval':<19}promise"
     )
     for case in cases:
         promise = f"{case.promise}: {'kept' if case.kept else 'NOT KEPT'}" if case.promise else ""
         yield (
-            f"{case.name:<24}{case.floor_ns:>12,.0f}{case.ns:>12,.0f}"
+            f"{case.name:<38}{case.floor_ns:>12,.0f}{case.ns:>12,.0f}"
             f"{case.ns - case.floor_ns:>+11,.0f}{case.ratio:>9.4f}"
             f"  {f'{case.ci[0]:.4f} to {case.ci[1]:.4f}':<19}{promise}"
         ).rstrip()
@@ -72,12 +72,12 @@ def _splits(cases: Sequence[CaseResult]) -> Iterator[str]:
     names = list(dict.fromkeys(name for case in cases for name in case.split))
     if not names:
         return
-    yield f"{'case':<34}" + "".join(f"{name:>13}" for name in [*names, "sum", "whole"])
+    yield f"{'case':<38}" + "".join(f"{name:>13}" for name in [*names, "sum", "whole"])
     for case in cases:
         if case.split:
             parts = [f"{case.split.get(name, 0.0) / 1000:>13.2f}" for name in names]
             whole = f"{sum(case.split.values()) / 1000:>13.2f}{case.ns / 1000:>13.2f}"
-            yield f"{case.name:<34}" + "".join(parts) + whole
+            yield f"{case.name:<38}" + "".join(parts) + whole
 
 
 def _doubts(result: BenchResult) -> Iterator[str]:
@@ -118,14 +118,14 @@ def write_csv(result: BenchResult, out: TextIO) -> None:
 
 def show_comparison(comparison: Comparison) -> None:
     colour = sys.stdout.isatty() and has_colour()
-    print(f"{'case':<34}{'A':>9}{'B':>9}{'change':>9}  {'99 % interval':<19}verdict")
+    print(f"{'case':<38}{'A':>9}{'B':>9}{'change':>9}  {'99 % interval':<19}verdict")
     for change in comparison.changes:
         low, high = change.interval
         verdict = change.verdict.value
         if colour and change.verdict in _COLOURS:
             verdict = f"\x1b[{_COLOURS[change.verdict]}m{verdict}\x1b[0m"
         print(
-            f"{printable(change.name):<34}{change.before:>9.4f}{change.now:>9.4f}"
+            f"{printable(change.name):<38}{change.before:>9.4f}{change.now:>9.4f}"
             f"{change.factor - 1:>+9.2%}  {f'{low - 1:+.2%} to {high - 1:+.2%}':<19}{verdict}"
         )
     for side, names in (("A", comparison.only_a), ("B", comparison.only_b)):
