@@ -2,8 +2,10 @@
 
 Every case is set up anew in each round, and each round visits every case, so that what
 differs from one machine to the next, and what changes on the host meanwhile, is in the
-interval. Within a round both sides run short batches by turns on the same vCPU, after
-one batch each to warm up; a batch's operations are doubled until it is long enough.
+interval. What time is left goes to the cases whose rounds agree least.
+
+Within a round both sides run short batches by turns on the same vCPU, after one batch
+each to warm up; a batch's operations are doubled until it is long enough.
 """
 
 from __future__ import annotations
@@ -12,22 +14,26 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pyvmm.bench.result import BenchResult, CaseResult, Skipped
-from pyvmm.bench.statistics import bootstrap_of_median, lower_quartile, median
+from pyvmm.bench.statistics import bootstrap_of_median, lower_quartile, median, quantile
 from pyvmm.bench.surroundings import Surroundings
 from pyvmm.errors import ConfigurationError, UnsupportedError
 from pyvmm.native import ffi, lib
 from pyvmm.report import Latency
 
-ROUNDS = 10
+ROUNDS = 8
+# The rest of the time goes to the cases that are known least.
+_IN_ROUNDS = 0.65
+_MOST_EXTRA_ROUNDS = 2 * ROUNDS
 # Long enough that timing it costs little, short enough that many are not disturbed.
 _BATCH_NS = 200_000
-_LEAST_PAIRS = 4
+# The lower quartile of fewer is that of nothing, on a CPU shared with others.
+_LEAST_PAIRS = 12
 # Of a case's time: how much goes to the distribution of single operations.
 _SAMPLING = 0.2
 # A ratio that is not known better than this is not known.
@@ -138,28 +144,23 @@ def run(
             f"--cpu {chosen}", "this process may not run there", f"use one of {sorted(allowed)}"
         )
     surroundings = Surroundings(chosen)
+    schedule = _Schedule(benches, seconds)
     gathered = {bench: [_gather(case) for case in bench.cases] for bench in benches}
-    operations = dict.fromkeys(benches, 0)
+    operations: dict[Bench, int] = {}
     skipped: dict[Bench, str] = {}
-    end = time.monotonic() + seconds
-    left = ROUNDS * len(benches)
-    for number in range(ROUNDS):
-        for bench in benches:
-            progress(bench.cases[0].name, 1 - left / (ROUNDS * len(benches)))
-            slice_s = max(0.0, end - time.monotonic()) / left
-            left -= 1
-            if bench in skipped:
-                continue
-            try:
-                with ExitStack() as stack:
-                    if bench.pinned:
-                        stack.enter_context(_on_cpu(chosen))
-                    experiment = bench.set_up(stack)
-                    if number == 0:
-                        operations[bench] = _long_enough(experiment, bench)
-                    _round(experiment, operations[bench], slice_s, gathered[bench])
-            except UnsupportedError as error:
-                skipped[bench] = str(error)
+    while (bench := schedule.next(gathered)) is not None:
+        progress(bench.cases[0].name, schedule.share())
+        try:
+            with ExitStack() as stack:
+                if bench.pinned:
+                    stack.enter_context(_on_cpu(chosen))
+                experiment = bench.set_up(stack)
+                if bench not in operations:
+                    operations[bench] = _long_enough(experiment, bench)
+                _round(experiment, operations[bench], schedule.slice_s(), gathered[bench])
+        except UnsupportedError as error:
+            skipped[bench] = str(error)
+            schedule.skip(bench)
     progress("", 1.0)
     warnings = surroundings.end()
     return BenchResult(
@@ -168,6 +169,47 @@ def run(
         tuple(Skipped(case.name, why) for bench, why in skipped.items() for case in bench.cases),
         tuple(warnings),
     )
+
+
+class _Schedule:
+    """Whose turn it is: all of them round by round, then whose ratio is known the least."""
+
+    def __init__(self, benches: Sequence[Bench], seconds: float) -> None:
+        self._start = time.monotonic()
+        self._seconds = seconds
+        self._benches = list(benches)
+        self._waiting = list(benches) * ROUNDS
+        self._turns = dict.fromkeys(benches, 0)
+
+    def share(self) -> float:
+        return min(1.0, (time.monotonic() - self._start) / self._seconds)
+
+    def skip(self, bench: Bench) -> None:
+        self._benches.remove(bench)
+        self._waiting = [each for each in self._waiting if each is not bench]
+
+    def slice_s(self) -> float:
+        """Seconds for the turn that begins now."""
+        left = self._start + self._seconds * _IN_ROUNDS - time.monotonic()
+        if self._waiting:
+            return max(0.0, left / (len(self._waiting) + 1))
+        return self._seconds * _IN_ROUNDS / (ROUNDS * len(self._turns))
+
+    def next(self, gathered: Mapping[Bench, Sequence[_Gathered]]) -> Bench | None:
+        if self._waiting:
+            return self._waiting.pop(0)
+        wanting = [each for each in self._benches if self._turns[each] < _MOST_EXTRA_ROUNDS]
+        if not wanting or self._start + self._seconds < time.monotonic() + self.slice_s():
+            return None
+        worst = max(wanting, key=lambda each: max(_spread(g.ratios) for g in gathered[each]))
+        self._turns[worst] += 1
+        return worst
+
+
+def _spread(ratios: Sequence[float]) -> float:
+    """How little the median of some ratios is known."""
+    middle = quantile(ratios, 0.75) - quantile(ratios, 0.25)
+    return middle / median(ratios) / math.sqrt(len(ratios))
 
 
 @contextmanager
