@@ -53,8 +53,8 @@ class Promise:
             return f"at most {self.ratio - 1:.0%} more"
         return f"at most {self.more_ns:,.0f} ns more"
 
-    def kept(self, ns: float, floor_ns: float, ratio: float) -> bool:
-        return ratio <= self.ratio and ns - floor_ns <= self.more_ns
+    def kept(self, floor_ns: float, ratio: float) -> bool:
+        return ratio <= self.ratio and (ratio - 1) * floor_ns <= self.more_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +296,7 @@ def _finish(gathered: _Gathered, bench: Bench) -> CaseResult:
         samples=latency.count,
         mean_ns=gathered.latency.sum / max(latency.count, 1),
         promise=str(case.promise) if case.promise else "",
-        kept=case.promise.kept(ns, floor_ns, ratio) if case.promise else None,
+        kept=case.promise.kept(floor_ns, ratio) if case.promise else None,
         warnings=tuple(_doubts(gathered, ratio, interval.low, interval.high)),
         buckets=tuple(
             (lib.histogram_bucket_floor(at), count)

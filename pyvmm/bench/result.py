@@ -39,6 +39,11 @@ class CaseResult:
     warnings: tuple[str, ...] = ()
     buckets: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
+    @property
+    def more_ns(self) -> float:
+        """Nanoseconds over the floor, by the ratio: ``ns`` and ``floor_ns`` wander apart."""
+        return (self.ratio - 1) * self.floor_ns
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:

@@ -63,7 +63,7 @@ def _floors(cases: Sequence[CaseResult]) -> Iterator[str]:
         promise = f"{case.promise}: {'kept' if case.kept else 'NOT KEPT'}" if case.promise else ""
         yield (
             f"{case.name:<38}{case.floor_ns:>12,.0f}{case.ns:>12,.0f}"
-            f"{case.ns - case.floor_ns:>+11,.0f}{case.ratio:>9.4f}"
+            f"{case.more_ns:>+11,.0f}{case.ratio:>9.4f}"
             f"  {f'{case.ci[0]:.4f} to {case.ci[1]:.4f}':<19}{promise}"
         ).rstrip()
 
