@@ -92,11 +92,11 @@ def expect_no_growth(
     raise CheckFailed(f"{what} ({grows} of /proc/meminfo grows)", f"{seen}, limit {limit}")
 
 
-SIZE = 512 * PAGE
+SIZE = 128 * PAGE
 TIMES = 24
 # Machines that are used for next to nothing.
 EMPTY = 80
-# Half of what a leak of one in all pages would leave.
+# Half of the pages.
 LEAK = SIZE * TIMES // 2
 
 ENDINGS = ("file first", "VM first", "slot first", "punch", "vCPU last")
