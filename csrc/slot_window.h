@@ -9,8 +9,9 @@
  *
  * Guarantees: slot numbers stay within [slot_base, slot_base + slot_count); when
  * they run out the window is rebuilt from the fewest ranges. Where even those are
- * too many the call fails with -ENOSPC and has changed nothing. No allocation after init. The caller holds the
- * region's lock; the window borrows the VM's fd, the mapping and the guest_memfd.
+ * too many the call fails with -ENOSPC and has changed nothing. No allocation after
+ * init. The caller holds the region's lock; the window borrows the VM's fd, the
+ * mapping and the guest_memfd.
  */
 #ifndef PYVMM_SLOT_WINDOW_H
 #define PYVMM_SLOT_WINDOW_H

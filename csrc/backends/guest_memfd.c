@@ -107,18 +107,52 @@ static int protect_shared(const struct region *region, uint64_t first, uint64_t 
 	return mprotect(address, pages * PYVMM_PAGE_SIZE, protection) < 0 ? -errno : 0;
 }
 
-/* Give the file's pages back, but for those that were in use before the attempt. */
-static void undo_allocation(const struct region *region, int fd, enum page_state in_use,
-			    uint64_t first, uint64_t pages)
+/* What the private view needs in order to work, and the host in order not to see it. */
+static int show_private(struct region *region, uint64_t first, uint64_t pages)
+{
+	if (region_has_two_views(region))
+		return slot_window_fill(&region->private_window, first, pages);
+	return protect_shared(region, first, pages, PROT_NONE);
+}
+
+static int hide_private(struct region *region, uint64_t first, uint64_t pages)
+{
+	if (region_has_two_views(region))
+		return slot_window_clear(&region->private_window, first, pages);
+	return protect_shared(region, first, pages, PROT_READ | PROT_WRITE);
+}
+
+/* After a failure: what was shared, or private, is so again. */
+static void back_to_shared(struct region *region, uint64_t first, uint64_t pages)
 {
 	uint64_t page;
 
 	for (page = first; page < first + pages; page++) {
-		if (region->states[page] != in_use)
-			page_range_punch(fd, page * PYVMM_PAGE_SIZE, PYVMM_PAGE_SIZE);
+		if (region->states[page] != PAGE_SHARED)
+			continue;
+		set_attributes(region, region->shared_gpa, page, 1, 0);
+		hide_private(region, page, 1);
+		page_range_punch(region->private_fd, page * PYVMM_PAGE_SIZE, PYVMM_PAGE_SIZE);
 	}
 }
 
+static void back_to_private(struct region *region, uint64_t first, uint64_t pages)
+{
+	uint64_t page;
+
+	for (page = first; page < first + pages; page++) {
+		if (region->states[page] != PAGE_PRIVATE)
+			continue;
+		set_attributes(region, region->shared_gpa, page, 1, KVM_MEMORY_ATTRIBUTE_PRIVATE);
+		show_private(region, page, 1);
+		page_range_punch(region->shared_fd, page * PYVMM_PAGE_SIZE, PYVMM_PAGE_SIZE);
+	}
+}
+
+/*
+ * What can fail for want of memory comes before the old pages are discarded. Those
+ * are discarded when nothing maps them any more: that costs no TLB flush.
+ */
 static int to_private(struct region *region, uint64_t first, uint64_t pages)
 {
 	const uint64_t offset = first * PYVMM_PAGE_SIZE, size = pages * PYVMM_PAGE_SIZE;
@@ -128,20 +162,13 @@ static int to_private(struct region *region, uint64_t first, uint64_t pages)
 	if (!error)
 		error = set_attributes(region, region->shared_gpa, first, pages,
 				       KVM_MEMORY_ATTRIBUTE_PRIVATE);
-	if (error) {
-		undo_allocation(region, region->private_fd, PAGE_PRIVATE, first, pages);
-		return error;
-	}
-	/*
-	 * Nothing maps the shared side any more, and nothing yet the private one:
-	 * discarding it now costs no TLB flush and cannot zap a live mapping.
-	 */
-	error = page_range_punch(region->shared_fd, offset, size);
+	if (!error)
+		error = show_private(region, first, pages);
+	if (!error)
+		error = page_range_punch(region->shared_fd, offset, size);
 	if (error)
-		return error;
-	if (region_has_two_views(region))
-		return slot_window_fill(&region->private_window, first, pages);
-	return protect_shared(region, first, pages, PROT_NONE);
+		back_to_shared(region, first, pages);
+	return error;
 }
 
 static int to_shared(struct region *region, uint64_t first, uint64_t pages)
@@ -150,23 +177,14 @@ static int to_shared(struct region *region, uint64_t first, uint64_t pages)
 	int error;
 
 	error = page_range_allocate(region->shared_fd, offset, size);
-	if (error) {
-		undo_allocation(region, region->shared_fd, PAGE_SHARED, first, pages);
-		return error;
-	}
-	if (region_has_two_views(region)) {
-		error = slot_window_clear(&region->private_window, first, pages);
-		if (!error)
-			error = page_range_punch(region->private_fd, offset, size);
-		if (!error)
-			error = set_attributes(region, region->shared_gpa, first, pages, 0);
-		return error;
-	}
-	error = protect_shared(region, first, pages, PROT_READ | PROT_WRITE);
 	if (!error)
-		error = set_attributes(region, region->private_gpa, first, pages, 0);
+		error = hide_private(region, first, pages);
+	if (!error)
+		error = set_attributes(region, region->shared_gpa, first, pages, 0);
 	if (!error)
 		error = page_range_punch(region->private_fd, offset, size);
+	if (error)
+		back_to_private(region, first, pages);
 	return error;
 }
 

@@ -68,20 +68,28 @@ static enum recognition recognise(const struct memory *memory, int vcpu_fd,
 	return NOT_A_MEMORY_EXIT;
 }
 
+/* After a failure: of the range, the pages in this state are not in the other one's file. */
+static void punch_again(const struct region *region, enum page_state state, int fd,
+			uint64_t first, uint64_t pages)
+{
+	uint64_t page;
+
+	for (page = first; page < first + pages; page++) {
+		if (region->states[page] == state)
+			page_range_punch(fd, page * PYVMM_PAGE_SIZE, PYVMM_PAGE_SIZE);
+	}
+}
+
 static int to_private(struct region *region, uint64_t first, uint64_t pages)
 {
 	const uint64_t offset = first * PYVMM_PAGE_SIZE, size = pages * PYVMM_PAGE_SIZE;
-	uint64_t page;
 	int error;
 
 	error = page_range_allocate(region->private_fd, offset, size);
 	if (!error)
-		return page_range_punch(region->shared_fd, offset, size);
-	for (page = first; page < first + pages; page++) {
-		if (region->states[page] != PAGE_PRIVATE)
-			page_range_punch(region->private_fd, page * PYVMM_PAGE_SIZE,
-					 PYVMM_PAGE_SIZE);
-	}
+		error = page_range_punch(region->shared_fd, offset, size);
+	if (error)
+		punch_again(region, PAGE_SHARED, region->private_fd, first, pages);
 	return error;
 }
 
@@ -92,9 +100,11 @@ static int to_shared(struct region *region, uint64_t first, uint64_t pages)
 
 	/* The shared pages first: only that can fail, and it changes no page's state. */
 	error = page_range_allocate(region->shared_fd, offset, size);
+	if (!error)
+		error = page_range_punch(region->private_fd, offset, size);
 	if (error)
-		return error;
-	return page_range_punch(region->private_fd, offset, size);
+		punch_again(region, PAGE_PRIVATE, region->shared_fd, first, pages);
+	return error;
 }
 
 const struct backend backend_memory_error = {
