@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 from pyvmm.bench.result import BenchResult, CaseResult, Skipped
@@ -30,8 +31,10 @@ ROUNDS = 8
 # The rest of the time goes to the cases that are known least.
 _IN_ROUNDS = 0.65
 _MOST_EXTRA_ROUNDS = 2 * ROUNDS
-# Long enough that timing it costs little, short enough that many are not disturbed.
-_BATCH_NS = 200_000
+# A batch is long enough that starting it from Python costs little, and short enough that
+# many are not disturbed: so many times a call from Python, which is slow on an emulated CPU.
+_BATCH_CALLS = 1000
+_LEAST_BATCH_NS = 200_000
 # The lower quartile of fewer is that of nothing, on a CPU shared with others.
 _LEAST_PAIRS = 12
 # Of a case's time: how much goes to the distribution of single operations.
@@ -230,12 +233,20 @@ def _gather(case: Case) -> _Gathered:
 
 def _long_enough(experiment: Experiment, bench: Bench) -> int:
     """Operations of a batch: doubled until the quicker side takes long enough."""
+    enough = max(_LEAST_BATCH_NS, _BATCH_CALLS * _call_ns())
     operations = bench.least
     while True:
         quicker = min(sum(experiment.ours(operations)), sum(experiment.floor(operations)))
-        if quicker * operations >= _BATCH_NS or 2 * operations > bench.most:
+        if quicker * operations >= enough or 2 * operations > bench.most:
             return operations
         operations *= 2
+
+
+@cache
+def _call_ns() -> int:
+    """What a call of C from Python costs here."""
+    now = lib.monotonic_ns
+    return int(min(-(now() - now()) for _ in range(100)))
 
 
 def _round(
