@@ -318,7 +318,10 @@ def vm_pinned(tools: Toolbox) -> None:
     before = vms()
     vm = tools.private_vm()
     file = tools.keep(vm.vm.create_guest_memfd(SIZE))
-    check(vms() == before + 1, "a VM has no directory in /sys/kernel/debug/kvm")
+    check(
+        vms() == before + 1,
+        "a new VM gets no directory in /sys/kernel/debug/kvm: is that of a closed VM there still?",
+    )
     vm.close()
     check(vms() == before + 1, "a VM is gone while its guest_memfd is open")
     file.close()
