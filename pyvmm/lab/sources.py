@@ -121,7 +121,7 @@ class Tree:
         self._write_originals({name: originals[name] for name in touched})
 
     def _apply(self, patch: Path, place: str, log: Path) -> None:
-        command = ["patch", "-p1", "-f", "--no-backup-if-mismatch", "-r", "-"]
+        command = ["patch", "-p1", "-F0", "-f", "--no-backup-if-mismatch", "-r", "-"]
         with open(log, "a+") as output:
             start = output.tell()
             done = subprocess.run(
