@@ -36,7 +36,7 @@ VECTOR = 0x20
 # How often the guest does what KVM answers itself before it exits; the ring has 170 entries.
 INSIDE = 100
 _DEADLINE_S = 3600
-_KICK_DELAY_NS = 300_000
+_KICK_DELAY_NS = 50_000
 
 IN_C = Promise(ratio=1.02)
 IN_PLACE = Promise(more_ns=500)
