@@ -38,7 +38,8 @@ _LEAST_BATCH_NS = 200_000
 # The lower quartile of fewer is that of nothing, on a CPU shared with others.
 _LEAST_PAIRS = 12
 # Of a case's time: how much goes to the distribution of single operations.
-_SAMPLING = 0.2
+_SAMPLING = 0.35
+_LEAST_SAMPLES = 4
 # A ratio that is not known better than this is not known.
 _UNCERTAIN = 0.025
 _DRIFT = 0.15
@@ -114,7 +115,7 @@ class _Gathered:
     ratios: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
     floors: list[float] = field(default_factory=list)
-    splits: list[dict[str, float]] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
     disturbed: int = 0
 
 
@@ -263,13 +264,13 @@ def _round(
     while len(ours) < _LEAST_PAIRS or time.monotonic() < pair_end:
         ours.append(experiment.ours(operations))
         floors.append(experiment.floor(operations))
-    while True:
-        splits = experiment.sample(operations, [each.latency for each in gathered])
-        for each, split in zip(gathered, splits, strict=True):
-            if split:
-                each.splits.append(split)
-        if time.monotonic() >= start + seconds:
-            break
+    samples = 0
+    while samples < _LEAST_SAMPLES or time.monotonic() < start + seconds:
+        measured = experiment.sample(operations, [each.latency for each in gathered])
+        samples += 1
+        for each, parts in zip(gathered, measured, strict=True):
+            if parts:
+                each.parts.append(parts)
     disturbed = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
     for at, each in enumerate(gathered):
         typical = lower_quartile([times[at] for times in ours])
@@ -302,7 +303,7 @@ def _finish(gathered: _Gathered, bench: Bench) -> CaseResult:
         ratio=ratio,
         ci=(interval.low, interval.high),
         percentiles=percentiles,
-        split=bench.split(_typical(gathered.splits)) if gathered.splits else {},
+        split=bench.split(_typical(gathered.parts)) if gathered.parts else {},
         title=case.title,
         samples=latency.count,
         mean_ns=gathered.latency.sum / max(latency.count, 1),
