@@ -5,7 +5,8 @@ needs a kernel with private memory. Tests of the lab lane run inside the lab: py
 them here, boots one lab per kernel, runs pytest in there for exactly those tests, and hands
 their results on as if they had run here. A test says which kernel it wants by
 ``@pytest.mark.lab(kernel="memory-error")``; one that boots labs itself is marked ``boots`` and
-runs here.
+runs here. Booting takes its time, so the lab lane runs only when it is asked for: required, or
+named on the command line.
 
 At the end of a run each lane gets a line. ``--require-lanes unit,host`` makes a lane that ran
 nothing, or that could not run, a failure.
@@ -65,8 +66,12 @@ def why_no_kvm() -> str:
     return ""
 
 
-def why_no_lab(kernel: str, required: bool) -> str:
+def why_no_lab(kernel: str, config: pytest.Config) -> str:
     """Why tests for this kernel cannot run, or "". Only a required lane builds kernels."""
+    required = "lab" in required_lanes(config)
+    named = any(lane_of(Path(word.partition("::")[0])) == "lab" for word in config.args)
+    if not required and not named:
+        return "the lab was not asked for (name tests/lab, or --require-lanes lab)"
     from pyvmm.lab.errors import LabError
     from pyvmm.lab.kernels import find_built
     from pyvmm.lab.qemu import find_qemu
@@ -149,8 +154,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if lane == "host" or (lane == "lab" and inside_lab()):
         reason = why_no_kvm()
     elif lane == "lab":
-        required = "lab" in required_lanes(item.config)
-        reason = why_no_lab(item.stash[_kernel_key], required)
+        reason = why_no_lab(item.stash[_kernel_key], item.config)
     if reason:
         item.stash[_unavailable_key] = reason
         pytest.skip(reason)
@@ -207,7 +211,7 @@ class LaneRunner:
     def _run_group(self, kernel: str, items: list[pytest.Item]) -> None:
         """Boot a lab and run the tests in it; hands their reports on as they come."""
         required = "lab" in required_lanes(self.config)
-        reason = why_no_lab(kernel, required)
+        reason = why_no_lab(kernel, self.config)
         if reason:
             self._missing[kernel] = "skip " + reason
             return

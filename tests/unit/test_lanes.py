@@ -55,6 +55,12 @@ def test_each_lane_gets_a_line(run) -> None:  # type: ignore[no-untyped-def]
     assert status == 0
     assert "unit: 2 ran, 2 passed, 0 failed; 0 did not run" in output
     assert "host: 0 ran, 0 passed, 0 failed; 1 did not run\n    1: no KVM today" in output
+    assert "lab: 0 ran, 0 passed, 0 failed; 2 did not run\n    2: the lab was not asked" in output
+
+
+def test_the_lab_is_asked_for_by_its_folder(run) -> None:  # type: ignore[no-untyped-def]
+    status, output = run("tests/lab")
+    assert status == 0
     assert "lab: 0 ran, 0 passed, 0 failed; 2 did not run\n    2: qemu-system-x86_64" in output
 
 
