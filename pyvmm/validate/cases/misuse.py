@@ -85,6 +85,12 @@ def _other_vm(scene: Scene) -> int:
     return scene.tools.keep(vm.create_guest_memfd(SIZE)).fileno()
 
 
+def _slot_1(scene: Scene, **change: int) -> dict[str, int]:
+    """The slot that is there already, as it was made but for ``change``."""
+    made = {"slot": 1, "gpa": GPA, "address": scene.shared.address, "fd": scene.used.fileno()}
+    return {**made, **change}
+
+
 # What is wrong: how the call changes, and the errnos that are right.
 Change = Callable[[Scene], dict[str, int]]
 ROWS: dict[str, tuple[int | tuple[int, ...], Change]] = {
@@ -148,23 +154,18 @@ ROWS: dict[str, tuple[int | tuple[int, ...], Change]] = {
         BOUND,
         lambda scene: {"fd": scene.used.fileno(), "offset": SIZE - PAGE, "size": 2 * PAGE},
     ),
-    "another GPA for a slot that is there": (EINVAL, lambda scene: {"slot": 1}),
-    "another size for a slot that is there": (
+    "another GPA for a slot that is there": (EINVAL, lambda scene: _slot_1(scene, gpa=6 * GIB)),
+    "another size for a slot that is there": (EINVAL, lambda scene: _slot_1(scene, size=PAGE)),
+    "another file for a slot that is there": (
         EINVAL,
-        lambda scene: {"slot": 1, "gpa": GPA, "size": PAGE},
+        lambda scene: _slot_1(scene, fd=scene.free.fileno()),
     ),
-    "another file for a slot that is there": (EINVAL, lambda scene: {"slot": 1, "gpa": GPA}),
-    "no file for a slot that has one": (
-        EINVAL,
-        lambda scene: {"slot": 1, "gpa": GPA, "flags": 0},
-    ),
-    "a slot that is there made again as it is": (
-        EINVAL,
-        lambda scene: {"slot": 1, "gpa": GPA, "fd": scene.used.fileno()},
-    ),
+    "another offset for a slot that is there": (EINVAL, lambda scene: _slot_1(scene, offset=SIZE)),
+    "no file for a slot that has one": (EINVAL, lambda scene: _slot_1(scene, flags=0)),
+    "a slot that is there made again as it is": (EINVAL, lambda scene: _slot_1(scene)),
     "logging for a slot with a file": (
         EINVAL,
-        lambda scene: {"slot": 1, "gpa": GPA, "flags": lib.KVM_MEM_LOG_DIRTY_PAGES},
+        lambda scene: _slot_1(scene, flags=lib.KVM_MEM_LOG_DIRTY_PAGES),
     ),
     "size 0 for a slot that is not there": (EINVAL, lambda scene: {"size": 0}),
 }
