@@ -32,6 +32,7 @@ from pyvmm.bench.exits import (
     unexpected,
 )
 from pyvmm.bench.measure import Bench, Case, Promise, Times
+from pyvmm.errors import UnsupportedError
 from pyvmm.machine import REGION_GPA, SHARED_VIEW_GPA, Machine
 from pyvmm.mapping import PAGE_SIZE, PROT_NONE, PROT_READ_WRITE
 from pyvmm.memory.backends import BACKENDS
@@ -116,35 +117,32 @@ class Directions:
         Sums(self.to_shared)
 
     def _steps(self, to: PageState) -> Iterator[dict[str, Any]]:
-        """The order is that of csrc/backends/."""
+        """The order is that of csrc/backends/: what can fail comes before the discard."""
         backing = self._region.backing
         is_private = to is PageState.PRIVATE
         files = (backing.private_file, backing.shared_file)
         target, source = files if is_private else files[::-1]
-        allocate = self._file_step(lib.BARE_ALLOCATE, lib.BARE_PART_ALLOCATE, target)
-        discard = self._file_step(lib.BARE_PUNCH, lib.BARE_PART_DISCARD, source)
-        mechanism = self._machine.memory.mechanism
-        yield allocate
+        yield self._file_step(lib.BARE_ALLOCATE, lib.BARE_PART_ALLOCATE, target)
+        yield from self._switch(to)
+        yield self._file_step(lib.BARE_PUNCH, lib.BARE_PART_DISCARD, source)
+
+    def _switch(self, to: PageState) -> Iterator[dict[str, Any]]:
+        is_private = to is PageState.PRIVATE
+        mechanism, backing = self._machine.memory.mechanism, self._region.backing
         if mechanism == Mechanism.PROT_NONE:
             hosts = (backing.private_host, backing.shared_host)
             shown, hidden = hosts if is_private else hosts[::-1]
             yield self._protect(shown, PROT_READ_WRITE)
             yield self._protect(hidden, PROT_NONE)
-            yield discard
         elif mechanism == Mechanism.SLOTS:
             yield self._slot(lib.BARE_ADD_SLOT, to)
             yield self._slot(lib.BARE_DELETE_SLOT, PageState(1 - to))
-            yield discard
         elif mechanism == Mechanism.ATTRIBUTES and is_private:
             yield self._attributes(lib.KVM_MEMORY_ATTRIBUTE_PRIVATE)
-            yield discard
             yield self._slot(lib.BARE_ADD_SLOT, PageState.PRIVATE)
         elif mechanism == Mechanism.ATTRIBUTES:
             yield self._slot(lib.BARE_DELETE_SLOT, PageState.PRIVATE)
-            yield discard
             yield self._attributes(0)
-        else:
-            yield discard
 
     def _file_step(self, call: int, part: int, file: Any) -> dict[str, Any]:
         where = {"offset": self._offset, "size": self._size}
@@ -174,8 +172,9 @@ class Directions:
         is_private = side is PageState.PRIVATE
         raw = self._machine.memory.raw.regions[0]
         window = raw.private_window if is_private else raw.shared_window
-        own = window.slot_of_page[self._offset // PAGE_SIZE]
-        # A page that has no slot now gets the last number, which nobody else takes.
+        page = self._offset // PAGE_SIZE
+        own = window.slot_of_page[page]
+        # A page that has no slot now gets a number from the end, which nobody else takes.
         most = self._machine.vm.check_extension(lib.KVM_CAP_NR_MEMSLOTS)
         host = backing.private_host if is_private else backing.shared_host
         uses_file = is_private and self._machine.memory.mechanism == Mechanism.ATTRIBUTES
@@ -183,7 +182,7 @@ class Directions:
             "call": call,
             "part": lib.BARE_PART_SWITCH,
             "fd": self._machine.vm.fileno(),
-            "slot": most - 1 if own == 0xFFFFFFFF else window.slot_base + own,
+            "slot": most - 1 - page if own == 0xFFFFFFFF else window.slot_base + own,
             "gpa": (region.gpa if is_private else region.shared_gpa) + self._offset,
             "offset": self._offset,
             "size": self._size,
@@ -468,6 +467,15 @@ def _apart(stack: ExitStack, backend: str, code: str, warm_up: int) -> Apart:
     return Apart(_machine(stack, backend, code), plain, warm_up)
 
 
+def _early(stack: ExitStack, backend: str) -> Early:
+    machine = _machine(stack, backend, _TOUCH)
+    if machine.memory.mechanism == Mechanism.PRESENCE:
+        raise UnsupportedError(
+            f"{backend}, discarding early", "a page's presence is its state: nothing is switched"
+        )
+    return Early(machine)
+
+
 def _of_backend(backend: str) -> Iterator[Bench]:
     def case(name: str, title: str, promise: Promise | None = None) -> Case:
         return Case(f"{backend}_{name}", f"{backend}: {title}", promise)
@@ -493,7 +501,7 @@ def _of_backend(backend: str) -> Iterator[Bench]:
             case("discard_early_to_private", "a touch in bare C, discarding first; floor: last"),
             case("discard_early_to_shared", "a touch in bare C, discarding first; floor: last"),
         ),
-        lambda stack: Early(_machine(stack, backend, _TOUCH)),
+        lambda stack: _early(stack, backend),
         least=16,
     )
     for vcpus in VCPUS:
