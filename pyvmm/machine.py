@@ -21,7 +21,7 @@ from pyvmm.memory.backends import choose_backend
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
 from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport
-from pyvmm.uapi import PageState, Policy, reason_name
+from pyvmm.uapi import Mechanism, PageState, Policy, reason_name
 from pyvmm.vcpu import Vcpu
 from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
 
@@ -35,6 +35,7 @@ TSS_GPA = 0xFFFB_D000
 IDENTITY_MAP_GPA = 0xFFFB_C000
 
 _DEFAULT_LOG = 1024
+_LONGEST_S = 1_000_000
 
 _STOP_EXIT: int = lib.STOP_EXIT
 # Exits after which there is nothing to go on with.
@@ -141,6 +142,11 @@ class Machine:
         # Closed last to first: the loops, the vCPUs, the VM, then the memory behind it.
         self.vm = kvm.create_vm(chosen.vm_type)
         self._resources.append(self.vm)
+        if mechanism is Mechanism.SLOTS and (
+            self.vm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2) & lib.KVM_X86_QUIRK_SLOT_ZAP_ALL
+        ):
+            # A deleted slot then takes its own mappings along, not all of the VM's.
+            self.vm.enable_cap(lib.KVM_CAP_DISABLE_QUIRKS2, lib.KVM_X86_QUIRK_SLOT_ZAP_ALL)
         self.memory = GuestMemory(self.vm, chosen, mechanism, policy)
         self._resources.append(self.memory)
         if self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
@@ -205,8 +211,7 @@ class Machine:
         A KeyboardInterrupt (or any exception of a device or policy) stops all vCPUs and
         is raised again; :meth:`report` then has what happened so far.
         """
-        self._start()
-        deadline = time.monotonic_ns() + int(deadline_s * 1e9)
+        deadline = self._start(deadline_s)
         self._running = True
         threads: list[threading.Thread] = []
         errors: list[BaseException] = []
@@ -253,11 +258,10 @@ class Machine:
         """
         if len(self.loops) != 1:
             raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")
-        self._start()
+        deadline = self._start(deadline_s)
         loop = self.loops[0]
         run = loop.vcpu.kvm_run
         self._protocol.unclaimed_to_python = True
-        deadline = time.monotonic_ns() + int(deadline_s * 1e9)
         try:
             while True:
                 stop = loop.run(deadline)
@@ -295,11 +299,17 @@ class Machine:
         self._kicked = True
         self._end_all()
 
-    def _start(self) -> None:
+    def _start(self, deadline_s: float) -> int:
+        """The deadline on CLOCK_MONOTONIC, in nanoseconds."""
         self._check_open()
         if self._started:
             raise ConfigurationError("machine", "it has run already", "make a new one")
+        if not 0 < deadline_s <= _LONGEST_S:
+            raise ConfigurationError(
+                f"a deadline of {deadline_s} s", f"it must be more than 0 and at most {_LONGEST_S}"
+            )
         self._started = True
+        return time.monotonic_ns() + int(deadline_s * 1e9)
 
     def _run_vcpu(self, index: int, deadline: int) -> None:
         loop = self.loops[index]
