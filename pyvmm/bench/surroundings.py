@@ -39,7 +39,6 @@ class Surroundings:
             ),
             "virtual_machine": is_virtual(),
             "kernel": kernel_release(),
-            "kernel_command_line": read(Path("/proc/cmdline")),
             "kvm_modules": kvm_modules(),
             "kvm_parameters": kvm_parameters(),
             "mitigations": mitigations(),
