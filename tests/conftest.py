@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ hypothesis.settings.load_profile("pyvmm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job, as CI may be one, ignores Ctrl-C, and so would what tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A leaked descriptor or an error in a destructor is a failure like any other.
     config.addinivalue_line("filterwarnings", "error")
 
