@@ -29,7 +29,7 @@ from pyvmm.report import Latency
 
 ROUNDS = 8
 _LEAST_ROUNDS = 3
-_MOST_OVER = 2.0
+_MOST_OVER = 1.15
 # The rest of the time goes to the cases that are known least.
 _IN_ROUNDS = 0.65
 _MOST_EXTRA_ROUNDS = 12 * ROUNDS
@@ -202,7 +202,7 @@ class _Schedule:
         return self._seconds * _IN_ROUNDS / (ROUNDS * len(self._turns))
 
     def next(self, gathered: Mapping[Bench, Sequence[_Gathered]]) -> Bench | None:
-        # On a machine too slow for all rounds some must do, after twice the time.
+        # On a machine too slow for all rounds some must do.
         if self.share() >= _MOST_OVER and len(self._waiting) <= (ROUNDS - _LEAST_ROUNDS) * len(
             self._benches
         ):
