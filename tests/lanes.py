@@ -148,6 +148,12 @@ def _runs_inside(item: pytest.Item) -> bool:
     )
 
 
+def _seconds_for(item: pytest.Item) -> float:
+    """How long a test may take in the lab: the usual, or what it says itself if that is more."""
+    own = (mark.args[0] for mark in item.iter_markers("timeout") if mark.args)
+    return max(_SECONDS_PER_LAB_TEST, *own, 0)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     lane = item.stash[_lane_key]
     reason = ""
@@ -171,7 +177,8 @@ class LaneRunner:
         self.outcomes: dict[str, Counter[str]] = {lane: Counter() for lane in LANES}
         self.reasons: dict[str, Counter[str]] = {lane: Counter() for lane in LANES}
         self.unavailable: dict[str, str] = {}
-        self._reported: set[str] = set()
+        self._started: set[str] = set()
+        self._ended: set[str] = set()
         self._done: set[str] = set()
         self._missing: dict[str, str] = {}
         self._lane_of_nodeid: dict[str, str] = {}
@@ -194,18 +201,19 @@ class LaneRunner:
                 if _runs_inside(other) and other.stash[_kernel_key] == kernel
             ]
             self._run_group(kernel, group)
-        if item.nodeid not in self._reported:
+        if item.nodeid not in self._ended:
             self._hand_on(self._no_report(item))
         return True
 
     def _hand_on(self, report: pytest.TestReport) -> None:
         """Let everybody know of a report as if its test had run here."""
         hook = self.config.hook
-        if report.nodeid not in self._reported:
-            self._reported.add(report.nodeid)
+        if report.nodeid not in self._started:
+            self._started.add(report.nodeid)
             hook.pytest_runtest_logstart(nodeid=report.nodeid, location=report.location)
         hook.pytest_runtest_logreport(report=report)
         if report.when == "teardown":
+            self._ended.add(report.nodeid)
             hook.pytest_runtest_logfinish(nodeid=report.nodeid, location=report.location)
 
     def _run_group(self, kernel: str, items: list[pytest.Item]) -> None:
@@ -232,7 +240,7 @@ class LaneRunner:
                     self._inner_command([item.nodeid for item in items]),
                     cwd=self.config.rootpath,
                     env=_inner_environment(),
-                    timeout=_SECONDS_PER_LAB_TEST * len(items),
+                    timeout=sum(map(_seconds_for, items)),
                     stdout=output.feed,
                     stderr=output.feed,
                 )
