@@ -304,9 +304,9 @@ class Machine:
         self._check_open()
         if self._started:
             raise ConfigurationError("machine", "it has run already", "make a new one")
-        if not 0 < deadline_s <= _LONGEST_S:
+        if not -_LONGEST_S <= deadline_s <= _LONGEST_S:  # nor NaN; what is past ends the run
             raise ConfigurationError(
-                f"a deadline of {deadline_s} s", f"it must be more than 0 and at most {_LONGEST_S}"
+                f"a deadline of {deadline_s} s", f"it must be a number of at most {_LONGEST_S}"
             )
         self._started = True
         return time.monotonic_ns() + int(deadline_s * 1e9)

@@ -306,7 +306,7 @@ def test_made_in_one_thread_and_run_in_another() -> None:
         assert reports[0].exits["io"] > 0
 
 
-@pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("deadline", [float("nan"), float("inf"), -float("inf"), 1e300])
 def test_every_run_has_a_deadline(deadline: float) -> None:
     with Machine(out_loop()) as machine, pytest.raises(ConfigurationError, match="a deadline of"):
         machine.run(deadline)
