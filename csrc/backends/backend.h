@@ -47,6 +47,16 @@ static inline bool region_has_two_views(const struct region *region)
 	return region->shared_gpa != region->private_gpa;
 }
 
+/* The access behind a KVM_EXIT_MMIO. */
+static inline struct memory_access mmio_access(const struct kvm_run *run)
+{
+	return (struct memory_access){
+		.gpa = run->mmio.phys_addr,
+		.size = run->mmio.len,
+		.is_write = run->mmio.is_write,
+	};
+}
+
 static inline bool view_has(uint64_t view_gpa, uint64_t pages, uint64_t gpa)
 {
 	return gpa >= view_gpa && gpa - view_gpa < pages * PYVMM_PAGE_SIZE;

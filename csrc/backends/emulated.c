@@ -176,9 +176,7 @@ static enum recognition recognise(const struct memory *memory, int vcpu_fd,
 	if (run_errno)
 		return NOT_A_MEMORY_EXIT;
 	if (run->exit_reason == KVM_EXIT_MMIO) {
-		access->gpa = run->mmio.phys_addr;
-		access->size = run->mmio.len;
-		access->is_write = run->mmio.is_write;
+		*access = mmio_access(run);
 		return MEMORY_EXIT;
 	}
 	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&

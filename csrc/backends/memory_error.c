@@ -55,9 +55,7 @@ static enum recognition recognise(const struct memory *memory, int vcpu_fd,
 	(void)vcpu_fd;
 	*access = (struct memory_access){ 0 };
 	if (!run_errno && run->exit_reason == KVM_EXIT_MMIO) {
-		access->gpa = run->mmio.phys_addr;
-		access->size = run->mmio.len;
-		access->is_write = run->mmio.is_write;
+		*access = mmio_access(run);
 		return EMULATED_ACCESS;
 	}
 	if (run_errno == EPERM && run->exit_reason == KVM_EXIT_MEMORY_ERROR) {
