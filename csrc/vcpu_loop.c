@@ -103,7 +103,9 @@ void loop_kick(struct vcpu_loop *loop)
 	pid_t thread;
 
 	__atomic_store_n(&loop->kick_sent_ns, monotonic_ns(), __ATOMIC_RELAXED);
-	__atomic_store_n(&loop->kick_requested, 1, __ATOMIC_SEQ_CST);
+	/* Whoever asked first sends the signal; a storm of them would starve the vCPU's thread. */
+	if (__atomic_exchange_n(&loop->kick_requested, 1, __ATOMIC_SEQ_CST))
+		return;
 	__atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	thread = __atomic_load_n(&loop->thread, __ATOMIC_SEQ_CST);
 	/* A thread that has left meanwhile gets a signal that does nothing. */
