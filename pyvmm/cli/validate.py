@@ -12,8 +12,9 @@ from typing import Any
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import has_colour
+from pyvmm.errors import ConfigurationError
 from pyvmm.printable import printable
-from pyvmm.validate import baseline, ktap, report
+from pyvmm.validate import baseline, ktap, lines, report
 from pyvmm.validate.case import Case
 from pyvmm.validate.result import CaseResult, State
 
@@ -60,10 +61,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         const=-1,
         help="in random order; the seed is printed, and gives the same order again",
     )
+    parser.add_argument(
+        "--seed", type=_seed, metavar="SEED", help="for what is random; --shuffle SEED sets it too"
+    )
     parser.add_argument("--baseline", metavar="FILE", help="compare with what --json wrote earlier")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--ktap", action="store_true", help="KTAP version 1, line by line")
     output.add_argument("--json", action="store_true", help="one JSON object at the end")
+    output.add_argument(
+        "--json-lines", action="store_true", help="a JSON object per line, as it happens"
+    )
     output.add_argument("--list", action="store_true", help="show the names of the cases")
     parser.set_defaults(func=validate, unblocks_signals=True)
 
@@ -80,6 +87,15 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _chosen_seed(options: argparse.Namespace) -> int:
+    asked = {seed for seed in (options.seed, options.shuffle) if seed is not None and seed >= 0}
+    if len(asked) > 1:
+        raise ConfigurationError(
+            f"--seed {options.seed} --shuffle {options.shuffle}", "a run has one seed"
+        )
+    return asked.pop() if asked else random.randrange(1 << 32)
+
+
 def validate(options: argparse.Namespace) -> int:
     from pyvmm.validate.catalogue import select
 
@@ -88,9 +104,10 @@ def validate(options: argparse.Namespace) -> int:
         for each in cases:
             print(f"{each.name}  {each.title}")
         return status.PASSED
+    if options.json_lines and options.baseline:
+        raise ConfigurationError("--json-lines --baseline", "lines are not compared", "use --json")
     earlier = report.load(options.baseline) if options.baseline else None
-    asked = options.shuffle
-    seed = random.randrange(1 << 32) if asked is None or asked < 0 else asked
+    seed = _chosen_seed(options)
     with Interruption() as interruption:
         now = _run(options, cases, seed, interruption)
     comparison = None
@@ -114,7 +131,7 @@ def _run(
     from pyvmm.validate.runner import Runner
 
     start = time.monotonic()
-    show = _Progress(options, len(cases), seed)
+    show = _Progress(options, cases, seed)
     runner = Runner(
         cases,
         workers=options.workers,
@@ -142,12 +159,13 @@ def _run(
 
 
 class _Progress:
-    """What is printed while cases run: KTAP, or a line for each case that did not pass."""
+    """What is printed while cases run: KTAP, JSON lines, or a line for each that did not pass."""
 
-    def __init__(self, options: argparse.Namespace, count: int, seed: int) -> None:
+    def __init__(self, options: argparse.Namespace, cases: list[Case], seed: int) -> None:
         self.ktap = options.ktap
+        self.lines = options.json_lines
         self.quiet = options.json
-        self.count = count
+        self.count = count = len(cases)
         self.done = 0
         self.colour = sys.stdout.isatty() and has_colour()
         # A line that is written over again is only for people who look on.
@@ -155,10 +173,15 @@ class _Progress:
         if self.ktap:
             print("\n".join(ktap.heading(count)), flush=True)
             print(f"# seed {seed}", flush=True)
+        elif self.lines:
+            names = [each.name for each in cases]
+            print(lines.first(report.machine_facts(), seed, names), flush=True)
         elif not self.quiet:
             print(f"{count} cases, seed {seed}", flush=True)
 
     def started(self, each: Case) -> None:
+        if self.lines:
+            print(lines.started(each.name), flush=True)
         if self.live:
             line = f"{self.done}/{self.count} {each.name}"[:79]
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
@@ -167,6 +190,8 @@ class _Progress:
         self.done = number
         if self.ktap:
             print("\n".join(ktap.lines(number, result)), flush=True)
+        elif self.lines:
+            print(lines.ended(result), flush=True)
         elif not self.quiet and result.state.bad:
             self.clear()
             print(_line(result, self.colour), flush=True)
@@ -192,6 +217,8 @@ def _show_end(
         if comparison is not None:
             data["baseline"] = _compared_json(options.baseline, differing, comparison)
         print(json.dumps(data))
+    elif options.json_lines:
+        print(lines.last(now.duration_s))
     elif options.ktap:
         print("\n".join([f"# {_totals(now)}", *(f"# {printable(line)}" for line in compared)]))
     else:

@@ -12,7 +12,8 @@ from pyvmm.errors import ConfigurationError
 from pyvmm.validate import cases
 from pyvmm.validate.case import REGISTERED, Case
 
-_TOKEN = re.compile(r"\s*([()]|[^\s()]+)")
+# What stands in a name's square brackets may have spaces.
+_TOKEN = re.compile(r"\s*([()]|(?:[^\s()\[]|\[[^\]]*\]?)+)")
 
 
 @cache
@@ -29,7 +30,8 @@ def select(expression: str = "", backend: str = "") -> list[Case]:
     """The cases that an expression chooses, and those of one ABI with ``backend``.
 
     The expression joins words with ``and``, ``or``, ``not`` and brackets. A word that is an
-    id chooses that id; any other chooses the names, titles and subjects that contain it.
+    id or a whole name chooses just that; any other chooses the names, titles and subjects
+    that contain it.
     Raises :class:`ConfigurationError` for a word that chooses nothing, with the nearest names.
     """
     chosen = list(all_cases())
@@ -101,6 +103,8 @@ def _word(word: str) -> Match:
     wanted = word.lower()
     if any(each.id.lower() == wanted for each in all_cases()):
         return lambda each: each.id.lower() == wanted
+    if any(each.name.lower() == wanted for each in all_cases()):
+        return lambda each: each.name.lower() == wanted
 
     def match(each: Case) -> bool:
         return any(wanted in text.lower() for text in (each.name, each.title, each.subject))

@@ -58,20 +58,28 @@ def _module_parameters() -> dict[str, str]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    from pyvmm import __version__
-
     return {
-        "schema": SCHEMA,
-        "pyvmm": __version__,
-        "machine": report.machine,
-        "seed": report.seed,
+        **heading(report.machine, report.seed),
         "duration_s": round(report.duration_s, 3),
         "summary": dict(report.counts()),
-        "results": [
-            {**asdict(result), "duration_s": round(result.duration_s, 4)}
-            for result in report.results
-        ],
+        "results": [result_to_json(result) for result in report.results],
     }
+
+
+def heading(machine: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What is known of a run before it begins."""
+    from pyvmm import __version__
+
+    return {"schema": SCHEMA, "pyvmm": __version__, "machine": machine, "seed": seed}
+
+
+def result_to_json(result: CaseResult) -> dict[str, Any]:
+    return {**asdict(result), "duration_s": round(result.duration_s, 4)}
+
+
+def result_from_json(data: dict[str, Any]) -> CaseResult:
+    """Raises KeyError, TypeError or ValueError for what is no result."""
+    return CaseResult(**{**data, "state": State(data["state"])})
 
 
 def load(path: str) -> Report:
@@ -94,9 +102,7 @@ def load(path: str) -> Report:
             "make it again with this version of pyvmm",
         )
     try:
-        results = tuple(
-            CaseResult(**{**each, "state": State(each["state"])}) for each in data["results"]
-        )
+        results = tuple(result_from_json(each) for each in data["results"])
         return Report(dict(data["machine"]), int(data["seed"]), data["duration_s"], results)
     except (KeyError, TypeError, ValueError) as error:
         cause = f"it is damaged ({type(error).__name__}: {error})"

@@ -59,6 +59,16 @@ def test_the_order_is_repeatable() -> None:
     assert sorted(order(5)) == sorted(order(6))
 
 
+def test_json_lines_come_as_it_happens() -> None:
+    outcome = pyvmm("validate", "-k", "MR6", "--json-lines", "--seed", 9, "-j", 1)
+    assert outcome.status == 0
+    first, *middle, last = map(json.loads, outcome.stdout.splitlines())
+    assert (first["schema"], first["seed"]) == (1, 9)
+    told = [each.get("started") or each["ended"]["name"] for each in middle]
+    assert told == [name for name in first["cases"] for _ in range(2)]
+    assert set(last) == {"duration_s"}
+
+
 def test_a_table_for_people() -> None:
     outcome = pyvmm("validate", "-k", "memory_regions or PC1")
     assert outcome.status == 0
@@ -90,6 +100,8 @@ def test_nothing_could_run() -> None:
         (("--baseline", "/nowhere/at/all"), "No such file"),
         (("--baseline", "/dev/null"), "not JSON"),
         (("--json", "--ktap"), "not allowed with"),
+        (("--seed", "1", "--shuffle", "2"), "a run has one seed"),
+        (("--json-lines", "--baseline", "/dev/null"), "lines are not compared"),
     ],
 )
 def test_bad_words_are_one_line(words: tuple[str, ...], said: str) -> None:

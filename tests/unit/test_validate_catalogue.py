@@ -56,6 +56,15 @@ def test_every_case_says_what_it_needs_and_takes_its_parameters() -> None:
         assert parameters == ["tools", *each.parameters], each.name
 
 
+def test_a_whole_name_chooses_that_case_alone() -> None:
+    for each in all_cases():
+        assert names(each.name) == [each.name]
+    some = [each.name for each in all_cases()][::40]
+    assert names(" or ".join(some)) == some
+    assert names("(MU1.region2[wrong=size unaligned])") == ["MU1.region2[wrong=size unaligned]"]
+    assert names("not MU1.region2[wrong=size unaligned] and MU1.region2[wrong=size")
+
+
 def test_choosing() -> None:
     assert all(name.startswith("PC1.") for name in names("PC1"))
     assert all(name.startswith("PC1.") for name in names("pc1"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.validate import baseline, ktap, report
+from pyvmm.validate import baseline, ktap, lines, report
 from pyvmm.validate.baseline import Change
 from pyvmm.validate.result import CaseResult, State
 
@@ -117,3 +117,31 @@ def test_another_machine_is_said() -> None:
         "kernel 6.12, here 7.3",
         "kvm_amd.npt=None, here 0",
     ]
+
+
+def test_a_run_that_ends_in_the_middle_is_read_back() -> None:
+    told = [
+        lines.first(MACHINE, 7, ["X1.a", "X2.b", "X3.c"]),
+        lines.started("X1.a"),
+        lines.started("X2.b"),
+        lines.ended(result("X1.a", State.FAIL, "seen \u2026")),
+    ]
+    data = "".join(f"{line}\n" for line in told).encode() + b'{"started": "X3'
+    transcript = lines.Transcript()
+    for at in range(0, len(data), 7):
+        transcript.feed(data[at : at + 7])
+    assert (transcript.machine, transcript.seed) == (MACHINE, 7)
+    assert transcript.planned == ("X1.a", "X2.b", "X3.c")
+    assert transcript.results == [result("X1.a", State.FAIL, "seen \u2026")]
+    assert list(transcript.running) == ["X2.b"]
+    began, ended = transcript.times["X1.a"]
+    assert began <= ended
+    assert not transcript.whole
+    transcript.feed(b'.c", "at": 1}\n' + lines.last(3.0).encode() + b"\n")
+    assert transcript.whole and transcript.duration_s == 3.0
+
+
+@pytest.mark.parametrize("line", ["text", "[]", "{}", '{"ended": {"name": 1}, "at": 1}'])
+def test_what_is_no_line_of_a_run_is_one_error(line: str) -> None:
+    with pytest.raises(ConfigurationError, match="printed"):
+        lines.Transcript().feed(line.encode() + b"\n")
