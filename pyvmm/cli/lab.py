@@ -6,16 +6,13 @@ Everything it says itself goes to stderr, so that stdout is the command's alone.
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import sys
-import time
 from argparse import REMAINDER, ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from pyvmm.cli.lab_command import build_progress, guarded, say
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernel_log import Splat
@@ -34,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     setup.add_argument(
         "--source", metavar="VERSION", default=None, help="kernel source to get (default: 6.12)"
     )
-    setup.set_defaults(func=_guarded(_setup))
+    setup.set_defaults(func=guarded(_setup))
 
     build = commands.add_parser("build", help="build a kernel; what was built before is kept")
     build.add_argument(
@@ -47,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
         "--config", type=Path, metavar="FRAGMENT", help="laid over the lab's configuration"
     )
     build.add_argument("--name", help="what 'lab run --kernel' calls it")
-    build.set_defaults(func=_guarded(_build))
+    build.set_defaults(func=guarded(_build))
 
     run = commands.add_parser(
         "run",
@@ -74,12 +71,12 @@ def add_parser(subparsers: Any) -> None:
         help="report trouble in the kernel's log, but keep the command's status",
     )
     run.add_argument("argv", nargs=REMAINDER, metavar="-- COMMAND...")
-    run.set_defaults(func=_guarded(_run))
+    run.set_defaults(func=guarded(_run))
 
     shell = commands.add_parser("shell", help="an interactive shell in a booted kernel")
     _add_machine_arguments(shell)
     shell.add_argument("argv", nargs=REMAINDER, metavar="-- COMMAND...")
-    shell.set_defaults(func=_guarded(_shell))
+    shell.set_defaults(func=guarded(_shell))
 
     selftests = commands.add_parser(
         "selftests",
@@ -87,13 +84,13 @@ def add_parser(subparsers: Any) -> None:
     )
     _add_machine_arguments(selftests)
     selftests.add_argument("names", nargs="*", metavar="NAME", help="default: those that apply")
-    selftests.set_defaults(func=_guarded(_selftests))
+    selftests.set_defaults(func=guarded(_selftests))
 
     listing = commands.add_parser("list", help="kernels that were built, or can be by name")
-    listing.set_defaults(func=_guarded(_list))
+    listing.set_defaults(func=guarded(_list))
 
     log = commands.add_parser("kernel-log", help="the kernel's log of the last lab")
-    log.set_defaults(func=_guarded(_kernel_log))
+    log.set_defaults(func=guarded(_kernel_log))
 
 
 def _add_machine_arguments(parser: ArgumentParser) -> None:
@@ -109,61 +106,10 @@ def _add_machine_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def _guarded(command: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
-    """`command` with its errors as one line, and with SIGTERM as an orderly end."""
-
-    def run(arguments: Namespace) -> int:
-        from pyvmm.lab.errors import LabError
-
-        try:
-            with _orderly_termination():
-                return command(arguments)
-        except LabError as error:
-            _say(str(error))
-            return error.status
-        except BrokenPipeError:
-            raise  # whoever read our output has gone
-        except OSError as error:
-            _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-            return LabError.status
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
-        except _Terminated:
-            return 128 + signal.SIGTERM
-
-    return run
-
-
-class _Terminated(BaseException):
-    pass
-
-
-@contextmanager
-def _orderly_termination() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that nothing is left behind."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    handlers = [(number, signal.signal(number, terminate)) for number in _ENDINGS]
-    try:
-        yield
-    finally:
-        for number, handler in handlers:
-            signal.signal(number, handler)
-
-
-_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
-
-
-def _say(line: str) -> None:
-    print(f"pyvmm: lab: {line}", file=sys.stderr, flush=True)
-
-
 def _setup(arguments: Namespace) -> int:
     from pyvmm.lab.install import install
 
-    install(arguments.source, _say)
+    install(arguments.source, say)
     return 0
 
 
@@ -178,8 +124,8 @@ def _build(arguments: Namespace) -> int:
         source = arguments.source or default_tarball(DEFAULT_VERSION)
         config = read_fragment(arguments.config) if arguments.config else ""
         recipe = Recipe(source.absolute(), tuple(arguments.patch), config)
-    with _progress() as progress:
-        kernel = build(recipe, arguments.name, _say, progress)
+    with build_progress() as progress:
+        kernel = build(recipe, arguments.name, say, progress)
     print(f"{kernel.name}: Linux {kernel.release}, {kernel.image}")
     return 0
 
@@ -204,7 +150,7 @@ def _shell(arguments: Namespace) -> int:
 
     terminal = RawTerminal()
     with _lab(arguments, _kernel(arguments)) as lab:
-        _say(f"Linux {lab.release}; what is written here is thrown away; 'exit' ends it")
+        say(f"Linux {lab.release}; what is written here is thrown away; 'exit' ends it")
         with terminal:
             result = lab.run(
                 _command(arguments, os.environ.get("SHELL", "/bin/sh")),
@@ -223,7 +169,7 @@ def _selftests(arguments: Namespace) -> int:
     names = arguments.names
     commands = [(name,) for name in names] or PRIVATE_MEMORY
     kernel = _kernel(arguments)
-    programs = build_selftests(kernel, sorted({command[0] for command in commands}), _say)
+    programs = build_selftests(kernel, sorted({command[0] for command in commands}), say)
     failed = False
     with _lab(arguments, kernel) as lab:
         for result in run_selftests(lab, programs, commands):
@@ -265,8 +211,8 @@ def _kernel(arguments: Namespace) -> Kernel:
     """The kernel that was asked for, built first if need be."""
     from pyvmm.lab.build import find_or_build
 
-    with _progress() as progress:
-        return find_or_build(arguments.kernel, _say, progress)
+    with build_progress() as progress:
+        return find_or_build(arguments.kernel, say, progress)
 
 
 def _lab(
@@ -281,7 +227,7 @@ def _lab(
         params=arguments.param,
         results=results,
         results_mib=results_mib,
-        announce=_say,
+        announce=say,
     )
 
 
@@ -298,13 +244,13 @@ def _command(arguments: Namespace, default: str | None) -> list[str]:
 
 def _report(result: RunResult) -> None:
     if result.problem is not None:
-        _say(result.problem)
+        say(result.problem)
     for splat in result.splats:
         _report_splat(splat)
 
 
 def _report_splat(splat: Splat) -> None:
-    _say(f"the kernel's log has: {splat.title}")
+    say(f"the kernel's log has: {splat.title}")
     for line in splat.lines:
         print(f"    {line}", file=sys.stderr)
 
@@ -316,30 +262,3 @@ def _writer(fd: int) -> Callable[[bytes], None]:
             view = view[os.write(fd, view) :]
 
     return write
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, str], None] | None]:
-    """A line on the terminal that tells how far a build is; nothing when there is no terminal."""
-    from pyvmm.lab.make import FILES_OF_A_BUILD
-
-    if not sys.stderr.isatty():
-        yield None
-        return
-    started = time.monotonic()
-
-    shown = False
-
-    def show(made: int, name: str) -> None:
-        nonlocal shown
-        shown = True
-        seconds = time.monotonic() - started
-        line = f"{made}/{max(made, FILES_OF_A_BUILD)} files, {seconds:.0f} s: {name}"
-        columns = shutil.get_terminal_size().columns
-        print(f"\r{line[: columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield show
-    finally:
-        if shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,108 @@
+"""What every command of `pyvmm lab` has around it: errors as one line, an orderly end, progress.
+
+All of it goes to stderr, so that stdout is the command's alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+def guarded(command: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
+    """`command` with its errors as one line, and with SIGTERM as an orderly end."""
+
+    def run(arguments: Namespace) -> int:
+        from pyvmm.lab.errors import LabError
+
+        try:
+            with _orderly_termination():
+                return command(arguments)
+        except LabError as error:
+            say(str(error))
+            return error.status
+        except BrokenPipeError:
+            raise  # whoever read our output has gone
+        except OSError as error:
+            say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            return LabError.status
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except _Terminated:
+            return 128 + signal.SIGTERM
+
+    return run
+
+
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class _Terminated(BaseException):
+    pass
+
+
+@contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that nothing is left behind."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    handlers = [(number, signal.signal(number, terminate)) for number in _ENDINGS]
+    try:
+        yield
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+
+
+def say(line: str) -> None:
+    print(f"pyvmm: lab: {line}", file=sys.stderr, flush=True)
+
+
+Show = Callable[[str], None]
+
+
+@contextmanager
+def live_line() -> Iterator[Show | None]:
+    """A line on the terminal that is written over again; None when there is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    shown = False
+
+    def show(line: str) -> None:
+        nonlocal shown
+        shown = True
+        columns = shutil.get_terminal_size().columns
+        print(f"\r{line[: columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def build_progress() -> Iterator[Callable[[int, str], None] | None]:
+    """A line on the terminal that tells how far a build is."""
+    from pyvmm.lab.make import FILES_OF_A_BUILD
+
+    started = time.monotonic()
+    with live_line() as show:
+        if show is None:
+            yield None
+            return
+
+        def progress(made: int, name: str) -> None:
+            seconds = time.monotonic() - started
+            show(f"{made}/{max(made, FILES_OF_A_BUILD)} files, {seconds:.0f} s: {name}")
+
+        yield progress
