@@ -181,6 +181,7 @@ class Lab:
         argv: Sequence[str],
         *,
         timeout: float = RUN_SECONDS,
+        silence: float = float("inf"),
         cwd: Path | str | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes | int = b"",
@@ -190,7 +191,8 @@ class Lab:
     ) -> RunResult:
         """Run a command as it would run on the host: same folder, same environment.
 
-        `timeout` is in seconds. `stdin` is its input, as bytes or as a file descriptor to read
+        `timeout` is in seconds; after `silence` seconds without a word it counts as timed out
+        too. `stdin` is its input, as bytes or as a file descriptor to read
         from; `stdout` and `stderr` are called with bytes as they come, or else the result has
         them. `terminal` gives the command a terminal of its own. After a time-out, a panic or
         a full results folder the machine is gone, and further calls raise LabError.
@@ -223,7 +225,7 @@ class Lab:
         self._console_seen = self._qemu.console.stat().st_size
         source = stdin if isinstance(stdin, int) else None
         try:
-            ending = self._attend(self._qemu, request, source, sinks, timeout, terminal)
+            ending = self._attend(self._qemu, request, source, sinks, timeout, silence, terminal)
         except BaseException:
             self._end()  # the command goes on in there: nothing else can be asked of this agent
             raise
@@ -249,12 +251,14 @@ class Lab:
         source: int | None,
         sinks: Mapping[bytes, Output],
         timeout: float,
+        silence: float,
         terminal: Terminal | None,
     ) -> _Ending:
         """Send the request and the input, hand on what comes back, until the command ends."""
         deadline = time.monotonic() + timeout
+        heard = time.monotonic()
         room = _Room(self._results, self._results_bytes)
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := min(deadline, heard + silence) - time.monotonic()) > 0:
             if room.used_up():
                 return _Ending(
                     problem=f"the results folder {self._results} grew by more than"
@@ -271,6 +275,7 @@ class Lab:
             for fd, _ in waiting.poll(1000 * min(left, room.seconds_to_next_look(), _LONGEST_WAIT)):
                 if fd == qemu.from_agent:
                     data = os.read(fd, _CHUNK)
+                    heard = time.monotonic()
                     if not data:
                         return _Ending(problem="the lab's kernel died while the command ran")
                     for kind, payload in self._unpacker.feed(data):
@@ -288,6 +293,8 @@ class Lab:
                 elif terminal is not None:
                     terminal.take_note()
                     request += agent.pack_structure(agent.RESIZE, terminal.size())
+        if time.monotonic() < deadline:
+            return _Ending(problem=f"not a word in {silence:g} s", timed_out=True)
         return _Ending(problem=f"timed out after {timeout:g} s", timed_out=True)
 
     def _boot(self) -> None:
