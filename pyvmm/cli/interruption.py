@@ -20,8 +20,9 @@ class Interrupted(BaseException):
 class Interruption:
     """While this context is open the first SIGINT or SIGTERM calls what :meth:`then` was given.
 
-    Until then() is called, it raises :class:`Interrupted`. Further signals change
-    nothing, so that a report is written whole, but the third one kills the process.
+    Until then() or hold() is called, it raises :class:`Interrupted`: for what may wait for
+    ever and leaves nothing behind. Further signals change nothing, so that a report is
+    written whole, but the third one kills the process.
     """
 
     def __init__(self) -> None:

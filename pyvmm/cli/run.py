@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
@@ -23,6 +23,9 @@ from pyvmm.machine import LogFunction, Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.report import Result, RunReport
 from pyvmm.vcpu_loop import ExitRecord
+
+if TYPE_CHECKING:
+    from pyvmm.timeline import TimelineFile
 
 _STATUS = {
     Result.PASS: status.PASSED,
@@ -131,7 +134,12 @@ def _report(
     report = RunReport(Result.ERROR)
     try:
         with ExitStack() as stack:
+            # Both may wait for somebody (an assembler, a FIFO), so a signal ends them at once.
             image = load_guest(options.guest, dict(options.param))
+            files = _ExitFiles(options, stack)
+            # A machine is built too quickly for that, and what a signal raises in a destructor
+            # would be lost.
+            interruption.hold()
             machine = stack.enter_context(
                 Machine(
                     image,
@@ -141,13 +149,13 @@ def _report(
                     irqchip=options.irqchip,
                 )
             )
-            finish = _log_exits(options, machine, stack)
+            files.attach(machine, stack)
             if console is not None and console.is_live:
                 machine.on_tick = lambda: _show_live(machine, console)
             interruption.then(machine.kick)
             try:
                 machine.run(options.deadline)
-                finish()
+                files.finish()
             finally:
                 report = machine.report()
                 if console is not None:
@@ -161,37 +169,43 @@ def _report(
         return replace(report, result=Result.ERROR, reason=status.OUT_OF_MEMORY)
 
 
-def _log_exits(
-    options: argparse.Namespace, machine: Machine, stack: ExitStack
-) -> Callable[[], None]:
-    """Let exits go where --log and --timeline say; what is to be done after the run."""
-    takers: list[LogFunction] = []
-    finish: Callable[[], None] = _nothing
-    if options.log:
-        from pyvmm.cli.exit_log import ExitLogFile
+class _ExitFiles:
+    """What --log and --timeline name: opened before there is a machine, written during its run."""
 
-        takers.append(stack.enter_context(ExitLogFile(options.log)).write)
-    if options.timeline:
-        from pyvmm.timeline import TimelineFile
+    def __init__(self, options: argparse.Namespace, stack: ExitStack) -> None:
+        self._takers: list[LogFunction] = []
+        self._timeline: TimelineFile | None = None
+        self.finish: Callable[[], None] = _nothing
+        if options.log:
+            from pyvmm.cli.exit_log import ExitLogFile
+
+            self._takers.append(stack.enter_context(ExitLogFile(options.log)).write)
+        if options.timeline:
+            from pyvmm.timeline import TimelineFile
+
+            self._timeline = stack.enter_context(TimelineFile(options.timeline))
+            self._takers.append(self._timeline.exit)
+
+    def attach(self, machine: Machine, stack: ExitStack) -> None:
+        """Take all exits of the machine; :attr:`finish` is to be called after its run."""
+        if not self._takers:
+            return
+        machine.log_exits(self._take)
+        if self._timeline is None:
+            return
         from pyvmm.tracefs import KernelTrace
 
-        timeline = stack.enter_context(TimelineFile(options.timeline))
-        takers.append(timeline.exit)
         try:
             trace = stack.enter_context(KernelTrace())
         except UnsupportedError as error:
             status.complain(f"the timeline has no tracepoints of the kernel: {error}")
-            finish = partial(timeline.finish, machine, tuple)
+            self.finish = partial(self._timeline.finish, machine, tuple)
         else:
-            finish = partial(timeline.finish, machine, trace.stop)
+            self.finish = partial(self._timeline.finish, machine, trace.stop)
 
-    def take(vcpu: int, record: ExitRecord) -> None:
-        for each in takers:
+    def _take(self, vcpu: int, record: ExitRecord) -> None:
+        for each in self._takers:
             each(vcpu, record)
-
-    if takers:
-        machine.log_exits(take)
-    return finish
 
 
 def _nothing() -> None:

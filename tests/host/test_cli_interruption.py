@@ -148,6 +148,21 @@ def test_while_assembling(tmp_path: Path) -> None:
     assert not assembler[0].is_running()
 
 
+def test_while_nobody_reads_the_log(tmp_path: Path) -> None:
+    """Opening a FIFO waits for its reader; there is no machine yet."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = start(GUESTS / "hello.S", "--log", fifo)
+    wait_until(lambda: waits_for_a_reader(process.pid))
+    status, report = end(process, [signal.SIGINT])
+    assert status == 130
+    assert report["result"] == "interrupted" and report["backend"] == ""
+
+
+def waits_for_a_reader(pid: int) -> bool:
+    return Path(f"/proc/{pid}/wchan").read_text() == "wait_for_partner"
+
+
 def test_at_any_moment(rng: random.Random) -> None:
     ended = set()
     for _ in range(24):
