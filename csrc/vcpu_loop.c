@@ -13,16 +13,18 @@
 
 /* initial-exec: the signal handler must not allocate thread-local storage. */
 static __thread struct vcpu_loop *current_loop __attribute__((tls_model("initial-exec")));
+static __thread bool tick_seen __attribute__((tls_model("initial-exec")));
 static __thread pid_t cached_thread __attribute__((tls_model("initial-exec")));
 static int kick_signal;
 
 static void on_kick_signal(int signal, siginfo_t *info, void *context)
 {
-	struct vcpu_loop *loop = current_loop;
+	struct vcpu_loop *loop = __atomic_load_n(&current_loop, __ATOMIC_RELAXED);
 
 	(void)signal;
 	(void)info;
 	(void)context;
+	__atomic_store_n(&tick_seen, true, __ATOMIC_RELAXED);
 	if (loop)
 		__atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_RELAXED);
 }
@@ -88,6 +90,7 @@ void loop_disarm(struct vcpu_loop *loop)
 		timer_delete(loop->timer);
 	loop->has_timer = false;
 	loop->armed_deadline = 0;
+	__atomic_store_n(&loop->thread, 0, __ATOMIC_SEQ_CST);
 }
 
 void loop_deinit(struct vcpu_loop *loop)
@@ -142,6 +145,9 @@ static int arm(struct vcpu_loop *loop)
 	if (timer_settime(loop->timer, 0, &ticks, NULL) < 0)
 		return -errno;
 	loop->armed_deadline = loop->deadline;
+	/* One that is past must not wait for its tick. */
+	if (loop->deadline <= now)
+		__atomic_store_n(&tick_seen, true, __ATOMIC_RELAXED);
 	return 0;
 }
 
@@ -396,15 +402,23 @@ static void count_exit(struct vcpu_loop *loop)
 		loop->exits_beyond++;
 }
 
+static bool was_kicked(struct vcpu_loop *loop)
+{
+	if (!__atomic_load_n(&loop->kick_requested, __ATOMIC_SEQ_CST))
+		return false;
+	__atomic_store_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	loop->kicks++;
+	loop->kick_seen_ns = monotonic_ns();
+	return true;
+}
+
 static enum loop_stop interrupted(struct vcpu_loop *loop)
 {
 	loop->interrupted++;
 	__atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	if (__atomic_exchange_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST)) {
-		loop->kicks++;
-		loop->kick_seen_ns = monotonic_ns();
+	if (was_kicked(loop))
 		return STOP_KICK;
-	}
 	if (loop->deadline && monotonic_ns() >= loop->deadline)
 		return STOP_DEADLINE;
 	return STOP_SIGNAL;
@@ -471,29 +485,41 @@ static int keep_armed(struct vcpu_loop *loop)
 	return arm(loop);
 }
 
+/* A tick that came while Python handled an exit said nothing to the loop. */
+static bool is_over(const struct vcpu_loop *loop)
+{
+	if (!__atomic_load_n(&tick_seen, __ATOMIC_RELAXED))
+		return false;
+	__atomic_store_n(&tick_seen, false, __ATOMIC_RELAXED);
+	return loop->deadline && monotonic_ns() >= loop->deadline;
+}
+
 enum loop_stop loop_run(struct vcpu_loop *loop)
 {
-	const int error = keep_armed(loop);
 	enum loop_stop stop;
+	int error;
 
+	if (loop->vcpu_fd < 0) {
+		loop->error = EBADF;
+		return STOP_RUN_FAILED;
+	}
+	error = keep_armed(loop);
 	if (error) {
 		loop->error = -error;
 		return STOP_RUN_FAILED;
 	}
-	/* A tick that comes while Python handles an exit says nothing to the loop. */
-	if (loop->deadline && monotonic_ns() >= loop->deadline)
-		return STOP_DEADLINE;
-	current_loop = loop;
-	__atomic_store_n(&loop->thread, this_thread(), __ATOMIC_SEQ_CST);
-	if (__atomic_exchange_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST)) {
-		__atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-		loop->kicks++;
-		loop->kick_seen_ns = monotonic_ns();
+	/* First, so that no tick can come between the look at the last one and KVM_RUN. */
+	__atomic_store_n(&current_loop, loop, __ATOMIC_RELAXED);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&loop->thread, __ATOMIC_RELAXED) != this_thread())
+		__atomic_store_n(&loop->thread, this_thread(), __ATOMIC_SEQ_CST);
+	if (was_kicked(loop))
 		stop = STOP_KICK;
-	} else {
+	else if (is_over(loop))
+		stop = STOP_DEADLINE;
+	else
 		stop = run_until_stop(loop);
-	}
-	__atomic_store_n(&loop->thread, 0, __ATOMIC_SEQ_CST);
-	current_loop = NULL;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	__atomic_store_n(&current_loop, NULL, __ATOMIC_RELAXED);
 	return stop;
 }

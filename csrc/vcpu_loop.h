@@ -6,8 +6,9 @@
  * next one if none is under way; none is lost.
  *   kicker   1. kick_requested = 1
  *            2. run->immediate_exit = 1
- *            3. if a thread is in loop_run(), send it the kick signal
- *   loop     on entry: publish the thread, then look at kick_requested
+ *            3. if a thread is published, send it the kick signal
+ *   loop     on entry: publish the thread (it stays published until another
+ *            thread runs the loop or loop_disarm()), then look at kick_requested
  *            on EINTR: immediate_exit = 0, then look at kick_requested
  * A signal that comes before KVM_RUN does nothing, but step 2 makes KVM_RUN
  * return EINTR at once; one that comes during KVM_RUN interrupts it. The loop
@@ -17,12 +18,13 @@
  *
  * The deadline is a timer on the running thread with the same signal. It ticks
  * every 100 ms, and once exactly at the deadline; its handler sets
- * immediate_exit, so that a tick just before KVM_RUN is not lost either. On a
- * tick, and on any other signal, the loop returns STOP_SIGNAL: Python runs its
- * signal handlers and calls again.
+ * immediate_exit, so that a tick just before KVM_RUN is not lost either. One that
+ * comes between two loop_run() leaves a mark for the next, which then looks at the
+ * clock. On a tick, and on any other signal, the loop returns STOP_SIGNAL: Python
+ * runs its signal handlers and calls again.
  *
  * The signal is a real-time signal whose disposition was the default when the
- * first loop was made; its handler touches one thread-local pointer.
+ * first loop was made; its handler touches two thread-local variables.
  *
  * Locking: a loop belongs to the thread that is in loop_run(); only loop_kick()
  * may be called from another one. After loop_run() has returned all fields may
@@ -78,7 +80,7 @@ struct exit_times {
 
 struct vcpu_loop {
 	/* Given to loop_init(). */
-	int vcpu_fd;
+	int vcpu_fd; /* -1 once it is closed: loop_run() then fails with EBADF */
 	struct kvm_run *run;
 	uint64_t run_size;
 	struct memory *memory;
@@ -113,7 +115,7 @@ struct vcpu_loop {
 
 	/* Private to vcpu_loop.c. */
 	int kick_requested;
-	pid_t thread; /* in loop_run(), or 0 */
+	pid_t thread; /* the last one in loop_run(), or 0 */
 	bool exit_pending; /* an exit is recorded when KVM_RUN is entered again */
 	struct exit_record pending;
 	struct record_clock clock;
@@ -139,7 +141,7 @@ void loop_deinit(struct vcpu_loop *loop);
  */
 enum loop_stop loop_run(struct vcpu_loop *loop);
 void loop_kick(struct vcpu_loop *loop);
-/* Stop the ticking; the next loop_run() starts it again. */
+/* Stop the ticking and forget the thread; the next loop_run() starts anew. */
 void loop_disarm(struct vcpu_loop *loop);
 /* Close the record of an exit that will not be re-entered. */
 void loop_finish_record(struct vcpu_loop *loop);

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 from pyvmm.errors import PyvmmError
-from pyvmm.exits import FailEntryExit, InternalErrorExit, ShutdownExit, UnknownExit, decode
+from pyvmm.exits import FailEntryExit, InternalErrorExit, ShutdownExit, UnknownExit
 from pyvmm.guest.image import Image
 from pyvmm.guest.source_lines import source_line
 from pyvmm.memory.guest_memory import GuestMemory
@@ -25,7 +25,7 @@ _RESET = "CS:IP f000:fff0"  # where every x86 CPU starts
 
 def describe_exit(vcpu: Vcpu) -> str:
     """One line about the exit in a vCPU's kvm_run, for exits that end a run."""
-    exit = decode(vcpu.kvm_run)
+    exit = vcpu.exit()
     if isinstance(exit, ShutdownExit):
         where = _where(vcpu)
         if where == _RESET:

@@ -8,6 +8,7 @@ reads ``vcpu.kvm_run`` in place instead. Numbers and layouts: ``struct kvm_run``
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -298,6 +299,8 @@ _UNION_SIZE = 256  # kvm_run pads it to this
 
 # The data of port accesses lie in a page of their own.
 _IO_END: int = (lib.KVM_PIO_PAGE_OFFSET + 1) * PAGE_SIZE
+_MMIO_DATA: int = ffi.offsetof("struct kvm_run", "mmio", "data")
+_MMIO_SIZE = 8
 
 
 def _payload(run: Any) -> Any:
@@ -314,31 +317,6 @@ def io_data(run: Any) -> Any:
     if offset + size > _IO_END:
         offset = size = 0
     return ffi.buffer(ffi.cast("char *", run) + offset, size)
-
-
-def _io(run: Any) -> IoExit | UnknownExit:
-    io = run.io
-    size, elements, data = io.size, io.count, b""
-    is_write = io.direction == _OUT
-    offset = io.data_offset
-    end = offset + size * elements
-    if end > _IO_END:
-        return _unknown(run)
-    if is_write:
-        data = ffi.buffer(run, end)[offset:end]
-    exit: IoExit = _new(IoExit, (io.port, size, elements, is_write, data))
-    return exit
-
-
-def _mmio(run: Any) -> MmioExit | UnknownExit:
-    mmio = run.mmio
-    size = mmio.len
-    if size > 8:
-        return _unknown(run)
-    is_write = mmio.is_write != 0
-    data = ffi.buffer(mmio.data, size)[:] if is_write else b""
-    exit: MmioExit = _new(MmioExit, (mmio.phys_addr, size, is_write, data))
-    return exit
 
 
 def _internal_error(run: Any) -> InternalErrorExit:
@@ -387,8 +365,6 @@ def _unknown(run: Any) -> UnknownExit:
 
 
 _DECODERS: dict[int, Callable[[Any], Exit]] = {
-    lib.KVM_EXIT_IO: _io,
-    lib.KVM_EXIT_MMIO: _mmio,
     lib.KVM_EXIT_HYPERCALL: lambda run: HypercallExit(
         run.hypercall.nr, tuple(run.hypercall.args), run.hypercall.longmode & 1 != 0
     ),
@@ -431,6 +407,38 @@ _DECODERS: dict[int, Callable[[Any], Exit]] = {
 }
 
 
-def decode(run: Any) -> Exit:
-    """The exit that a ``struct kvm_run *`` holds; never fails, whatever the kernel sent."""
-    return _DECODERS.get(run.exit_reason, _unknown)(run)
+_IO: int = lib.KVM_EXIT_IO
+_MMIO: int = lib.KVM_EXIT_MMIO
+# One call reads all of kvm_run.io: direction, size, port, count, data_offset.
+_io_fields = struct.Struct("=BBHIQ").unpack_from
+
+
+def exit_decoder(run: Any) -> Callable[[], Exit]:
+    """A function that gives the exit which a ``struct kvm_run *`` holds when it is called.
+
+    It never fails, whatever the kernel sent. Port and MMIO exits are what guests make by
+    the thousand; all that can be made once for them is made here.
+    """
+    shared = ffi.buffer(run, _IO_END)
+    mmio = run.mmio
+
+    def decode() -> Exit:
+        reason = run.exit_reason
+        if reason == _IO:
+            direction, size, port, elements, offset = _io_fields(shared, _UNION_OFFSET)
+            end = offset + size * elements
+            if end <= _IO_END:
+                is_write = direction == _OUT
+                data = shared[offset:end] if is_write else b""
+                io: IoExit = _new(IoExit, (port, size, elements, is_write, data))
+                return io
+        elif reason == _MMIO:
+            size = mmio.len
+            if size <= _MMIO_SIZE:
+                is_write = mmio.is_write != 0
+                data = shared[_MMIO_DATA : _MMIO_DATA + size] if is_write else b""
+                access: MmioExit = _new(MmioExit, (mmio.phys_addr, size, is_write, data))
+                return access
+        return _DECODERS.get(reason, _unknown)(run)
+
+    return decode

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 from pyvmm.devices.bus import Bus
 from pyvmm.diagnosis import describe_exit, read_assert, register_lines
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError, UnsupportedError
-from pyvmm.exits import Exit, MemoryErrorExit, decode, io_data
+from pyvmm.exits import Exit, MemoryErrorExit, io_data
 from pyvmm.guest.boot import MAX_VCPUS, START, low_memory, set_boot_state
 from pyvmm.guest.image import Image, flat_image
 from pyvmm.kvm import Kvm
@@ -260,13 +260,14 @@ class Machine:
             raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")
         deadline = self._start(deadline_s)
         loop = self.loops[0]
-        run = loop.vcpu.kvm_run
+        run, decode = loop.vcpu.kvm_run, loop.vcpu.exit
         self._protocol.unclaimed_to_python = True
+        loop.limit(deadline)
         try:
             while True:
-                stop = loop.run(deadline)
+                stop = loop.run()
                 if stop == _STOP_EXIT and run.exit_reason not in _FATAL:
-                    yield decode(run)
+                    yield decode()
                 elif stop == lib.STOP_MEMORY_ERROR and self.memory.raw.policy == Policy.ASK:
                     yield loop.memory_error()
                     loop.answer_convert()
@@ -314,8 +315,9 @@ class Machine:
     def _run_vcpu(self, index: int, deadline: int) -> None:
         loop = self.loops[index]
         run = loop.vcpu.kvm_run
+        loop.limit(deadline)
         while not self._ending:
-            stop = loop.run(deadline)
+            stop = loop.run()
             if stop == lib.STOP_EXIT and self.bus.answer(run):
                 continue
             if stop == lib.STOP_SIGNAL:

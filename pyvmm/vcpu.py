@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from pyvmm.cpuid import ask_cpuid
 from pyvmm.errors import ClosedError, KvmError
+from pyvmm.exits import Exit, exit_decoder
 from pyvmm.fd import KvmFd
 from pyvmm.mapping import PROT_READ_WRITE
 from pyvmm.msrs import get_msrs, set_msrs
@@ -45,6 +46,8 @@ class Vcpu(KvmFd):
             ffi.cast("struct kvm_run *", address),
             lambda pointer: lib.host_unmap(pointer, mmap_size),
         )
+        self.exit: Callable[[], Exit] = exit_decoder(self._run)
+        """The exit that kvm_run holds, as an object; see :mod:`pyvmm.exits`."""
 
     @property
     def kvm_run(self) -> Any:
@@ -62,7 +65,11 @@ class Vcpu(KvmFd):
             before_close()
         self._before_close.clear()
         self._run = None
+        self.exit = self._refuse
         super().close()
+
+    def _refuse(self) -> NoReturn:
+        raise ClosedError(self.name)
 
     def before_close(self, call: Callable[[], None]) -> None:
         """Let ``call`` drop what it has of this vCPU before its number may be another file's."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 from pyvmm.errors import ClosedError, KvmError
 from pyvmm.exits import MemoryErrorExit
 from pyvmm.native import ffi, lib
 from pyvmm.uapi import PageState, reason_name
 from pyvmm.vcpu import Vcpu
-
-# Looked up once: this one is called for each exit that Python answers.
-_loop_run = lib.loop_run
 
 _CONVERSIONS: dict[int, PageState | None] = {
     lib.CONVERSION_NONE: None,
@@ -81,10 +79,13 @@ class VcpuLoop:
             raise KvmError("loop_init", -result, vcpu.name)
         loop.recording = log_capacity > 0
         self._loop = ffi.gc(loop, lib.loop_deinit)
+        # No method: a function in Python around C's would cost as much as the call itself.
+        self.run: Callable[[], int] = partial(lib.loop_run, self._loop)
+        """Run until there is something for Python; returns a ``STOP_*`` of ``lib``.
+
+        STOP_SIGNAL is a tick: let Python run its signal handlers, then call again.
+        """
         vcpu.before_close(self.close)
-        # As the C structure has them: comparing here is cheaper than storing there.
-        self._deadline_ns = 0
-        self._max_exits = 0
 
     @property
     def raw(self) -> Any:
@@ -93,23 +94,14 @@ class VcpuLoop:
             raise ClosedError(f"run loop of {self.vcpu.name}")
         return self._loop
 
-    def run(self, deadline_ns: int = 0, max_exits: int = 0) -> int:
-        """Run until there is something for Python; returns a ``STOP_*`` of ``lib``.
+    def limit(self, deadline_ns: int, max_exits: int = 0) -> None:
+        """What each :meth:`run` from now on ends at; 0 for no limit.
 
-        ``deadline_ns`` is on CLOCK_MONOTONIC (``time.monotonic_ns()``), 0 for none.
-        STOP_SIGNAL is a tick: let Python run its signal handlers, then call again.
+        ``deadline_ns`` is on CLOCK_MONOTONIC (``time.monotonic_ns()``): STOP_DEADLINE. After
+        ``max_exits`` exits of one run: STOP_MAX_EXITS.
         """
-        if deadline_ns != self._deadline_ns or max_exits != self._max_exits:
-            self._limit(deadline_ns, max_exits)
-        try:
-            return _loop_run(self._loop)  # type: ignore[no-any-return]
-        except TypeError:
-            raise ClosedError(f"run loop of {self.vcpu.name}") from None
-
-    def _limit(self, deadline_ns: int, max_exits: int) -> None:
         raw = self.raw
         raw.deadline, raw.max_exits = deadline_ns, max_exits
-        self._deadline_ns, self._max_exits = deadline_ns, max_exits
 
     def kick(self) -> None:
         """End the current :meth:`run`, or the next one. From any thread; never lost."""
@@ -178,5 +170,11 @@ class VcpuLoop:
         )
 
     def close(self) -> None:
+        if self._loop is not None:
+            self._loop.vcpu_fd = -1  # whoever still has run() gets EBADF from it
+        self.run = self._refuse
         self._loop = None
         self._kept = ()
+
+    def _refuse(self) -> NoReturn:
+        raise ClosedError(f"run loop of {self.vcpu.name}")

@@ -234,7 +234,8 @@ class Guests:
         raw = loop.raw
         last = raw.exit_total + conversions
         while (left := last - raw.exit_total) > 0:
-            stop = loop.run(self.until, left)
+            loop.limit(self.until, left)
+            stop = loop.run()
             if stop not in (lib.STOP_MAX_EXITS, lib.STOP_SIGNAL):
                 raise unexpected(stop)
 
@@ -367,7 +368,8 @@ class Apart:
         raw.recording = True
         last = raw.exit_total + count
         while (left := last - raw.exit_total) > 0:
-            loop.run(self._guests.until, left)
+            loop.limit(self._guests.until, left)
+            loop.run()
         lib.loop_finish_record(raw)
         raw.recording = False
         split = ffi.new("struct exit_split *")

@@ -18,7 +18,6 @@ from pyvmm.bench.measure import Bench, Case, Promise, Times
 from pyvmm.coalesced import CoalescedRing
 from pyvmm.errors import KvmError, PyvmmError, UnsupportedError
 from pyvmm.eventfd import EventFd
-from pyvmm.exits import decode
 from pyvmm.guest.assembler import assemble
 from pyvmm.guest.image import Image
 from pyvmm.kvm import Kvm
@@ -94,10 +93,11 @@ class LoopExperiment:
 
     def exits(self, count: int) -> None:
         """So many exits by way of pyvmm."""
-        raw, run, until = self.raw, self.loop.run, self.until
+        raw, loop, until = self.raw, self.loop, self.until
         last = raw.exit_total + count
         while (left := last - raw.exit_total) > 0:
-            stop = run(until, left)
+            loop.limit(until, left)
+            stop = loop.run()
             if stop not in (lib.STOP_MAX_EXITS, lib.STOP_SIGNAL):
                 raise unexpected(stop)
 
@@ -155,11 +155,12 @@ class InPlace(LoopExperiment):
     """Python reads the fields of a port exit where they are, and answers there."""
 
     def exits(self, count: int) -> None:
-        io, run, until, stop_exit = self.run.io, self.loop.run, self.until, lib.STOP_EXIT
+        self.loop.limit(self.until)
+        io, run, stop_exit = self.run.io, self.loop.run, lib.STOP_EXIT
         data = ffi.cast("uint32_t *", ffi.cast("char *", self.run) + io.data_offset)
         is_write = lib.KVM_EXIT_IO_OUT
         while count:
-            stop = run(until)
+            stop = run()
             if stop == stop_exit:
                 if io.port != PORT_IN_PYTHON:
                     raise unexpected(stop)
@@ -172,10 +173,11 @@ class InPlace(LoopExperiment):
 
 class MmioInPlace(LoopExperiment):
     def exits(self, count: int) -> None:
-        mmio, run, until, stop_exit = self.run.mmio, self.loop.run, self.until, lib.STOP_EXIT
+        self.loop.limit(self.until)
+        mmio, run, stop_exit = self.run.mmio, self.loop.run, lib.STOP_EXIT
         data = ffi.cast("uint64_t *", mmio.data)
         while count:
-            stop = run(until)
+            stop = run()
             if stop == stop_exit:
                 if mmio.phys_addr != NOTHING_GPA:
                     raise unexpected(stop)
@@ -188,9 +190,10 @@ class MmioInPlace(LoopExperiment):
 
 class MsrInPlace(LoopExperiment):
     def exits(self, count: int) -> None:
-        msr, run, until, stop_exit = self.run.msr, self.loop.run, self.until, lib.STOP_EXIT
+        self.loop.limit(self.until)
+        msr, run, stop_exit = self.run.msr, self.loop.run, lib.STOP_EXIT
         while count:
-            stop = run(until)
+            stop = run()
             if stop == stop_exit:
                 if msr.index != UNKNOWN_MSR:
                     raise unexpected(stop)
@@ -204,11 +207,12 @@ class AsObject(LoopExperiment):
     """Python is given an immutable object for each exit, as Machine.exits() gives it."""
 
     def exits(self, count: int) -> None:
-        kvm_run, run, until, stop_exit = self.run, self.loop.run, self.until, lib.STOP_EXIT
+        self.loop.limit(self.until)
+        run, decode, stop_exit = self.loop.run, self.vcpu.exit, lib.STOP_EXIT
         while count:
-            stop = run(until)
+            stop = run()
             if stop == stop_exit:
-                exit = decode(kvm_run)
+                exit = decode()
                 if exit.port != PORT_IN_PYTHON:  # type: ignore[union-attr]
                     raise unexpected(stop)
                 count -= 1
@@ -220,10 +224,11 @@ class ByDevice(LoopExperiment):
     """A device in Python behind the machine's bus, as in Machine.run()."""
 
     def exits(self, count: int) -> None:
-        kvm_run, run, until, stop_exit = self.run, self.loop.run, self.until, lib.STOP_EXIT
+        self.loop.limit(self.until)
+        kvm_run, run, stop_exit = self.run, self.loop.run, lib.STOP_EXIT
         answer = self.machine.bus.answer
         while count:
-            stop = run(until)
+            stop = run()
             if stop == stop_exit and answer(kvm_run):
                 count -= 1
             elif stop != lib.STOP_SIGNAL:
@@ -238,9 +243,10 @@ class StopEach(LoopExperiment):
         self._stop = stop
 
     def exits(self, count: int) -> None:
-        run, until, wanted = self.loop.run, self.until, self._stop
+        self.loop.limit(self.until)
+        run, wanted = self.loop.run, self._stop
         while count:
-            stop = run(until)
+            stop = run()
             if stop == wanted:
                 count -= 1
             elif stop != lib.STOP_SIGNAL:
@@ -286,10 +292,11 @@ class Immediate(LoopExperiment):
     """KVM_RUN that does not enter the guest."""
 
     def exits(self, count: int) -> None:
-        kvm_run, run, until = self.run, self.loop.run, self.until
+        self.loop.limit(self.until)
+        kvm_run, run = self.run, self.loop.run
         for _ in range(count):
             kvm_run.immediate_exit = 1
-            if run(until) != lib.STOP_SIGNAL:
+            if run() != lib.STOP_SIGNAL:
                 raise PyvmmError("immediate_exit", "KVM_RUN entered the guest")
 
     def bare_exits(self, count: int) -> None:

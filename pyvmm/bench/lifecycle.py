@@ -130,7 +130,8 @@ class Phases(_Life):
         return [float(after - before) for before, after in itertools.pairwise(times)]
 
     def _run(self, loop: VcpuLoop, deadline: int) -> None:
-        while (stop := loop.run(deadline)) == lib.STOP_SIGNAL:
+        loop.limit(deadline)
+        while (stop := loop.run()) == lib.STOP_SIGNAL:
             pass
         if stop != lib.STOP_GUEST_EXIT:
             raise unexpected(stop)

@@ -26,7 +26,8 @@ def run_probe(vm: Vm, kvm: Kvm, start: int) -> Any:
         set_real_mode(vcpu, start)
         loop = VcpuLoop(vcpu, memory, protocol)
         deadline = time.monotonic_ns() + _DEADLINE_NS
-        while (stop := loop.run(deadline)) == lib.STOP_SIGNAL:
+        loop.limit(deadline)
+        while (stop := loop.run()) == lib.STOP_SIGNAL:
             pass
         run = vcpu.kvm_run
         loop.close()

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import cache
 from typing import Any, NamedTuple
 
-from pyvmm.exits import Exit, HltExit, decode
+from pyvmm.exits import Exit, HltExit
 from pyvmm.guest.boot import set_real_mode
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import Mapping
@@ -143,7 +143,8 @@ class Cpu:
             ffi.memmove(payload, b"\xee" * 64, 64)
         self._answered = False
         deadline = time.monotonic_ns() + int(deadline_s * 1e9)
-        while (stop := self.loop.run(deadline)) == lib.STOP_SIGNAL:
+        self.loop.limit(deadline)
+        while (stop := self.loop.run()) == lib.STOP_SIGNAL:
             pass
         if stop == lib.STOP_DEADLINE:
             rip = self.vcpu.get_regs().rip
@@ -159,7 +160,7 @@ class Cpu:
         elif reason == lib.KVM_EXIT_MEMORY_ERROR:
             raw = ffi.cast("struct pyvmm_memory_error *", payload)
             fault = Fault(raw.type, raw.gpa, raw.size)
-        return Outcome(error, reason, None if error else decode(run), fault)
+        return Outcome(error, reason, None if error else self.vcpu.exit(), fault)
 
     def run(self, routine: Routine | int, **registers: int) -> Outcome:
         self.prepare(routine, **registers)

@@ -12,7 +12,7 @@ from typing import Self
 import pytest
 
 from pyvmm.errors import KvmError
-from pyvmm.exits import Exit, HltExit, decode
+from pyvmm.exits import Exit, HltExit
 from pyvmm.guest.assembler import assemble
 from pyvmm.guest.boot import START, low_memory, set_real_mode
 from pyvmm.kvm import Kvm
@@ -92,10 +92,11 @@ class BareVm:
     def run(self) -> Exit:
         """Run to the next exit. Fails when none comes in time."""
         deadline = time.monotonic_ns() + int(DEADLINE_S * 1e9)
-        while (stop := self._loop.run(deadline)) == lib.STOP_SIGNAL:
+        self._loop.limit(deadline)
+        while (stop := self._loop.run()) == lib.STOP_SIGNAL:
             pass
         assert stop == lib.STOP_EXIT, f"the loop stopped with {stop}, errno {self._loop.raw.error}"
-        return decode(self.vcpu.kvm_run)
+        return self.vcpu.exit()
 
     def run_to_hlt(self) -> None:
         assert self.run() == HltExit()

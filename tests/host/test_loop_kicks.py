@@ -32,7 +32,8 @@ def kick_at_random(image: Image, count: int, rng: random.Random, longest_pause: 
 
         def run() -> None:
             while not finished:
-                stop = loop.run(time.monotonic_ns() + int(2 * LOST_S * 1e9))
+                loop.limit(time.monotonic_ns() + int(2 * LOST_S * 1e9))
+                stop = loop.run()
                 if stop == lib.STOP_KICK:
                     answered.set()
                 elif stop != lib.STOP_SIGNAL:
@@ -85,15 +86,16 @@ def test_kicks_of_a_guest_that_converts(rng: random.Random) -> None:
 def test_a_kick_before_the_run_ends_it() -> None:
     with Machine(spin()) as machine:
         loop = machine.loops[0]
-        deadline = time.monotonic_ns() + 10**10
+        loop.limit(time.monotonic_ns() + 10**10)
         for _ in range(20):
             loop.kick()
-            assert loop.run(deadline) == lib.STOP_KICK
+            assert loop.run() == lib.STOP_KICK
         # Two kicks that nobody answered are one.
         loop.kick()
         loop.kick()
-        assert loop.run(deadline) == lib.STOP_KICK
-        assert loop.run(time.monotonic_ns() + 10**7) in (lib.STOP_SIGNAL, lib.STOP_DEADLINE)
+        assert loop.run() == lib.STOP_KICK
+        loop.limit(time.monotonic_ns() + 10**7)
+        assert loop.run() in (lib.STOP_SIGNAL, lib.STOP_DEADLINE)
 
 
 def test_a_machine_kicked_before_its_run_is_interrupted() -> None:
@@ -187,8 +189,8 @@ def test_a_vcpu_can_go_on_after_its_deadline() -> None:
     with Machine(out_loop()) as machine:
         loop, exits = machine.loops[0], [0]
         for _ in range(2):
-            deadline = time.monotonic_ns() + 50_000_000
-            while (stop := loop.run(deadline)) == lib.STOP_SIGNAL:
+            loop.limit(time.monotonic_ns() + 50_000_000)
+            while (stop := loop.run()) == lib.STOP_SIGNAL:
                 pass
             assert stop == lib.STOP_DEADLINE
             exits.append(loop.exit_counts()["io"])

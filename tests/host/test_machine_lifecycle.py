@@ -152,7 +152,7 @@ def test_use_after_close_is_an_error() -> None:
         vcpu.get_regs,
         vcpu.run,
         lambda: vcpu.kvm_run,
-        loop.run,
+        lambda: loop.run(),
         loop.exit_counts,
         loop.memory_error,
         loop.answer_convert,
@@ -176,7 +176,7 @@ def test_a_loop_is_not_run_on_another_vcpus_descriptor() -> None:
         os.dup2(other.vcpus[0].fileno(), number)
         try:
             with pytest.raises(ClosedError):
-                machine.loops[0].run(time.monotonic_ns() + 10**9)
+                machine.loops[0].run()
         finally:
             os.close(number)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm import exits
-from pyvmm.exits import decode, io_data
+from pyvmm.exits import exit_decoder, io_data
 from pyvmm.native import ffi, lib
 from pyvmm.uapi import REASON_NAMES, ExitReason, PageState, reason_name
 
@@ -28,7 +28,7 @@ class Run:
         ffi.memmove(self.memory + UNION, payload, len(payload))
 
     def decode(self) -> exits.Exit:
-        return decode(self.pointer)
+        return exit_decoder(self.pointer)()
 
 
 IO_OUT = struct.pack("<BBHIQ", lib.KVM_EXIT_IO_OUT, 2, 0x3F8, 3, PAGE)
@@ -215,3 +215,13 @@ def test_decode_takes_anything(reason: int, payload: bytes) -> None:
     assert isinstance(decoded, get_args(exits.Exit))
     if reason not in REASON_NAMES:
         assert decoded == exits.UnknownExit(reason, payload.ljust(256, b"\0"))
+
+
+def test_a_port_exit_is_read_as_the_compiler_lays_it_out() -> None:
+    fields = ("direction", "size", "port", "count", "data_offset")
+    offsets = [ffi.offsetof("struct kvm_run", "io", field) for field in fields]
+    widths = [
+        ffi.sizeof(dict(ffi.typeof(Run(0).pointer.io).fields)[field].type) for field in fields
+    ]
+    assert offsets == [UNION + sum(widths[:at]) for at in range(len(fields))]
+    assert widths == [struct.calcsize(f"={code}") for code in "BBHIQ"]
