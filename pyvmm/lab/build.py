@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder
+from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder, write_whole
 from pyvmm.lab.config import check_config, own_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, read_image
@@ -92,8 +92,8 @@ def build(
         if own is not None and own != recipe:
             raise LabUsageError(f"kernel name {name!r}", "it is the lab's own", "choose another")
     for patch in recipe.patches:
-        if not os.access(patch, os.R_OK):
-            raise LabUsageError(f"patch {patch}", "cannot be read")
+        if not patch.is_file() or not os.access(patch, os.R_OK):
+            raise LabUsageError(f"patch {patch}", "want a file that can be read")
     source = open_source(recipe.source)
     tree = Tree(source)
     if not source.is_folder and (folder := _kept(recipe, tree)):
@@ -101,7 +101,7 @@ def build(
     _check_tools()
     make_folder(tree.folder)
     with locked(tree.folder, announce) as lock:
-        tree.bring_up_to_date(announce)
+        tree.bring_up_to_date(announce, lock)
         folder = _kept(recipe, tree) or _build(recipe, tree, announce, progress, lock)
     return give_name(name or _default_name(recipe, tree), folder)
 
@@ -164,7 +164,7 @@ def _build(
         "patches": [patch.name for patch in recipe.patches],
         "seconds": round(time.monotonic() - started, 1),
     }
-    (folder / "kernel.json").write_text(json.dumps(facts))  # last: it says that all is there
+    write_whole(folder / "kernel.json", json.dumps(facts))  # last: it says that all is there
     return folder
 
 

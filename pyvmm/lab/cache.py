@@ -34,6 +34,13 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that whoever looks finds the old text or the new, and never a part."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
 def check_room(folder: Path, needed_mib: int) -> None:
     """A LabError unless the file system of `folder` has `needed_mib` MiB left."""
     free_mib = shutil.disk_usage(folder).free >> 20

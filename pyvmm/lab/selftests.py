@@ -58,7 +58,7 @@ def build_selftests(
     log = programs / "build.log"
     make_folder(tree.folder)
     with locked(tree.folder, announce) as lock:
-        tree.bring_up_to_date(announce)
+        tree.bring_up_to_date(announce, lock)
         tree.patch(sorted(kernel.image.parent.glob("patches/*")), log)
         paths = {name: _find(tree, name) for name in names}
         announce(f"building selftests of {tree.source.name}; log: {log}")

@@ -12,25 +12,35 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyvmm.lab.cache import cache_folder, check_room
+from pyvmm.lab.cache import cache_folder, check_room, write_whole
 from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.processes import die_with_parent
 
 _TARBALLS = Path("/usr/src")
 #: An unpacked source and one build of it.
 _TREE_MIB = 2600
-#: What a build in the source folder leaves there; a tree must not have it.
+#: What a build in the source folder leaves there; a tree must not have it, or make would take
+#: it for up to date. Beside most that it makes, Kbuild leaves a file .NAME.cmd.
 _BUILT_ENDINGS = (".o", ".a", ".cmd", ".ko", ".mod")
 _LEFT_OUT = (".git", ".config", ".config.old", "vmlinux")
 _BUILT_FOLDERS = ("include/config", "include/generated", "arch/x86/include/generated")
-_PATCHED_FILE = re.compile(
-    r"(?:--- (?:a/)?|\+\+\+ (?:b/)?|rename from |rename to |copy from |copy to )([^\t\n]+)"
+#: Lines of a patch that name files: with a first part that -p1 takes away, and without one.
+_NAMING_LINES = (
+    re.compile(r"^(?:---|\+\+\+) [^/\n]+/([^\t\n]+)", re.M),
+    re.compile(r"^diff --git a/(.+) b/\1$", re.M),
+    re.compile(r"^(?:rename|copy) (?:from|to) (.+)", re.M),
 )
+#: What patch(1) says of trouble; for the last of these its status is 0.
+_PATCH_FAILURES = ("FAILED", "can't find", "malformed", "not supported")
+_LONGEST_STEM = 40
+_LONGEST_NAME = 255  # NAME_MAX of linux/limits.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +61,30 @@ def default_tarball(version: str) -> Path:
     return _TARBALLS / f"linux-source-{version}.tar.xz"
 
 
+def _how_to_get(path: Path) -> str:
+    version = path.name.removeprefix("linux-source-").removesuffix(".tar.xz")
+    wanted = f" --source {version}" if path == default_tarball(version) else ""
+    return f"'pyvmm lab setup{wanted}' gets one"
+
+
 def open_source(path: Path) -> Source:
     """The source at `path`; a LabUsageError when there is no kernel source there."""
     path = path.resolve()
     if path.is_dir():
         if not is_kernel_source(path):
             raise LabUsageError(f"kernel source {path}", "no Kbuild or no arch/x86/kvm in it")
-        return Source(path, path.name, _digest(str(path)))
+        return Source(path, _name_of(path.name), _digest(str(path)))
     try:
         facts = path.stat()
     except OSError as error:
         raise LabUsageError(
-            f"kernel source {path}", str(error.strerror), "'pyvmm lab setup' gets one"
+            f"kernel source {path}", str(error.strerror), _how_to_get(path)
         ) from None
-    stem = path.name.split(".tar")[0]
-    return Source(path, stem, _digest(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}"))
+    return Source(
+        path,
+        _name_of(path.name.split(".tar")[0]),
+        _digest(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}"),
+    )
 
 
 class Tree:
@@ -87,15 +106,15 @@ class Tree:
             return self.source.identity + _digest(self._listing.read_text())
         return self.source.identity
 
-    def bring_up_to_date(self, announce: Callable[[str], None]) -> None:
-        """Make the tree's unpatched contents those of the source."""
+    def bring_up_to_date(self, announce: Callable[[str], None], lock: int) -> None:
+        """Make the tree's unpatched contents those of the source. `lock` is the folder's."""
         if not self.files.exists():
             check_room(self.folder, _TREE_MIB)
         if self.source.is_folder:
             self._copy_changes(announce)
         elif not self.files.exists():
             announce(f"unpacking {self.source.path}")
-            self._unpack()
+            self._unpack(lock)
 
     def patch(self, patches: Sequence[Path], log: Path) -> None:
         """Make the tree's contents the source's with these patches, in order, applied to copies.
@@ -112,9 +131,13 @@ class Tree:
         with tempfile.TemporaryDirectory(prefix="patching-", dir=self.folder) as place:
             for name in touched:
                 _write(Path(place, name), originals[name])
+            wanted = dict(originals)
             for patch in patches:
                 self._apply(patch, place, log)
-            wanted = originals | {name: _read(Path(place, name)) for name in touched}
+                changed = wanted | {name: _read(Path(place, name)) for name in touched}
+                if changed == wanted:
+                    raise self._refusal(patch, "it changes nothing", log)
+                wanted = changed
         self._write_originals(originals)  # before the first change: an interruption loses nothing
         for name, content in wanted.items():
             _write(self.files / name, content)
@@ -129,24 +152,31 @@ class Tree:
             )
             output.seek(start)
             said = output.read().splitlines()
-        if done.returncode:
-            failures = [line for line in said if "FAILED" in line or "can't find" in line] or said
+        failures = [line for line in said if any(word in line for word in _PATCH_FAILURES)]
+        if done.returncode or failures:
+            failures += said
             raise self._refusal(patch, failures[0] if failures else "patch(1) failed", log)
 
     def _refusal(self, patch: Path, cause: str, log: Path) -> LabError:
         return LabError(f"patch {patch} does not apply to {self.source.name}", cause, f"log: {log}")
 
-    def _unpack(self) -> None:
+    def _unpack(self, lock: int) -> None:
         for left_over in self.folder.glob("unpacking-*"):
             shutil.rmtree(left_over)
-        with tempfile.TemporaryDirectory(prefix="unpacking-", dir=self.folder) as place:
+        with tempfile.TemporaryDirectory(prefix="unpacking-", dir=self.folder) as name:
+            place = Path(name)
             done = subprocess.run(
-                ["tar", "-xf", self.source.path, "-C", place], capture_output=True, text=True
+                ["tar", "-xf", self.source.path, "-C", place],
+                capture_output=True,
+                text=True,
+                preexec_fn=die_with_parent(signal.SIGKILL),
+                pass_fds=(lock,),  # nobody else writes here for as long as tar lives
             )
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
                 raise LabUsageError(f"cannot unpack {self.source.path}", reason)
-            roots = [entry for entry in Path(place).iterdir() if is_kernel_source(entry)]
+            # git archive makes tarballs without a folder at the top.
+            roots = [top for top in (place, *place.iterdir()) if is_kernel_source(top)]
             if len(roots) != 1:
                 raise LabUsageError(str(self.source.path), "there is no kernel source in it")
             roots[0].rename(self.files)
@@ -161,18 +191,18 @@ class Tree:
         if changed:
             announce(f"copying {len(changed)} files of {self.source.path}")
         originals = self._read_originals()
+        # What goes comes first: a folder may take the place of a file, or a file of a folder.
+        for name in before.keys() - now.keys():
+            if name in originals:
+                originals[name] = None
+            _remove(self.files, name)
         for name in changed:
             if name in originals:
                 originals[name] = _read(self.source.path / name)
             else:
                 _copy(self.source.path / name, self.files / name)
-        for name in before.keys() - now.keys():
-            if name in originals:
-                originals[name] = None
-            else:
-                _write(self.files / name, None)
         self._write_originals(originals)
-        self._listing.write_text(json.dumps(now))
+        write_whole(self._listing, json.dumps(now))
 
     def _read_originals(self) -> dict[str, bytes | None]:
         """Contents that patched files have without the patch; None for no such file."""
@@ -189,9 +219,12 @@ class Tree:
             name: None if content is None else content.decode("latin-1")
             for name, content in originals.items()
         }
-        new = self._originals.with_suffix(".new")
-        new.write_text(json.dumps(kept))
-        new.replace(self._originals)
+        write_whole(self._originals, json.dumps(kept))
+
+
+def _name_of(stem: str) -> str:
+    """A name to build under: Kbuild takes no spaces and colons in the path of a source."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", stem).lstrip("._+-")[:_LONGEST_STEM] or "source"
 
 
 def is_kernel_source(folder: Path) -> bool:
@@ -201,20 +234,30 @@ def is_kernel_source(folder: Path) -> bool:
 
 def patched_files(patch: Path) -> set[str]:
     """Names, relative to the source, of the files that a patch may change, make or remove."""
-    names = _PATCHED_FILE.findall(patch.read_text(errors="surrogateescape"))
-    return {name for name in names if not name.startswith("/") and ".." not in name.split("/")}
+    text = patch.read_text(errors="surrogateescape")
+    found = [name for kind in _NAMING_LINES for name in kind.findall(text)]
+    return {name for name in found if _is_below(name)}
+
+
+def _is_below(name: str) -> bool:
+    """Whether a file of this name can be, and below the folder that it is looked for in."""
+    parts = name.split("/")
+    return ".." not in parts and "" not in parts and max(map(len, parts)) <= _LONGEST_NAME
 
 
 def list_files(top: Path, below: str = "") -> Iterator[tuple[str, int, int]]:
     """(name relative to `top`, size, modification time in ns) of a source folder's files,
     without what a build leaves there."""
-    for entry in os.scandir(top / below):
+    entries = {entry.name: entry for entry in os.scandir(top / below)}
+    for entry in entries.values():
         name = f"{below}/{entry.name}" if below else entry.name
-        if entry.name in _LEFT_OUT or name in _BUILT_FOLDERS:
+        if entry.name in _LEFT_OUT or name in _BUILT_FOLDERS or f".{entry.name}.cmd" in entries:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from list_files(top, name)
-        elif not entry.name.endswith(_BUILT_ENDINGS):
+        elif entry.name.endswith(_BUILT_ENDINGS):
+            continue
+        elif entry.is_symlink() or entry.is_file():  # a named pipe would be read for ever
             facts = entry.stat(follow_symlinks=False)
             yield name, facts.st_size, facts.st_mtime_ns
 
@@ -235,14 +278,27 @@ def _write(path: Path, content: bytes | None) -> None:
         path.unlink()
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         path.write_bytes(content)
+        if is_new and content.startswith(b"#!"):  # the kernel's build runs scripts of its own
+            path.chmod(0o755)
+
+
+def _remove(top: Path, name: str) -> None:
+    """Remove a file or a symbolic link below `top`, and the folders that this leaves empty."""
+    (top / name).unlink(missing_ok=True)
+    for folder in (top / name).parents:
+        if folder == top or any(folder.iterdir()):
+            break
+        folder.rmdir()
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file or a symbolic link; the same contents keep the target's time stamp."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_symlink():
+    if source.is_symlink() or target.is_symlink():
         target.unlink(missing_ok=True)
+    if source.is_symlink():
         target.symlink_to(os.readlink(source))
     else:
         _write(target, source.read_bytes())

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.lab.cache import locked
 from pyvmm.lab.errors import LabError, LabUsageError
-from pyvmm.lab.sources import Tree, list_files, open_source, patched_files
+from pyvmm.lab.kernels import check_name
+from pyvmm.lab.sources import Tree, default_tarball, list_files, open_source, patched_files
 
 _FILES = {
     "Kbuild": "# top\n",
@@ -50,8 +52,13 @@ def tarball(folder: Path, tmp_path: Path) -> Path:
 def _tree(path: Path) -> Tree:
     tree = Tree(open_source(path))
     tree.folder.mkdir(parents=True, exist_ok=True)
-    tree.bring_up_to_date(lambda line: None)
+    _update(tree)
     return tree
+
+
+def _update(tree: Tree) -> None:
+    with locked(tree.folder, lambda line: None) as lock:
+        tree.bring_up_to_date(lambda line: None, lock)
 
 
 def _contents(top: Path) -> dict[str, str]:
@@ -129,7 +136,10 @@ def test_a_patch_that_does_not_apply_changes_nothing(tarball: Path, tmp_path: Pa
     assert _stamps(tree.files) == before
 
 
-@pytest.mark.parametrize("text", ["", "no patch at all\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "no patch at all\n", "diff --git a/Kbuild b/Kbuild\nold mode 100644\nnew mode 100755\n"],
+)
 def test_a_file_that_is_no_patch(tarball: Path, tmp_path: Path, text: str) -> None:
     tree = _tree(tarball)
     with pytest.raises(LabError, match="does not apply"):
@@ -147,6 +157,81 @@ def test_a_patch_cannot_leave_the_tree(tarball: Path, tmp_path: Path) -> None:
     assert not outside.exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("linux-6.12.orig", "linux-6.12"), ("i", "w"), (".", "."), ("a", "b")],
+)
+def test_the_first_part_of_a_name_may_be_any(
+    tarball: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    tree = _tree(tarball)
+    text = _patch("arch/x86/kvm/svm.c", "two", "2").replace("a/", f"{old}/", 1)
+    text = text.replace("+++ b/", f"+++ {new}/").replace("\n", "\r\n")
+    tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\n2\nthree\n"
+
+
+def test_files_without_contents_and_scripts(tarball: Path, tmp_path: Path) -> None:
+    tree = _tree(tarball)
+    new = (
+        "diff --git a/virt/empty b/virt/empty\nnew file mode 100644\nindex 0000000..e69de29\n"
+        "diff --git a/scripts/run.sh b/scripts/run.sh\ndeleted file mode 100755\n"
+        "--- a/scripts/run.sh\n+++ /dev/null\n@@ -1 +0,0 @@\n-#!/bin/sh\n"
+    )
+    tree.patch([_write_patch(tmp_path, new)], tmp_path / "log")
+    assert (tree.files / "virt/empty").read_bytes() == b""
+    assert not (tree.files / "scripts/run.sh").exists()
+    tree.patch([], tmp_path / "log")
+    assert not (tree.files / "virt/empty").exists()
+    assert os.access(tree.files / "scripts/run.sh", os.X_OK)
+
+
+def test_a_binary_patch_is_refused(tarball: Path, tmp_path: Path) -> None:
+    """patch(1) says that it cannot, and ends with status 0."""
+    tree = _tree(tarball)
+    text = (
+        "diff --git a/link b/link\n"
+        "index 87ae6b695deceaf160611414f7dcd5c7366b2e79..c0d3111929bc887ced3807bd2525c438b0b49708"
+        " 100644\nGIT binary patch\nliteral 8\nPcmYew%wtF_s;mG249^1o\n\n"
+        "literal 7\nOcmYew%wtF_sssQD(E^45\n\ndiff --git a/x b/x\n"
+    ) + _patch("arch/x86/kvm/svm.c", "two", "2")
+    with pytest.raises(LabError, match="git binary diffs are not supported"):
+        tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\ntwo\nthree\n"
+
+
+def test_a_patch_with_a_line_that_no_file_can_be_called(tarball: Path, tmp_path: Path) -> None:
+    tree = _tree(tarball)
+    text = f"--- x/{'y' * 300}\n--- x//\n" + _patch("arch/x86/kvm/svm.c", "two", "2")
+    tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\n2\nthree\n"
+
+
+def test_files_links_and_folders_take_each_other_s_place(folder: Path) -> None:
+    tree = _tree(folder)
+    (folder / "virt/kvm/kvm_main.c").unlink()
+    (folder / "virt/kvm/kvm_main.c").mkdir()
+    (folder / "virt/kvm/kvm_main.c/part.c").write_text("part\n")
+    (folder / "scripts/run.sh").unlink()
+    (folder / "scripts").rmdir()
+    (folder / "scripts").write_text("a file\n")
+    (folder / "link").unlink()
+    (folder / "link").write_text("no link\n")
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")
+    _update(tree)
+    assert (tree.files / "Kbuild").read_text() == "# top\n"
+    assert (tree.files / "link").read_text() == "no link\n"
+    assert (tree.files / "scripts").read_text() == "a file\n"
+    assert (tree.files / "virt/kvm/kvm_main.c/part.c").read_text() == "part\n"
+    (folder / "dangling").unlink()
+    (folder / "Kbuild").unlink()
+    (folder / "Kbuild").symlink_to("link")
+    _update(tree)
+    assert not os.path.lexists(tree.files / "dangling")
+    assert (tree.files / "link").read_text() == "no link\n"
+
+
 def test_changes_in_a_source_folder_come_through(folder: Path, tmp_path: Path) -> None:
     tree = _tree(folder)
     state, before = tree.state(), _stamps(tree.files)
@@ -154,7 +239,7 @@ def test_changes_in_a_source_folder_come_through(folder: Path, tmp_path: Path) -
     (folder / "virt/kvm/more.c").write_text("more\n")
     (folder / "scripts/run.sh").unlink()
     (folder / "Kbuild").touch()
-    tree.bring_up_to_date(lambda line: None)
+    _update(tree)
     assert tree.state() != state
     contents = _contents(tree.files)
     assert contents["virt/kvm/kvm_main.c"] == "changed\n"
@@ -168,7 +253,7 @@ def test_a_changed_source_under_a_patch(folder: Path, tmp_path: Path) -> None:
     patch = _write_patch(tmp_path, _patch("arch/x86/kvm/svm.c", "two", "2"))
     tree.patch([patch], tmp_path / "log")
     (folder / "arch/x86/kvm/svm.c").write_text("one\ntwo\nthree\nfour\n")
-    tree.bring_up_to_date(lambda line: None)
+    _update(tree)
     tree.patch([patch], tmp_path / "log")
     assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\n2\nthree\nfour\n"
     tree.patch([], tmp_path / "log")
@@ -176,7 +261,9 @@ def test_a_changed_source_under_a_patch(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_built_in_the_source_folder_stays_there(folder: Path) -> None:
-    for name in (".config", "vmlinux", "virt/kvm/x.o", "include/generated/x.h", ".git/HEAD"):
+    built = (".config", "vmlinux", "virt/kvm/x.o", "include/generated/x.h", ".git/HEAD")
+    # Kbuild leaves its command line beside what has no ending that tells.
+    for name in (*built, "scripts/fixdep", "scripts/.fixdep.cmd", "lib/x.lds", "lib/.x.lds.cmd"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("built")
     tree = _tree(folder)
@@ -206,9 +293,27 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         _tree(tmp_path / "e.tar.xz")
 
 
+def test_a_tarball_without_a_folder_at_its_top(folder: Path, tmp_path: Path) -> None:
+    subprocess.run(["tar", "-cf", tmp_path / "x.tar", "-C", folder, "."], check=True)
+    assert _contents(_tree(tmp_path / "x.tar").files) == {**_FILES, "link": "# top\n"}
+
+
+def test_a_source_of_any_name_has_a_name_to_build_under(folder: Path) -> None:
+    """Kbuild refuses a path with a space or a colon in it."""
+    odd = folder.rename(folder.with_name("-my linux: übung" + "x" * 100))
+    source = open_source(odd)
+    assert check_name(f"{source.name}-01234567").startswith("my_linux_bung")
+    assert str(_tree(odd).folder).isascii()
+
+
+def test_how_to_get_a_source_that_is_not_there() -> None:
+    with pytest.raises(LabUsageError, match=r"setup --source 9\.9' gets one"):
+        open_source(default_tarball("9.9"))
+
+
 def test_an_interrupted_unpacking_is_done_again(tarball: Path) -> None:
     tree = Tree(open_source(tarball))
     (tree.folder / "unpacking-x" / "linux").mkdir(parents=True)
-    tree.bring_up_to_date(lambda line: None)
+    _update(tree)
     assert _contents(tree.files)["Kbuild"] == "# top\n"
     assert not list(tree.folder.glob("unpacking-*"))
