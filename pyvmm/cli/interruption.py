@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -18,14 +18,17 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """While this context is open the first SIGINT or SIGTERM calls what :meth:`then` was given.
+    """While this context is open the first of its signals calls what :meth:`then` was given.
 
     Until then() or hold() is called, it raises :class:`Interrupted`: for what may wait for
     ever and leaves nothing behind. Further signals change nothing, so that a report is
     written whole, but the third one kills the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Sequence[signal.Signals] = ENDING_SIGNALS) -> None:
+        # nohup's child must not hear of the terminal's end.
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._signals = [each for each in signals if not (each == signal.SIGHUP and ignored)]
         self.number: int | None = None
         self._seen = 0
         self._action: Callable[[], None] = _raise
@@ -60,7 +63,7 @@ class Interruption:
             self._action()
 
     def __enter__(self) -> Self:
-        for number in ENDING_SIGNALS:
+        for number in self._signals:
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

@@ -16,7 +16,6 @@ from pyvmm.cli.lab_command import build_progress, guarded, say
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernel_log import Splat
-    from pyvmm.lab.kernels import Kernel
     from pyvmm.lab.lab import Lab, RunResult
 
 
@@ -132,8 +131,7 @@ def _build(arguments: Namespace) -> int:
 
 def _run(arguments: Namespace) -> int:
     command = _command(arguments, None)
-    kernel = _kernel(arguments)
-    with _lab(arguments, kernel, arguments.results, arguments.results_limit) as lab:
+    with _lab(arguments, arguments.results, arguments.results_limit) as lab:
         result = lab.run(
             command,
             timeout=arguments.timeout,
@@ -149,7 +147,7 @@ def _shell(arguments: Namespace) -> int:
     from pyvmm.lab.terminal import RawTerminal
 
     terminal = RawTerminal()
-    with _lab(arguments, _kernel(arguments)) as lab:
+    with _lab(arguments) as lab:
         say(f"Linux {lab.release}; what is written here is thrown away; 'exit' ends it")
         with terminal:
             result = lab.run(
@@ -168,10 +166,10 @@ def _selftests(arguments: Namespace) -> int:
 
     names = arguments.names
     commands = [(name,) for name in names] or PRIVATE_MEMORY
-    kernel = _kernel(arguments)
-    programs = build_selftests(kernel, sorted({command[0] for command in commands}), say)
+    lab = _lab(arguments)
+    programs = build_selftests(lab.kernel, sorted({command[0] for command in commands}), say)
     failed = False
-    with _lab(arguments, kernel) as lab:
+    with lab:
         for result in run_selftests(lab, programs, commands):
             line = f"{result.outcome:8}{result.seconds:6.1f} s  {' '.join(result.command)}"
             print(line if result.outcome == "passed" else f"{line}: {result.said}", flush=True)
@@ -207,28 +205,21 @@ def _kernel_log(arguments: Namespace) -> int:
     return 0
 
 
-def _kernel(arguments: Namespace) -> Kernel:
-    """The kernel that was asked for, built first if need be."""
-    from pyvmm.lab.build import find_or_build
-
-    with build_progress() as progress:
-        return find_or_build(arguments.kernel, say, progress)
-
-
-def _lab(
-    arguments: Namespace, kernel: Kernel, results: Path | None = None, results_mib: int = 0
-) -> Lab:
+def _lab(arguments: Namespace, results: Path | None = None, results_mib: int = 1) -> Lab:
+    """The lab that was asked for, its kernel built first if need be."""
     from pyvmm.lab.lab import Lab
 
-    return Lab(
-        kernel,
-        cpus=arguments.cpus,
-        memory_mib=arguments.memory,
-        params=arguments.param,
-        results=results,
-        results_mib=results_mib,
-        announce=say,
-    )
+    with build_progress() as progress:
+        return Lab(
+            arguments.kernel,
+            cpus=arguments.cpus,
+            memory_mib=arguments.memory,
+            params=arguments.param,
+            results=results,
+            results_mib=results_mib,
+            announce=say,
+            progress=progress,
+        )
 
 
 def _command(arguments: Namespace, default: str | None) -> list[str]:

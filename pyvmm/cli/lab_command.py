@@ -12,54 +12,34 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+
+from pyvmm.cli.interruption import Interrupted, Interruption
+
+#: A terminal that is closed must leave nothing behind either.
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def guarded(command: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
-    """`command` with its errors as one line, and with SIGTERM as an orderly end."""
+    """`command` with its errors as one line, and with a signal as an orderly end."""
 
     def run(arguments: Namespace) -> int:
         from pyvmm.lab.errors import LabError
 
-        try:
-            with _orderly_termination():
+        with Interruption(_ENDINGS) as interruption:
+            try:
                 return command(arguments)
-        except LabError as error:
-            say(str(error))
-            return error.status
-        except BrokenPipeError:
-            raise  # whoever read our output has gone
-        except OSError as error:
-            say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-            return LabError.status
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
-        except _Terminated:
-            return 128 + signal.SIGTERM
+            except LabError as error:
+                say(str(error))
+                return error.status
+            except BrokenPipeError:
+                raise  # whoever read our output has gone
+            except OSError as error:
+                say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+                return LabError.status
+            except Interrupted:
+                return 128 + (interruption.number or 0)
 
     return run
-
-
-_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
-
-
-class _Terminated(BaseException):
-    pass
-
-
-@contextmanager
-def _orderly_termination() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that nothing is left behind."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    handlers = [(number, signal.signal(number, terminate)) for number in _ENDINGS]
-    try:
-        yield
-    finally:
-        for number, handler in handlers:
-            signal.signal(number, handler)
 
 
 def say(line: str) -> None:

@@ -43,6 +43,7 @@ _CHUNK = 65536
 #: Input waiting for a command that does not read; beyond it the port is left alone.
 _INPUT_LIMIT = 4 * _CHUNK
 
+_CONFIG = "/proc/config.gz"  # with CONFIG_IKCONFIG_PROC
 _KVM_CREATE_VM = 0xAE01  # linux/kvm.h: _IO(KVMIO, 0x01); the agent runs without the compiled module
 _KVM_X86_SW_PROTECTED_VM = 1  # asm/kvm.h, Linux 6.8
 
@@ -95,8 +96,9 @@ def describe_kernel() -> dict[str, Any]:
     try:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
+        options = ("CONFIG_KVM", "CONFIG_KVM_AMD")
         facts["blame"] = (
-            _missing_option("CONFIG_KVM", "CONFIG_KVM_AMD") or f"/dev/kvm: {error.strerror}"
+            _missing_option(*options) or f"/dev/kvm: {error.strerror}{_guess(*options)}"
         )
         return facts
     facts["kvm"] = True
@@ -104,15 +106,18 @@ def describe_kernel() -> dict[str, Any]:
         os.close(fcntl.ioctl(kvm, _KVM_CREATE_VM, _KVM_X86_SW_PROTECTED_VM))
         facts["private"] = True
     except OSError as error:
+        option = "CONFIG_KVM_SW_PROTECTED_VM"
         facts["blame"] = (
-            _missing_option("CONFIG_KVM_SW_PROTECTED_VM") or _nested_paging_off() or error.strerror
+            _missing_option(option)
+            or _nested_paging_off()
+            or f"KVM_CREATE_VM of type 1: {error.strerror}{_guess(option)}"
         )
     os.close(kvm)
     return facts
 
 
-def _missing_option(*options: str, config: str = "/proc/config.gz") -> str | None:
-    """The first of `options` that the kernel's own configuration does not have."""
+def _missing_option(*options: str, config: str = _CONFIG) -> str | None:
+    """The first of `options` that the kernel's own configuration does not have built in."""
     try:
         import gzip
 
@@ -121,9 +126,16 @@ def _missing_option(*options: str, config: str = "/proc/config.gz") -> str | Non
     except OSError:
         return None
     for option in options:
-        if f"{option}=y" not in lines and f"{option}=m" not in lines:
+        if f"{option}=m" in lines:
+            return f"{option}=m is a module, and the lab loads none: build it in"
+        if f"{option}=y" not in lines:
             return f"{option} is not set"
     return None
+
+
+def _guess(*options: str) -> str:
+    """For the end of a complaint, where the kernel does not tell its configuration."""
+    return "" if os.path.exists(_CONFIG) else f" ({' or '.join(options)} may be off)"
 
 
 def _nested_paging_off() -> str | None:
@@ -141,28 +153,34 @@ class KernelLog:
     """The kernel's log: read record by record, written to for the reader's orientation."""
 
     def __init__(self, path: str = "/dev/kmsg") -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._lines: list[str] = []
 
     def note(self, text: str) -> None:
         """Add a line of the lab's own."""
-        os.write(self._fd, b"<6>pyvmm: " + os.fsencode(text.replace("\n", " "))[:800] + b"\n")
+        os.write(self.fd, b"<6>pyvmm: " + os.fsencode(text.replace("\n", " "))[:800] + b"\n")
 
     def news(self) -> list[str]:
         """The lines since the last call, as dmesg prints them."""
-        lines: list[str] = []
+        self.collect()
+        lines, self._lines = self._lines, []
+        return lines
+
+    def collect(self) -> None:
+        """Read what is there, before the kernel overwrites it; `fd` is readable when it is."""
         while True:
             try:
-                record = os.read(self._fd, 8192)
+                record = os.read(self.fd, 8192)
             except BlockingIOError:
-                return lines
+                return
             except BrokenPipeError:  # overwritten before it was read; the next read goes on
                 continue
             if not record:
-                return lines
+                return
             # Documentation/ABI/testing/dev-kmsg: priority,sequence,microseconds,flags;text
             prefix, _, rest = record.decode(errors="replace").partition(";")
             seconds = int(prefix.split(",")[2]) / 1e6
-            lines.append(f"[{seconds:12.6f}] {rest.splitlines()[0]}")
+            self._lines.append(f"[{seconds:12.6f}] {rest.splitlines()[0]}")
 
 
 class Agent:
@@ -216,6 +234,7 @@ class Agent:
         self._take_input(command)  # what came together with the request
         while status is None or command.outputs:
             waiting = select.poll()
+            waiting.register(self._log.fd, select.POLLIN)
             if len(command.input) < _INPUT_LIMIT:
                 waiting.register(self._port, select.POLLIN)
             if command.input and command.stdin is not None:
@@ -230,6 +249,8 @@ class Agent:
                         self._send(pack(command.outputs[fd], data))
                     else:
                         del command.outputs[fd]
+                elif fd == self._log.fd:
+                    self._log.collect()
                 elif fd == command.ended:
                     status = command.wait()
                     kill_children()  # or the pipes that they hold would never end

@@ -58,11 +58,13 @@ def find_or_build(
     name: str, announce: Callable[[str], None], progress: Progress | None = None
 ) -> Kernel:
     """The kernel of that name or path, built first if it is one that the lab knows how to."""
-    if "/" in name or name.endswith("bzImage"):
+    if "/" in name:
         return read_image(Path(name))
     recipe = known_recipe(name)
     built = find_built(name)
     if recipe is None or (built and not recipe.source.exists()):
+        if built is None and Path(name).is_file():
+            return read_image(Path(name))
         if built is None:
             raise LabUsageError(
                 f"kernel {name!r}",
@@ -71,6 +73,8 @@ def find_or_build(
             )
         return built
     if built is None:
+        open_source(recipe.source)
+        _check_tools()
         announce(f"kernel {name!r} was never built: building it now, which takes minutes")
     return build(recipe, name, announce, progress)
 

@@ -19,8 +19,13 @@ from pyvmm.lab.errors import LabError
 
 def cache_folder() -> Path:
     """Where the lab keeps its things: $XDG_CACHE_HOME/pyvmm, or ~/.cache/pyvmm."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "pyvmm"
+    try:
+        given = os.environ.get("XDG_CACHE_HOME")
+        return (Path(given) if given else Path.home() / ".cache") / "pyvmm"
+    except RuntimeError:
+        raise LabError(
+            "cache folder", "this user has no home folder", "XDG_CACHE_HOME names another place"
+        ) from None
 
 
 def make_folder(path: Path) -> Path:

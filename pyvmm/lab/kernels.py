@@ -13,6 +13,7 @@ from pathlib import Path
 from pyvmm.lab.cache import cache_folder, make_folder
 from pyvmm.lab.errors import LabUsageError
 
+_XLF_KERNEL_64 = 1 << 0  # xloadflags of asm/bootparam.h
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 
@@ -40,11 +41,22 @@ def read_image(path: Path) -> Kernel:
     try:
         with open(path, "rb") as file:
             start = file.read(0x10000)
+            size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise LabUsageError(f"kernel {path}", str(error.strerror)) from None
     if start[0x1FE:0x200] != b"\x55\xaa" or start[0x202:0x206] != b"HdrS":
         raise LabUsageError(f"kernel {path}", "not a bzImage: it has no Linux boot header")
-    version = int.from_bytes(start[0x20E:0x210], "little") + 0x200
+
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(start[offset : offset + size], "little")
+
+    # setup_sects, at least one sector more, and syssize in units of 16 bytes
+    wanted = (number(0x1F1, 1) + 1) * 512 + number(0x1F4, 4) * 16
+    if wanted > size:
+        raise LabUsageError(f"kernel {path}", f"cut off: {size} bytes of {wanted}")
+    if number(0x206, 2) >= 0x20C and not number(0x236, 2) & _XLF_KERNEL_64:
+        raise LabUsageError(f"kernel {path}", "not a 64-bit kernel")
+    version = number(0x20E, 2) + 0x200
     release = start[version : version + 128].split(b"\0")[0].split(b" ")[0]
     return Kernel(str(path), path.resolve(), release.decode(errors="replace"))
 

@@ -23,10 +23,11 @@ from typing import Any, Protocol
 from pyvmm.lab import agent
 from pyvmm.lab.build import find_or_build
 from pyvmm.lab.errors import LabError, LabUsageError
-from pyvmm.lab.initramfs import build_initramfs
+from pyvmm.lab.initramfs import build_initramfs, find_busybox
 from pyvmm.lab.kernel_log import Splat, find_splats
 from pyvmm.lab.kernels import Kernel, save_last_log
-from pyvmm.lab.qemu import Machine, Qemu
+from pyvmm.lab.make import Progress
+from pyvmm.lab.qemu import Machine, Qemu, find_qemu
 
 #: Seconds that a kernel may take to come up; it needs two to five.
 BOOT_SECONDS = 90.0
@@ -45,12 +46,14 @@ _CHUNK = 65536
 _MEASURE_SECONDS = 0.2
 #: What poll(2) can count in milliseconds is less than for ever.
 _LONGEST_WAIT = 3600.0
-#: Trouble stops the machine rather than leaving it half alive; a lockup has a minute because
-#: an emulated CPU can wait that long for a busy host.
+#: Trouble stops the machine rather than leaving it half alive; lockups and stalls have a minute
+#: because an emulated CPU can wait that long for a busy host.
 _COMMAND_LINE = (
     "console=ttyS0 earlyprintk=ttyS0 loglevel=7 printk.time=1 panic=-1 oops=panic"
     " watchdog_thresh=30 sysctl.kernel.hung_task_timeout_secs=60"
+    " rcupdate.rcu_cpu_stall_timeout=60"
 )
+_LONGEST_COMMAND_LINE = 2047  # COMMAND_LINE_SIZE of asm/setup.h, less its NUL
 
 Output = Callable[[bytes], None]
 
@@ -107,7 +110,7 @@ class Lab:
     size; `params` go to the kernel's command line (``kvm_amd.npt=0``). `results` is a folder
     of the host that is writable inside, at the same path and as $PYVMM_RESULTS, and may grow
     to `results_mib`. `announce` is given one line for each thing that a person would want to
-    know, such as a second attempt to boot.
+    know, such as a second attempt to boot; `progress` is told how far a build is.
 
     Raises LabError when the kernel cannot be had or does not boot, LabUsageError for
     arguments that cannot be right.
@@ -126,6 +129,7 @@ class Lab:
         results_mib: int = RESULTS_MIB,
         boot_timeout: float = BOOT_SECONDS,
         announce: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         if not 1 <= cpus <= _MAX_CPUS:
             raise LabUsageError(f"{cpus} CPUs", f"the lab has 1 to {_MAX_CPUS}")
@@ -134,17 +138,27 @@ class Lab:
         for param in params:
             if not param.isprintable() or not param or " " in param or '"' in param:
                 raise LabUsageError(f"kernel parameter {param!r}", "want NAME or NAME=VALUE")
+        command_line = " ".join([_COMMAND_LINE, *params])
+        if len(command_line.encode()) > _LONGEST_COMMAND_LINE:
+            raise LabUsageError(
+                f"kernel parameters of {len(command_line)} characters",
+                f"a kernel reads {_LONGEST_COMMAND_LINE} and drops the rest",
+            )
+        if results_mib < 1:
+            raise LabUsageError(f"limit of {results_mib} MiB for results", "want at least 1")
         self._announce = announce if announce is not None else lambda line: None
-        if not isinstance(kernel, Kernel):
-            kernel = find_or_build(str(kernel), self._announce)
-        self.kernel = kernel
         self._results = _results_folder(results)
         self._results_bytes = results_mib << 20
+        find_qemu()  # before a build that takes minutes
+        find_busybox()
+        if not isinstance(kernel, Kernel):
+            kernel = find_or_build(str(kernel), self._announce, progress)
+        self.kernel = kernel
         self._machine = Machine(
             kernel=self.kernel.image,
             cpus=cpus,
             memory_mib=memory_mib,
-            command_line=" ".join([_COMMAND_LINE, *params]),
+            command_line=command_line,
             results=self._results,
         )
         self._boot_timeout = boot_timeout
@@ -213,7 +227,7 @@ class Lab:
             environment["PYVMM_RESULTS"] = str(self._results)
         job = {
             "argv": list(argv),
-            "cwd": str(cwd) if cwd is not None else os.getcwd(),
+            "cwd": str(cwd) if cwd is not None else _working_folder(),
             "env": environment,
             "terminal": terminal.size() if terminal is not None else None,
         }
@@ -426,6 +440,13 @@ def _write(fd: int, data: bytearray) -> int:
         return 0
     except BrokenPipeError:  # QEMU is gone: the reading side says so too
         return len(data)
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise LabUsageError("the working folder", str(error.strerror), "cd to one") from None
 
 
 def _results_folder(given: Path | str | None) -> Path | None:

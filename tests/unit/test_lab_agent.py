@@ -20,12 +20,13 @@ import pytest
 from pyvmm.lab import agent
 
 _SERVE = """
-import ctypes, sys
+import ctypes, os, sys
 from pyvmm.lab import agent
 
 class Log:
     def __init__(self):
         self.lines = []
+        self.fd = os.eventfd(0)  # never readable
     def note(self, text):
         self.lines.append(text)
     def news(self):
@@ -113,6 +114,9 @@ def test_the_missing_option_is_named(tmp_path: Path) -> None:
     )
     assert missing("CONFIG_KVM_SW", config=str(config)) == "CONFIG_KVM_SW is not set"
     assert missing("CONFIG_KVM", config=str(tmp_path / "none")) is None
+    config.write_bytes(gzip.compress(b"CONFIG_KVM=m\n"))
+    said = missing("CONFIG_KVM", config=str(config))
+    assert said is not None and said.startswith("CONFIG_KVM=m is a module")
 
 
 def test_status_and_both_outputs(host: Host) -> None:

@@ -181,6 +181,16 @@ def test_a_cache_that_cannot_be_made(world: Path, monkeypatch: pytest.MonkeyPatc
         build(Recipe(world / "linux"), None, _silent)
 
 
+def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", refuse)
+    with pytest.raises(LabError, match="no home folder; XDG_CACHE_HOME"):
+        find_built("default")
+
+
 def test_names(world: Path) -> None:
     recipe = Recipe(_tarball(world))
     for name in ("", "../x", ".hidden", "a b", "x" * 100):
@@ -205,6 +215,29 @@ def test_a_known_kernel_is_built_on_first_use(world: Path, monkeypatch: pytest.M
     assert said == []
     source.unlink()  # what is built stays usable
     assert find_or_build("default", said.append) == kernel
+
+
+def test_a_file_of_the_working_folder_is_a_kernel(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    assert find_or_build("image", _silent).image == world / "image"
+    build(Recipe(_tarball(world)), "my-bzImage", _silent)
+    assert find_or_build("my-bzImage", _silent).name == "my-bzImage"
+
+
+def test_nothing_is_announced_that_cannot_begin(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "default_tarball", lambda version: world / "none")
+    said: list[str] = []
+    with pytest.raises(LabUsageError, match="none"):
+        find_or_build("default", said.append)
+    monkeypatch.setattr(build_module, "default_tarball", lambda version: world / "linux")
+    monkeypatch.setenv("PATH", str(world / "tools"))
+    with pytest.raises(LabError, match="gcc"):
+        find_or_build("default", said.append)
+    assert said == []
 
 
 def test_known_recipes_are_what_they_say() -> None:
@@ -309,6 +342,18 @@ def test_images(world: Path) -> None:
         (world / "no").write_bytes(content)
         with pytest.raises(LabUsageError, match="not a bzImage"):
             read_image(world / "no")
+    whole = bytearray(fake_bzimage())
+    whole[0x1F1], whole[0x1F4], whole[0x207], whole[0x236] = 3, 128, 2, 1
+    whole[0x206] = 0x0F
+    (world / "image").write_bytes(whole)
+    assert read_image(world / "image").release == "9.9.1-test"
+    (world / "image").write_bytes(whole[:-1])
+    with pytest.raises(LabUsageError, match="cut off: 4095 bytes of 4096"):
+        read_image(world / "image")
+    whole[0x236] = 0
+    (world / "image").write_bytes(whole)
+    with pytest.raises(LabUsageError, match="not a 64-bit kernel"):
+        read_image(world / "image")
     with pytest.raises(LabUsageError, match="No such file"):
         read_image(world / "nowhere")
     with pytest.raises(LabUsageError, match="directory"):

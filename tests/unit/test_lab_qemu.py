@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.lab.agent import HELLO, pack_structure
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.initramfs import build_initramfs, find_busybox
 from pyvmm.lab.kernels import Kernel, last_log
@@ -60,6 +61,32 @@ def test_no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: Kernel
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LabError, match="qemu-system-x86_64: not found; run 'pyvmm lab setup'"):
         Lab(kernel).__enter__()
+
+
+def test_what_is_missing_is_said_before_a_kernel_is_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said: list[str] = []
+    with pytest.raises(LabUsageError, match="0 CPUs"):
+        Lab("default", cpus=0, announce=said.append)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match="qemu-system-x86_64"):
+        Lab("default", announce=said.append)
+    assert said == []
+
+
+def test_a_working_folder_that_is_gone(
+    stand_in: StandIn, kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hello = pack_structure(HELLO, {"release": "", "log": [], "kvm": True, "private": True})
+    (tmp_path / "hello").write_bytes(hello)
+    stand_in(f"cat {tmp_path}/hello; exec sleep 1000")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with Lab(kernel) as lab, pytest.raises(LabUsageError, match="the working folder"):
+        lab.run(["true"])
 
 
 def test_no_busybox(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +208,8 @@ def test_what_qemu_is_told(stand_in: StandIn, kernel: Kernel, tmp_path: Path) ->
         ({"params": ["a b"]}, "'a b'"),
         ({"params": [""]}, "''"),
         ({"params": ["a\nb"]}, "NAME=VALUE"),
+        ({"params": ["x" * 1000, "y" * 1000]}, "drops the rest"),
+        ({"results_mib": 0}, "0 MiB"),
         ({"results": "/"}, "a folder of its own"),
         ({"results": "/proc/nowhere"}, "/proc/nowhere"),
         ({"results": "/etc/passwd"}, "/etc/passwd"),
