@@ -12,16 +12,16 @@ from contextlib import ExitStack
 
 from interleaved import batches_asked, describe_machine
 
-from pyvmm.bench import conversions, exits, lifecycle
-from pyvmm.bench.measure import Bench, Experiment
+from pyvmm.bench.case import Bench, Experiment
 from pyvmm.bench.statistics import median
+from pyvmm.bench.subjects import benches
 from pyvmm.errors import UnsupportedError
 
 _BATCH_NS = 2_000_000  # long beside what starting a batch from Python costs
 
 
 def promised() -> Iterator[Bench]:
-    for bench in [*exits.benches(), *conversions.benches(), *lifecycle.benches()]:
+    for bench in benches("all"):
         if any(case.promise for case in bench.cases):
             yield bench
 

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "page_range.h"
 #include "protocol.h"
 
 /* ---- exits ---- */
@@ -141,7 +142,7 @@ int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t int
 struct kick {
 	struct vcpu_loop *loop;
 	struct kvm_run *run;
-	pthread_t vcpu_thread;
+	pid_t vcpu_thread;
 	int signal;
 	uint64_t delay_ns;
 	uint64_t sent; /* CLOCK_MONOTONIC ns; 0: not yet */
@@ -158,16 +159,38 @@ static void *send_kick(void *argument)
 		loop_kick(kick->loop);
 	} else {
 		__atomic_store_n(&kick->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-		pthread_kill(kick->vcpu_thread, kick->signal);
+		syscall(SYS_tgkill, getpid(), kick->vcpu_thread, kick->signal);
 	}
 	return NULL;
 }
 
-int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, uint64_t delay_ns, uint64_t *latency)
+/* Start send_kick() on a CPU of its own, or with -1 wherever it may run. 0 or -errno. */
+static int start_kicker(pthread_t *kicker, struct kick *kick, int cpu)
+{
+	pthread_attr_t attributes;
+	cpu_set_t set;
+	int error;
+
+	error = pthread_attr_init(&attributes);
+	if (error)
+		return -error;
+	if (cpu >= 0) {
+		CPU_ZERO(&set);
+		CPU_SET(cpu, &set);
+		error = pthread_attr_setaffinity_np(&attributes, sizeof(set), &set);
+	}
+	if (!error)
+		error = pthread_create(kicker, &attributes, send_kick, kick);
+	pthread_attr_destroy(&attributes);
+	return -error;
+}
+
+int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t delay_ns,
+	      uint64_t *latency)
 {
 	struct kick kick = {
 		.run = run,
-		.vcpu_thread = pthread_self(),
+		.vcpu_thread = (pid_t)syscall(SYS_gettid),
 		.signal = kick_signal,
 		.delay_ns = delay_ns,
 	};
@@ -175,9 +198,9 @@ int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, uint64_t delay_ns,
 	uint64_t sent = 0;
 	int error;
 
-	error = pthread_create(&kicker, NULL, send_kick, &kick);
+	error = start_kicker(&kicker, &kick, kicker_cpu);
 	if (error)
-		return -error;
+		return error;
 	while (sent == 0) {
 		error = ioctl(vcpu, KVM_RUN, 0) < 0 ? errno : 0;
 		*latency = monotonic_ns();
@@ -192,16 +215,17 @@ int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, uint64_t delay_ns,
 	return sent ? 0 : -error;
 }
 
-int loop_kick_latency(struct vcpu_loop *loop, uint64_t delay_ns, uint64_t *latency)
+int loop_kick_latency(struct vcpu_loop *loop, int kicker_cpu, uint64_t delay_ns,
+		      uint64_t *latency)
 {
 	struct kick kick = { .loop = loop, .delay_ns = delay_ns };
 	enum loop_stop stop;
 	pthread_t kicker;
 	int error;
 
-	error = pthread_create(&kicker, NULL, send_kick, &kick);
+	error = start_kicker(&kicker, &kick, kicker_cpu);
 	if (error)
-		return -error;
+		return error;
 	do {
 		stop = loop_run(loop);
 		*latency = monotonic_ns();
@@ -404,6 +428,32 @@ int memory_convert_pairs(struct memory *memory, uint64_t gpa, uint64_t pages, ui
 			histogram_record(to_private, middle - start);
 		if (to_shared)
 			histogram_record(to_shared, end - middle);
+	}
+	return 0;
+}
+
+int page_range_pairs(int file, uint64_t size, uint64_t pairs, uint64_t *allocate_ns,
+		     uint64_t *discard_ns, struct histogram *allocate, struct histogram *discard)
+{
+	uint64_t start, middle, end;
+	int error;
+
+	for (; pairs > 0; pairs--) {
+		start = monotonic_ns();
+		error = page_range_allocate(file, 0, size);
+		if (error)
+			return error;
+		middle = monotonic_ns();
+		error = page_range_punch(file, 0, size);
+		if (error)
+			return error;
+		end = monotonic_ns();
+		*allocate_ns += middle - start;
+		*discard_ns += end - middle;
+		if (allocate)
+			histogram_record(allocate, middle - start);
+		if (discard)
+			histogram_record(discard, end - middle);
 	}
 	return 0;
 }

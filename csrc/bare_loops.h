@@ -34,11 +34,15 @@ int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency);
 /* KVM_INTERRUPT, then KVM_RUN until the guest has taken it and exits. */
 int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
 		    struct histogram *latency);
-/* From immediate_exit and a signal, sent by another thread, to KVM_RUN's EINTR. */
-int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, uint64_t delay_ns,
+/*
+ * From immediate_exit and a signal to KVM_RUN's EINTR. Another thread sends them, after
+ * delay_ns, on a CPU of its own; -1: wherever it may run.
+ */
+int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t delay_ns,
 	      uint64_t *latency);
 /* The same by loop_kick() to the return of loop_run(). */
-int loop_kick_latency(struct vcpu_loop *loop, uint64_t delay_ns, uint64_t *latency);
+int loop_kick_latency(struct vcpu_loop *loop, int kicker_cpu, uint64_t delay_ns,
+		      uint64_t *latency);
 
 /* One system call of a conversion, with all that it needs. */
 enum bare_call {
@@ -53,7 +57,8 @@ enum bare_call {
 /* What the calls are for: the parts that a conversion's time is split into. */
 enum bare_part {
 	BARE_PART_ALLOCATE,
-	BARE_PART_SWITCH, /* make one view present and the other absent */
+	BARE_PART_ATTRIBUTES,
+	BARE_PART_SWITCH, /* make one view present and the other absent: mprotect or memslots */
 	BARE_PART_DISCARD,
 	BARE_PARTS,
 };
@@ -100,6 +105,9 @@ int bare_convert_pairs(struct bare_direction *to_private, struct bare_direction 
 int memory_convert_pairs(struct memory *memory, uint64_t gpa, uint64_t pages, uint64_t pairs,
 			 uint64_t *private_ns, uint64_t *shared_ns,
 			 struct histogram *to_private, struct histogram *to_shared);
+/* Allocating and discarding pages of a file by turns, as conversions do it. */
+int page_range_pairs(int file, uint64_t size, uint64_t pairs, uint64_t *allocate_ns,
+		     uint64_t *discard_ns, struct histogram *allocate, struct histogram *discard);
 
 /* A machine's life, phase by phase: the system calls of pyvmm's Machine in their order. */
 enum bare_phase {

@@ -244,7 +244,10 @@ enum bare_call {
 	BARE_ATTRIBUTES, ...
 };
 enum bare_timing { BARE_UNTIMED, BARE_TIME_WHOLE, BARE_TIME_PARTS, ... };
-enum bare_part { BARE_PART_ALLOCATE, BARE_PART_SWITCH, BARE_PART_DISCARD, BARE_PARTS, ... };
+enum bare_part {
+	BARE_PART_ALLOCATE, BARE_PART_ATTRIBUTES, BARE_PART_SWITCH, BARE_PART_DISCARD, BARE_PARTS,
+	...
+};
 enum bare_phase {
 	BARE_CREATE, BARE_SLOTS, BARE_VCPU, BARE_FIRST_EXIT, BARE_RESET, BARE_CLOSE, BARE_PHASES,
 	...
@@ -282,9 +285,10 @@ int bare_immediate_exits(int vcpu, struct kvm_run *run, uint64_t calls, struct h
 int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency);
 int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
 		    struct histogram *latency);
-int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, uint64_t delay_ns,
+int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t delay_ns,
 	      uint64_t *latency);
-int loop_kick_latency(struct vcpu_loop *loop, uint64_t delay_ns, uint64_t *latency);
+int loop_kick_latency(struct vcpu_loop *loop, int kicker_cpu, uint64_t delay_ns,
+		      uint64_t *latency);
 int bare_conversions(int vcpu, struct kvm_run *run, struct bare_direction *to_private,
 		     struct bare_direction *to_shared, uint64_t conversions,
 		     enum bare_timing timing);
@@ -293,5 +297,7 @@ int bare_convert_pairs(struct bare_direction *to_private, struct bare_direction 
 int memory_convert_pairs(struct memory *memory, uint64_t gpa, uint64_t pages, uint64_t pairs,
 			 uint64_t *private_ns, uint64_t *shared_ns,
 			 struct histogram *to_private, struct histogram *to_shared);
+int page_range_pairs(int file, uint64_t size, uint64_t pairs, uint64_t *allocate_ns,
+		     uint64_t *discard_ns, struct histogram *allocate, struct histogram *discard);
 int bare_life(const void *image, uint64_t size, int timer_signal, bool prot_none, bool reset,
 	      uint64_t *phases_ns);

@@ -8,7 +8,8 @@ The parts of a split, all but the first two from the calls' own times in bare C:
   exit          an MMIO exit that converts nothing: KVM_RUN, to the guest and back
   refault       what KVM_RUN takes more than that, right after a conversion
   allocate      the page in the file it goes to
-  switch        one view made present and the other absent: mprotect, memslots, attributes
+  attributes    KVM_SET_MEMORY_ATTRIBUTES
+  switch        one view made present and the other absent: mprotect or memslots
   discard       the page in the file it came from
   bookkeeping   recognise the exit, lock, page states, counters, complete the access
 """
@@ -22,6 +23,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from pyvmm.bench.case import Bench, Case, Promise, Times
 from pyvmm.bench.exits import (
     NOTHING_GPA,
     check,
@@ -31,7 +33,6 @@ from pyvmm.bench.exits import (
     segment,
     unexpected,
 )
-from pyvmm.bench.measure import Bench, Case, Promise, Times
 from pyvmm.errors import UnsupportedError
 from pyvmm.machine import REGION_GPA, SHARED_VIEW_GPA, Machine
 from pyvmm.mapping import PAGE_SIZE, PROT_NONE, PROT_READ_WRITE
@@ -160,7 +161,7 @@ class Directions:
     def _attributes(self, attributes: int) -> dict[str, Any]:
         return {
             "call": lib.BARE_ATTRIBUTES,
-            "part": lib.BARE_PART_SWITCH,
+            "part": lib.BARE_PART_ATTRIBUTES,
             "fd": self._machine.vm.fileno(),
             "gpa": self._region.shared_gpa + self._offset,
             "size": self._size,
@@ -191,23 +192,35 @@ class Directions:
         }
 
 
+_PARTS = {
+    lib.BARE_PART_ALLOCATE: "allocate",
+    lib.BARE_PART_ATTRIBUTES: "attributes",
+    lib.BARE_PART_SWITCH: "switch",
+    lib.BARE_PART_DISCARD: "discard",
+}
+
+
 class Sums:
     """What a ``struct bare_direction`` has added up, for one conversion; starts over."""
 
     def __init__(self, direction: Any) -> None:
         count = direction.conversions or 1
         self.whole = direction.whole_ns / count
+        taken = {direction.steps[at].part for at in range(direction.step_count)}
         self.parts = {
-            "allocate": direction.parts_ns[lib.BARE_PART_ALLOCATE] / count,
-            "switch": direction.parts_ns[lib.BARE_PART_SWITCH] / count,
-            "discard": direction.parts_ns[lib.BARE_PART_DISCARD] / count,
+            name: direction.parts_ns[part] / count for part, name in _PARTS.items() if part in taken
         }
         direction.conversions = direction.whole_ns = 0
         for at in range(lib.BARE_PARTS):
             direction.parts_ns[at] = 0
 
 
-_EARLY = (lib.BARE_PART_ALLOCATE, lib.BARE_PART_DISCARD, lib.BARE_PART_SWITCH)
+_EARLY = (
+    lib.BARE_PART_ALLOCATE,
+    lib.BARE_PART_DISCARD,
+    lib.BARE_PART_ATTRIBUTES,
+    lib.BARE_PART_SWITCH,
+)
 
 
 def _at(pointer: Any, offset: int) -> Any:
@@ -244,34 +257,31 @@ class Guests:
         fd, run = vcpu.fileno(), vcpu.kvm_run
         check(lib.bare_conversions(fd, run, bare.to_private, bare.to_shared, conversions, timing))
 
-    def in_threads(self, work: Callable[[int], None]) -> int:
-        """Let each vCPU's thread do it; nanoseconds until the last has."""
+    def in_threads(self, work: Callable[[int], None]) -> float:
+        """Let each vCPU's thread do it at once; the nanoseconds that it took them on average."""
         count = len(self.machine.loops)
-        if count == 1:
-            start = time.monotonic_ns()
-            work(0)
-            return time.monotonic_ns() - start
+        taken = [0] * count
         errors: list[BaseException] = []
-        ready = threading.Barrier(count + 1)
+        ready = threading.Barrier(count)
 
         def one(index: int) -> None:
             try:
                 ready.wait()
+                start = time.monotonic_ns()
                 work(index)
+                taken[index] = time.monotonic_ns() - start
             except BaseException as error:
                 errors.append(error)
 
-        threads = [threading.Thread(target=one, args=(index,)) for index in range(count)]
+        threads = [threading.Thread(target=one, args=(index,)) for index in range(1, count)]
         for thread in threads:
             thread.start()
-        ready.wait()
-        start = time.monotonic_ns()
+        one(0)
         for thread in threads:
             thread.join()
-        taken = time.monotonic_ns() - start
         if errors:
             raise errors[0]
-        return taken
+        return sum(taken) / count
 
     def record(self, conversions: int) -> int:
         """Convert with recording on; the number of vCPU 0's first record."""
@@ -293,7 +303,7 @@ class Guests:
 
 
 class Together:
-    """Both directions of several vCPUs; the time is for one conversion of each."""
+    """Both directions of several vCPUs, each in a thread: one of its own conversions."""
 
     def __init__(self, machine: Machine) -> None:
         self._guests = Guests(machine)
@@ -451,7 +461,7 @@ def split(measured: dict[str, float]) -> dict[str, float]:
     """The parts of a conversion: what has no clock of its own is what is left."""
     parts = dict(measured)
     handling = parts.pop("handling")
-    calls = sum(parts[name] for name in ("allocate", "switch", "discard"))
+    calls = sum(parts[name] for name in _PARTS.values() if name in parts)
     if "outside" in parts:
         parts = {"exit": parts["exit"], "refault": parts.pop("outside") - parts["exit"], **parts}
     return {**parts, "bookkeeping": handling - calls}
@@ -513,7 +523,7 @@ def _of_backend(backend: str) -> Iterator[Bench]:
                 _machine(stack, backend, _TOUCH, vcpus)
             ),
             pinned=False,
-            least=16,
+            least=64,  # long beside the time in which the threads start
         )
     for size, pages in SIZES.items():
         yield Bench(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from typing import Any
 
-from pyvmm.bench.measure import Bench, Case, Promise, Times
+from pyvmm.bench.case import Bench, Case, Promise, Times
+from pyvmm.bench.priority import on_cpu, ordinary
 from pyvmm.coalesced import CoalescedRing
 from pyvmm.errors import KvmError, PyvmmError, UnsupportedError
 from pyvmm.eventfd import EventFd
@@ -306,6 +307,41 @@ class Immediate(LoopExperiment):
         return sample_each(partial(self.exits, 1), operations, latencies[0])
 
 
+class ByGuest(LoopExperiment):
+    """The guest's own TSC over INSIDE reads of a port, which it then writes to another."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine, lib.KVM_EXIT_IO)
+        try:
+            khz = self.vcpu.get_tsc_khz()
+        except KvmError as error:
+            raise UnsupportedError("the guest's TSC", error.cause) from None
+        self._ns_per_tick = 1e6 / khz
+        super().exits(1)  # what the guest tells first is no measure
+        data = ffi.cast("char *", self.run) + self.run.io.data_offset
+        self._ticks = ffi.cast("uint32_t *", data)
+
+    def exits(self, count: int) -> None:
+        """So many times INSIDE reads, and the exit that tells how long they took."""
+        super().exits(count * (INSIDE + 1))
+
+    def bare_exits(self, count: int) -> None:
+        super().bare_exits(count * (INSIDE + 1))
+
+    def _timed(self, exits: Callable[[int], None], operations: int) -> Times:
+        blocks = max(1, operations // INSIDE)
+        ticks = 0
+        for _ in range(blocks):
+            exits(1)
+            ticks += self._ticks[0]
+        return (ticks * self._ns_per_tick / (blocks * INSIDE),)
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
+        for _ in range(max(1, operations // INSIDE)):
+            lib.histogram_record(latencies[0], int(self._timed(self.exits, INSIDE)[0]))
+        return [{}]
+
+
 class SystemIoctl:
     """The least that an ioctl costs, from bare C on both sides: what a ratio of 1 looks like."""
 
@@ -325,21 +361,27 @@ class SystemIoctl:
 
 
 class Kick:
-    """From loop_kick() in another thread to the return of loop_run(); one at a time."""
+    """From loop_kick() in another thread to the return of loop_run(); one at a time.
 
-    def __init__(self, machine: Machine) -> None:
+    The other thread runs on ``kicker_cpu``; -1: wherever it may.
+    """
+
+    def __init__(self, machine: Machine, kicker_cpu: int) -> None:
+        self._kicker_cpu = kicker_cpu
         self._loop = machine.loops[0]
         self._vcpu = machine.vcpus[0]
         self._latency = ffi.new("uint64_t *")
         self._loop.raw.recording = False
 
     def ours(self, operations: int) -> Times:
-        check(lib.loop_kick_latency(self._loop.raw, _KICK_DELAY_NS, self._latency))
+        check(
+            lib.loop_kick_latency(self._loop.raw, self._kicker_cpu, _KICK_DELAY_NS, self._latency)
+        )
         return (float(self._latency[0]),)
 
     def floor(self, operations: int) -> Times:
         fd, run, signal = self._vcpu.fileno(), self._vcpu.kvm_run, lib.loop_kick_signal()
-        check(lib.bare_kick(fd, run, signal, _KICK_DELAY_NS, self._latency))
+        check(lib.bare_kick(fd, run, signal, self._kicker_cpu, _KICK_DELAY_NS, self._latency))
         return (float(self._latency[0]),)
 
     def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
@@ -470,8 +512,8 @@ def _hypercall(stack: ExitStack) -> LoopExperiment:
             if machine.loops[0].raw.protocol.features & lib.FEATURE_HYPERCALL:
                 return LoopExperiment(machine, lib.KVM_EXIT_HYPERCALL)
     raise UnsupportedError(
-        "hypercall",
-        "no backend of this KVM has KVM_EXIT_HYPERCALL",
+        "KVM_EXIT_HYPERCALL",
+        "no backend of this KVM has it",
         "run it in a lab: pyvmm lab run -- pyvmm bench exits",
     )
 
@@ -486,6 +528,23 @@ def hypercall_instruction() -> str:
     return "vmmcall" if is_svm else "vmcall"
 
 
+def _by_guest(stack: ExitStack) -> LoopExperiment:
+    code = f"""
+        {port(RESULT_IN_C)}
+        xorl %edi, %edi
+        again: rdtsc
+        subl %edi, %eax
+        outl %eax, $0xe0
+        rdtsc
+        movl %eax, %edi
+        .rept {INSIDE}
+        inl %dx, %eax
+        .endr
+        jmp again
+    """
+    return ByGuest(_machine(stack, code))
+
+
 def _interrupts(stack: ExitStack) -> LoopExperiment:
     code = f"""
         movw $handler, {4 * VECTOR:#x}
@@ -498,26 +557,15 @@ def _interrupts(stack: ExitStack) -> LoopExperiment:
     return Interrupts(_machine(stack, code), lib.KVM_EXIT_IO)
 
 
-@contextmanager
-def _real_time() -> Iterator[None]:
-    """Real-time priority, where it may be had: two threads that wake each other on a busy
-    machine are otherwise only as quick as the others' time slices are short."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
 def _kick(stack: ExitStack, code: str) -> Kick:
+    """vCPU and kicker on the last and the first CPU: where they are is half of what it takes."""
     machine = _machine(stack, code)
-    if os.sched_getscheduler(0) == os.SCHED_OTHER:
-        stack.enter_context(_real_time())
-    return Kick(machine)
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        stack.enter_context(ordinary())  # or the kicker would wait for the vCPU that it kicks
+        return Kick(machine, -1)
+    stack.enter_context(on_cpu(others[-1]))
+    return Kick(machine, first)
 
 
 def _one(name: str, title: str, set_up: Any, promise: Promise | None = None, **more: Any) -> Bench:
@@ -548,6 +596,12 @@ def benches() -> list[Bench]:
         ),
         _one("port_out_c", "OUT, C answers", _in_c(out_c, io), IN_C),
         _one("port_in_c", "IN, C answers", _in_c(in_c, io), IN_C),
+        _one(
+            "port_in_guest_tsc",
+            "IN, C answers, by the guest's own TSC: a mean of 100",
+            _by_guest,
+            least=INSIDE,
+        ),
         _one("mmio_write_c", "MMIO write, C answers", _in_c(write, mmio), IN_C),
         _one("mmio_read_c", "MMIO read, C answers", _in_c(read, mmio), IN_C),
         _one(

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from pyvmm.bench.case import Bench, Case, Promise, Times
 from pyvmm.bench.exits import check, guest, unexpected
-from pyvmm.bench.measure import Bench, Case, Promise, Times
 from pyvmm.guest.boot import START, low_memory, set_boot_state
 from pyvmm.kvm import Kvm
 from pyvmm.machine import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -66,6 +66,15 @@ class BenchResult:
         return {case.name: case for case in self.cases}
 
 
+def only(result: BenchResult, word: str) -> BenchResult:
+    """The cases with ``word`` in their name; one bench may measure others with them."""
+    return replace(
+        result,
+        cases=tuple(case for case in result.cases if word in case.name),
+        skipped=tuple(each for each in result.skipped if word in each.name),
+    )
+
+
 def to_json(result: BenchResult) -> dict[str, Any]:
     """The object of ``--json``."""
     cases = []
@@ -80,6 +89,31 @@ def to_json(result: BenchResult) -> dict[str, Any]:
         "skipped": [asdict(each) for each in result.skipped],
         "warnings": list(result.warnings),
     }
+
+
+def doubts(result: BenchResult) -> Iterator[str]:
+    """What is not to be believed: the same doubt about many cases in one line."""
+    cases: dict[str, list[str]] = {}
+    for case in result.cases:
+        for warning in case.warnings:
+            figure, _, why = warning.partition(": ")
+            if figure in ("ns", "max", "p999, max"):
+                kind = "rounds differ; believe the ratio" if figure == "ns" else "preempted"
+                cases.setdefault(f"{figure} ({kind})", []).append(case.name)
+            else:
+                yield f"{figure} of {case.name}: {why}"
+    for what, names in cases.items():
+        some = "all cases" if len(names) == len(result.cases) else ", ".join(names)
+        yield f"{what} of {some}"
+    yield from result.warnings
+
+
+def reasons(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
+    """The cases that each reason kept from running."""
+    names: dict[str, list[str]] = {}
+    for each in skipped:
+        names.setdefault(each.reason, []).append(each.name)
+    return names
 
 
 def load(path: str) -> BenchResult:

@@ -25,8 +25,7 @@ class Surroundings:
         self._psutil = psutil
         self._cpu = cpu
         self._before = psutil.cpu_times(percpu=True)[cpu]
-        own = psutil.Process().cpu_times()
-        self._own_before = own.user + own.system
+        self._own_before = self._own()
         self.facts: dict[str, Any] = {
             "cpu": cpu_model(),
             "cpus": os.cpu_count(),
@@ -48,14 +47,18 @@ class Surroundings:
             "load_before": list(os.getloadavg()),
         }
 
+    def _own(self) -> float:
+        """CPU seconds of this process, and of those that it started and has seen end."""
+        own = self._psutil.Process().cpu_times()
+        return float(own.user + own.system + own.children_user + own.children_system)
+
     def end(self) -> list[str]:
         """Complete the facts; returns warnings about the machine as a whole."""
         after = self._psutil.cpu_times(percpu=True)[self._cpu]
-        own = self._psutil.Process().cpu_times()
         total = sum(after) - sum(self._before) or 1.0
         steal = 100 * (getattr(after, "steal", 0.0) - getattr(self._before, "steal", 0.0)) / total
         busy = total - (after.idle - self._before.idle) - (after.iowait - self._before.iowait)
-        mine = own.user + own.system - self._own_before
+        mine = self._own() - self._own_before
         others = max(0.0, 100 * (busy - mine) / total)
         self.facts["load_after"] = list(os.getloadavg())
         self.facts["steal_percent"] = round(steal, 2)

@@ -15,7 +15,6 @@ from pyvmm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pyvmm.bench.comparison import Comparison
-    from pyvmm.bench.measure import Bench
     from pyvmm.bench.result import BenchResult
 
 _SECONDS = {"exits": 35.0, "conversions": 35.0, "lifecycle": 15.0, "all": 85.0}
@@ -136,29 +135,29 @@ def _positive(text: str) -> float:
 # ---- measuring ----
 
 
-def _benches(subject: str) -> list[Bench]:
-    from pyvmm.bench import conversions, exits, lifecycle
-
-    subjects = {"exits": exits, "conversions": conversions, "lifecycle": lifecycle}
-    chosen = subjects.values() if subject == "all" else [subjects[subject]]
-    return [bench for module in chosen for bench in module.benches()]
-
-
 def measure(options: argparse.Namespace) -> int:
-    from pyvmm.bench.measure import run, select
-    from pyvmm.bench.result import to_json
+    from pyvmm.bench.case import select
+    from pyvmm.bench.measure import processes_for, run
+    from pyvmm.bench.result import only, to_json
+    from pyvmm.bench.subjects import benches
     from pyvmm.cli import bench_text
 
-    benches = select(_benches(options.subject), options.k)
+    chosen = select(benches(options.subject), options.k)
     if options.list:
-        for bench in benches:
-            for case in bench.cases:
-                print(f"{case.name:<38}{case.title}")
+        for case in (case for bench in chosen for case in bench.cases if options.k in case.name):
+            print(f"{case.name:<38}{case.title}")
         return status.PASSED
     if options.report:
         _check_writable(options.report)
     with _Progress() as progress:
-        result = run(benches, options.seconds, cpu=options.cpu, progress=progress.show)
+        result = run(
+            chosen,
+            options.seconds,
+            cpu=options.cpu,
+            processes=processes_for(options.seconds),
+            progress=progress.show,
+        )
+    result = only(result, options.k)
     if options.report:
         _write_report(result, options)
     if options.json:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
-from pyvmm_command import pyvmm
+from pyvmm_command import COMMAND, pyvmm
 
-from pyvmm.bench import conversions, exits, lifecycle
-from pyvmm.bench.measure import Bench, Case, run, select
-from pyvmm.errors import ConfigurationError
+from pyvmm.bench import conversions
+from pyvmm.bench.case import Bench, Case, select
+from pyvmm.bench.measure import run
+from pyvmm.bench.subjects import benches
+from pyvmm.bench.turn import Turn
+from pyvmm.bench.worker import Worker
+from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
 from pyvmm.native import lib
 
-ALL = [*exits.benches(), *conversions.benches(), *lifecycle.benches()]
+ALL = benches("all")
 
 
 def name_of(bench: Bench) -> str:
@@ -36,6 +46,56 @@ def test_every_case_runs_or_says_why_not(bench: Bench, no_leak: None) -> None:
         assert values == sorted(values)
     for skipped in result.skipped:
         assert skipped.reason
+
+
+def test_processes_share_the_turns(monkeypatch: pytest.MonkeyPatch, no_leak: None) -> None:
+    """Each of the first rounds is somebody else's; what they found is put together."""
+    processes = set()
+    take = Worker.take
+
+    def watched(self: Worker, *words: Any) -> Turn:
+        processes.add(self._process.pid)
+        return take(self, *words)
+
+    monkeypatch.setattr(Worker, "take", watched)
+    chosen = select(ALL, "port_out_c")
+    result = run(chosen, 1.0, processes=4)
+    assert len(processes) >= 4 and os.getpid() not in processes
+    for case in result.cases:
+        assert case.samples >= 8 and case.ci[0] <= case.ratio <= case.ci[1]
+
+
+def test_what_a_process_cannot_do_it_says(no_leak: None) -> None:
+    bench = select(ALL, "hypercall")[0]
+    with Worker() as worker:
+        try:
+            turn = worker.take(bench, 0, 0.1, max(os.sched_getaffinity(0)))
+        except UnsupportedError as error:
+            assert error.thing == "KVM_EXIT_HYPERCALL" and error.remedy
+        else:
+            assert turn.cases[0].ours > 0
+
+
+def test_a_process_that_dies_is_one_line(no_leak: None) -> None:
+    with Worker() as worker, pytest.raises(PyvmmError, match="ended with status -9"):
+        worker._process.kill()
+        worker._process.wait()
+        worker.take(ALL[0], 0, 0.1, 0)
+
+
+def test_an_interrupted_measurement_leaves_no_process() -> None:
+    words = [*COMMAND, "bench", "exits", "--seconds", "30"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, process_group=0) as process:
+        child = psutil.Process(process.pid)
+        deadline = time.monotonic() + 30
+        while not (workers := child.children()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert workers
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == b""
+    assert not any(each.is_running() for each in workers)
 
 
 def test_names_are_unique() -> None:
@@ -104,6 +164,13 @@ def test_text_and_csv() -> None:
     assert all(float(row["ratio"]) > 0 for row in rows)
 
 
+def test_only_what_was_asked_for_is_shown() -> None:
+    """One bench measures both directions."""
+    words = ("bench", "conversions", "-k", "emulated_host_to_private_4k", "--seconds", "0.2")
+    assert [each["name"] for each in pyvmm(*words, "--json").json["cases"]] == [words[3]]
+    assert pyvmm(*words, "--list").stdout.split()[0] == words[3]
+
+
 def test_the_list_measures_nothing() -> None:
     outcome = pyvmm("bench", "all", "--list")
     assert outcome.status == 0
@@ -143,6 +210,6 @@ def test_what_cannot_run_here_is_skipped_with_its_reason() -> None:
     """Where there is no hypercall, the case alone is a skip, not a failure."""
     outcome = pyvmm("bench", "exits", "-k", "hypercall", "--seconds", "0.1")
     if outcome.status == 4:
-        assert "hypercall" in outcome.stderr
+        assert "KVM_EXIT_HYPERCALL" in outcome.stderr
     else:
         assert outcome.status == 0 and "hypercall" in outcome.stdout

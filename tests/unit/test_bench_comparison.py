@@ -11,7 +11,7 @@ import pytest
 
 from pyvmm.bench.comparison import Verdict, compare, merge, to_json
 from pyvmm.bench.html import page
-from pyvmm.bench.result import BenchResult, CaseResult, Skipped, from_json, load
+from pyvmm.bench.result import BenchResult, CaseResult, Skipped, doubts, from_json, load, reasons
 from pyvmm.bench.result import to_json as result_to_json
 from pyvmm.cli.bench_text import write_csv
 from pyvmm.cli.main import main
@@ -151,6 +151,21 @@ def test_nothing_in_common_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     files = [str(tmp_path / f"{name}.json") for name in "ab"]
     assert main(["bench", "compare", *files]) == 2
     assert "no case in common" in capsys.readouterr().err
+
+
+def test_the_same_doubt_is_one_line() -> None:
+    noisy = replace(case("a"), warnings=("ratio: known only to within 9.0%", "max: preempted"))
+    also = replace(case("b"), warnings=("max: preempted",))
+    assert list(doubts(BenchResult({}, (noisy, also, case("c")), (), ("much steal",)))) == [
+        "ratio of a: known only to within 9.0%",
+        "max (preempted) of a, b",
+        "much steal",
+    ]
+
+
+def test_the_same_reason_is_one_line() -> None:
+    skipped = (Skipped("a", "no x"), Skipped("b", "no y"), Skipped("c", "no x"))
+    assert reasons(skipped) == {"no x": ["a", "c"], "no y": ["b"]}
 
 
 # ---- the page ----
