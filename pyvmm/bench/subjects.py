@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pyvmm.bench import conversions, exits, lifecycle
+from pyvmm.bench import backings, conversions, exits, lifecycle
 from pyvmm.bench.case import Bench
 
 # Whose benches() a subject consists of.
 SUBJECTS = {
     "exits": (exits,),
-    "conversions": (conversions,),
+    "conversions": (conversions, backings),
     "lifecycle": (lifecycle,),
 }
 
