@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from pyvmm.bench.comparison import Comparison, Verdict
-from pyvmm.bench.result import PERCENTILES, BenchResult, CaseResult
+from pyvmm.bench.result import PERCENTILES, BenchResult, CaseResult, doubts, reasons
 from pyvmm.cli.run_text import has_colour
 from pyvmm.printable import printable
 
@@ -17,22 +17,26 @@ _COLOURS = {Verdict.BETTER: "32", Verdict.WORSE: "31", Verdict.CANNOT_TELL: "33"
 
 def show(result: BenchResult) -> None:
     """The tables, where the time went, and what is not to be believed."""
+    is_more = False
     for title, lines in (
         ("", _table(result.cases)),
         ("Beside the floor: the same system calls from bare C", _floors(result.cases)),
         ("Where the time goes (us)", _splits(result.cases)),
-        ("Not measured here", (f"{each.name}: {each.reason}" for each in result.skipped)),
-        ("Not to be believed", _doubts(result)),
+        ("Not measured here", _skipped(result)),
+        ("Not to be believed", doubts(result)),
     ):
         some = list(lines)
         if some and title:
-            print(f"\n{title}")
+            print(f"\n{title}" if is_more else title)
+        is_more = is_more or bool(some)
         for line in some:
             print(printable(line))
 
 
 def _table(cases: Sequence[CaseResult]) -> Iterator[str]:
     """The columns of `perf kvm stat`, and percentiles."""
+    if not cases:
+        return
     samples = sum(case.samples for case in cases) or 1
     total = sum(case.samples * case.mean_ns for case in cases) or 1.0
     yield (
@@ -55,6 +59,8 @@ def _us(nanoseconds: float) -> str:
 
 
 def _floors(cases: Sequence[CaseResult]) -> Iterator[str]:
+    if not cases:
+        return
     yield (
         f"{'case':<38}{'floor ns':>12}{'ns':>12}{'more ns':>11}{'ratio':>9}"
         f"  {'99 % interval':<19}promise"
@@ -72,29 +78,23 @@ def _splits(cases: Sequence[CaseResult]) -> Iterator[str]:
     names = list(dict.fromkeys(name for case in cases for name in case.split))
     if not names:
         return
-    yield f"{'case':<38}" + "".join(f"{name:>13}" for name in [*names, "sum", "whole"])
+    columns = [*names, "sum", "whole", "sum/whole"]
+    yield f"{'case':<38}" + "".join(f"{name:>13}" for name in columns)
     for case in cases:
         if case.split:
-            parts = [f"{case.split.get(name, 0.0) / 1000:>13.2f}" for name in names]
-            whole = f"{sum(case.split.values()) / 1000:>13.2f}{case.ns / 1000:>13.2f}"
+            parts = [
+                f"{case.split[name] / 1000:>13.2f}" if name in case.split else f"{'':>13}"
+                for name in names
+            ]
+            total = sum(case.split.values())
+            whole = f"{total / 1000:>13.2f}{case.ns / 1000:>13.2f}{total / case.ns:>13.1%}"
             yield f"{case.name:<38}" + "".join(parts) + whole
 
 
-def _doubts(result: BenchResult) -> Iterator[str]:
-    """The same doubt about many cases in one line."""
-    cases: dict[str, list[str]] = {}
-    for case in result.cases:
-        for warning in case.warnings:
-            figure, _, why = warning.partition(": ")
-            if figure == "ratio":
-                yield f"{figure} of {case.name}: {why}"
-            else:
-                kind = "preempted" if "preempted" in why else "rounds differ; believe the ratio"
-                cases.setdefault(f"{figure} ({kind})", []).append(case.name)
-    for what, names in cases.items():
-        some = "all cases" if len(names) == len(result.cases) else ", ".join(names)
-        yield f"{what} of {some}"
-    yield from result.warnings
+def _skipped(result: BenchResult) -> Iterator[str]:
+    """A reason in one line, however many cases it stops."""
+    for reason, names in reasons(result.skipped).items():
+        yield f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
 
 
 def write_csv(result: BenchResult, out: TextIO) -> None:
