@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -65,9 +66,14 @@ class Kvm(KvmFd):
         return self._mmap_size
 
     def create_vm(self, vm_type: int = lib.KVM_X86_DEFAULT_VM) -> Vm:
-        """KVM_CREATE_VM."""
-        fd = self.ioctl("KVM_CREATE_VM", vm_type, f"VM type {vm_type}")
-        return Vm(fd, vm_type, self.get_vcpu_mmap_size())
+        """KVM_CREATE_VM. A signal that comes meanwhile makes the kernel give up: tried again."""
+        while True:
+            try:
+                fd = self.ioctl("KVM_CREATE_VM", vm_type, f"VM type {vm_type}")
+                return Vm(fd, vm_type, self.get_vcpu_mmap_size())
+            except KvmError as error:
+                if error.errno != errno.EINTR:
+                    raise
 
     def vm_types(self) -> tuple[int, ...]:
         """The VM types that can be created (KVM_CAP_VM_TYPES, Linux 6.8); see VmType."""

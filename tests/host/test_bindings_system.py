@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
 import pytest
 from bare_vm import BareVm
@@ -167,3 +168,18 @@ def test_a_device_attribute_without_a_method() -> None:
         if value[0] == 0:
             pytest.skip("this KVM takes a TSC offset and does not keep it")
         assert value[0] == -1234567
+
+
+def test_a_vm_is_made_in_spite_of_signals() -> None:
+    """The kernel gives up making one when any signal is pending."""
+    seen = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    try:
+        with Kvm() as kvm:
+            for _ in range(40):
+                kvm.create_vm().close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen
