@@ -42,7 +42,7 @@ _CR0, _CR4, _EFER = 0x8000_0011, 0x20, 0x500
 @cache
 def page_tables() -> bytes:
     """Identity mapping of the first eight GiB by 2 MiB pages: one PML4, one PDPT, eight PDs."""
-    present_write, huge = 0x3, 0x80
+    present_write, huge = 0x7, 0x80  # for user mode too
     first = TABLES + 2 * PAGE
     pml4 = struct.pack("<Q", TABLES + PAGE | present_write).ljust(PAGE, b"\0")
     directories = REACH // GIB

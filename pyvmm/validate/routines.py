@@ -63,6 +63,9 @@ COUNT = _routine(
 # Hypercalls, by the instruction of either vendor.
 VMMCALL = _routine("vmmcall; hlt", "0f01d9f4")
 VMCALL = _routine("vmcall; hlt", "0f01c1f4")
+# The same for a caller that may not halt: a port ends it.
+VMMCALL_OUT = _routine("vmmcall; out %al, $0x80; hlt", "0f01d9e680f4")
+VMCALL_OUT = _routine("vmcall; out %al, $0x80; hlt", "0f01c1e680f4")
 # String I/O: a byte from rsi to port dx, and from port dx to rdi. KVM emulates both.
 OUTSB = _routine("outsb; hlt", "6ef4")
 INSB = _routine("insb; hlt", "6cf4")
@@ -79,6 +82,8 @@ ALL: tuple[Routine, ...] = (
     COUNT,
     VMMCALL,
     VMCALL,
+    VMMCALL_OUT,
+    VMCALL_OUT,
     OUTSB,
     INSB,
     DIVIDE,

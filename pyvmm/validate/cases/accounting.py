@@ -99,7 +99,7 @@ EMPTY = 80
 # Half of the pages.
 LEAK = SIZE * TIMES // 2
 
-ENDINGS = ("file first", "VM first", "slot first", "punch", "vCPU last")
+ENDINGS = ("file first", "VM first", "slot first", "punch", "vCPU last", "mapped twice")
 
 
 @case(
@@ -124,6 +124,10 @@ def _use(vm: GuestVm, ending: str) -> None:
     memory = Memory(vm, 4 * GIB, SIZE)
     memory.set_private(0, SIZE)
     memory.guest_fill(0, SIZE, PRIVATE)
+    if ending == "mapped twice":
+        memory.set_shared(0, SIZE)
+        memory.set_private(0, SIZE)
+        memory.guest_fill(0, SIZE, PRIVATE)
     if ending == "file first":
         memory.close()
         vm.close()
@@ -297,6 +301,26 @@ def kernel_memory(tools: Toolbox, guest_memfd: bool) -> None:
     expect_no_growth(
         ("SecPageTables", "VmallocUsed"), work, least, "closed VMs leave kernel memory behind"
     )
+
+
+@case(
+    "AC8",
+    "what a VM keeps of attributes is given back with it",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    alone=True,
+)
+def attributes(tools: Toolbox) -> None:
+    times, size = 8, GIB // 2
+
+    def work() -> None:
+        for _ in range(times):
+            with tools.kvm.create_vm(lib.KVM_X86_SW_PROTECTED_VM) as vm:
+                vm.set_memory_attributes(4 * GIB, size, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+
+    # An attribute takes eight bytes and more.
+    least = times // 2 * size // PAGE * 8
+    expect_no_growth(("Slab",), work, least, "closed VMs leave their memory attributes behind")
 
 
 @case(

@@ -68,15 +68,19 @@ def over_deletion(tools: Toolbox, change: str) -> None:
     "attributes where no slot is and beyond MAXPHYADDR are accepted",
     needs=("private_memory",),
     backend="guest_memfd",
-    vary={"gpa": (64 * GIB, 1 << 51, 1 << 52, 1 << 60, (1 << 64) - 2 * PAGE)},
+    # The memory in use with one more bit, and the highest page that a range can end with.
+    vary={"gpa": (*(4 * GIB + (1 << bit) for bit in (36, 44, 51, 52, 60)), (1 << 64) - 2 * PAGE)},
 )
 def nowhere(tools: Toolbox, gpa: int) -> None:
     vm = tools.private_vm()
     memory = tools.memory(vm, 4 * GIB, SIZE)
     memory.guest_fill(0, SIZE, SHARED)
     vm.vm.set_memory_attributes(gpa, PAGE, ATTRIBUTE)
+    memory.expect_guest(0, SIZE, SHARED, "shared memory while attributes are set elsewhere")
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
     vm.vm.set_memory_attributes(gpa, PAGE, 0)
-    memory.expect_guest(0, SIZE, SHARED, "shared memory after attributes were set elsewhere")
+    memory.expect_guest(0, SIZE, PRIVATE, "private memory after attributes were set elsewhere")
 
 
 @case(

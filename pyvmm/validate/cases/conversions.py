@@ -177,7 +177,7 @@ def punch_range(tools: Toolbox, gpa: int, range: tuple[int, int]) -> None:
     needs=("private_memory",),
     backend="guest_memfd",
     vary={
-        "pages": ((1, 1), (1, 2), (2, 5), (0, 7), (63, 2), (62, 64), (0, 512), (511, 2)),
+        "pages": ((1, 1), (1, 2), (2, 5), (0, 7), (63, 2), (62, 64), (0, 512), (511, 2), (513, 2)),
         "to": ("private", "shared"),
     },
 )
@@ -199,7 +199,7 @@ def edges(tools: Toolbox, pages: tuple[int, int], to: str) -> None:
         else:
             memory.expect_guest_zero(page * PAGE, PAGE, what)
     for page, name in ((first - 1, "before"), (last + 1, "behind")):
-        if page >= 0:
+        if 0 <= page < SIZE // PAGE:
             memory.expect_guest(page * PAGE, PAGE, old, f"the page {name} a range that became {to}")
 
 
@@ -301,6 +301,34 @@ def backings(tools: Toolbox, backing: str, slots: int, cpus: int) -> None:
         memory.expect_guest_zero(offset, length, f"discarded {backing} pages", last)
         memory.fill(offset, length, HOST)
         memory.expect_guest(offset, length, HOST, f"{backing} pages that are shared again")
+
+
+@case(
+    "PC11",
+    "a change over several slots reaches the last page of each and the first of the next",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"slots": (2, 4), "to": ("private", "shared")},
+)
+def over_slots(tools: Toolbox, slots: int, to: str) -> None:
+    size = 16 * PAGE
+    memory = tools.memory(tools.private_vm(), 4 * GIB, size, slots=slots, file_offset=PAGE)
+    memory.guest_fill(0, size, SHARED)
+    if to == "shared":
+        memory.set_private(0, size)
+        memory.guest_fill(0, size, PRIVATE)
+    old, change = (SHARED, memory.set_private) if to == "private" else (PRIVATE, memory.set_shared)
+    # All pages but the first and the last.
+    change(PAGE, size - 2 * PAGE)
+    borders = [slot.gpa - memory.gpa for slot in memory.slots[1:]]
+    for at in (*(border - PAGE for border in borders), *borders, PAGE, size - 2 * PAGE):
+        what = f"a page beside a slot's border, in a range that became {to}"
+        if to == "private":
+            memory.expect_guest_zero(at, PAGE, what)
+        else:
+            memory.expect_guest(at, PAGE, SHARED, what)
+    for at in (0, size - PAGE):
+        memory.expect_guest(at, PAGE, old, f"a page outside a range of several slots, made {to}")
 
 
 @case(
@@ -408,6 +436,34 @@ def idempotent(tools: Toolbox, state: str) -> None:
     memory.expect_guest(4 * PAGE, 4 * PAGE, LATER, f"pages made {state} twice")
     again(0, size)
     memory.expect_guest(4 * PAGE, 4 * PAGE, LATER, f"pages made {state} again with others")
+
+
+@case(
+    "CV7",
+    "a range in which one page has the other state already, or still, is converted throughout",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"odd": (0, 1, 7, 14, 15), "to": ("private", "shared")},
+)
+def one_odd_page(tools: Toolbox, odd: int, to: str) -> None:
+    size = 16 * PAGE
+    memory = new_memory(tools, size=size)
+    memory.set_private(0, size)
+    memory.guest_fill(0, size, PRIVATE)
+    there, back, tag = memory.set_private, memory.set_shared, PRIVATE
+    if to == "shared":
+        there, back, tag = back, there, SHARED
+    # All pages but one have the state that is asked for.
+    there(0, size)
+    back(odd * PAGE, PAGE)
+    there(0, size)
+    memory.expect_guest(odd * PAGE, PAGE, tag, f"the one page of a range that was not {to}")
+    memory.expect_guest(0, size, tag, f"a range made {to} that was so but for one page")
+    # One page has it.
+    back(0, size)
+    there(odd * PAGE, PAGE)
+    there(0, size)
+    memory.expect_guest(0, size, tag, f"a range made {to} of which one page was so")
 
 
 @case(

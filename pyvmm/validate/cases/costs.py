@@ -143,3 +143,24 @@ def faults(tools: Toolbox, state: str) -> None:
         if seen[-1] == 0:
             return
     raise CheckFailed(f"{state} pages fault again each time they are used", f"{seen}")
+
+
+@case(
+    "FL4",
+    "a change over several slots flushes also when only one of them has mapped pages",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"what": ("to private", "to shared", "punch"), "slot": (0, 1, 3)},
+)
+def one_slot_mapped(tools: Toolbox, what: str, slot: int) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=4)
+    call = {
+        "to private": memory.set_private,
+        "to shared": memory.set_shared,
+        "punch": memory.punch,
+    }[what]
+    (memory.set_shared if what == "to private" else memory.set_private)(0, SIZE)
+    memory.guest_fill(memory.slots[slot].gpa - memory.gpa, PAGE, SHARED)
+    count = flushes(vm, lambda: call(0, SIZE))
+    check(count > 0, f"{what} over several slots: no TLB flush, though a page in one was mapped")

@@ -123,18 +123,19 @@ def which_page(tools: Toolbox, page: int) -> None:
     "after its guest_memfd is closed a private page exits, a shared one works",
     needs=("private_memory",),
     backend="guest_memfd",
-    vary={"touched": (True, False)},
+    vary={"touched": (True, False), "slots": (1, 4)},
 )
-def file_closed(tools: Toolbox, touched: bool) -> None:
+def file_closed(tools: Toolbox, touched: bool, slots: int) -> None:
     vm = tools.private_vm()
-    memory = tools.memory(vm, 4 * GIB, SIZE)
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots, file_offset=slots * PAGE)
     memory.guest_fill(0, SIZE, PRIVATE)
     memory.set_private(0, 8 * PAGE)
     if touched:
         memory.guest_fill(0, 8 * PAGE, PRIVATE)
     memory.file.close()
-    vm.cpu.prepare(routines.READ[8], rdi=memory.gpa + 5 * PAGE)
-    vm.cpu.expect_fault(memory.gpa + 5 * PAGE, "a private page whose guest_memfd was closed")
+    for page in (7, 5, 0):
+        vm.cpu.prepare(routines.READ[8], rdi=memory.gpa + page * PAGE)
+        vm.cpu.expect_fault(memory.gpa + page * PAGE, "a private page whose guest_memfd was closed")
     memory.expect_guest(8 * PAGE, 8 * PAGE, PRIVATE, "shared pages beside a closed guest_memfd")
     memory.set_shared(0, 8 * PAGE)
     memory.expect_guest(0, 8 * PAGE, PRIVATE, "pages made shared after the guest_memfd was closed")

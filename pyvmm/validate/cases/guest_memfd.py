@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator
@@ -404,6 +405,21 @@ def outlives(tools: Toolbox, vm_type: int) -> None:
     file.allocate(0, SIZE)
     file.punch(0, SIZE)
     expect(os.fstat(file.fileno()).st_size, SIZE, "st_size after the VM was closed")
+
+
+@case(
+    "GM20",
+    "the descriptor is for reading and writing, and kept over exec",
+    vary={"vm_type": _TYPES},
+)
+def descriptor(tools: Toolbox, vm_type: int) -> None:
+    vm = a_vm(tools, vm_type)
+    fd = vm.ioctl(
+        "KVM_CREATE_GUEST_MEMFD", ffi.new("struct kvm_create_guest_memfd *", {"size": SIZE})
+    )
+    tools.on_close(lambda: os.close(fd))
+    expect(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE, os.O_RDWR, "access mode of a guest_memfd")
+    expect(fcntl.fcntl(fd, fcntl.F_GETFD), 0, "descriptor flags of a guest_memfd")
 
 
 @case("GM19", "reserved fields of KVM_CREATE_GUEST_MEMFD do not matter", vary={"vm_type": _TYPES})

@@ -90,7 +90,7 @@ def ranges(tools: Toolbox, gpa: int, range: tuple[int, int]) -> None:
     "both states in one block, set before the slot was made and after it was made again",
     needs=NEEDS,
     backend="guest_memfd",
-    vary={"gpa": BASES, "page": (0, 7, PAGES - 1, PAGES + 1)},
+    vary={"gpa": BASES, "page": (0, 7, PAGES - 1, PAGES + 1, 2 * PAGES + 4)},
 )
 def slot_made_later(tools: Toolbox, gpa: int, page: int) -> None:
     memory = huge_memory(tools, gpa)
@@ -173,3 +173,10 @@ def large_mappings(tools: Toolbox) -> None:
     memory.fill(0, HUGE, HOST)
     memory.guest_fill(0, HUGE, LATER)
     memory.expect_host(0, HUGE, LATER, "a block that is shared throughout again")
+    memory.set_private(0, HUGE)
+    memory.set_shared(0, HUGE)
+    check(
+        mapped(HOST) > 0,
+        "a block that was private and is shared throughout again is not mapped by one 2 MiB "
+        "mapping any more",
+    )

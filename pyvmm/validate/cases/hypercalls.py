@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pyvmm.native import lib
+from pyvmm.validate import routines
 from pyvmm.validate.capabilities import hypercall_routine
 from pyvmm.validate.case import GIB, PAGE, case
 from pyvmm.validate.check import CheckFailed, Missing, expect, expect_errno
-from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.guest import GuestVm, Outcome
 from pyvmm.validate.routines import Routine
 from pyvmm.validate.toolbox import Toolbox
 
 NUMBER: int = lib.KVM_HC_MAP_GPA_RANGE
 _ALL = (1 << 64) - 1
 HIGH = 0xDEAD_BEEF << 32
-_EINVAL, _ENOSYS = (-22) & _ALL, (-1000) & _ALL
+_EPERM, _EINVAL, _ENOSYS = (-1) & _ALL, (-22) & _ALL, (-1000) & _ALL
 
 
 def caller(tools: Toolbox) -> tuple[GuestVm, Routine]:
@@ -51,7 +52,7 @@ def arguments(tools: Toolbox, arguments: tuple[int, int, int]) -> None:
     expect(int(hypercall.args[0]), gpa, "first argument (GPA)")
     expect(int(hypercall.args[1]), pages, "second argument (pages)")
     expect(int(hypercall.args[2]), attributes, "third argument (attributes)")
-    expect(int(hypercall.longmode) & 1, 1, "flag of a caller in 64-bit mode")
+    expect(int(hypercall.longmode), 1, "flags of a caller in 64-bit mode")
     vm.cpu.answer(0)
     vm.cpu.finish("after a hypercall")
 
@@ -115,9 +116,10 @@ def upper_halves(tools: Toolbox, number: int) -> None:
     expect(int(hypercall.nr), NUMBER, "number of a caller in real mode")
     seen = [int(hypercall.args[index]) for index in range(3)]
     expect(seen, [0x40000, 3, 0x10], "arguments of a caller in real mode")
-    expect(int(hypercall.longmode) & 1, 0, "flag of a caller in real mode")
-    cpu.answer(0)
-    cpu.finish("after a hypercall in real mode")
+    expect(int(hypercall.longmode), 0, "flags of a caller in real mode")
+    cpu.answer(HIGH | 0x55)
+    regs = cpu.finish("after a hypercall in real mode")
+    expect(int(regs.rax), 0x55, "rax after a hypercall in real mode")
 
 
 @case(
@@ -153,6 +155,39 @@ def not_enabled(tools: Toolbox) -> None:
                 22,
                 f"KVM_CAP_EXIT_HYPERCALL for hypercall {bit}",
             )
+
+
+@case(
+    "HC8",
+    "a caller that is not the guest's kernel (privilege level 3) gets -EPERM",
+    needs=("hypercall_exit",),
+)
+def user_mode(tools: Toolbox) -> None:
+    vm, routine = caller(tools)
+    then_out = routines.VMMCALL_OUT if routine is routines.VMMCALL else routines.VMCALL_OUT
+    io_privilege = 0x3002
+
+    def call(level: int) -> Outcome:
+        cpu = vm.cpu
+        cpu.prepare(then_out, rax=NUMBER, rbx=4 * GIB, rcx=1, rdx=0x10)
+        regs, sregs = cpu.vcpu.get_regs(), cpu.vcpu.get_sregs()
+        regs.rflags = io_privilege
+        for segment in (sregs.cs, sregs.ss):
+            segment.selector = segment.selector & ~3 | level
+            segment.dpl = level
+        cpu.vcpu.set_sregs(sregs)
+        cpu.vcpu.set_regs(regs)
+        return cpu.enter()
+
+    outcome = call(0)
+    expect(outcome.reason, lib.KVM_EXIT_HYPERCALL, "exit reason at privilege level 0")
+    vm.cpu.answer(0)
+    vm.cpu.enter()
+    vm.cpu.finish("after a hypercall")
+    outcome = call(3)
+    expect(outcome.reason, lib.KVM_EXIT_IO, "exit reason behind a hypercall at privilege level 3")
+    rax = int(vm.cpu.vcpu.get_regs().rax)
+    expect(rax, _EPERM, "rax after a hypercall at privilege level 3")
 
 
 @case(

@@ -58,10 +58,14 @@ def vectoring(tools: Toolbox) -> None:
     # The IDT is where no memory is.
     sregs.idt.base, sregs.idt.limit = 3 * GIB, 0xFFF
     cpu.vcpu.set_sregs(sregs)
+    lack = "an exit for MMIO while an exception is delivered (Linux 6.14)"
     try:
         outcome = cpu.enter(deadline_s=3)
     except CheckFailed:
-        raise Missing("an exit for MMIO while an exception is delivered (Linux 6.14)") from None
+        raise Missing(lack) from None
+    if outcome.reason == lib.KVM_EXIT_SHUTDOWN:
+        # Older kernels deliver the exception for ever; one interrupted at it is a double fault.
+        raise Missing(lack)
     expect(outcome.reason, lib.KVM_EXIT_INTERNAL_ERROR, "exit reason")
     delivery = 3
     expect(cpu.vcpu.kvm_run.internal.suberror, delivery, "suberror (delivery of an event)")
@@ -245,7 +249,8 @@ def made_again(tools: Toolbox, gpa: int, times: int) -> None:
     vm.cpu.fill(gpa, SIZE, TAG)
     for _ in range(times):
         vm.vm.set_user_memory_region(slot, gpa, 0, 0)
-        expect_mmio(vm, gpa + 3 * PAGE, "a deleted slot")
+        for page in (15, 0, 3):
+            expect_mmio(vm, gpa + page * PAGE, "a deleted slot")
         vm.vm.set_user_memory_region(slot, gpa, SIZE, shared.address)
         vm.cpu.expect_filled(gpa, SIZE, TAG, "a slot made again")
 

@@ -116,6 +116,8 @@ ROWS: dict[str, tuple[int | tuple[int, ...], Change]] = {
     "gpa unaligned": (EINVAL, lambda scene: {"gpa": GPA + 1}),
     "gpa half a page off": (EINVAL, lambda scene: {"gpa": GPA + PAGE // 2}),
     "gpa wraps": (EINVAL, lambda scene: {"gpa": -PAGE}),
+    "gpa past 52 bits": (EINVAL, lambda scene: {"gpa": 1 << 52}),
+    "gpa near the end of 64 bits": (EINVAL, lambda scene: {"gpa": -2 * SIZE}),
     "size unaligned": (EINVAL, lambda scene: {"size": PAGE + 1}),
     "size below a page": (EINVAL, lambda scene: {"size": 512}),
     "size negative": (EINVAL, lambda scene: {"size": -PAGE}),

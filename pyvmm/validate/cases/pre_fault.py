@@ -232,6 +232,51 @@ def converted(tools: Toolbox, gpa: int, backing: str) -> None:
 
 
 @case(
+    "PF9",
+    "what was pre-faulted is mapped: the guest takes no fault on any page of it",
+    needs=("pre_fault", "native_guests", "statistics"),
+    vary={
+        "state": STATES,
+        "backing": ("anonymous", "thp"),
+        "range": ((0, HUGE), (PAGE, HUGE), (HUGE - PAGE, 3 * PAGE), (HUGE - PAGE, HUGE)),
+    },
+)
+def mapped(tools: Toolbox, state: str, backing: str, range: tuple[int, int]) -> None:
+    # The system may move a page of the guest's on its own account; not each time.
+    seen = [_faults_after_pre_fault(tools, state, backing, *range) for _ in (1, 2, 3)]
+    if min(seen):
+        raise CheckFailed(
+            "the guest faults on pages that KVM_PRE_FAULT_MEMORY says it mapped", f"faults: {seen}"
+        )
+
+
+def _faults_after_pre_fault(
+    tools: Toolbox, state: str, backing: str, offset: int, size: int
+) -> int:
+    """How many faults the guest takes that reads the range after it was pre-faulted."""
+    gpa, whole = 4 * GIB, 3 * HUGE
+    vm = a_vm(tools, state)
+    if state == "private":
+        memory = tools.memory(vm, gpa, whole, backing=backing)
+        memory.set_private(0, whole)
+    else:
+        shared = tools.shared_side(gpa, whole, backing)
+        shared.fill(gpa, 0, whole, SHARED)
+        vm.vm.set_user_memory_region(vm.new_slot(), gpa, whole, shared.address)
+    # So that the guest's own code and page tables are mapped.
+    vm.cpu.read(gpa + whole - 8)
+    vm.cpu.prepare(routines.HALT)
+    expect(pre_fault(vm.cpu, gpa + offset, size), (0, 0), "bytes left and errno")
+    before = vm.cpu.counter("pf_taken")
+    if state == "private":
+        vm.cpu.expect_zero(gpa + offset, size, "private memory that was pre-faulted", PAGE)
+    else:
+        what = "shared memory that was pre-faulted"
+        vm.cpu.expect_filled(gpa + offset, size, SHARED, what, PAGE)
+    return vm.cpu.counter("pf_taken") - before
+
+
+@case(
     "PF8",
     "shadow paging cannot pre-fault: EOPNOTSUPP, and nothing is mapped",
     needs=("guests",),

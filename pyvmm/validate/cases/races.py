@@ -315,3 +315,32 @@ def run_until_exit(memory: Memory, offset: int) -> Outcome:
     )
     assert watch.outcome is not None
     return watch.outcome
+
+
+@case(
+    "RC9",
+    "a guest_memfd that is closed is gone for a vCPU that never leaves the guest",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"slots": (1, 4)},
+    alone=True,
+)
+def file_closed(tools: Toolbox, slots: int) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots)
+    memory.set_private(0, SIZE)
+    gpa = memory.gpa + SIZE - PAGE
+    with Watch(vm.cpu, gpa, stop_at_exit=True) as watch:
+        memory.file.close()
+        watch.join(10)
+    outcome = watch.outcome
+    check(
+        outcome is not None,
+        "after a guest_memfd had been closed, a vCPU that stayed in the guest went on to read it",
+    )
+    check(
+        outcome is not None and outcome.fault == (ATTRIBUTE, gpa, PAGE),
+        "the exit of a private page whose guest_memfd was closed is not KVM_EXIT_MEMORY_FAULT "
+        "with that page",
+        str(outcome),
+    )

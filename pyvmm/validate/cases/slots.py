@@ -6,6 +6,7 @@ from pyvmm.native import lib
 from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, KIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
+from pyvmm.validate.cases.memory_regions import expect_mmio
 from pyvmm.validate.check import check, errno_of
 from pyvmm.validate.toolbox import Toolbox
 
@@ -17,7 +18,10 @@ SIZE = 16 * PAGE
     "a slot that starts inside its guest_memfd reaches the pages from there, and only those",
     needs=("private_memory",),
     backend="guest_memfd",
-    vary={"file_offset": (PAGE, 5 * PAGE, 64 * PAGE), "gpa": (512 * KIB, 4 * GIB)},
+    vary={
+        "file_offset": (PAGE, 5 * PAGE, 64 * PAGE, 4 * GIB + 5 * PAGE),
+        "gpa": (512 * KIB, 4 * GIB),
+    },
 )
 def file_offset(tools: Toolbox, file_offset: int, gpa: int) -> None:
     vm = tools.private_vm()
@@ -34,6 +38,10 @@ def file_offset(tools: Toolbox, file_offset: int, gpa: int) -> None:
     memory.expect_guest(2 * PAGE, SIZE - 2 * PAGE, PRIVATE, "the pages behind the punched one")
     memory.file.punch(file_offset + SIZE - PAGE, 2 * PAGE)
     memory.expect_guest_zero(SIZE - PAGE, PAGE, "the slot's last page, punched over its end")
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.file.punch(file_offset + PAGE, 1 << 44)
+    memory.expect_guest_zero(PAGE, SIZE - PAGE, "pages punched from a slot's second to far behind")
+    memory.expect_guest(0, PAGE, PRIVATE, "the page before a punch of 16 TiB")
 
 
 @case(
@@ -148,6 +156,31 @@ def other_gpa(tools: Toolbox) -> None:
     vm.cpu.expect_read(new.gpa, PRIVATE + old.gpa, "the page at its new GPA")
     new.punch(0, SIZE)
     new.expect_guest_zero(0, SIZE, "pages punched after their slot moved")
+
+
+@case(
+    "SL9",
+    "nothing of a deleted slot stays mapped, from its first page to its last",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"state": ("private", "shared"), "slots": (1, 4)},
+)
+def deleted(tools: Toolbox, state: str, slots: int) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots)
+    if state == "private":
+        memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.delete()
+    borders = [slot.gpa - memory.gpa for slot in memory.slots]
+    # Pages that may be left over first: what follows maps nothing new.
+    for offset in (SIZE - PAGE, 0, *(at - PAGE for at in borders[1:]), *borders, 7 * PAGE):
+        gpa = memory.gpa + offset
+        if state == "shared":
+            expect_mmio(vm, gpa, "a shared page whose slot was deleted")
+        else:
+            vm.cpu.prepare(routines.READ[8], rdi=gpa)
+            vm.cpu.expect_fault(gpa, "a private page whose slot was deleted")
 
 
 @case(
