@@ -1,0 +1,35 @@
+"""Kernels broken on purpose: each must be caught, with a message that points at what is wrong.
+
+Five of them in every run; PYVMM_MUTANTS=all, or names joined by commas, tests others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+from mutant_heads import Mutant, all_mutants, chosen
+
+from pyvmm.lab.build import Recipe, build
+from pyvmm.lab.lab import Lab
+from pyvmm.lab.sources import default_tarball
+
+pytestmark = [pytest.mark.boots, pytest.mark.timeout(900)]
+
+_WANTED = {name for name in os.environ.get("PYVMM_MUTANTS", "").split(",") if name}
+
+
+@pytest.mark.parametrize("mutant", chosen(all_mutants(), _WANTED), ids=lambda each: each.name)
+def test_mutant_is_caught(mutant: Mutant) -> None:
+    recipe = Recipe(default_tarball("6.12"), (mutant.patch,))
+    kernel = build(recipe, f"mutant-{mutant.name}", announce=print)
+    command = [sys.executable, "-m", "pyvmm", "validate", "--json", "-k", mutant.select]
+    with Lab(kernel) as lab:
+        result = lab.run(command, timeout=400)
+    assert result.status == 1, (result.problem, result.errors.decode(), result.splats)
+    failed = [each for each in json.loads(result.output)["results"] if each["state"] != "pass"]
+    said = [(each["name"], each["state"], each["message"]) for each in failed]
+    print(*said, sep="\n")
+    assert any(promise.is_kept_by(each) for promise in mutant.promises for each in failed), said

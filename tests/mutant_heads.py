@@ -1,0 +1,76 @@
+"""What the heads of the patches in lab/mutants/ say.
+
+A head is like a mail's: ``Key: value``, a line that begins with a blank goes on. Keys:
+Subject and Breaks (what is broken), Plausible (how it could have happened), Caught-by
+(``PC7.edges: words of the message``, one or more), Select (the ``-k`` that finds it quickly),
+Always (yes: tested in every run of the lab lane), License. The patch follows an empty line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "lab" / "mutants"
+KEYS = ("Subject", "Breaks", "Plausible", "Caught-by", "Select", "Always", "License")
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """The id and function of a case, and words of the message with which it fails."""
+
+    case: str
+    words: str
+
+    def is_kept_by(self, result: dict[str, Any]) -> bool:
+        """Whether this result, of ``pyvmm validate --json``, is the promised failure."""
+        name, failed = result["name"], result["state"] == "fail"
+        return failed and name.partition("[")[0] == self.case and self.words in result["message"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A kernel that is broken on purpose."""
+
+    patch: Path
+    head: Message
+
+    @property
+    def name(self) -> str:
+        return self.patch.stem
+
+    @property
+    def select(self) -> str:
+        return self.value("Select")
+
+    @property
+    def always(self) -> bool:
+        return self.value("Always") == "yes"
+
+    @property
+    def promises(self) -> list[Promise]:
+        lines = (_unfolded(line) for line in self.head.get_all("Caught-by", []))
+        return [Promise(*(part.strip() for part in line.split(":", 1))) for line in lines]
+
+    def value(self, key: str) -> str:
+        return _unfolded(self.head.get(key, ""))
+
+
+def _unfolded(value: str) -> str:
+    return " ".join(value.split())
+
+
+def all_mutants() -> list[Mutant]:
+    patches = sorted(FOLDER.glob("*.patch"))
+    return [Mutant(patch, Parser().parsestr(patch.read_text())) for patch in patches]
+
+
+def chosen(mutants: Iterable[Mutant], wanted: Collection[str]) -> list[Mutant]:
+    """Those that always run; all with ``all``; or those that are named."""
+    if not wanted:
+        return [each for each in mutants if each.always]
+    return [each for each in mutants if "all" in wanted or each.name in wanted]

@@ -1,0 +1,53 @@
+"""The patches of broken kernels: their heads say what breaks, and name cases that exist."""
+
+from __future__ import annotations
+
+import pytest
+from mutant_heads import FOLDER, KEYS, Mutant, Promise, all_mutants, chosen
+
+from pyvmm.lab.sources import patched_files
+from pyvmm.validate.catalogue import all_cases, select
+
+MUTANTS = all_mutants()
+
+
+def test_there_are_enough_and_five_always_run() -> None:
+    assert len(MUTANTS) >= 15
+    assert len(chosen(MUTANTS, ())) == 5
+    assert chosen(MUTANTS, {"all"}) == MUTANTS
+    assert chosen(MUTANTS, {MUTANTS[3].name}) == [MUTANTS[3]]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda each: each.name)
+def test_head(mutant: Mutant) -> None:
+    assert list(dict.fromkeys(mutant.head.keys())) == list(KEYS)
+    assert all(mutant.value(key) for key in KEYS)
+    assert mutant.value("Always") in ("yes", "no")
+    assert "GPL-2.0" in mutant.value("License")
+    names = {f"{each.id}.{each.function.__name__}" for each in all_cases()}
+    selected = {f"{each.id}.{each.function.__name__}" for each in select(mutant.select)}
+    for promise in mutant.promises:
+        assert promise.case in names, "no such case"
+        assert promise.case in selected, "Select leaves it out"
+        assert promise.words
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda each: each.name)
+def test_patch_changes_kvm_only(mutant: Mutant) -> None:
+    files = patched_files(mutant.patch)
+    assert files
+    assert all(name.startswith(("virt/kvm/", "arch/x86/kvm/", "include/linux/")) for name in files)
+
+
+def test_the_readme_has_each() -> None:
+    table = (FOLDER / "README.md").read_text()
+    assert [each.name for each in MUTANTS if f"| {each.name} |" not in table] == []
+
+
+def test_a_promise_is_kept_by_that_failure_alone() -> None:
+    promise = Promise("PC7.edges", "the last page")
+    kept = {"name": "PC7.edges[pages=1+1]", "state": "fail", "message": "x the last page y"}
+    assert promise.is_kept_by(kept)
+    assert not promise.is_kept_by({**kept, "state": "hang"})
+    assert not promise.is_kept_by({**kept, "name": "PC77.edges"})
+    assert not promise.is_kept_by({**kept, "message": "the first page"})
