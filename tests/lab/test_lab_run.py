@@ -122,6 +122,17 @@ def test_a_warning_is_reported_with_its_lines(lab: Lab) -> None:
     assert lab.run(["true"]).splats == (), "each command has its own part of the log"
 
 
+def test_a_warning_is_not_lost_in_a_long_log(lab: Lab) -> None:
+    """More lines after it than the kernel keeps."""
+    script = (
+        f"echo on >/proc/sys/kernel/printk_devkmsg; echo WARNING >{_PROVOKE}; i=0;"
+        " while [ $i -lt 2000 ]; do echo '<7>" + "x" * 100 + "'; i=$((i + 1)); done >/dev/kmsg"
+    )
+    result = lab.run(["sh", "-c", script])
+    assert result.status == 0, result.errors
+    assert [splat.title.split()[0] for splat in result.splats] == ["WARNING:"]
+
+
 def test_a_time_out_ends_the_lab() -> None:
     with Lab() as lab:
         result = lab.run(["sh", "-c", "echo started; sleep 1000"], timeout=2)
