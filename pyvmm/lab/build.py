@@ -25,6 +25,7 @@ _OWN_PATCHES = Path(__file__).parent / "patches"
 _TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "tar", "xz", "lz4", "patch")
 #: Room for the objects of one configuration, in MiB.
 _BUILD_MIB = 600
+_UNBUILDABLE = re.compile(r"[\s:]")
 _VERSION = re.compile(r"\d+\.\d+")
 
 
@@ -103,6 +104,12 @@ def build(
     if not source.is_folder and (folder := _kept(recipe, tree)):
         return give_name(name or _default_name(recipe, tree), folder)
     _check_tools()
+    if _UNBUILDABLE.search(str(tree.folder)):
+        raise LabError(
+            f"cache folder {cache_folder()}",
+            "the kernel's make takes no spaces and colons in its path",
+            "XDG_CACHE_HOME names another place",
+        )
     make_folder(tree.folder)
     with locked(tree.folder, announce) as lock:
         tree.bring_up_to_date(announce, lock)

@@ -21,7 +21,7 @@ def cache_folder() -> Path:
     """Where the lab keeps its things: $XDG_CACHE_HOME/pyvmm, or ~/.cache/pyvmm."""
     try:
         given = os.environ.get("XDG_CACHE_HOME")
-        return (Path(given) if given else Path.home() / ".cache") / "pyvmm"
+        return (Path(given).absolute() if given else Path.home() / ".cache") / "pyvmm"
     except RuntimeError:
         raise LabError(
             "cache folder", "this user has no home folder", "XDG_CACHE_HOME names another place"

@@ -20,6 +20,8 @@ _NEEDED = (
     "CONFIG_VIRTIO_CONSOLE",
     "CONFIG_SERIAL_8250_CONSOLE",
 )
+#: How many lost options an error names.
+_NAMED = 8
 
 
 def own_fragment() -> str:
@@ -43,10 +45,16 @@ def read_fragment(path: Path) -> str:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise LabUsageError(f"configuration {path}", str(error)) from None
+    said: dict[str, tuple[str, int]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
+        where = f"configuration {path}, line {number}"
         if stripped and not stripped.startswith("#") and not _LINE.fullmatch(line):
-            raise LabUsageError(f"configuration {path}, line {number}", "want CONFIG_NAME=VALUE")
+            raise LabUsageError(where, "want CONFIG_NAME=VALUE")
+        for name, value in parse_config(line).items():
+            before, first = said.setdefault(name, (value, number))
+            if before != value:
+                raise LabUsageError(where, f"{name}={value}, and line {first} has {name}={before}")
     return text
 
 
@@ -58,7 +66,8 @@ def check_config(final: str, own: str, extra: str) -> None:
     wanted = {name: value for name, value in parse_config(own).items() if name in _NEEDED} | asked
     lost = [f"{name}={value}" for name, value in wanted.items() if got.get(name, "n") != value]
     if lost:
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
         raise LabError(
-            f"{', '.join(lost)} did not stick",
+            f"{', '.join(lost[:_NAMED])}{more} did not stick",
             "this kernel does not know the option, or something that it depends on is off",
         )

@@ -12,8 +12,13 @@ from pathlib import Path
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.processes import die_with_parent
 
-_COMPILE_ERROR = re.compile(r"^.+?: (?:fatal )?error: .+|^.*undefined reference to.*|^ld: .+", re.M)
-_MAKE_ERROR = re.compile(r"^make.*\*\*\* .+|^.*\berror\b.*", re.M | re.I)
+#: What says best why a build failed, the best first.
+_REASONS = (
+    re.compile(r"^.+?: (?:fatal )?error: .+|^.*undefined reference to.*", re.M),
+    re.compile(r"^(?:ld|.*/ld): (?!warning: ).+|^.*: No space left on device.*", re.M),
+    re.compile(r"^(?!make|  [A-Z]+ ).*\berror\b.*", re.M | re.I),
+    re.compile(r"^make.*\*\*\* .+", re.M),
+)
 _MADE = re.compile(rb"  (?:CC|AS|LD|AR|GEN|HOSTCC|HOSTLD) +(\S+)")
 #: How many files a kernel from nothing is, roughly: for progress displays.
 FILES_OF_A_BUILD = 1640
@@ -68,8 +73,8 @@ class Make:
 
     def _reason(self) -> str:
         text = self._log.read_text(errors="replace")
-        match = _COMPILE_ERROR.search(text) or _MAKE_ERROR.search(text)
-        return match[0] if match else "no reason given"
+        found = (match[0] for kind in _REASONS if (match := kind.search(text)))
+        return next(found, "no reason given")
 
 
 def _environment() -> dict[str, str]:

@@ -151,6 +151,54 @@ def test_a_kernel_that_does_not_compile_says_so_in_one_line(world: Path) -> None
     assert find_built("mine") is None
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("  CC      arch/x86/boot/error.o\nmake[1]: *** [x:1: y.o] Error 1", "make[1]: "),
+        ("ld: warning: x has a LOAD segment\nld: y.o: in function `z': undefined reference to `w'",
+         "ld: y.o: in"),
+        ("ERROR: modpost: \"x\" undefined!\nmake: *** [Makefile:1: all] Error 2", "ERROR: modp"),
+        ("Kconfig:5: syntax error\nmake: *** [Makefile:1: all] Error 2", "Kconfig:5: syntax"),
+        ("cc1: error: closing x\ngcc: fatal error: Killed signal terminated cc1", "cc1: er"),
+        ("fixdep: error writing x: No space left on device", "fixdep: error writing x: No space"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_found_in_what_make_says(world: Path, said: str, reason: str) -> None:
+    (world / "said").write_text(f"{said}\n")
+    (world / "tools/make").write_text(f"#!/bin/sh\ncat {world}/said; exit 2\n")
+    with pytest.raises(LabError) as caught:
+        build(Recipe(_tarball(world)), "mine", _silent)
+    assert f"does not build: {reason}" in str(caught.value)
+
+
+def test_many_lost_options_are_counted() -> None:
+    wanted = "".join(f"CONFIG_LOST_{number}=y\n" for number in range(100))
+    with pytest.raises(LabError, match=r"CONFIG_LOST_7=y and 92 more did not stick"):
+        check_config(own_fragment(), own_fragment(), wanted)
+
+
+def test_a_fragment_that_contradicts_itself(world: Path) -> None:
+    (world / "fragment").write_text("CONFIG_A=y\nCONFIG_B=y\nCONFIG_A=y\n# CONFIG_A is not set\n")
+    with pytest.raises(LabUsageError, match="line 4: CONFIG_A=n, and line 1 has CONFIG_A=y"):
+        read_fragment(world / "fragment")
+
+
+@pytest.mark.parametrize("name", ["a cache", "a:cache"])
+def test_a_cache_that_make_does_not_take(
+    world: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(world / name))
+    with pytest.raises(LabError, match="no spaces and colons"):
+        build(Recipe(world / "linux"), None, _silent)
+    assert _made(world) == []
+
+
+def test_a_cache_by_a_relative_path(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.chdir(world)
+    assert build(Recipe(world / "linux"), None, _silent).image.is_relative_to(world / "here")
+
+
 def test_a_lost_option_is_named(world: Path) -> None:
     recipe = Recipe(_tarball(world), (), "CONFIG_LOST_ONE=y\n")
     with pytest.raises(LabError, match=r"CONFIG_LOST_ONE=y did not stick"):
