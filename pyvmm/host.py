@@ -34,6 +34,19 @@ def nested_modules() -> dict[str, bool]:
     return nested
 
 
+def nested_paging_off() -> str:
+    """The module parameter that keeps two-dimensional paging off, such as ``kvm_amd.npt=0``,
+    or "". Without it KVM has no private memory, whatever its configuration."""
+    for module, parameter in (("kvm_amd", "npt"), ("kvm_intel", "ept"), ("kvm", "tdp_mmu")):
+        try:
+            value = (_MODULES / module / "parameters" / parameter).read_text().strip()
+        except OSError:
+            continue
+        if value in ("N", "0"):
+            return f"{module}.{parameter}=0"
+    return ""
+
+
 def cpu_model() -> str:
     """The CPU's name from /proc/cpuinfo."""
     return _cpuinfo("model name") or platform.machine()

@@ -353,7 +353,8 @@ def _start(job: dict[str, Any], files: tuple[int, int, int]) -> int:
             os.chdir(job["cwd"])
             os.execvpe(job["argv"][0], job["argv"], job["env"])
         except OSError as error:
-            blamed = error.filename or job["argv"][0]
+            # A command that is looked for along PATH has the last place as its file name.
+            blamed = job["cwd"] if error.filename == job["cwd"] else job["argv"][0]
             os.write(inner_complaint, marshal.dumps([error.errno, error.strerror, blamed]))
         finally:
             os._exit(127)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+from pyvmm.host import nested_paging_off
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import PROT_NONE, Mapping
 from pyvmm.memfd import Memfd, MemoryFile
@@ -20,6 +21,17 @@ class Support:
     mechanism: Mechanism | None
     missing: str = ""
     remedy: str = ""
+
+
+def no_protected_vm(remedy: str) -> Support:
+    """For a KVM that cannot create a software-protected VM; ``remedy`` is for one that never
+    could."""
+    missing = "this KVM has no VM type 1 (software-protected)"
+    if parameter := nested_paging_off():
+        module, _, setting = parameter.partition(".")
+        wanted = setting.replace("=0", "=1")
+        return Support(None, f"{missing}: {parameter}", f"load {module} with {wanted}")
+    return Support(None, missing, remedy)
 
 
 @dataclass(frozen=True, slots=True)

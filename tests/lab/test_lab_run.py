@@ -198,6 +198,10 @@ def test_nested_paging_off_is_announced_not_failed() -> None:
     with Lab(params=["kvm_amd.npt=0"], announce=said.append) as lab:
         assert lab.lacks_private_memory == "kvm_amd.npt=0"
         assert lab.run(["true"]).exit_status() == 0
+        command = [sys.executable, "-m", "pyvmm", "run", "hello.S", "--backend", "guest_memfd"]
+        skipped = lab.run(command)
+        assert skipped.status == 4
+        assert b"(software-protected): kvm_amd.npt=0; load kvm_amd with npt=1" in skipped.errors
     assert any("no private memory: kvm_amd.npt=0" in line for line in said)
 
 

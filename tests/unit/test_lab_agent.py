@@ -132,7 +132,8 @@ def test_status_and_both_outputs(host: Host) -> None:
 def test_commands_that_cannot_be_run(host: Host, argv: list[str], status: int) -> None:
     answer, _, errors = host.run(argv)
     assert answer["status"] == status
-    assert (argv[0].encode() in errors) == (status > 125)
+    wanted = f"pyvmm: lab: cannot run {argv[0]}: ".encode()
+    assert errors.startswith(wanted) if status > 125 else not errors
 
 
 def test_folder_that_is_not_there(host: Host) -> None:

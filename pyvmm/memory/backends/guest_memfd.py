@@ -6,7 +6,7 @@ import errno
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm import Kvm
-from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd
+from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd, no_protected_vm
 from pyvmm.native import lib
 from pyvmm.uapi import Mechanism
 from pyvmm.vm import Vm
@@ -27,7 +27,7 @@ class GuestMemfdBackend:
         except KvmError as error:
             if error.errno != errno.EINVAL:  # too few descriptors, no memory
                 raise
-            return Support(None, "this KVM has no VM type 1 (software-protected)", _KERNEL_OPTION)
+            return no_protected_vm(_KERNEL_OPTION)
         with vm:
             if not vm.check_extension(lib.KVM_CAP_MEMORY_ATTRIBUTES) & (
                 lib.KVM_MEMORY_ATTRIBUTE_PRIVATE

@@ -6,7 +6,7 @@ import errno
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm import Kvm
-from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd
+from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd, no_protected_vm
 from pyvmm.native import ffi, lib
 from pyvmm.uapi import Mechanism
 from pyvmm.vm import Vm
@@ -27,7 +27,7 @@ class MemoryErrorBackend:
         except KvmError as error:
             if error.errno != errno.EINVAL:  # too few descriptors, no memory
                 raise
-            return Support(None, "this KVM has no VM type 1 (software-protected)", _REMEDY)
+            return no_protected_vm(_REMEDY)
         size = 0x1000
         with vm:
             try:
