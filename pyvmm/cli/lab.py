@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyvmm.cli import lab_check
 from pyvmm.cli.lab_command import build_progress, guarded, say
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def add_parser(subparsers: Any) -> None:
     _add_machine_arguments(selftests)
     selftests.add_argument("names", nargs="*", metavar="NAME", help="default: those that apply")
     selftests.set_defaults(func=guarded(_selftests))
+
+    lab_check.add_parser(commands)
 
     listing = commands.add_parser("list", help="kernels that were built, or can be by name")
     listing.set_defaults(func=guarded(_list))

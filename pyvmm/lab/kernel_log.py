@@ -27,12 +27,21 @@ _END = re.compile(r"---\[ end (?:trace|Kernel panic)")
 _LONGEST = 60
 
 
+#: What differs between two occurrences of the same trouble, and between two builds.
+_NUMBERS = re.compile(r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?|\b(?:0x)?[0-9a-f]{8,16}\b|\d+")
+
+
 @dataclass(frozen=True, slots=True)
 class Splat:
     """One piece of trouble: its first line without the time stamp, and all its lines."""
 
     title: str
     lines: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The title without CPUs, processes, addresses and line numbers."""
+        return _NUMBERS.sub("*", self.title)
 
 
 def find_splats(log: Iterable[str]) -> tuple[Splat, ...]:

@@ -14,15 +14,27 @@ class Change(StrEnum):
 
     BROKEN = "broken"
     DIFFERENT = "different failure"
+    DID_NOT_RUN = "did not run"
+    NEWLY_SKIPPED = "newly skipped"
+    UNSTEADY = "unsteady"
     SAME_FAILURE = "same failure"
     FIXED = "fixed"
-    NEWLY_SKIPPED = "newly skipped"
     NO_LONGER_SKIPPED = "no longer skipped"
     SAME = "same"
 
     @property
-    def worse(self) -> bool:
-        return self in (Change.BROKEN, Change.DIFFERENT)
+    def alike(self) -> bool:
+        return self in (Change.SAME, Change.SAME_FAILURE)
+
+
+def is_worse(change: Change, before: State) -> bool:
+    """Whether a change of a case that was in that state is for the worse.
+
+    A case that passed and is skipped now proves nothing any more, and must not look as if.
+    """
+    if change in (Change.NEWLY_SKIPPED, Change.DID_NOT_RUN):
+        return before is not State.SKIP and not (before.bad and change is Change.NEWLY_SKIPPED)
+    return change in (Change.BROKEN, Change.DIFFERENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,10 @@ class Difference:
     change: Change
     before: CaseResult
     now: CaseResult
+
+    @property
+    def worse(self) -> bool:
+        return is_worse(self.change, self.before.state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +61,7 @@ class Comparison:
 
     @property
     def worse(self) -> bool:
-        return any(each.change.worse for each in self.differences)
+        return any(each.worse for each in self.differences)
 
 
 def compare(before: Iterable[CaseResult], now: Iterable[CaseResult]) -> Comparison:
@@ -54,7 +70,7 @@ def compare(before: Iterable[CaseResult], now: Iterable[CaseResult]) -> Comparis
     later = {result.name: result for result in now}
     return Comparison(
         tuple(
-            Difference(_change(earlier[name], result), earlier[name], result)
+            Difference(change(earlier[name], result), earlier[name], result)
             for name, result in later.items()
             if name in earlier
         ),
@@ -63,7 +79,8 @@ def compare(before: Iterable[CaseResult], now: Iterable[CaseResult]) -> Comparis
     )
 
 
-def _change(before: CaseResult, now: CaseResult) -> Change:
+def change(before: CaseResult, now: CaseResult) -> Change:
+    """What one run of a case on each side says."""
     if now.state.bad:
         if not before.state.bad:
             return Change.BROKEN
@@ -79,11 +96,11 @@ def _change(before: CaseResult, now: CaseResult) -> Change:
 
 def summary(comparison: Comparison) -> Iterator[str]:
     """A few lines for people: what changed and how."""
-    for change in Change:
-        found = comparison.of(change)
-        if change is Change.SAME or not found:
+    for kind in Change:
+        found = comparison.of(kind)
+        if kind is Change.SAME or not found:
             continue
-        yield f"{change} ({len(found)}):"
+        yield f"{kind} ({len(found)}):"
         for each in found:
             yield f"  {each.now.name}: {_words(each)}"
     same = len(comparison.of(Change.SAME))

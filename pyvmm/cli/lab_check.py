@@ -1,0 +1,292 @@
+"""`pyvmm lab check`: a kernel with a patch against the kernel without, or any two kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
+
+if TYPE_CHECKING:
+    from pyvmm.cli.lab_check_text import Facts
+    from pyvmm.lab.kernels import Kernel
+    from pyvmm.validate.lines import Transcript
+    from pyvmm.validate.two_kernels import Variant
+
+SAME_OR_BETTER, WORSE, NOTHING_RAN = 0, 1, 4
+_PARAMETER = re.compile(r"[A-Za-z0-9_.-]+=[^\s,\"]*(?:,[^\s,\"]*)*")
+_MOST_COMBINATIONS = 64
+
+
+def add_parser(commands: Any) -> None:
+    """Add `check` to the commands of `pyvmm lab`."""
+    parser: ArgumentParser = commands.add_parser(
+        "check",
+        help="does a patch make anything worse: the catalogue on two kernels",
+        description="Build and boot a kernel without and with patches, or two kernels by name, run"
+        " 'pyvmm validate' on both and say what differs. Exit status: 0 nothing got worse, 1"
+        " something did, 125 a kernel does not build or boot, 4 nothing could run on either.",
+    )
+    parser.add_argument(
+        "--source", type=Path, metavar="TARBALL|DIR", help="default: Debian's linux-source-6.12"
+    )
+    parser.add_argument(
+        "--patch", type=Path, action="append", default=[], metavar="FILE", help="applied with -p1"
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FRAGMENT", help="laid over the lab's configuration of both"
+    )
+    parser.add_argument(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="NAME|BZIMAGE",
+        help="instead of all these, twice: the kernel before, and the kernel now",
+    )
+    parser.add_argument(
+        "--vary",
+        type=_varied,
+        action="append",
+        default=[],
+        metavar="NAME=A,B",
+        help="boot both with each value of a module parameter (kvm_amd.npt=0,1); all combinations",
+    )
+    parser.add_argument(
+        "-k", metavar="EXPR", default="", dest="expression", help="cases, as in pyvmm validate"
+    )
+    parser.add_argument(
+        "-j", type=_workers, metavar="N", dest="workers", help="cases beside each other (2)"
+    )
+    parser.add_argument("--seed", type=_seed, metavar="SEED", help="the same for both kernels")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(%(default)s)")
+    parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(%(default)s)")
+    parser.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for both kernels' command lines",
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, default=1800.0, metavar="S", help="for each run (%(default)g)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="keep everything there: check.txt, check.json, each run's JSON and kernel log",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(func=guarded(_check))
+
+
+def _varied(text: str) -> list[str]:
+    if not _PARAMETER.fullmatch(text):
+        raise ArgumentTypeError(f"{text!r} is not NAME=VALUE,VALUE")
+    name, _, values = text.partition("=")
+    return [f"{name}={value}" for value in dict.fromkeys(values.split(","))]
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise ArgumentTypeError(f"{text} is not a number from 1 to 256")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 64:
+        raise ArgumentTypeError(f"{text} is not a number from 0 to 2^64 - 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ArgumentTypeError(f"{text} is not a number of seconds")
+    return seconds
+
+
+def _check(options: Namespace) -> int:
+    from pyvmm.cli import lab_check_text as text
+    from pyvmm.validate.catalogue import select
+    from pyvmm.validate.lab_run import Machine
+    from pyvmm.validate.two_kernels import TwoKernels
+
+    _check_words(options)
+    cases = select(options.expression)
+    results = _Results(options.results)
+    started = time.monotonic()
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    machine = Machine(
+        options.cpus,
+        options.memory,
+        options.param,
+        options.timeout,
+        silence_s=max(each.deadline_s for each in cases) + 60,
+    )
+    variants: list[Variant] = []
+    with results, _watch() as watch:
+        before, now = _kernels(options)
+        check = TwoKernels(
+            before,
+            now,
+            machine,
+            seed=seed,
+            expression=options.expression,
+            words=["-j", str(options.workers)] if options.workers else [],
+            vary=options.vary,
+            announce=say,
+            watch=watch,
+        )
+        say(f"{len(cases)} cases on {before.name} and {now.name}, seed {seed}")
+        if options.vary:
+            check.check_parameters()
+        for variant in check.variants():
+            variants.append(variant)
+            results.keep(variant)
+        facts = text.Facts(
+            before,
+            now,
+            seed,
+            options.cpus,
+            options.memory,
+            time.monotonic() - started,
+            options.expression,
+        )
+        results.keep_all(facts, variants)
+    if options.json:
+        print(json.dumps(text.to_json(facts, variants)))
+    else:
+        print("\n".join([*text.summary(facts, variants, text.LINES - 1), results.where]))
+    if any(variant.worse for variant in variants):
+        return WORSE
+    return NOTHING_RAN if all(each.nothing_ran for each in variants) else SAME_OR_BETTER
+
+
+def _check_words(options: Namespace) -> None:
+    """Say what is wrong with the request before anything is built."""
+    from pyvmm.lab.errors import LabUsageError
+
+    if options.kernel:
+        if options.source or options.patch or options.config:
+            raise LabUsageError("--kernel", "it stands instead of --source, --patch and --config")
+        if len(options.kernel) != 2:
+            raise LabUsageError(
+                f"{len(options.kernel)} --kernel", "want two: the kernel before, and the kernel now"
+            )
+    elif not options.patch:
+        raise LabUsageError(
+            "nothing to compare", "want --patch FILE, or --kernel BEFORE --kernel NOW"
+        )
+    combinations = 1
+    for values in options.vary:
+        combinations *= len(values)
+    if combinations > _MOST_COMBINATIONS:
+        raise LabUsageError(f"{combinations} combinations", f"at most {_MOST_COMBINATIONS}")
+    names = [values[0].partition("=")[0] for values in options.vary]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise LabUsageError(f"--vary {twice.pop()}", "it is given twice", "list all its values")
+
+
+def _kernels(options: Namespace) -> tuple[Kernel, Kernel]:
+    """Both kernels, built first if need be."""
+    from pyvmm.lab.build import DEFAULT_VERSION, Recipe, build, find_or_build
+    from pyvmm.lab.config import read_fragment
+    from pyvmm.lab.sources import default_tarball
+
+    with build_progress() as progress:
+        if options.kernel:
+            first, second = (find_or_build(name, say, progress) for name in options.kernel)
+            return first, second
+        source = (options.source or default_tarball(DEFAULT_VERSION)).absolute()
+        config = read_fragment(options.config) if options.config else ""
+        return (
+            build(Recipe(source, (), config), None, say, progress),
+            build(Recipe(source, tuple(options.patch), config), None, say, progress),
+        )
+
+
+@contextmanager
+def _watch() -> Iterator[Callable[[str, Transcript], None]]:
+    """How far a run is, on a terminal."""
+    with live_line() as show:
+
+        def watch(title: str, transcript: Transcript) -> None:
+            if show is not None:
+                done = f"{len(transcript.results)}/{len(transcript.planned)}"
+                show(f"{title}: {done} {', '.join(transcript.running)}")
+
+        yield watch
+
+
+class _Results:
+    """The folder with everything; what an interrupted check leaves is only kept where asked for.
+
+    Without a folder of the caller's own it is the cache's last-check.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        from pyvmm.lab.cache import cache_folder, make_folder
+        from pyvmm.lab.errors import LabUsageError
+
+        self._last = cache_folder() / "last-check"
+        self._own = folder is None
+        try:
+            if folder is None:
+                folder = make_folder(self._last.with_name(f"check.{os.getpid()}"))
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LabUsageError(f"results folder {folder}", str(error.strerror)) from None
+        if not os.access(folder, os.W_OK):
+            raise LabUsageError(f"results folder {folder}", "not writable")
+        self._folder = folder
+        self._whole = False
+
+    @property
+    def where(self) -> str:
+        return f"all of it: {(self._last if self._own else self._folder) / 'check.txt'}"
+
+    def keep(self, variant: Variant) -> None:
+        """Write both kernels' first runs as `pyvmm validate --json` would."""
+        from pyvmm.cli.lab_check_text import run_json
+
+        label = "".join(f",{each}" for each in variant.parameters).replace("/", "_")
+        for when, runs in (("before", variant.before), ("now", variant.now)):
+            for number, run in enumerate(runs, 1):
+                name = f"{when}{label}" + (f",run {number}" if number > 1 else "")
+                self._write(f"{name}.json", json.dumps(run_json(run)))
+                self._write(f"{name}.kernel.log", "\n".join([*run.kernel_log, ""]))
+
+    def keep_all(self, facts: Facts, variants: list[Variant]) -> None:
+        from pyvmm.cli import lab_check_text as text
+
+        self._write("check.txt", "\n".join([*text.everything(facts, variants), ""]))
+        self._write("check.json", json.dumps(text.to_json(facts, variants)))
+        self._whole = True
+
+    def _write(self, name: str, content: str) -> None:
+        (self._folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
+
+    def __enter__(self) -> _Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._own:
+            return
+        if self._whole:
+            shutil.rmtree(self._last, ignore_errors=True)
+            self._folder.replace(self._last)
+        else:
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,375 @@
+"""What `pyvmm lab check` says: a summary that fits into a mail, and all of it as text and JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyvmm.lab.kernels import Kernel
+from pyvmm.printable import printable
+from pyvmm.validate import report
+from pyvmm.validate.baseline import Change
+from pyvmm.validate.lab_run import LabRun, Trouble
+from pyvmm.validate.result import CaseResult, State
+from pyvmm.validate.two_kernels import Compared, Variant
+
+SCHEMA = 1
+LINES = 39
+WIDTH = 78
+_MOST_REASONS = 3
+_MOST_VARIANTS = 8
+_MOST_TROUBLE = 3
+# A section has its heading, one group of two lines, and what was left out.
+_LEAST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a summary says beside the results."""
+
+    before: Kernel
+    now: Kernel
+    seed: int
+    cpus: int
+    memory_mib: int
+    duration_s: float
+    expression: str = ""
+
+
+def verdict(variants: Sequence[Variant]) -> str:
+    """One line: whether anything got worse, and what."""
+    counts = Counter(each.change for variant in variants for each in variant.cases)
+    changed = [
+        f"{counts[change]} {change}" for change in Change if counts[change] and not change.alike
+    ]
+    trouble = sum(len(variant.new_trouble) for variant in variants)
+    if trouble:
+        changed.append(f"{trouble} new in the kernel's log")
+    if any(variant.new_problem for variant in variants):
+        changed.append("the kernel did not survive")
+    if any(variant.worse for variant in variants):
+        return f"WORSE: {', '.join(changed)}"
+    if all(variant.nothing_ran for variant in variants):
+        return "NOTHING COULD RUN on either kernel"
+    if changed:
+        return f"nothing got worse: {', '.join(changed)}"
+    return "no difference"
+
+
+def summary(facts: Facts, variants: Sequence[Variant], lines: int = LINES) -> list[str]:
+    """At most ``lines`` lines of at most 78 characters."""
+    head = [verdict(variants), "", *_heading(facts, variants), "", *_table(variants)]
+    head += _reasons(variants)
+    for variant in variants:
+        head += [f"note: {note}" for note in variant.notes][: 1 if lines == LINES else None]
+    told = [line for line in head if line is not None]
+    told += _sections(variants, lines - len(told))
+    return [_cut(printable(line)) for line in told][:lines]
+
+
+def everything(facts: Facts, variants: Sequence[Variant]) -> list[str]:
+    """The same with nothing left out."""
+    told = [verdict(variants), "", *_heading(facts, variants), "", *_table(variants, None)]
+    told += _reasons(variants, None)
+    told += [f"note: {note}" for variant in variants for note in variant.notes]
+    for variant in variants:
+        for change in Change:
+            found = [] if change is Change.SAME else variant.of(change)
+            if found:
+                told += ["", f"{_where(variant)}{change} ({len(found)}):"]
+            for each in found:
+                told += [f"  {each.name}", *(f"      {line}" for line in _story(each))]
+        for when, run in _all_runs(variant):
+            if run.problem:
+                told += ["", f"{_where(variant)}{when}: {run.problem}"]
+            for trouble in run.trouble:
+                told += ["", f"{_where(variant)}in the kernel's log {when}{_during(trouble)}:"]
+                told += [f"    {line}" for line in trouble.splat.lines]
+    return [printable(line) for line in told]
+
+
+def _heading(facts: Facts, variants: Sequence[Variant]) -> Iterator[str]:
+    for when, kernel in (("before", facts.before), ("now", facts.now)):
+        patches = ", ".join(kernel.patches) or "no patches"
+        source = f" of {kernel.source.rpartition('/')[2]}" if kernel.source else ""
+        yield f"{when:<7} {kernel.name}: Linux {kernel.release}{source}, {patches}"
+    if facts.before.image == facts.now.image:
+        yield "        (both are one and the same kernel)"
+    count = len(variants[0].cases) if variants else 0
+    chosen = f" (-k {facts.expression!r})" if facts.expression else ""
+    yield f"{count} cases{chosen}, seed {facts.seed}"
+    yield (
+        f"pyvmm lab (QEMU, TCG), {facts.cpus} CPUs, {facts.memory_mib} MiB, "
+        f"{facts.duration_s:.0f} s in all"
+    )
+
+
+_COLUMNS = ("same pass", "same failure", "skipped", "fixed", "broken", "other")
+
+
+def _table(variants: Sequence[Variant], most: int | None = _MOST_VARIANTS) -> Iterator[str]:
+    labels = [variant.label or "all" for variant in variants]
+    width = max([len(label) for label in labels] + [8])
+    yield f"{'':<{width}}" + "".join(f"{name:>{len(name) + 2}}" for name in _COLUMNS)
+    # Those that differ come first, where not all can be shown.
+    order = sorted(range(len(variants)), key=lambda at: not _differs(variants[at]))
+    shown = sorted(order[:most])
+    for at in shown:
+        cells = zip(_COLUMNS, _counts(variants[at]), strict=True)
+        row = "".join(f"{count:>{len(name) + 2}}" for name, count in cells)
+        yield f"{labels[at]:<{width}}{row}"
+    if len(shown) < len(variants):
+        left = [variants[at] for at in order[len(shown) :]]
+        differ = sum(map(_differs, left))
+        yield f"... and {len(left)} combinations more, {differ} of them with differences"
+
+
+def _counts(variant: Variant) -> tuple[int, ...]:
+    same = variant.of(Change.SAME)
+    skipped = sum(not each.now or each.now[0].state is State.SKIP for each in same)
+    known = (Change.SAME, Change.SAME_FAILURE, Change.FIXED, Change.BROKEN)
+    return (
+        len(same) - skipped,
+        len(variant.of(Change.SAME_FAILURE)),
+        skipped,
+        len(variant.of(Change.FIXED)),
+        len(variant.of(Change.BROKEN)),
+        sum(each.change not in known for each in variant.cases),
+    )
+
+
+def _differs(variant: Variant) -> bool:
+    return variant.worse or any(not each.change.alike for each in variant.cases)
+
+
+def _reasons(variants: Sequence[Variant], most: int | None = _MOST_REASONS) -> Iterator[str]:
+    """Why cases ran on neither kernel."""
+    reasons: Counter[str] = Counter()
+    for variant in variants:
+        for each in variant.of(Change.SAME):
+            if not each.now or each.now[0].state is State.SKIP:
+                reasons[each.now[0].message if each.now else "did not run"] += 1
+    ordered = reasons.most_common()
+    for reason, count in ordered[:most]:
+        yield f"{count} skipped: {reason}"
+    if most is not None and len(ordered) > most:
+        rest = sum(count for _, count in ordered[most:])
+        yield f"{rest} skipped for {len(ordered) - most} other reasons"
+
+
+# ---- what differs ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A heading, and groups of lines of which some may be left out."""
+
+    heading: str
+    groups: Sequence[Sequence[str]]
+
+
+def _sections(variants: Sequence[Variant], lines: int) -> Iterator[str]:
+    sections = [*_trouble_sections(variants), *_case_sections(variants)]
+    for at, section in enumerate(sections):
+        later = sum(min(_LEAST, _size(each)) for each in sections[at + 1 :])
+        room = lines - later
+        told = list(_fitted(section, room))
+        lines -= len(told)
+        yield from told
+
+
+def _size(section: _Section) -> int:
+    return 1 + sum(map(len, section.groups))
+
+
+def _fitted(section: _Section, room: int) -> Iterator[str]:
+    if room <= 0:
+        return
+    yield section.heading
+    room -= 1
+    whole = sum(map(len, section.groups)) <= room
+    for at, group in enumerate(section.groups):
+        if len(group) + (not whole) > room:
+            if room > 0:
+                yield f"  ... and {len(section.groups) - at} more like these"
+            return
+        yield from group
+        room -= len(group)
+
+
+def _trouble_sections(variants: Sequence[Variant]) -> Iterator[_Section]:
+    problems = [
+        [f"  {_where(variant)}{variant.new_problem}"] for variant in variants if variant.new_problem
+    ]
+    if problems:
+        yield _Section("did not come to its end, only now:", problems)
+    for heading, chosen in (
+        ("the kernel's log, only now:", [(each, each.new_trouble) for each in variants]),
+        ("the kernel's log, before too:", [(each, _old_trouble(each)) for each in variants]),
+    ):
+        groups = [
+            [f"  {_where(variant)}{each.splat.title}{_during(each)}"]
+            for variant, trouble in chosen
+            for each in trouble
+        ]
+        if groups:
+            yield _Section(heading, groups)
+
+
+def _old_trouble(variant: Variant) -> list[Trouble]:
+    new = variant.new_trouble
+    return [each for each in variant.trouble_now if each not in new]
+
+
+def _case_sections(variants: Sequence[Variant]) -> Iterator[_Section]:
+    for change in Change:
+        if change is Change.SAME:
+            continue
+        groups: dict[tuple[str, str], list[tuple[Variant, Compared]]] = {}
+        for variant in variants:
+            for each in variant.of(change):
+                key = (each.name.partition(".")[0], _words(each))
+                groups.setdefault(key, []).append((variant, each))
+        if groups:
+            count = sum(map(len, groups.values()))
+            ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+            lines = [_group(id, words, found) for (id, words), found in ordered]
+            yield _Section(f"{change} ({count}):", lines)
+
+
+def _group(id: str, words: str, found: Sequence[tuple[Variant, Compared]]) -> list[str]:
+    """Cases of one id with which the same is wrong: the first one's name stands for all."""
+    variant, first = found[0]
+    more = f", and {len(found) - 1} more of {id}" if len(found) > 1 else ""
+    name = _cut(f"  {_where(variant)}{first.name}", WIDTH - len(more)) + more
+    return [name, f"      {words}"] if words else [name]
+
+
+def _words(each: Compared) -> str:
+    """What is wrong with a case, in one line."""
+    if each.change is Change.UNSTEADY:
+        before, now = each.times
+        return (
+            f"failed {before} of {len(each.before)} times before, {now} of {len(each.now)} now: "
+            f"{_first_message((*each.now, *each.before))}"
+        )
+    if each.change is Change.FIXED:
+        return f"was: {_first_message(each.before)}{_how_often(each.before)}"
+    if each.change is Change.DIFFERENT:
+        return f"{_first_message(each.now)} (was: {_first_message(each.before)})"
+    if each.change in (Change.DID_NOT_RUN, Change.NO_LONGER_SKIPPED):
+        return ""
+    if each.change is Change.NEWLY_SKIPPED:
+        return each.now[0].message
+    return f"{_first_message(each.now)}{_how_often(each.now)}"
+
+
+def _first_message(results: Sequence[CaseResult]) -> str:
+    return next((each.message for each in results if each.state.bad), "")
+
+
+def _how_often(results: Sequence[CaseResult]) -> str:
+    bad = sum(each.state.bad for each in results)
+    return f" ({bad} of {len(results)} times)" if bad < len(results) else ""
+
+
+def _story(each: Compared) -> Iterator[str]:
+    """Every run of a case."""
+    for when, results in (("before", each.before), ("now", each.now)):
+        if not results:
+            yield f"{when}: did not run"
+        for result in results:
+            detail = f" ({result.detail})" if result.detail else ""
+            yield f"{when}: {result.state} {result.message}{detail}".rstrip()
+
+
+def _where(variant: Variant) -> str:
+    return f"[{variant.label}] " if variant.label else ""
+
+
+def _during(trouble: Trouble) -> str:
+    return f" (while {', '.join(trouble.cases)} ran)" if trouble.cases else ""
+
+
+def _all_runs(variant: Variant) -> Iterator[tuple[str, LabRun]]:
+    for when, runs in (("before", variant.before), ("now", variant.now)):
+        for number, run in enumerate(runs):
+            yield (when if number == 0 else f"{when}, again"), run
+
+
+def _cut(line: str, width: int = WIDTH) -> str:
+    return line if len(line) <= width else f"{line[: width - 3]}..."
+
+
+# ---- JSON ----
+
+
+def to_json(facts: Facts, variants: Sequence[Variant]) -> dict[str, Any]:
+    """One object; see the README."""
+    from pyvmm import __version__
+
+    return {
+        "schema": SCHEMA,
+        "pyvmm": __version__,
+        "verdict": verdict(variants),
+        "worse": any(variant.worse for variant in variants),
+        "before": _kernel_json(facts.before),
+        "now": _kernel_json(facts.now),
+        "seed": facts.seed,
+        "expression": facts.expression,
+        "duration_s": round(facts.duration_s, 1),
+        "variants": [_variant_json(variant) for variant in variants],
+    }
+
+
+def _kernel_json(kernel: Kernel) -> dict[str, Any]:
+    return {
+        "name": kernel.name,
+        "release": kernel.release,
+        "source": kernel.source,
+        "patches": list(kernel.patches),
+    }
+
+
+def _variant_json(variant: Variant) -> dict[str, Any]:
+    return {
+        "parameters": list(variant.parameters),
+        "worse": variant.worse,
+        "notes": variant.notes,
+        "counts": dict(zip(_COLUMNS, _counts(variant), strict=True)),
+        "changes": {
+            change.value: [_compared_json(each) for each in variant.of(change)]
+            for change in Change
+            if change is not Change.SAME
+        },
+        "problems": [
+            {"run": when, "problem": run.problem} for when, run in _all_runs(variant) if run.problem
+        ],
+        "kernel_log": [
+            {
+                "run": when,
+                "title": each.splat.title,
+                "new": each.splat.kind in {new.splat.kind for new in variant.new_trouble},
+                "cases": list(each.cases),
+                "lines": list(each.splat.lines),
+            }
+            for when, run in _all_runs(variant)
+            for each in run.trouble
+        ],
+    }
+
+
+def _compared_json(each: Compared) -> dict[str, Any]:
+    return {
+        "name": each.name,
+        "worse": each.worse,
+        "before": [report.result_to_json(result) for result in each.before],
+        "now": [report.result_to_json(result) for result in each.now],
+    }
+
+
+def run_json(run: LabRun) -> dict[str, Any]:
+    """A run as `pyvmm validate --json` writes it, for --baseline."""
+    return report.to_json(report.Report(run.machine, run.seed, run.duration_s, run.results))
