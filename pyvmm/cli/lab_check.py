@@ -177,7 +177,11 @@ def _check(options: Namespace) -> int:
 
 def _check_words(options: Namespace) -> None:
     """Say what is wrong with the request before anything is built."""
+    from pyvmm.lab.build import check_known, check_patches
     from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.initramfs import find_busybox
+    from pyvmm.lab.lab import check_machine
+    from pyvmm.lab.qemu import find_qemu
 
     if options.kernel:
         if options.source or options.patch or options.config:
@@ -190,6 +194,13 @@ def _check_words(options: Namespace) -> None:
         raise LabUsageError(
             "nothing to compare", "want --patch FILE, or --kernel BEFORE --kernel NOW"
         )
+    for name in options.kernel:
+        check_known(name)
+    check_patches(options.patch)
+    varied = [word for values in options.vary for word in values]
+    check_machine(options.cpus, options.memory, [*options.param, *varied])
+    find_qemu()
+    find_busybox()
     combinations = 1
     for values in options.vary:
         combinations *= len(values)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,8 @@ LINES = 39
 WIDTH = 78
 _MOST_REASONS = 3
 _MOST_VARIANTS = 8
-_MOST_TROUBLE = 3
-# A section has its heading, one group of two lines, and what was left out.
-_LEAST = 4
+# What each section should have: its heading, one group of three lines, what was left out.
+_LEAST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ def verdict(variants: Sequence[Variant]) -> str:
     changed = [
         f"{counts[change]} {change}" for change in Change if counts[change] and not change.alike
     ]
-    trouble = sum(len(variant.new_trouble) for variant in variants)
-    if trouble:
-        changed.append(f"{trouble} new in the kernel's log")
+    splats = sum(len(variant.new_trouble) for variant in variants)
+    if splats:
+        changed.append(f"{splats} new splat{'s' if splats > 1 else ''}")
     if any(variant.new_problem for variant in variants):
-        changed.append("the kernel did not survive")
+        changed.append("kernel died")
     if any(variant.worse for variant in variants):
         return f"WORSE: {', '.join(changed)}"
     if all(variant.nothing_ran for variant in variants):
@@ -64,8 +64,7 @@ def summary(facts: Facts, variants: Sequence[Variant], lines: int = LINES) -> li
     head += _reasons(variants)
     for variant in variants:
         head += [f"note: {note}" for note in variant.notes][: 1 if lines == LINES else None]
-    told = [line for line in head if line is not None]
-    told += _sections(variants, lines - len(told))
+    told = [*head, *_sections(variants, lines - len(head))]
     return [_cut(printable(line)) for line in told][:lines]
 
 
@@ -93,8 +92,7 @@ def everything(facts: Facts, variants: Sequence[Variant]) -> list[str]:
 def _heading(facts: Facts, variants: Sequence[Variant]) -> Iterator[str]:
     for when, kernel in (("before", facts.before), ("now", facts.now)):
         patches = ", ".join(kernel.patches) or "no patches"
-        source = f" of {kernel.source.rpartition('/')[2]}" if kernel.source else ""
-        yield f"{when:<7} {kernel.name}: Linux {kernel.release}{source}, {patches}"
+        yield f"{when:<7} {kernel.name}: Linux {kernel.release}, {patches}"
     if facts.before.image == facts.now.image:
         yield "        (both are one and the same kernel)"
     count = len(variants[0].cases) if variants else 0
@@ -171,11 +169,14 @@ class _Section:
 
 
 def _sections(variants: Sequence[Variant], lines: int) -> Iterator[str]:
+    """The sections in so many lines: the first ones take what the others can do without."""
     sections = [*_trouble_sections(variants), *_case_sections(variants)]
+    least = _LEAST
+    while least > 1 and sum(min(least, _size(each)) for each in sections) > lines:
+        least -= 1
     for at, section in enumerate(sections):
-        later = sum(min(_LEAST, _size(each)) for each in sections[at + 1 :])
-        room = lines - later
-        told = list(_fitted(section, room))
+        later = sum(min(least, _size(each)) for each in sections[at + 1 :])
+        told = list(_fitted(section, lines - later))
         lines -= len(told)
         yield from told
 
@@ -200,22 +201,16 @@ def _fitted(section: _Section, room: int) -> Iterator[str]:
 
 
 def _trouble_sections(variants: Sequence[Variant]) -> Iterator[_Section]:
-    problems = [
-        [f"  {_where(variant)}{variant.new_problem}"] for variant in variants if variant.new_problem
-    ]
+    problems = [(variant, variant.new_problem) for variant in variants if variant.new_problem]
     if problems:
-        yield _Section("did not come to its end, only now:", problems)
-    for heading, chosen in (
-        ("the kernel's log, only now:", [(each, each.new_trouble) for each in variants]),
-        ("the kernel's log, before too:", [(each, _old_trouble(each)) for each in variants]),
-    ):
-        groups = [
-            [f"  {_where(variant)}{each.splat.title}{_during(each)}"]
-            for variant, trouble in chosen
-            for each in trouble
-        ]
-        if groups:
-            yield _Section(heading, groups)
+        groups = [_wrapped(f"{_where(variant)}{problem}", "  ") for variant, problem in problems]
+        yield _Section("did not come to its end, only now:", groups)
+    new = _each_kind((variant, each) for variant in variants for each in variant.new_trouble)
+    if new:
+        yield _Section(f"the kernel's log, only now ({len(new)}):", new)
+    old = _each_kind((variant, each) for variant in variants for each in _old_trouble(variant))
+    if old:
+        yield _Section(f"the kernel's log, before too ({len(old)}):", old)
 
 
 def _old_trouble(variant: Variant) -> list[Trouble]:
@@ -223,28 +218,52 @@ def _old_trouble(variant: Variant) -> list[Trouble]:
     return [each for each in variant.trouble_now if each not in new]
 
 
+def _each_kind(trouble: Iterable[tuple[Variant, Trouble]]) -> list[list[str]]:
+    """Lines for each kind of splat, where it came first."""
+    kinds: dict[str, list[tuple[Variant, Trouble]]] = {}
+    for variant, each in trouble:
+        kinds.setdefault(each.splat.kind, []).append((variant, each))
+    return [
+        _wrapped(f"{_where(found[0][0])}{found[0][1].splat.title}{_during(found[0][1])}", "  ")
+        for found in kinds.values()
+    ]
+
+
 def _case_sections(variants: Sequence[Variant]) -> Iterator[_Section]:
     for change in Change:
         if change is Change.SAME:
             continue
-        groups: dict[tuple[str, str], list[tuple[Variant, Compared]]] = {}
-        for variant in variants:
-            for each in variant.of(change):
-                key = (each.name.partition(".")[0], _words(each))
-                groups.setdefault(key, []).append((variant, each))
-        if groups:
-            count = sum(map(len, groups.values()))
-            ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-            lines = [_group(id, words, found) for (id, words), found in ordered]
-            yield _Section(f"{change} ({count}):", lines)
+        found = [(variant, each) for variant in variants for each in variant.of(change)]
+        by_id: dict[str, list[tuple[Variant, Compared]]] = {}
+        for variant, each in found:
+            by_id.setdefault(each.name.partition(".")[0], []).append((variant, each))
+        if change in (Change.DID_NOT_RUN, Change.NO_LONGER_SKIPPED) and found:
+            names = ", ".join(f"{id} ({len(each)})" for id, each in by_id.items())
+            yield _Section(f"{change} ({len(found)}):", [_wrapped(names, "  ")])
+        elif found:
+            ordered = sorted(by_id.items(), key=lambda item: -len(item[1]))
+            groups = [_group(id, each) for id, each in ordered]
+            yield _Section(f"{change} ({len(found)}):", groups)
 
 
-def _group(id: str, words: str, found: Sequence[tuple[Variant, Compared]]) -> list[str]:
-    """Cases of one id with which the same is wrong: the first one's name stands for all."""
+def _group(id: str, found: Sequence[tuple[Variant, Compared]]) -> list[str]:
+    """The cases of one id: the first stands for all."""
     variant, first = found[0]
     more = f", and {len(found) - 1} more of {id}" if len(found) > 1 else ""
     name = _cut(f"  {_where(variant)}{first.name}", WIDTH - len(more)) + more
-    return [name, f"      {words}"] if words else [name]
+    return [name, *_wrapped(_words(first), "      ")]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """At most two lines."""
+    return textwrap.wrap(
+        printable(text),
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        max_lines=2,
+        placeholder=" ...",
+    )
 
 
 def _words(each: Compared) -> str:
@@ -259,8 +278,6 @@ def _words(each: Compared) -> str:
         return f"was: {_first_message(each.before)}{_how_often(each.before)}"
     if each.change is Change.DIFFERENT:
         return f"{_first_message(each.now)} (was: {_first_message(each.before)})"
-    if each.change in (Change.DID_NOT_RUN, Change.NO_LONGER_SKIPPED):
-        return ""
     if each.change is Change.NEWLY_SKIPPED:
         return each.now[0].message
     return f"{_first_message(each.now)}{_how_often(each.now)}"
@@ -276,13 +293,13 @@ def _how_often(results: Sequence[CaseResult]) -> str:
 
 
 def _story(each: Compared) -> Iterator[str]:
-    """Every run of a case."""
+    """Every run of a case, those that went the same in one line."""
     for when, results in (("before", each.before), ("now", each.now)):
         if not results:
             yield f"{when}: did not run"
-        for result in results:
-            detail = f" ({result.detail})" if result.detail else ""
-            yield f"{when}: {result.state} {result.message}{detail}".rstrip()
+        told = Counter(f"{result.state} {result.message}".rstrip() for result in results)
+        for line, count in told.items():
+            yield f"{when}: {line}" + (f" ({count} times)" if count > 1 else "")
 
 
 def _where(variant: Variant) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,23 +55,36 @@ def known_names() -> list[str]:
     return ["default", *sorted(patch.stem for patch in _OWN_PATCHES.glob("*.patch"))]
 
 
+def check_known(name: str) -> None:
+    """A LabUsageError unless `find_or_build` finds a kernel of that name, or can build it."""
+    if "/" not in name and (known_recipe(name) or find_built(name)):
+        return
+    if "/" not in name and not Path(name).is_file():
+        raise LabUsageError(
+            f"kernel {name!r}",
+            "there is none of this name",
+            f"'pyvmm lab list' shows them, 'pyvmm lab build --name {name} ...' makes one",
+        )
+    read_image(Path(name))
+
+
+def check_patches(patches: Iterable[Path]) -> None:
+    """A LabUsageError for one that cannot be read."""
+    for patch in patches:
+        if not patch.is_file() or not os.access(patch, os.R_OK):
+            raise LabUsageError(f"patch {patch}", "want a file that can be read")
+
+
 def find_or_build(
     name: str, announce: Callable[[str], None], progress: Progress | None = None
 ) -> Kernel:
     """The kernel of that name or path, built first if it is one that the lab knows how to."""
-    if "/" in name:
-        return read_image(Path(name))
-    recipe = known_recipe(name)
-    built = find_built(name)
-    if recipe is None or (built and not recipe.source.exists()):
-        if built is None and Path(name).is_file():
-            return read_image(Path(name))
-        if built is None:
-            raise LabUsageError(
-                f"kernel {name!r}",
-                "there is none of this name",
-                f"'pyvmm lab list' shows them, 'pyvmm lab build --name {name} ...' makes one",
-            )
+    check_known(name)
+    recipe = known_recipe(name) if "/" not in name else None
+    built = find_built(name) if "/" not in name else None
+    if recipe is None:
+        return built or read_image(Path(name))
+    if built and not recipe.source.exists():
         return built
     if built is None:
         open_source(recipe.source)
@@ -96,9 +109,7 @@ def build(
         own = known_recipe(check_name(name))
         if own is not None and own != recipe:
             raise LabUsageError(f"kernel name {name!r}", "it is the lab's own", "choose another")
-    for patch in recipe.patches:
-        if not patch.is_file() or not os.access(patch, os.R_OK):
-            raise LabUsageError(f"patch {patch}", "want a file that can be read")
+    check_patches(recipe.patches)
     source = open_source(recipe.source)
     tree = Tree(source)
     if not source.is_folder and (folder := _kept(recipe, tree)):

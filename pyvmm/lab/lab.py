@@ -103,6 +103,27 @@ class RunResult:
         return KERNEL_TROUBLE if self.status is None else self.status
 
 
+def _command_line(params: Sequence[str]) -> str:
+    return " ".join([_COMMAND_LINE, *params])
+
+
+def check_machine(cpus: int, memory_mib: int, params: Sequence[str]) -> None:
+    """A LabUsageError for a machine or a kernel command line that cannot be."""
+    if not 1 <= cpus <= _MAX_CPUS:
+        raise LabUsageError(f"{cpus} CPUs", f"the lab has 1 to {_MAX_CPUS}")
+    if memory_mib < _MIN_MEMORY_MIB:
+        raise LabUsageError(f"{memory_mib} MiB of memory", f"the lab needs {_MIN_MEMORY_MIB}")
+    for param in params:
+        if not param.isprintable() or not param or " " in param or '"' in param:
+            raise LabUsageError(f"kernel parameter {param!r}", "want NAME or NAME=VALUE")
+    command_line = _command_line(params)
+    if len(command_line.encode()) > _LONGEST_COMMAND_LINE:
+        raise LabUsageError(
+            f"kernel parameters of {len(command_line)} characters",
+            f"a kernel reads {_LONGEST_COMMAND_LINE} and drops the rest",
+        )
+
+
 class Lab:
     """A kernel booted in QEMU, from `with` to the end of its block.
 
@@ -131,19 +152,7 @@ class Lab:
         announce: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if not 1 <= cpus <= _MAX_CPUS:
-            raise LabUsageError(f"{cpus} CPUs", f"the lab has 1 to {_MAX_CPUS}")
-        if memory_mib < _MIN_MEMORY_MIB:
-            raise LabUsageError(f"{memory_mib} MiB of memory", f"the lab needs {_MIN_MEMORY_MIB}")
-        for param in params:
-            if not param.isprintable() or not param or " " in param or '"' in param:
-                raise LabUsageError(f"kernel parameter {param!r}", "want NAME or NAME=VALUE")
-        command_line = " ".join([_COMMAND_LINE, *params])
-        if len(command_line.encode()) > _LONGEST_COMMAND_LINE:
-            raise LabUsageError(
-                f"kernel parameters of {len(command_line)} characters",
-                f"a kernel reads {_LONGEST_COMMAND_LINE} and drops the rest",
-            )
+        check_machine(cpus, memory_mib, params)
         if results_mib < 1:
             raise LabUsageError(f"limit of {results_mib} MiB for results", "want at least 1")
         self._announce = announce if announce is not None else lambda line: None
@@ -158,7 +167,7 @@ class Lab:
             kernel=self.kernel.image,
             cpus=cpus,
             memory_mib=memory_mib,
-            command_line=command_line,
+            command_line=_command_line(params),
             results=self._results,
         )
         self._boot_timeout = boot_timeout
