@@ -25,6 +25,8 @@ in every project of the environment.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,12 +47,13 @@ Assemble = Callable[..., "Image"]
 
 
 class GuestFailed(AssertionError):
-    """A guest did not pass: the text has its file and line, or what it did last."""
+    """A guest did not pass, or is none: the text has its file and line, or what it did last."""
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
     """Skip the test unless the host has these; see :mod:`pyvmm.validate.capabilities`."""
-    return pytest.mark.needs(*names)
+    # The keyword tells this mark from another project's of the same name.
+    return pytest.mark.needs(*names, of=__name__)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,17 +63,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "needs(name, ...): skip unless the host has these KVM capabilities"
+        "markers", "needs(name, ...): what pyvmm.pytest_plugin.needs marks a test with"
     )
     path = config.getoption("--ktap")
     if path and not hasattr(config, "workerinput"):
+        try:
+            Path(path).touch()
+        except OSError as error:
+            raise pytest.UsageError(f"--ktap {path}: {error.strerror}") from None
         config.pluginmanager.register(_KtapWriter(Path(path)), "pyvmm-ktap")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
-        for name in mark.args:
-            _skip_unless(name)
+        if mark.kwargs.get("of") == __name__:
+            for name in mark.args:
+                _skip_unless(name)
 
 
 def _skip_unless(name: str) -> None:
@@ -91,7 +99,7 @@ def pytest_runtest_makereport(
     report = yield
     # What the guest did counts, not the Python that started it.
     if call.excinfo is not None and isinstance(call.excinfo.value, GuestFailed):
-        report.longrepr = f"guest of {item.nodeid}\n{call.excinfo.value}"
+        report.longrepr = str(call.excinfo.value)
     return report
 
 
@@ -123,28 +131,42 @@ def vcpu(vm: Vm) -> Iterator[Vcpu]:
 
 
 @pytest.fixture
-def assemble(request: pytest.FixtureRequest) -> Assemble:
+def assemble() -> Assemble:
     """``assemble(source, **symbols)``: an image from assembly text, for ``machine``.
 
-    The macros of ``pyvmm.inc`` are there. What goes wrong in a guest whose text stands in
-    the test's file is reported with that file's name and line.
+    The macros of ``pyvmm.inc`` are there. What goes wrong in a guest is reported with the
+    file and the line in which its text stands.
     """
 
     def assemble(source: str, **symbols: int) -> Image:
+        from pyvmm.errors import GuestError
         from pyvmm.guest.assembler import assemble as to_image
 
-        return to_image(_heading(request.path, source) + source, symbols)
+        caller = sys._getframe(1)
+        heading = _heading(Path(caller.f_code.co_filename), caller.f_lineno, source)
+        try:
+            return to_image(heading + source, symbols)
+        except GuestError as error:
+            raise GuestFailed(str(error)) from None
 
     return assemble
 
 
-def _heading(path: Path, source: str) -> str:
+def _heading(path: Path, line: int, source: str) -> str:
     """The macros, and for the assembler: the line of the file at which the source begins."""
-    if ".include" in source:
-        return ""
-    macros = f'.include "pyvmm.inc"\nguest "{path.name}"\n'
-    before, found, _ = path.read_text(encoding="utf-8").partition(source)
-    return macros + (f'# {before.count(chr(10)) + 1} "{path.name}"\n' if found else "")
+    macros = "" if ".include" in source else f'.include "pyvmm.inc"\nguest "{path.name}"\n'
+    return f'{macros}# {_first_line(path, line, source)} "{path.name}"\n'
+
+
+def _first_line(path: Path, line: int, source: str) -> int:
+    """Where a text stands in a file, nearest to a line; that line if it stands nowhere so."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return line
+    begins = [found.start() for found in re.finditer(re.escape(source), text)]
+    lines = [text.count("\n", 0, begin) + 1 for begin in begins]
+    return min(lines, key=lambda each: abs(each - line), default=line)
 
 
 @pytest.fixture

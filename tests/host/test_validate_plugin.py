@@ -38,9 +38,9 @@ def run(folder: Path, text: str, *words: str) -> tuple[int, str]:
         check=True,
     ).stdout
     plugin = [] if "'pyvmm'" in listed else ["-p", "pyvmm.pytest_plugin"]
-    environment = {**os.environ, "PYTEST_ADDOPTS": ""}
+    environment = {**os.environ, "PYTEST_ADDOPTS": "", "COLUMNS": "200"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *plugin, "-p", "no:cacheprovider", "-rs", *words],
+        [sys.executable, "-m", "pytest", *plugin, "-p", "no:cacheprovider", "-rsf", *words],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -61,6 +61,55 @@ def test_a_guests_failure_names_its_line(tmp_path: Path) -> None:
     assert "test_mine.py:7: assert failed" in output, output
     assert "seen 0x5a, expected 0x5b" in output
     assert "Traceback" not in output and "pytest_plugin.py" not in output
+    assert "FAILED test_mine.py::test_first_touch_converts - fail: vCPU 0: test_mine.py:7" in output
+
+
+def test_a_guest_is_found_in_its_file(tmp_path: Path) -> None:
+    """One that stands there twice by the nearest, one that stands nowhere by the call."""
+    text = """
+
+def test_a(machine, assemble):
+    machine(assemble('''
+        assert_eqb %al, $2
+    '''))
+
+def test_b(machine, assemble):
+    machine(assemble('''
+        assert_eqb %al, $2
+    '''))
+
+def test_c(assemble):
+    assemble('''
+        exit_guest $0
+        nonsense
+    ''')
+
+def test_d(machine, assemble):
+    machine(assemble("1: jmp 1b\\n"), deadline_s=0.2)
+"""
+    status, output = run(tmp_path, text)
+    assert status == 1
+    assert "test_mine.py:5: assert failed" in output, output
+    assert "test_mine.py:10: assert failed" in output
+    assert "test_mine.py:16: Error: no such instruction: `nonsense'" in output
+    assert "assembler.py" not in output
+    assert "at test_mine.py:20" in output
+
+
+def test_other_projects_are_left_alone(tmp_path: Path) -> None:
+    """A mark of the same name is theirs; nothing is imported or opened for tests without KVM."""
+    text = """
+import sys
+import pytest
+
+@pytest.mark.needs("network", why=3)
+@pytest.mark.needs(5)
+def test_a():
+    mine = {name for name in sys.modules if name.split(".")[0] == "pyvmm"}
+    assert mine <= {"pyvmm", "pyvmm.pytest_plugin"}
+"""
+    status, output = run(tmp_path, text, "-W", "error", "--strict-markers")
+    assert (status, "1 passed" in output) == (0, True), output
 
 
 def test_the_ioctls_are_there(tmp_path: Path) -> None:
@@ -101,3 +150,6 @@ def test_ktap(tmp_path: Path) -> None:
     ]
     assert lines[-1] == "not ok 2 test_mine.py::test_bad"
     assert any("not # equal" in line for line in lines)
+    status, output = run(tmp_path, text, "--ktap", "/nowhere/out.ktap")
+    assert status == 4
+    assert "--ktap /nowhere/out.ktap: No such file" in output and "Traceback" not in output
