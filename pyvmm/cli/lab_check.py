@@ -7,7 +7,6 @@ import os
 import random
 import re
 import shutil
-import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,7 +126,6 @@ def _check(options: Namespace) -> int:
     _check_words(options)
     cases = select(options.expression)
     results = _Results(options.results)
-    started = time.monotonic()
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     machine = Machine(
         options.cpus,
@@ -153,26 +151,32 @@ def _check(options: Namespace) -> int:
         say(f"{len(cases)} cases on {before.name} and {now.name}, seed {seed}")
         if options.vary:
             check.check_parameters()
-        for variant in check.variants():
-            variants.append(variant)
-            results.keep(variant)
-        facts = text.Facts(
-            before,
-            now,
-            seed,
-            options.cpus,
-            options.memory,
-            time.monotonic() - started,
-            options.expression,
-        )
+        facts = text.Facts(before, now, seed, options.cpus, options.memory, options.expression)
+        try:
+            for variant in check.variants():
+                variants.append(variant)
+                results.keep(variant)
+        except BaseException:
+            if variants:
+                count = len(check.choices)
+                say(f"{len(variants)} of {count} combinations were done; what they say:")
+                _show(options, facts, variants, "")
+            raise
         results.keep_all(facts, variants)
-    if options.json:
-        print(json.dumps(text.to_json(facts, variants)))
-    else:
-        print("\n".join([*text.summary(facts, variants, text.LINES - 1), results.where]))
+    _show(options, facts, variants, results.where)
     if any(variant.worse for variant in variants):
         return WORSE
     return NOTHING_RAN if all(each.nothing_ran for each in variants) else SAME_OR_BETTER
+
+
+def _show(options: Namespace, facts: Facts, variants: list[Variant], where: str) -> None:
+    from pyvmm.cli import lab_check_text as text
+
+    if options.json:
+        print(json.dumps(text.to_json(facts, variants)), flush=True)
+    else:
+        lines = text.summary(facts, variants, text.LINES - 1)
+        print("\n".join([*lines, where] if where else lines), flush=True)
 
 
 def _check_words(options: Namespace) -> None:

@@ -41,7 +41,7 @@ def splat(title: str, *cases: str) -> Trouble:
 
 
 def facts() -> text.Facts:
-    return text.Facts(BEFORE, NOW, 7, 2, 2048, 12.0)
+    return text.Facts(BEFORE, NOW, 7, 2, 2048)
 
 
 # ---- what a case's results say ----
@@ -274,9 +274,10 @@ class Kernels:
         names = [f"X{at}.a" for at in range(len(letters))]
         if "-k" in words:
             names = words[words.index("-k") + 1].split(" or ")
+        states = {"p": PASS, "s": SKIP}
         return run(
             *(
-                result(name, PASS if letter == "p" else FAIL, "" if letter == "p" else letter)
+                result(name, states.get(letter, FAIL), "" if letter == "p" else letter)
                 for name, letter in zip(names, letters, strict=True)
             )
         )
@@ -338,6 +339,78 @@ def test_all_combinations_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- the command ----
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "status", "verdict"),
+    [
+        ("pp", "pp", 0, "no difference"),
+        ("fp", "fp", 0, "no difference"),
+        ("fp", "pp", 0, "nothing got worse: 1 fixed"),
+        ("pp", "pf", 1, "WORSE: 1 broken"),
+        ("ps", "ss", 1, "WORSE: 1 newly skipped"),
+        ("ss", "ss", 4, "NOTHING COULD RUN on either kernel"),
+    ],
+)
+def test_exit_status(
+    before: str,
+    now: str,
+    status: int,
+    verdict: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pyvmm.lab import build
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "check_known", lambda name: None)
+    monkeypatch.setattr(build, "find_or_build", lambda name, *_: {"a": BEFORE, "b": NOW}[name])
+    # What differs is run again, with the same result.
+    again = [
+        "".join(pair[at] for pair in zip(before, now, strict=True) if pair[0] != pair[1])
+        for at in (0, 1)
+    ]
+    kernels = Kernels([before, again[0]], [now, again[1]])
+    monkeypatch.setattr(two_kernels, "run_in_lab", kernels)
+    words = ["lab", "check", "--kernel", "a", "--kernel", "b", "--seed", "8"]
+    assert main(words) == status
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert lines[0] == verdict
+    whole = tmp_path / "pyvmm/last-check/check.txt"
+    assert lines[-1] == f"all of it: {whole}"
+    assert whole.read_text().startswith(f"{verdict}\n")
+    assert "seed 8" in told.out and "seed 8" in told.err
+    kernels.letters = {BEFORE.name: [before, again[0]], NOW.name: [now, again[1]]}
+    assert main([*words, "--json", "--results", str(tmp_path / "mine")]) == status
+    data = json.loads(capsys.readouterr().out)
+    assert data["verdict"] == verdict
+    assert json.loads((tmp_path / "mine/check.json").read_text()) == data
+    names = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert {"before.json", "before.kernel.log", "now.json", "now.kernel.log"} <= names
+
+
+def test_a_kernel_that_does_not_boot_is_125(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyvmm.lab import build
+    from pyvmm.lab.errors import LabError
+
+    def run_in_lab(kernel: Kernel, *_: object) -> LabRun:
+        if kernel is NOW:
+            raise LabError(f"kernel {kernel.name} did not boot", "it has no console")
+        return run(result("X1.a"))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "check_known", lambda name: None)
+    monkeypatch.setattr(build, "find_or_build", lambda name, *_: {"a": BEFORE, "b": NOW}[name])
+    monkeypatch.setattr(two_kernels, "run_in_lab", run_in_lab)
+    assert main(["lab", "check", "--kernel", "a", "--kernel", "b"]) == 125
+    told = capsys.readouterr()
+    assert "kernel 6.12-ab did not boot: it has no console" in told.err
+    assert not told.out
+    assert not list((tmp_path / "pyvmm").iterdir())
 
 
 @pytest.mark.parametrize(

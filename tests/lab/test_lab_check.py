@@ -1,0 +1,85 @@
+"""`pyvmm lab check` on kernels that are really booted; what it says is tested in the unit lane."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.boots
+
+_CLI = "import sys; from pyvmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def check(*words: object, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _CLI, "lab", "check", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def test_two_kernels_that_differ(tmp_path: Path) -> None:
+    """What the RFC's ABI has runs on one kernel only; nothing fails on either."""
+    done = check(
+        "--kernel", "memory-error", "--kernel", "default", "-k", "MR4 or ME2", "--seed", 5,
+        "--results", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done
+    lines = done.stdout.splitlines()
+    assert lines[0] == "WORSE: 1 newly skipped"
+    assert len(lines) < 40
+    assert "seed 5" in done.stdout and "ME2" in done.stdout
+    files = {path.name for path in tmp_path.iterdir()}
+    assert {"check.txt", "check.json", "before.json", "now.json", "now.kernel.log"} <= files
+    data = json.loads((tmp_path / "check.json").read_text())
+    (variant,) = data["variants"]
+    (skipped,) = variant["changes"]["newly skipped"]
+    # A case that differs is run again.
+    assert [len(skipped["before"]), len(skipped["now"])] == [2, 2]
+    seeds = {
+        json.loads((tmp_path / name).read_text())["seed"] for name in ("before.json", "now.json")
+    }
+    assert seeds == {5}
+    assert "Linux version" in (tmp_path / "now.kernel.log").read_text()
+
+
+def test_the_same_with_each_value_of_a_parameter() -> None:
+    same = ("--kernel", "default", "--kernel", "default", "-k", "MR6", "--json")
+    done = check(*same, "--vary", "kvm_amd.npt=0,1")
+    assert done.returncode == 0, done
+    data: dict[str, Any] = json.loads(done.stdout)
+    assert data["verdict"] == "no difference" and not data["worse"]
+    assert [each["parameters"] for each in data["variants"]] == [
+        ["kvm_amd.npt=0"],
+        ["kvm_amd.npt=1"],
+    ]
+    assert all(each["counts"]["same pass"] == 2 and not each["notes"] for each in data["variants"])
+    done = check(*same, "--vary", "kvm_amd.ntp=0,1")
+    assert done.returncode == 2
+    assert "kvm_amd.ntp: neither kernel has such a module parameter" in done.stderr
+
+
+def test_interrupted(tmp_path: Path) -> None:
+    from pyvmm.lab.cache import cache_folder
+
+    environment = dict(os.environ, TMPDIR=str(tmp_path))
+    command = [sys.executable, "-c", _CLI, "lab", "check", "--kernel", "default"]
+    command += ["--kernel", "default", "-k", "conversions"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        while not (consoles := list(tmp_path.glob("pyvmm-lab-*/console"))):
+            time.sleep(0.01)
+        while b"Run /init" not in consoles[0].read_bytes():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        assert process.stdout.read() == b""
+    assert list(tmp_path.iterdir()) == []
+    assert not (cache_folder() / f"check.{process.pid}").exists()
