@@ -183,9 +183,8 @@ def _check_words(options: Namespace) -> None:
     """Say what is wrong with the request before anything is built."""
     from pyvmm.lab.build import check_known, check_patches
     from pyvmm.lab.errors import LabUsageError
-    from pyvmm.lab.initramfs import find_busybox
     from pyvmm.lab.lab import check_machine
-    from pyvmm.lab.qemu import find_qemu
+    from pyvmm.lab.sources import open_source
 
     if options.kernel:
         if options.source or options.patch or options.config:
@@ -203,8 +202,8 @@ def _check_words(options: Namespace) -> None:
     check_patches(options.patch)
     varied = [word for values in options.vary for word in values]
     check_machine(options.cpus, options.memory, [*options.param, *varied])
-    find_qemu()
-    find_busybox()
+    if options.source:
+        open_source(options.source)
     combinations = 1
     for values in options.vary:
         combinations *= len(values)
@@ -219,8 +218,12 @@ def _kernels(options: Namespace) -> tuple[Kernel, Kernel]:
     """Both kernels, built first if need be."""
     from pyvmm.lab.build import DEFAULT_VERSION, Recipe, build, find_or_build
     from pyvmm.lab.config import read_fragment
+    from pyvmm.lab.initramfs import find_busybox
+    from pyvmm.lab.qemu import find_qemu
     from pyvmm.lab.sources import default_tarball
 
+    find_qemu()  # before builds that take minutes
+    find_busybox()
     with build_progress() as progress:
         if options.kernel:
             first, second = (find_or_build(name, say, progress) for name in options.kernel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -341,6 +340,19 @@ def test_all_combinations_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the command ----
 
 
+@pytest.fixture
+def no_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels called a and b, which need neither QEMU nor building."""
+    from pyvmm.lab import build, initramfs, qemu
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(qemu, "find_qemu", lambda: "qemu")
+    monkeypatch.setattr(initramfs, "find_busybox", lambda: Path("busybox"))
+    monkeypatch.setattr(build, "check_known", lambda name: None)
+    monkeypatch.setattr(build, "find_or_build", lambda name, *_: {"a": BEFORE, "b": NOW}[name])
+
+
+@pytest.mark.usefixtures("no_lab")
 @pytest.mark.parametrize(
     ("before", "now", "status", "verdict"),
     [
@@ -361,11 +373,6 @@ def test_exit_status(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pyvmm.lab import build
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "check_known", lambda name: None)
-    monkeypatch.setattr(build, "find_or_build", lambda name, *_: {"a": BEFORE, "b": NOW}[name])
     # What differs is run again, with the same result.
     again = [
         "".join(pair[at] for pair in zip(before, now, strict=True) if pair[0] != pair[1])
@@ -391,10 +398,10 @@ def test_exit_status(
     assert {"before.json", "before.kernel.log", "now.json", "now.kernel.log"} <= names
 
 
+@pytest.mark.usefixtures("no_lab")
 def test_a_kernel_that_does_not_boot_is_125(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyvmm.lab import build
     from pyvmm.lab.errors import LabError
 
     def run_in_lab(kernel: Kernel, *_: object) -> LabRun:
@@ -402,9 +409,6 @@ def test_a_kernel_that_does_not_boot_is_125(
             raise LabError(f"kernel {kernel.name} did not boot", "it has no console")
         return run(result("X1.a"))
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "check_known", lambda name: None)
-    monkeypatch.setattr(build, "find_or_build", lambda name, *_: {"a": BEFORE, "b": NOW}[name])
     monkeypatch.setattr(two_kernels, "run_in_lab", run_in_lab)
     assert main(["lab", "check", "--kernel", "a", "--kernel", "b"]) == 125
     told = capsys.readouterr()
@@ -422,19 +426,19 @@ def test_a_kernel_that_does_not_boot_is_125(
         (("--kernel", "a", "--kernel", "b", "--patch", "c"), "it stands instead of"),
         (("--kernel", "default", "--kernel", "b"), "kernel 'b': there is none of this name"),
         (("--kernel", "default", "--kernel", "./b"), "kernel b: No such file"),
-        (("--patch", os.devnull, "--cpus", "99"), "99 CPUs: the lab has 1 to 32"),
-        (("--patch", os.devnull, "--memory", "1"), "1 MiB of memory"),
-        (("--patch", os.devnull, "--param", "a b"), "kernel parameter 'a b'"),
-        (("--patch", "/nowhere/p"), "patch /nowhere/p: cannot be read"),
-        (("--source", "/nowhere", "--patch", os.devnull), "/nowhere"),
-        (("--patch", os.devnull, "-k", "MR99"), "did you mean MR"),
-        (("--patch", os.devnull, "--vary", "npt"), "'npt' is not NAME=VALUE,VALUE"),
-        (("--patch", os.devnull, "--vary", "a.b=1", "--vary", "a.b=2"), "given twice"),
-        (("--patch", os.devnull, "--vary", "a.b=" + ",".join("abcdefghi" * 1), "--vary",
+        (("--patch", __file__, "--cpus", "99"), "99 CPUs: the lab has 1 to 32"),
+        (("--patch", __file__, "--memory", "1"), "1 MiB of memory"),
+        (("--patch", __file__, "--param", "a b"), "kernel parameter 'a b'"),
+        (("--patch", "/nowhere/p"), "patch /nowhere/p: want a file"),
+        (("--source", "/nowhere", "--patch", __file__), "/nowhere"),
+        (("--patch", __file__, "-k", "MR99"), "did you mean MR"),
+        (("--patch", __file__, "--vary", "npt"), "'npt' is not NAME=VALUE,VALUE"),
+        (("--patch", __file__, "--vary", "a.b=1", "--vary", "a.b=2"), "given twice"),
+        (("--patch", __file__, "--vary", "a.b=" + ",".join("abcdefghi" * 1), "--vary",
           "c.d=" + ",".join("abcdefghi")), "81 combinations: at most 64"),
-        (("--patch", os.devnull, "-j", "0"), "0 is not a number from 1 to 256"),
-        (("--patch", os.devnull, "--timeout", "nan"), "nan is not a number of seconds"),
-        (("--patch", os.devnull, "--results", "/dev/null/x"), "results folder /dev/null/x"),
+        (("--patch", __file__, "-j", "0"), "0 is not a number from 1 to 256"),
+        (("--patch", __file__, "--timeout", "nan"), "nan is not a number of seconds"),
+        (("--patch", __file__, "--results", "/dev/null/x"), "results folder /dev/null/x"),
     ],
 )  # fmt: skip
 def test_bad_words_are_one_line(
