@@ -31,6 +31,7 @@ class Case:
     ``needs`` are names of :data:`pyvmm.validate.capabilities.CAPABILITIES`; ``backend``
     is the ABI that the case is about, "" for one that every KVM must pass; a case that is
     ``alone`` counts what the whole system has, or times things, so nothing runs beside it.
+    ``examples`` is how many random scripts a case of the model plays.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Case:
     backend: str = ""
     alone: bool = False
     deadline_s: float = DEADLINE_S
+    examples: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -60,6 +62,7 @@ def case(
     combinations: Iterable[Mapping[str, Any]] | None = None,
     alone: bool = False,
     deadline_s: float = DEADLINE_S,
+    examples: int = 0,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Put a function into the catalogue, once per combination.
 
@@ -85,6 +88,7 @@ def case(
                     backend,
                     alone,
                     deadline_s,
+                    examples,
                     parameters,
                 )
             )

@@ -35,6 +35,16 @@ WRITE = {
     8: _routine("mov %rax, (%rdi); hlt", "488907f4"),
 }
 
+# A locked addition of rax; what was there before is in rax.
+ADD = {
+    1: _routine("lock xadd %al, (%rdi); hlt", "f00fc007f4"),
+    2: _routine("lock xadd %ax, (%rdi); hlt", "66f00fc107f4"),
+    4: _routine("lock xadd %eax, (%rdi); hlt", "f00fc107f4"),
+    8: _routine("lock xadd %rax, (%rdi); hlt", "f0480fc107f4"),
+}
+# Copy rcx words from rsi to rdi.
+COPY = _routine("rep movsq; hlt", "f348a5f4")
+
 # Write a word every rsi bytes.
 FILL = _routine(
     "1: mov %rdi, %rbx; and %r8, %rbx; add %rax, %rbx; mov %rbx, (%rdi); add %rsi, %rdi;"
@@ -76,6 +86,8 @@ HALT = _routine("hlt", "f4")
 ALL: tuple[Routine, ...] = (
     *READ.values(),
     *WRITE.values(),
+    *ADD.values(),
+    COPY,
     FILL,
     SCAN,
     WATCH,

@@ -12,6 +12,7 @@ from pyvmm.guest_memfd import GuestMemfd
 from pyvmm.kvm import Kvm
 from pyvmm.native import lib
 from pyvmm.validate.capabilities import missing
+from pyvmm.validate.case import Case
 from pyvmm.validate.check import Missing
 from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.memory import Memory, SharedSide
@@ -25,7 +26,8 @@ class Toolbox:
     ``random`` is seeded from the run's seed and the case's name.
     """
 
-    def __init__(self, seed: str) -> None:
+    def __init__(self, seed: str, case: Case | None = None) -> None:
+        self.case = case
         self.random = random.Random(seed)
         self._resources = ExitStack()
 

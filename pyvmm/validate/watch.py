@@ -85,7 +85,10 @@ class Watch:
         return self.after(self.rounds, timeout_s)
 
     def after(self, rounds: int, timeout_s: float = 10.0) -> int:
-        """A word that the guest read in a round that began after round ``rounds`` had ended."""
+        """A word that the guest read in a round that began after round ``rounds`` had ended.
+
+        Any word when ``stop_at_exit`` has ended the watch: look at ``outcome``.
+        """
         words_ = self._words
         # The round under way may have read before; the one after it has not.
         wanted = rounds + 2
@@ -98,6 +101,8 @@ class Watch:
         while self._words[1] < wanted:
             if self.error is not None:
                 raise self.error
+            if self.outcome is not None:
+                return
             if time.monotonic() > deadline:
                 raise CheckFailed(f"the vCPU that reads GPA {self.gpa:#x} does not go on")
             # Give the vCPU's thread the CPU; it may need Python to re-enter.

@@ -58,7 +58,7 @@ def _outcome(each: Case, seed: int) -> tuple[State, str, str]:
         if lack:
             return State.SKIP, f"{name}: {lack}", ""
     try:
-        with Toolbox(f"{seed} {each.name}") as tools:
+        with Toolbox(f"{seed} {each.name}", each) as tools:
             each.function(tools, **each.parameters)
     except CheckFailed as error:
         return State.FAIL, str(error), error.detail

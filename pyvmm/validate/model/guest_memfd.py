@@ -1,0 +1,156 @@
+"""The merged ABI: the attribute is the state, a slot's guest_memfd has the private pages."""
+
+from __future__ import annotations
+
+import errno
+
+from pyvmm.errors import KvmError
+from pyvmm.guest_memfd import GuestMemfd
+from pyvmm.native import lib
+from pyvmm.validate.case import PAGE
+from pyvmm.validate.memory import PRIVATE, SharedSide
+from pyvmm.validate.model.script import Layout, Rules
+from pyvmm.validate.model.state import ALLOWED, MMIO, UNKNOWN, AccessExit, Place, Refusal, State
+from pyvmm.validate.model.system import System
+from pyvmm.validate.toolbox import Toolbox
+
+RULES = Rules(
+    abi="guest_memfd",
+    needs=("private_memory",),
+    steps=frozenset(
+        (
+            "to_private",
+            "to_shared",
+            "guest_read",
+            "guest_write",
+            "guest_add",
+            "guest_fill",
+            "guest_copy",
+            "host_read",
+            "host_write",
+            "host_fill",
+            "discard",
+            "punch",
+            "allocate",
+            "delete_slot",
+            "create_slot",
+            "close_file",
+            "new_file",
+            "hypercall",
+            "watch",
+            "unwatch",
+            "look",
+        )
+    ),
+    backings=("anonymous", "thp", "shmem"),
+)
+
+
+class GuestMemfdState(State):
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.private = bytearray(layout.pages)
+
+    def place(self, page: int) -> Place | int:
+        if not self.private[page]:
+            return Place(-1, page) if self.has_slot(page) else MMIO
+        if page in self.mmio:
+            # KVM's mapping for MMIO survives the conversion: it may give KVM_EXIT_MMIO still,
+            # and with a slot KVM_EXIT_MEMORY_FAULT without a flag, until a shared access.
+            return UNKNOWN
+        place = self.file_place(page)
+        # A file that is closed is gone, and all that was in it.
+        if place is None or place.file not in self.files:
+            return int(lib.KVM_EXIT_MEMORY_FAULT)
+        return place
+
+    def access_exit(self, page: int, reason: int) -> AccessExit:
+        flags = lib.KVM_MEMORY_EXIT_FLAG_PRIVATE
+        return AccessExit(errno.EFAULT, reason, flags, self.gpa(page), PAGE)
+
+    def convert(self, page: int, count: int, private: bool) -> None:
+        self.private[page : page + count] = bytes([private]) * count
+        self.note(page, count)
+
+    def refuses(self, slot: int, inode: int | None, page: int) -> Refusal:
+        if inode is None:
+            return Refusal((errno.EBADF,))
+        if inode < 0:
+            return ALLOWED
+        size = len(self.layout.slot_pages(slot))
+        if page + size > self.layout.file_pages:
+            return Refusal((errno.EINVAL,))
+        for other, binding in enumerate(self.slots):
+            if binding is None or binding.inode != inode:
+                continue
+            there = len(self.layout.slot_pages(other))
+            if page < binding.page + there and binding.page < page + size:
+                return Refusal((errno.EINVAL, errno.EEXIST))  # EEXIST from Linux 7.2 on
+        return ALLOWED
+
+
+class GuestMemfdSystem(System):
+    def __init__(self, tools: Toolbox, layout: Layout) -> None:
+        super().__init__(tools, layout, tools.private_vm(layout.cpus))
+        self.side: SharedSide = tools.shared_side(layout.gpa, layout.pages * PAGE, layout.backing)
+        self.files: list[GuestMemfd | None] = [self._file() for _ in range(layout.files)]
+        self.create_all()
+
+    def _file(self) -> GuestMemfd:
+        return self.tools.keep(self.vm.vm.create_guest_memfd(self.layout.file_pages * PAGE))
+
+    def convert(self, page: int, count: int, private: bool) -> None:
+        attributes = PRIVATE if private else 0
+        self.vm.vm.set_memory_attributes(self.gpa(page), count * PAGE, attributes)
+
+    def discard(self, page: int, count: int) -> None:
+        self.side.discard(page * PAGE, count * PAGE)
+
+    def host_read(self, page: int, offset: int, size: int) -> bytes:
+        at = page * PAGE + offset
+        return bytes(self.side.view[at : at + size])
+
+    def host_write(self, page: int, offset: int, data: bytes) -> None:
+        at = page * PAGE + offset
+        self.side.view[at : at + len(data)] = data
+
+    def delete_slot(self, slot: int) -> None:
+        self.vm.vm.set_user_memory_region2(self.slot_numbers[slot], 0, 0, 0)
+
+    def create_slot(self, slot: int, file: int, page: int) -> int:
+        pages = self.layout.slot_pages(slot)
+        flags, fd, offset = 0, 0, 0
+        if file >= 0:
+            chosen = self.files[file]
+            flags, offset = lib.KVM_MEM_GUEST_MEMFD, page * PAGE
+            fd = -1 if chosen is None else chosen.fileno()
+        try:
+            self.vm.vm.set_user_memory_region2(
+                self.slot_numbers[slot],
+                self.gpa(pages.start),
+                len(pages) * PAGE,
+                self.side.address + pages.start * PAGE,
+                flags,
+                fd,
+                offset,
+            )
+        except KvmError as error:
+            return error.errno or 0
+        return 0
+
+    def punch(self, file: int, page: int, count: int) -> None:
+        if (chosen := self.files[file]) is not None:
+            chosen.punch(page * PAGE, count * PAGE)
+
+    def allocate(self, file: int, page: int, count: int) -> None:
+        if (chosen := self.files[file]) is not None:
+            chosen.allocate(page * PAGE, count * PAGE)
+
+    def close_file(self, file: int) -> None:
+        if (chosen := self.files[file]) is not None:
+            chosen.close()
+        self.files[file] = None
+
+    def new_file(self, file: int) -> None:
+        self.close_file(file)
+        self.files[file] = self._file()
