@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from pyvmm.cli import main as status
@@ -64,6 +65,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--seed", type=_seed, metavar="SEED", help="for what is random; --shuffle SEED sets it too"
     )
+    parser.add_argument(
+        "--model-examples",
+        type=_examples,
+        metavar="N",
+        help="let each MODEL case play N random scripts; their deadlines grow with it",
+    )
+    parser.add_argument(
+        "--replay", metavar="FILE", help="play the script of a failed MODEL case, and nothing else"
+    )
     parser.add_argument("--baseline", metavar="FILE", help="compare with what --json wrote earlier")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--ktap", action="store_true", help="KTAP version 1, line by line")
@@ -78,6 +88,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _workers(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 256:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 256")
+    return int(text)
+
+
+def _examples(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1000000")
     return int(text)
 
 
@@ -97,9 +113,7 @@ def _chosen_seed(options: argparse.Namespace) -> int:
 
 
 def validate(options: argparse.Namespace) -> int:
-    from pyvmm.validate.catalogue import select
-
-    cases = select(options.expression, options.backend)
+    cases = _cases(options)
     if options.list:
         for each in cases:
             print(f"{each.name}  {each.title}")
@@ -122,6 +136,28 @@ def validate(options: argparse.Namespace) -> int:
         return status.FAILED if comparison.worse else status.PASSED
     failed = any(result.state.bad for result in now.results)
     return status.FAILED if failed else status.PASSED
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    if options.replay is not None:
+        from pyvmm.validate.model.replay import replay_case
+
+        if options.expression or options.backend or options.model_examples:
+            raise ConfigurationError(
+                f"--replay {options.replay}", "a script is run alone", "leave other choices out"
+            )
+        return [replay_case(options.replay)]
+    from pyvmm.validate.catalogue import select
+
+    return [
+        _longer(each, options.model_examples) if options.model_examples and each.examples else each
+        for each in select(options.expression, options.backend)
+    ]
+
+
+def _longer(each: Case, examples: int) -> Case:
+    deadline_s = each.deadline_s * max(1.0, examples / each.examples)
+    return replace(each, examples=examples, deadline_s=deadline_s)
 
 
 def _run(

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from pyvmm.validate.case import Case
+from pyvmm.validate.model import files
 from pyvmm.validate.result import CaseResult, State
 from pyvmm.validate.worker import serve
 
@@ -138,8 +139,9 @@ class Runner:
         each = self.cases[worker.case]
         duration = time.monotonic() - worker.since
         self._renew(worker)
+        detail = files.left_behind(each.name)
         return CaseResult(
-            each.name, each.id, each.title, each.subject, state, message, "", duration
+            each.name, each.id, each.title, each.subject, state, message, detail, duration
         )
 
     def _shrink(self, workers: int) -> None:
@@ -149,6 +151,8 @@ class Runner:
             if worker.case is not None:
                 worker.process.kill()
             worker.process.join(timeout=5)
+            if worker.case is not None:
+                files.forget(self.cases[worker.case].name)
             if worker.process.exitcode is None:
                 worker.process.kill()
                 worker.process.join(timeout=5)

@@ -1,0 +1,78 @@
+"""Random steps against a model of page states and contents (see :mod:`pyvmm.validate.model`).
+
+A failure is shrunk to a short script, in a file that ``pyvmm validate --replay`` plays again.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pyvmm.validate.case import GIB, KIB, PAGE, case
+from pyvmm.validate.check import CheckFailed
+from pyvmm.validate.model import files
+from pyvmm.validate.model.explore import explore
+from pyvmm.validate.model.script import Layout
+from pyvmm.validate.toolbox import Toolbox
+
+# Memory below 1 MiB; several slots on one file, none of them at an end of it; blocks of huge
+# pages, with a slot that ends inside one.
+LAYOUTS = {
+    "low": Layout(512 * KIB, 16, file_pages=24),
+    "slots": Layout(4 * GIB + 5 * PAGE, 24, slots=3, file_pages=40, file_offset=7, backing="shmem"),
+    "huge": Layout(4 * GIB, 1100, slots=2, file_pages=1200, file_offset=9, backing="thp"),
+}
+_DEADLINE_S = 120.0
+_EXPLORING, _SHRINKING = 0.4, 0.4  # of the deadline
+
+
+def run(tools: Toolbox, abi: str, layout: Layout) -> None:
+    each = tools.case
+    assert each is not None
+    script = explore(
+        abi,
+        layout,
+        seed=tools.random.getrandbits(32),
+        examples=each.examples,
+        running=files.running(each.name),
+        seconds=_EXPLORING * each.deadline_s,
+        shrink_seconds=_SHRINKING * each.deadline_s,
+    )
+    if script is None:
+        return
+    path = files.save(each.name, script)
+    shown = "; ".join(json.dumps(step) for step in script.steps)
+    message, _, detail = script.failure.partition(" (")
+    raise CheckFailed(message, f"{detail.rstrip(')')}; replay {path}: {shown}")
+
+
+# On any KVM: a memfd, where huge pages are not for the asking, or a guest_memfd that is mapped.
+SHARED_LAYOUTS = {
+    "low": Layout(512 * KIB, 16, file_pages=24, backing="shmem"),
+    "slots": Layout(4 * GIB + 5 * PAGE, 24, slots=5, file_pages=40, file_offset=7, backing="shmem"),
+    "mapped": Layout(4 * GIB, 24, slots=3, file_pages=40, file_offset=9, backing="guest_memfd"),
+}
+
+
+@case(
+    "MODEL3",
+    "random steps on memslots without private memory: every access gives what the model says",
+    needs=("guests",),
+    vary={"layout": ("low", "slots", "mapped")},
+    deadline_s=_DEADLINE_S,
+    examples=20,
+)
+def memslots(tools: Toolbox, layout: str) -> None:
+    run(tools, "memslots", SHARED_LAYOUTS[layout])
+
+
+@case(
+    "MODEL1",
+    "random steps on private memory: every access gives what the model says",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"layout": ("low", "slots", "huge")},
+    deadline_s=_DEADLINE_S,
+    examples=20,
+)
+def guest_memfd(tools: Toolbox, layout: str) -> None:
+    run(tools, "guest_memfd", LAYOUTS[layout])

@@ -1,0 +1,30 @@
+"""A script in a file as a case, to be run like any other."""
+
+from __future__ import annotations
+
+from pyvmm.validate.case import DEADLINE_S, Case
+from pyvmm.validate.model.play import play, rules_of
+from pyvmm.validate.model.script import load
+from pyvmm.validate.toolbox import Toolbox
+
+_STEP_S = 0.5
+
+
+def replay_case(path: str) -> Case:
+    """Raises :class:`ConfigurationError` for a file that is no script."""
+    script = load(path, rules_of)
+    rules = rules_of(script.abi)
+    assert rules is not None
+
+    def replay(tools: Toolbox) -> None:
+        play(script, tools)
+
+    return Case(
+        "REPLAY",
+        f"the script in {path}",
+        replay,
+        "replay",
+        needs=("kvm", *script.needs(rules)),
+        backend=script.abi,
+        deadline_s=DEADLINE_S + _STEP_S * len(script.steps),
+    )
