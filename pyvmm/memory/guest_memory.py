@@ -15,6 +15,9 @@ from pyvmm.native import ffi, lib
 from pyvmm.uapi import Mechanism, PageState, Policy
 from pyvmm.vm import Vm
 
+#: A region with fewer memslots could keep hardly any page apart from its neighbours.
+_FEWEST_SLOTS = 8
+
 
 class PrivatePageError(PyvmmError):
     """The host asked for memory that is private now."""
@@ -145,8 +148,9 @@ class GuestMemory:
         if shared_gpa is not None:
             self._slots.claim_range("shared view", shared_gpa, size)
         pages = size // PAGE_SIZE
-        # More ranges than slots can only be asked for by huge regions; C then joins slots.
-        count = min(self.backend.slots(pages, views), self._slots.free)
+        # Huge regions could need more than there are: half is left for others, and C joins ranges.
+        count = min(self.backend.slots(pages, views), max(self._slots.free // 2, _FEWEST_SLOTS))
+        slot_base = self._slots.claim_slots(count, str(claimed))
         backing = self.backend.back(self._vm, size, views, self.mechanism)
         wanted = ffi.new("struct region *")
         wanted.private_gpa = gpa
@@ -156,7 +160,7 @@ class GuestMemory:
         wanted.shared_fd = backing.shared_file.fileno()
         wanted.private_host = backing.private_host.pointer
         wanted.shared_host = backing.shared_host.pointer
-        wanted.slot_base = self._slots.claim_slots(count, str(claimed))
+        wanted.slot_base = slot_base
         wanted.slot_count = count
         wanted.mechanism = self.mechanism
         index = self.raw.region_count

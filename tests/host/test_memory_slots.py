@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from snippets import PAGE, PAGES, PRIVATE, SHARED, passing, touches
 
 import pyvmm.machine
-from pyvmm import KvmError, Machine, PageState, load_guest
+from pyvmm import ConfigurationError, KvmError, Machine, PageState, load_guest
 from pyvmm.guest.assembler import guests_dir
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.uapi import Mechanism
@@ -51,6 +51,25 @@ def test_one_view_works_as_well() -> None:
 def few_slots(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Let a region have ``count`` memslots for each of its windows."""
     monkeypatch.setattr(type(BACKENDS["emulated"]), "slots", lambda self, pages, views: 2 * count)
+
+
+def test_huge_regions_leave_memslots_for_others(no_leak: None) -> None:
+    """Each could need more than there are, and more than a VM of them there cannot be."""
+    size = 64 << 20
+    with Machine(passing()) as machine:
+        for number in range(20):
+            before = machine.memory._slots.free
+            gpa = (1 + 2 * number) << 32
+            try:
+                region = machine.memory.add_region(gpa, size, gpa + (1 << 31))
+            except ConfigurationError as error:
+                assert "memslots" in str(error) or "regions" in str(error)
+                break
+            assert before - machine.memory._slots.free <= max(before // 2, 8)
+            assert machine.memory.convert(gpa, size, P) == size // PAGE
+            assert machine.memory.convert(gpa + PAGE, PAGE, S) == 1
+            assert region.private_ranges() == [(gpa, PAGE), (gpa + 2 * PAGE, size - 2 * PAGE)]
+        assert number >= 10
 
 
 def test_as_many_slots_as_ranges_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
