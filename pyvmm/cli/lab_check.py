@@ -65,6 +65,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "-j", type=_workers, metavar="N", dest="workers", help="cases beside each other (2)"
     )
+    parser.add_argument(
+        "--model-examples", type=_count, default=0, metavar="N", help="as in pyvmm validate"
+    )
     parser.add_argument("--seed", type=_seed, metavar="SEED", help="the same for both kernels")
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(%(default)s)")
@@ -101,6 +104,12 @@ def _workers(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise ArgumentTypeError(f"{text} is not a number from 1 to 1000000")
+    return int(text)
+
+
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 1 << 64:
         raise ArgumentTypeError(f"{text} is not a number from 0 to 2^64 - 1")
@@ -124,7 +133,7 @@ def _check(options: Namespace) -> int:
     from pyvmm.validate.two_kernels import TwoKernels
 
     _check_words(options)
-    cases = select(options.expression)
+    cases = select(options.expression, model_examples=options.model_examples)
     results = _Results(options.results)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     machine = Machine(
@@ -141,9 +150,10 @@ def _check(options: Namespace) -> int:
             before,
             now,
             machine,
+            results.folder,
             seed=seed,
             expression=options.expression,
-            words=["-j", str(options.workers)] if options.workers else [],
+            words=_words(options),
             vary=options.vary,
             announce=say,
             watch=watch,
@@ -155,7 +165,6 @@ def _check(options: Namespace) -> int:
         try:
             for variant in check.variants():
                 variants.append(variant)
-                results.keep(variant)
         except BaseException:
             if variants:
                 count = len(check.choices)
@@ -167,6 +176,12 @@ def _check(options: Namespace) -> int:
     if any(variant.worse for variant in variants):
         return WORSE
     return NOTHING_RAN if all(each.nothing_ran for each in variants) else SAME_OR_BETTER
+
+
+def _words(options: Namespace) -> list[str]:
+    """What goes on to pyvmm validate."""
+    given = {"-j": options.workers, "--model-examples": options.model_examples}
+    return [word for name, value in given.items() if value for word in (name, str(value))]
 
 
 def _show(options: Namespace, facts: Facts, variants: list[Variant], where: str) -> None:
@@ -250,42 +265,28 @@ def _watch() -> Iterator[Callable[[str, Transcript], None]]:
 
 
 class _Results:
-    """The folder with everything; what an interrupted check leaves is only kept where asked for.
+    """The folder that has everything; one of the caller's own, or else the cache's last-check.
 
-    Without a folder of the caller's own it is the cache's last-check.
+    What an interrupted check leaves is kept in the caller's own only.
     """
 
     def __init__(self, folder: Path | None) -> None:
         from pyvmm.lab.cache import cache_folder, make_folder
         from pyvmm.lab.errors import LabUsageError
 
-        self._last = cache_folder() / "last-check"
-        self._own = folder is None
+        self._last = None if folder else make_folder(cache_folder()) / "last-check"
+        self.folder = (folder or cache_folder() / f"check.{os.getpid()}").absolute()
         try:
-            if folder is None:
-                folder = make_folder(self._last.with_name(f"check.{os.getpid()}"))
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LabUsageError(f"results folder {folder}", str(error.strerror)) from None
-        if not os.access(folder, os.W_OK):
+        if not os.access(self.folder, os.W_OK):
             raise LabUsageError(f"results folder {folder}", "not writable")
-        self._folder = folder
         self._whole = False
 
     @property
     def where(self) -> str:
-        return f"all of it: {(self._last if self._own else self._folder) / 'check.txt'}"
-
-    def keep(self, variant: Variant) -> None:
-        """Write both kernels' first runs as `pyvmm validate --json` would."""
-        from pyvmm.cli.lab_check_text import run_json
-
-        label = "".join(f",{each}" for each in variant.parameters).replace("/", "_")
-        for when, runs in (("before", variant.before), ("now", variant.now)):
-            for number, run in enumerate(runs, 1):
-                name = f"{when}{label}" + (f",run {number}" if number > 1 else "")
-                self._write(f"{name}.json", json.dumps(run_json(run)))
-                self._write(f"{name}.kernel.log", "\n".join([*run.kernel_log, ""]))
+        return f"all of it: {(self._last or self.folder) / 'check.txt'}"
 
     def keep_all(self, facts: Facts, variants: list[Variant]) -> None:
         from pyvmm.cli import lab_check_text as text
@@ -295,16 +296,21 @@ class _Results:
         self._whole = True
 
     def _write(self, name: str, content: str) -> None:
-        (self._folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
+        (self.folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
 
     def __enter__(self) -> _Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._own:
+        if self._last is None:
             return
-        if self._whole:
-            shutil.rmtree(self._last, ignore_errors=True)
-            self._folder.replace(self._last)
-        else:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if not self._whole:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        # A link, because what is in the folder may name it; the one before goes.
+        before = self._last.resolve()
+        link = self.folder.with_suffix(".link")
+        link.symlink_to(self.folder.name)
+        link.replace(self._last)
+        if before != self._last and before != self.folder:
+            shutil.rmtree(before, ignore_errors=True)

@@ -381,8 +381,3 @@ def _compared_json(each: Compared) -> dict[str, Any]:
         "before": [report.result_to_json(result) for result in each.before],
         "now": [report.result_to_json(result) for result in each.now],
     }
-
-
-def run_json(run: LabRun) -> dict[str, Any]:
-    """A run as `pyvmm validate --json` writes it, for --baseline."""
-    return report.to_json(report.Report(run.machine, run.seed, run.duration_s, run.results))

@@ -7,7 +7,6 @@ import json
 import random
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
 from pyvmm.cli import main as status
@@ -149,15 +148,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         return [replay_case(options.replay)]
     from pyvmm.validate.catalogue import select
 
-    return [
-        _longer(each, options.model_examples) if options.model_examples and each.examples else each
-        for each in select(options.expression, options.backend)
-    ]
-
-
-def _longer(each: Case, examples: int) -> Case:
-    deadline_s = each.deadline_s * max(1.0, examples / each.examples)
-    return replace(each, examples=examples, deadline_s=deadline_s)
+    return select(options.expression, options.backend, options.model_examples or 0)
 
 
 def _run(

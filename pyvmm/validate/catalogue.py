@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from pyvmm.errors import ConfigurationError
@@ -26,8 +27,11 @@ def all_cases() -> tuple[Case, ...]:
     return tuple(REGISTERED)
 
 
-def select(expression: str = "", backend: str = "") -> list[Case]:
+def select(expression: str = "", backend: str = "", model_examples: int = 0) -> list[Case]:
     """The cases that an expression chooses, and those of one ABI with ``backend``.
+
+    ``model_examples`` says how many random scripts each case of the model plays, 0 the usual
+    number; its deadline grows with it.
 
     The expression joins words with ``and``, ``or``, ``not`` and brackets. A word that is an
     id or a whole name chooses just that; any other chooses the names, titles and subjects
@@ -43,7 +47,14 @@ def select(expression: str = "", backend: str = "") -> list[Case]:
     if not chosen:
         about = " ".join(filter(None, (expression, backend and f"--backend {backend}")))
         raise ConfigurationError(about, "no case is chosen", "pyvmm validate --list shows all")
-    return chosen
+    return [_longer(each, model_examples) if model_examples else each for each in chosen]
+
+
+def _longer(each: Case, examples: int) -> Case:
+    if not each.examples:
+        return each
+    deadline_s = each.deadline_s * max(1.0, examples / each.examples)
+    return replace(each, examples=examples, deadline_s=deadline_s)
 
 
 Match = Callable[[Case], bool]

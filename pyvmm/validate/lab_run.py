@@ -68,11 +68,13 @@ def run_in_lab(
     kernel: Kernel,
     machine: Machine,
     words: Sequence[str],
+    folder: Path,
     announce: Callable[[str], None],
     watch: Callable[[Transcript], None] = lambda transcript: None,
 ) -> LabRun:
     """Boot ``kernel`` and run ``pyvmm validate`` with these words in it.
 
+    What the cases leave for people, such as the model's scripts, comes into ``folder``.
     ``watch`` is called whenever there is more to see. Raises :class:`LabError` when the
     kernel does not boot or the command does not begin.
     """
@@ -90,6 +92,7 @@ def run_in_lab(
         cpus=machine.cpus,
         memory_mib=machine.memory_mib,
         params=machine.parameters,
+        results=folder,
         announce=announce,
     ) as lab:
         command = [sys.executable, "-P", "-c", _COMMAND, _PACKAGES, "validate", "--json-lines"]

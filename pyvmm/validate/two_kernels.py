@@ -8,20 +8,22 @@ unsteady, and no proof of anything.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pyvmm.errors import ConfigurationError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
-from pyvmm.validate import baseline
+from pyvmm.validate import baseline, report
 from pyvmm.validate.baseline import Change
 from pyvmm.validate.lab_run import LabRun, Machine, Trouble, run_in_lab
 from pyvmm.validate.lines import Transcript
 from pyvmm.validate.result import CaseResult, State
 
 Announce = Callable[[str], None]
-#: Called with the number of the run, how many there are at least, the kernel and what it did.
+#: Called with what is run and what it said so far.
 Watch = Callable[[str, Transcript], None]
 
 #: How often a case that differs runs at most, and how many such cases run again.
@@ -198,8 +200,9 @@ def _to_run_again(cases: Sequence[Compared], runs: int) -> list[str]:
 class TwoKernels:
     """Compares two kernels: iterate over :meth:`variants`.
 
-    ``words`` go to ``pyvmm validate`` and choose the cases; ``vary`` has a list of
-    ``NAME=VALUE`` for each parameter that is varied.
+    ``words`` go to ``pyvmm validate``, with ``expression`` as its -k; ``vary`` has a list of
+    ``NAME=VALUE`` for each parameter that is varied. Each run leaves in a folder of its own
+    in ``folder``: ``validate.json``, ``kernel.log`` and what its cases leave there.
     """
 
     def __init__(
@@ -207,6 +210,7 @@ class TwoKernels:
         before: Kernel,
         now: Kernel,
         machine: Machine,
+        folder: Path,
         *,
         seed: int,
         expression: str = "",
@@ -218,6 +222,7 @@ class TwoKernels:
         self.before = before
         self.now = now
         self.machine = machine
+        self.folder = folder
         self.seed = seed
         self.expression = expression
         self.words = list(words)
@@ -251,8 +256,9 @@ class TwoKernels:
         for number, parameters in enumerate(self.choices, 1):
             machine = replace(self.machine, parameters=(*self.machine.parameters, *parameters))
             title = f"{number}/{len(self.choices)} {' '.join(parameters)}".rstrip()
-            before = [self._run(self.before, machine, title, self.expression)]
-            now = [self._run(self.now, machine, title, self.expression)]
+            place = self.folder / "_".join(parameters).replace("/", "_")
+            before = [self._run(self.before, machine, place / "before", self.expression, title)]
+            now = [self._run(self.now, machine, place / "now", self.expression, title)]
             cases = compare(before, now)
             for runs in range(1, _RUNS):
                 names = _to_run_again(cases, runs)
@@ -260,24 +266,35 @@ class TwoKernels:
                     break
                 self.announce(f"{title}: running {len(names)} cases that differ again on both")
                 brief = replace(machine, timeout_s=min(_AGAIN_S, machine.timeout_s))
-                chosen = " or ".join(names)
-                before.append(self._run(self.before, brief, title, chosen))
-                now.append(self._run(self.now, brief, title, chosen))
+                chosen, again = " or ".join(names), f"-{runs + 1}"
+                before.append(
+                    self._run(self.before, brief, place / f"before{again}", chosen, title)
+                )
+                now.append(self._run(self.now, brief, place / f"now{again}", chosen, title))
                 cases = compare(before, now)
             yield Variant(parameters, tuple(before), tuple(now), cases)
 
-    def _run(self, kernel: Kernel, machine: Machine, title: str, expression: str) -> LabRun:
+    def _run(
+        self, kernel: Kernel, machine: Machine, folder: Path, expression: str, title: str
+    ) -> LabRun:
         words = ["--seed", str(self.seed), *self.words]
         if expression:
             words += ["-k", expression]
         title = f"{title} on {kernel.name}"
-        return run_in_lab(
+        run = run_in_lab(
             kernel,
             machine,
             words,
+            folder,
             self.announce,
             lambda transcript: self.watch(title, transcript),
         )
+        saved = report.Report(run.machine, run.seed, run.duration_s, run.results)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "validate.json").write_text(json.dumps(report.to_json(saved)), encoding="utf-8")
+        log = "\n".join([*run.kernel_log, ""])
+        (folder / "kernel.log").write_text(log, encoding="utf-8", errors="backslashreplace")
+        return run
 
 
 def _has_parameter(lab: Lab, name: str) -> bool:

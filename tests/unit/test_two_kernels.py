@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +239,7 @@ def test_a_parameter_that_does_not_take_is_noted() -> None:
     ]
 
 
-def test_json_has_all_of_it(tmp_path: Path) -> None:
+def test_json_has_all_of_it() -> None:
     broken = variant(
         run(result("X1.a"), result("X2.b")),
         run(result("X1.a", FAIL, "bad"), result("X2.b"), trouble=(splat("BUG: x", "X1.a"),)),
@@ -250,9 +250,6 @@ def test_json_has_all_of_it(tmp_path: Path) -> None:
     assert [each["name"] for each in found["changes"]["broken"]] == ["X1.a"]
     assert found["changes"]["broken"][0]["now"][0]["message"] == "bad"
     assert found["kernel_log"][0]["title"] == "BUG: x" and found["kernel_log"][0]["new"]
-    file = tmp_path / "before.json"
-    file.write_text(json.dumps(text.run_json(broken.before[0])))
-    assert report.load(str(file)).results == broken.before[0].results
 
 
 # ---- what is run, and how often ----
@@ -261,13 +258,15 @@ def test_json_has_all_of_it(tmp_path: Path) -> None:
 class Kernels:
     """Stands for the lab: gives each kernel's results by turns, and notes what it ran."""
 
-    def __init__(self, before: Sequence[str], now: Sequence[str]) -> None:
+    def __init__(self, before: Sequence[str], now: Sequence[str], folder: Path) -> None:
+        self.folder = folder
         self.letters = {BEFORE.name: list(before), NOW.name: list(now)}
         self.ran: list[tuple[str, tuple[str, ...], list[str]]] = []
 
     def __call__(
-        self, kernel: Kernel, machine: Machine, words: Sequence[str], *_: Callable[..., None]
+        self, kernel: Kernel, machine: Machine, words: Sequence[str], folder: Path, *_: object
     ) -> LabRun:
+        assert folder.is_relative_to(self.folder)
         self.ran.append((kernel.name, tuple(machine.parameters), list(words)))
         letters = self.letters[kernel.name].pop(0)
         names = [f"X{at}.a" for at in range(len(letters))]
@@ -284,11 +283,12 @@ class Kernels:
 
 def variants_of(kernels: Kernels, monkeypatch: pytest.MonkeyPatch, **other: Any) -> list[Variant]:
     monkeypatch.setattr(two_kernels, "run_in_lab", kernels)
-    return list(TwoKernels(BEFORE, NOW, Machine(), seed=7, **other).variants())
+    check = TwoKernels(BEFORE, NOW, Machine(), kernels.folder, seed=7, **other)
+    return list(check.variants())
 
 
-def test_the_same_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = Kernels(["ppf"], ["ppf"])
+def test_the_same_is_run_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kernels = Kernels(["ppf"], ["ppf"], tmp_path)
     (only,) = variants_of(kernels, monkeypatch, words=["-j", "3"])
     assert not only.worse
     assert kernels.ran == [
@@ -297,9 +297,11 @@ def test_the_same_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_what_differs_is_run_again_until_it_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_differs_is_run_again_until_it_is_clear(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     said: list[str] = []
-    kernels = Kernels(["ppp", "pp", "p"], ["fpf", "fp", "p"])
+    kernels = Kernels(["ppp", "pp", "p"], ["fpf", "fp", "p"], tmp_path)
     (only,) = variants_of(kernels, monkeypatch, announce=said.append)
     chosen = [words[words.index("-k") + 1] for _, _, words in kernels.ran[2:]]
     assert chosen == ["X0.a or X2.a"] * 2 + ["X2.a"] * 2
@@ -310,20 +312,22 @@ def test_what_differs_is_run_again_until_it_is_clear(monkeypatch: pytest.MonkeyP
     assert "failed 0 of 3 times before, 1 of 3 now" in words
 
 
-def test_unsteady_alone_is_not_worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    (only,) = variants_of(Kernels(["p", "p", "p"], ["f", "p", "p"]), monkeypatch)
+def test_unsteady_alone_is_not_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (only,) = variants_of(Kernels(["p", "p", "p"], ["f", "p", "p"], tmp_path), monkeypatch)
     assert not only.worse
     assert text.verdict([only]) == "nothing got worse: 1 unsteady"
 
 
-def test_hundreds_that_differ_are_not_all_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = Kernels(["p" * 300, "p" * 50], ["f" * 300, "f" * 50])
+def test_hundreds_that_differ_are_not_all_run_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernels = Kernels(["p" * 300, "p" * 50], ["f" * 300, "f" * 50], tmp_path)
     (only,) = variants_of(kernels, monkeypatch)
     assert len(only.of(Change.BROKEN)) == 300
 
 
-def test_all_combinations_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = Kernels(["p"] * 4, ["p"] * 4)
+def test_all_combinations_on_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kernels = Kernels(["p"] * 4, ["p"] * 4, tmp_path)
     vary = [["a.x=0", "a.x=1"], ["b.y=0", "b.y=1"]]
     found = variants_of(kernels, monkeypatch, vary=vary)
     assert [each.label for each in found] == [
@@ -335,6 +339,10 @@ def test_all_combinations_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [parameters for _, parameters, _ in kernels.ran][::2] == [
         each.parameters for each in found
     ]
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("validate.json"))
+    assert files[:2] == ["a.x=0_b.y=0/before/validate.json", "a.x=0_b.y=0/now/validate.json"]
+    assert len(files) == 8
+    assert report.load(str(tmp_path / files[0])).results == found[0].before[0].results
 
 
 # ---- the command ----
@@ -378,7 +386,7 @@ def test_exit_status(
         "".join(pair[at] for pair in zip(before, now, strict=True) if pair[0] != pair[1])
         for at in (0, 1)
     ]
-    kernels = Kernels([before, again[0]], [now, again[1]])
+    kernels = Kernels([before, again[0]], [now, again[1]], tmp_path)
     monkeypatch.setattr(two_kernels, "run_in_lab", kernels)
     words = ["lab", "check", "--kernel", "a", "--kernel", "b", "--seed", "8"]
     assert main(words) == status
@@ -390,12 +398,16 @@ def test_exit_status(
     assert whole.read_text().startswith(f"{verdict}\n")
     assert "seed 8" in told.out and "seed 8" in told.err
     kernels.letters = {BEFORE.name: [before, again[0]], NOW.name: [now, again[1]]}
+    assert main(words) == status
+    kernels.letters = {BEFORE.name: [before, again[0]], NOW.name: [now, again[1]]}
+    capsys.readouterr()
     assert main([*words, "--json", "--results", str(tmp_path / "mine")]) == status
     data = json.loads(capsys.readouterr().out)
     assert data["verdict"] == verdict
     assert json.loads((tmp_path / "mine/check.json").read_text()) == data
-    names = {path.name for path in (tmp_path / "mine").iterdir()}
-    assert {"before.json", "before.kernel.log", "now.json", "now.kernel.log"} <= names
+    assert (tmp_path / "mine/now/kernel.log").exists()
+    # What the one before left is gone.
+    assert len(list((tmp_path / "pyvmm").iterdir())) == 2
 
 
 @pytest.mark.usefixtures("no_lab")
