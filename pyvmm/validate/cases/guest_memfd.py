@@ -111,7 +111,7 @@ def several(tools: Toolbox, vm_type: int) -> None:
 def sizes(tools: Toolbox, vm_type: int) -> None:
     vm = a_vm(tools, vm_type)
     vm.create_guest_memfd(PAGE).close()
-    bad = [*range(64), *range(64, PAGE, 61), PAGE - 1, PAGE + 1, 1 << 63, (1 << 64) - PAGE]
+    bad = [*range(PAGE), PAGE + 1, (1 << 32) + 1, 1 << 63, (1 << 64) - PAGE, (1 << 64) - 1]
     for size in bad:
         expect_errno(
             lambda size=size: vm.create_guest_memfd(size),  # type: ignore[misc]
@@ -131,7 +131,7 @@ def no_io(tools: Toolbox, vm_type: int) -> None:
         ("pwrite", lambda: os.pwrite(fd, b"x" * 16, 0)),
         ("lseek", lambda: os.lseek(fd, 0, os.SEEK_SET)),
     ):
-        expect_errno(call, (errno.ESPIPE, errno.EINVAL), f"{name} of a guest_memfd")
+        expect_errno(call, errno.ESPIPE, f"{name} of a guest_memfd")
     for size in (0, PAGE, 2 * SIZE):
         check(errno_of(lambda size=size: os.ftruncate(fd, size)) != 0, "ftruncate works")  # type: ignore[misc]
     expect(os.fstat(fd).st_size, SIZE, "st_size after calls that must fail")

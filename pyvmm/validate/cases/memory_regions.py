@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
@@ -178,13 +180,57 @@ def moved(tools: Toolbox, rounds: int) -> None:
     shared = tools.shared_side(one, SIZE)
     shared.fill(one, 0, SIZE, TAG)
     slot = vm.new_slot()
-    vm.vm.set_user_memory_region(slot, one, SIZE, shared.address)
+
+    def move(gpa: int) -> None:
+        vm.vm.set_user_memory_region(slot, gpa, SIZE, shared.address)
+
+    move(one)
     for _ in range(rounds):
         vm.cpu.expect_read(one, TAG + one, "a slot that was moved back")
-        vm.vm.set_user_memory_region(slot, other, SIZE, shared.address)
-        vm.cpu.expect_read(other, TAG + one, "a slot at its new GPA")
+        move(other)
         expect_mmio(vm, one, "a slot's old GPA")
-        vm.vm.set_user_memory_region(slot, one, SIZE, shared.address)
+        vm.cpu.expect_read(other, TAG + one, "a slot at its new GPA")
+        move(one)
+    with again_and_again(lambda: move(other), lambda: move(one)):
+        for _ in range(20 * rounds):
+            read_or_mmio(vm, tools.random.choice((one, other)), TAG + one, "a slot that moves")
+
+
+@contextmanager
+def again_and_again(*calls: Callable[[], None]) -> Iterator[None]:
+    """Make these calls by turns in another thread; what fails there fails here."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not stop.is_set():
+                for call in calls:
+                    call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def read_or_mmio(vm: GuestVm, gpa: int, value: int, what: str) -> None:
+    """A read gets ``value`` from memory, or as an MMIO exit where no slot is just now."""
+    outcome = vm.cpu.run(routines.READ[8], rdi=gpa)
+    if outcome.reason == lib.KVM_EXIT_MMIO:
+        expect(int(vm.cpu.vcpu.kvm_run.mmio.phys_addr), gpa, f"{what}: GPA of the MMIO exit")
+        vm.cpu.answer(value)
+        vm.cpu.finish(f"{what}: after MMIO")
+    elif outcome.reason != lib.KVM_EXIT_HLT:
+        raise CheckFailed(f"{what}: a read got {outcome}")
+    expect(int(vm.cpu.vcpu.get_regs().rax), value, what)
 
 
 def expect_mmio(vm: GuestVm, gpa: int, what: str) -> None:
@@ -211,28 +257,14 @@ def deleted(tools: Toolbox, backing: str) -> None:
     shared.fill(gpa, 0, HUGE, TAG)
     slot = vm.new_slot()
     vm.vm.set_user_memory_region(slot, gpa, HUGE, shared.address)
-    stop = threading.Event()
 
-    def delete() -> None:
-        while not stop.is_set():
-            vm.vm.set_user_memory_region(slot, gpa, 0, shared.address)
-            vm.vm.set_user_memory_region(slot, gpa, HUGE, shared.address)
+    def make(size: int) -> None:
+        vm.vm.set_user_memory_region(slot, gpa, size, shared.address)
 
-    thread = threading.Thread(target=delete, daemon=True)
-    thread.start()
-    try:
+    with again_and_again(lambda: make(0), lambda: make(HUGE)):
         for _ in range(200):
             at = gpa + tools.random.randrange(512) * PAGE
-            outcome = vm.cpu.run(routines.READ[8], rdi=at)
-            if outcome.reason == lib.KVM_EXIT_MMIO:
-                vm.cpu.answer(TAG + at)
-                vm.cpu.finish("after MMIO of a deleted slot")
-            elif outcome.reason != lib.KVM_EXIT_HLT:
-                raise CheckFailed(f"a read of a slot that comes and goes got {outcome}")
-            expect(int(vm.cpu.vcpu.get_regs().rax), TAG + at, "a slot that comes and goes")
-    finally:
-        stop.set()
-        thread.join()
+            read_or_mmio(vm, at, TAG + at, "a slot that comes and goes")
 
 
 @case(
