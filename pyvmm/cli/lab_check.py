@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SAME_OR_BETTER, WORSE, NOTHING_RAN = 0, 1, 4
 _PARAMETER = re.compile(r"[A-Za-z0-9_.-]+=[^\s,\"]*(?:,[^\s,\"]*)*")
 _MOST_COMBINATIONS = 64
+#: For the cases with hugetlb memory; a lab has none otherwise.
+_HUGE_PAGES = "hugepages=16"
 
 
 def add_parser(commands: Any) -> None:
@@ -139,7 +141,7 @@ def _check(options: Namespace) -> int:
     machine = Machine(
         options.cpus,
         options.memory,
-        options.param,
+        [_HUGE_PAGES, *options.param],
         options.timeout,
         silence_s=max(each.deadline_s for each in cases) + 60,
     )
