@@ -14,8 +14,9 @@ from contextlib import contextmanager
 import pytest
 from snippets import EXIT_0, PAGE, PAGES, PRIVATE, guest
 
-from pyvmm import Machine, PageState
+from pyvmm import Machine, PageState, Result
 from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.native import lib
 
 CONVERSIONS = int(os.environ.get("PYVMM_STORM", "3000"))
 ROUNDS = 1000
@@ -107,15 +108,13 @@ def converting(memory: GuestMemory, rng: random.Random) -> Iterator[list[BaseExc
         thread.join()
 
 
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        pytest.param("guest_memfd", id="guest_memfd"),
-        pytest.param(
-            "memory_error", id="memory_error", marks=pytest.mark.lab(kernel="memory-error")
-        ),
-    ],
-)
+KERNELS = [
+    pytest.param("guest_memfd", id="guest_memfd"),
+    pytest.param("memory_error", id="memory_error", marks=pytest.mark.lab(kernel="memory-error")),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.timeout(1200)
 def test_no_wrong_byte_and_no_lost_access(kernel: str, rng: random.Random) -> None:
     image = guest(STORM)
@@ -139,3 +138,33 @@ def test_no_wrong_byte_and_no_lost_access(kernel: str, rng: random.Random) -> No
         # Every memory exit either converted its page or was counted as spurious.
         assert wrong == final.implicit + report.spurious_exits
     print(f"{total} conversions, {by_host} of them asked for, {spurious} spurious exits")
+
+
+MOVE_WITHIN_ONE_PAGE = guest(
+    "movw $0x4000, %ax\n movw %ax, %ds\n movw $0xC000, %ax\n movw %ax, %es\n"
+    f"xorw %si, %si\n xorw %di, %di\n movsb\n{EXIT_0}"
+)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_livelock_that_others_hide_from_the_guard_ends_by_the_deadline(
+    kernel: str, rng: random.Random
+) -> None:
+    """The guard counts exits between which nobody else converts; here the host always does."""
+    with Machine(MOVE_WITHIN_ONE_PAGE) as machine, converting(machine.memory, rng) as failures:
+        report = machine.run(3)
+    assert not failures
+    assert report.result is Result.DEADLINE or "in a row by one instruction" in report.reason
+
+
+def test_exits_that_no_conversion_explains_are_bounded() -> None:
+    """Without its file a private page faults for ever, though it is in the state it should be."""
+    image = guest(f"movw $0x4000, %ax\n movw %ax, %ds\n movb %ds:0, %al\n{EXIT_0}")
+    with Machine(image) as machine:
+        machine.memory.convert(PRIVATE, PAGE, PageState.PRIVATE)
+        machine.memory.regions[0].backing.private_file.close()
+        report = machine.run(60)
+    assert report.result is Result.FAIL
+    assert "or the kernel does not see the conversion" in report.reason
+    assert lib.GUARD_LIMIT <= report.spurious_exits <= lib.GUARD_LIMIT + 50
+    assert report.exits["memory_fault"] == report.spurious_exits
