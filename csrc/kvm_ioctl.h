@@ -16,6 +16,12 @@ static inline long kvm_ioctl(int fd, unsigned long request, uintptr_t argument)
 	return result < 0 ? -errno : result;
 }
 
+/* The same with what the argument points to. */
+static inline long kvm_ioctl_on(int fd, unsigned long request, void *argument)
+{
+	return kvm_ioctl(fd, request, (uintptr_t)argument);
+}
+
 /* The address, or NULL with *error = errno. */
 static inline void *host_map(size_t size, int protection, int flags, int fd, int64_t offset,
 			     int *error)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.ioctls import IOCTLS, Ioctl
-from pyvmm.native import ffi, lib
+from pyvmm.native import lib
 
 
 class Fd:
@@ -68,9 +68,14 @@ class KvmFd(Fd):
             raise ConfigurationError(
                 str(request), "it is not in the ioctl table", "make it with pyvmm.ioctls.iow()"
             )
-        if not isinstance(argument, int):
-            argument = int(ffi.cast("uintptr_t", argument))
-        result: int = lib.kvm_ioctl(self.fileno(), entry.number, argument)
+        fd = self._fd
+        if fd < 0:
+            raise ClosedError(self.name)
+        result: int
+        if isinstance(argument, int):
+            result = lib.kvm_ioctl(fd, entry.number, argument)
+        else:
+            result = lib.kvm_ioctl_on(fd, entry.number, argument)
         if result < 0:
             raise KvmError(entry.name, -result, about or self.name)
         return result
