@@ -44,6 +44,22 @@ void memory_deinit(struct memory *memory)
 		region_deinit(&memory->regions[--memory->region_count]);
 }
 
+void memory_forget_vm(struct memory *memory)
+{
+	uint32_t i;
+
+	memory->vm_fd = -1;
+	for (i = 0; i < memory->region_count; i++) {
+		struct region *region = &memory->regions[i];
+
+		pthread_mutex_lock(&region->lock);
+		region->vm_fd = -1;
+		region->private_window.vm_fd = -1;
+		region->shared_window.vm_fd = -1;
+		pthread_mutex_unlock(&region->lock);
+	}
+}
+
 int memory_add_region(struct memory *memory, const struct region *wanted)
 {
 	struct region *region;

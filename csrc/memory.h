@@ -105,6 +105,8 @@ struct memory_exit {
 
 int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t policy);
 void memory_deinit(struct memory *memory);
+/* The VM's descriptor is about to be closed: what would use its number gets -EBADF. */
+void memory_forget_vm(struct memory *memory);
 /* `wanted` holds the public fields; the region's windows are set up. 0 or -errno. */
 int memory_add_region(struct memory *memory, const struct region *wanted);
 /*

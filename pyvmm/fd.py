@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,6 +57,19 @@ class Fd:
 
 class KvmFd(Fd):
     """A descriptor that takes KVM ioctls."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._before_close: list[Callable[[], None]] = []
+        super().__init__(fd, name)
+
+    def before_close(self, call: Callable[[], None]) -> None:
+        """Let ``call`` tell C of it before the descriptor's number may be another file's."""
+        self._before_close.append(call)
+
+    def close(self) -> None:
+        while self._before_close:
+            self._before_close.pop()()
+        super().close()
 
     def ioctl(self, request: str | Ioctl, argument: Any = 0, about: str = "") -> int:
         """Issue an ioctl, by its name in the table or as an :class:`Ioctl` of one's own.

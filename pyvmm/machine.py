@@ -99,6 +99,8 @@ class Machine:
             )
         if views not in (1, 2):
             raise ConfigurationError(f"{views} views", "a region has one or two")
+        if not (isinstance(policy, Policy) or callable(policy)):
+            raise ConfigurationError(f"policy {policy!r}", "it is no Policy and no function")
         self._image = flat_image("guest", guest) if isinstance(guest, bytes) else guest
         asked = policy if isinstance(policy, Policy) else Policy.ASK
         self._ask = None if isinstance(policy, Policy) else policy
@@ -139,7 +141,7 @@ class Machine:
             raise UnsupportedError(
                 f"{views} view", f"the {chosen.name} backend has no such regions", "use --views 2"
             )
-        # Closed last to first: the loops, the vCPUs, the VM, then the memory behind it.
+        # Closed last to first: the loops, the vCPUs, the memory, the VM.
         self.vm = kvm.create_vm(chosen.vm_type)
         self._resources.append(self.vm)
         if mechanism is Mechanism.SLOTS and (
@@ -240,12 +242,14 @@ class Machine:
             self._end_all()
             raise
         finally:
-            for thread in threads:
-                _join(thread, self._end_all)
-            self._finish()
-            self._running = False
-            if self._closed:
-                self._close_parts()
+            try:
+                _join(threads, self._end_all)
+            finally:
+                self._running = False
+                if self._closed:
+                    self._close_parts()
+                else:
+                    self._finish()
         if errors:
             raise errors[0]
         return self.report()
@@ -392,7 +396,7 @@ class Machine:
         if stop == lib.STOP_HLT:
             return VcpuEnd(index, None)
         if stop == lib.STOP_KICK:
-            if not self._kicked:
+            if self._ending and not self._kicked:
                 return VcpuEnd(index, None)
             return VcpuEnd(index, Result.INTERRUPTED, None, "the run was kicked")
         details = tuple(register_lines(loop.vcpu, self._image)) + tuple(
@@ -533,15 +537,16 @@ class Machine:
         self.close()
 
 
-def _join(thread: threading.Thread, end_all: Callable[[], None]) -> None:
-    """Wait for a vCPU's thread; a Ctrl-C meanwhile ends the run instead of the waiting."""
+def _join(threads: list[threading.Thread], end_all: Callable[[], None]) -> None:
+    """Wait for the vCPUs' threads; a Ctrl-C meanwhile ends the run instead of the waiting."""
     interrupted: BaseException | None = None
-    while thread.is_alive():
-        try:
-            thread.join()
-        except BaseException as error:
-            interrupted = error
-            end_all()
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except BaseException as error:
+                interrupted = error
+                end_all()
     if interrupted is not None:
         raise interrupted
 

@@ -32,7 +32,6 @@ class Vcpu(KvmFd):
 
     def __init__(self, fd: int, index: int, mmap_size: int, xsave_size: int = 4096) -> None:
         super().__init__(fd, f"vCPU {index}")
-        self._before_close: list[Callable[[], None]] = []
         self.index = index
         self.mmap_size = mmap_size
         self._xsave_size = xsave_size
@@ -61,19 +60,12 @@ class Vcpu(KvmFd):
         return self._run
 
     def close(self) -> None:
-        for before_close in self._before_close:
-            before_close()
-        self._before_close.clear()
+        super().close()
         self._run = None
         self.exit = self._refuse
-        super().close()
 
     def _refuse(self) -> NoReturn:
         raise ClosedError(self.name)
-
-    def before_close(self, call: Callable[[], None]) -> None:
-        """Let ``call`` drop what it has of this vCPU before its number may be another file's."""
-        self._before_close.append(call)
 
     def _get(self, name: str, type: str) -> Any:
         structure = ffi.new(f"{type} *")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
-from pyvmm.errors import ClosedError, KvmError
+from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.exits import MemoryErrorExit
 from pyvmm.native import ffi, lib
 from pyvmm.uapi import PageState, reason_name
@@ -46,6 +46,11 @@ class ExitRecord(NamedTuple):
     conversion_ns: int
 
 
+def _deinit(kept: tuple[Any, ...], loop: Any) -> None:
+    lib.loop_deinit(loop)
+    del kept
+
+
 class VcpuLoop:
     """Runs a vCPU in C until there is something for Python.
 
@@ -65,8 +70,8 @@ class VcpuLoop:
         log_capacity: int = 0,
     ) -> None:
         self.vcpu = vcpu
-        # The C structure points to these: they must live as long as it does.
-        self._kept: tuple[Any, ...] = (vcpu.kvm_run, memory, protocol)
+        if log_capacity < 0 or log_capacity & (log_capacity - 1):
+            raise ConfigurationError(f"an exit log of {log_capacity}", "it is no power of two or 0")
         loop = ffi.new("struct vcpu_loop *")
         loop.vcpu_fd = vcpu.fileno()
         loop.run = vcpu.kvm_run
@@ -78,7 +83,8 @@ class VcpuLoop:
         if result < 0:
             raise KvmError("loop_init", -result, vcpu.name)
         loop.recording = log_capacity > 0
-        self._loop = ffi.gc(loop, lib.loop_deinit)
+        # C points to these. Whoever runs or kicks the loop keeps it, and so them, alive.
+        self._loop = ffi.gc(loop, partial(_deinit, (vcpu.kvm_run, memory, protocol)))
         # No method: a function in Python around C's would cost as much as the call itself.
         self.run: Callable[[], int] = partial(lib.loop_run, self._loop)
         """Run until there is something for Python; returns a ``STOP_*`` of ``lib``.
@@ -105,11 +111,8 @@ class VcpuLoop:
 
     def kick(self) -> None:
         """End the current :meth:`run`, or the next one. From any thread; never lost."""
-        # Whoever closes the loop meanwhile must not unmap what C is about to write to.
-        kept, loop = self._kept, self._loop
-        if loop is not None:
+        if (loop := self._loop) is not None:
             lib.loop_kick(loop)
-        del kept
 
     def disarm(self) -> None:
         """Stop the timer's ticks; the next run with a deadline starts them again."""
@@ -174,7 +177,6 @@ class VcpuLoop:
             self._loop.vcpu_fd = -1  # whoever still has run() gets EBADF from it
         self.run = self._refuse
         self._loop = None
-        self._kept = ()
 
     def _refuse(self) -> NoReturn:
         raise ClosedError(f"run loop of {self.vcpu.name}")

@@ -65,6 +65,7 @@ struct memory_exit {
 
 int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t policy);
 void memory_deinit(struct memory *memory);
+void memory_forget_vm(struct memory *memory);
 int memory_add_region(struct memory *memory, const struct region *wanted);
 int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t state,
 		   uint64_t *converted);

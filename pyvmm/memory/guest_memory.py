@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError, PyvmmError
@@ -31,6 +33,17 @@ class Conversions:
     to_shared: int = 0
     implicit: int = 0
     explicit: int = 0
+
+
+def _deinit(kept: list[Backing | Mapping], raw: Any) -> None:
+    lib.memory_deinit(raw)
+    for each in kept:
+        each.close()
+
+
+def _forget_vm(reference: weakref.ref[Any]) -> None:
+    if (raw := reference()) is not None:
+        lib.memory_forget_vm(raw)
 
 
 class Region:
@@ -91,7 +104,7 @@ class Region:
 class GuestMemory:
     """All memory of one VM, and the C structure that the run loop converts through.
 
-    Closing it takes nothing away from the VM: close the VM first.
+    Files and mappings are given back once it is closed and no run loop uses them any more.
 
     Synchronization: :meth:`convert`, :meth:`read` and :meth:`write` may be called from
     any thread while vCPUs run.
@@ -109,14 +122,20 @@ class GuestMemory:
         self._slots = SlotTable(limit or 32)
         raw = ffi.new("struct memory *")
         lib.memory_init(raw, vm.fileno(), backend.name.encode(), policy)
-        self._raw = ffi.gc(raw, lib.memory_deinit)
+        # C uses these for as long as anybody, a run loop too, has the structure.
+        self._kept: list[Backing | Mapping] = []
+        self._raw = ffi.gc(raw, partial(_deinit, self._kept))
+        vm.before_close(partial(_forget_vm, weakref.ref(self._raw)))
 
     @property
     def raw(self) -> Any:
         """The ``struct memory *``. Raises :class:`ClosedError` after :meth:`close`."""
+        self._check_open()
+        return self._raw
+
+    def _check_open(self) -> None:
         if self._raw is None:
             raise ClosedError("guest memory")
-        return self._raw
 
     def add_ram(self, gpa: int, size: int) -> Mapping:
         """Plain memory, always shared. Returns the host's mapping of it."""
@@ -126,6 +145,7 @@ class GuestMemory:
             mapping = Mapping(size)
             self._vm.set_user_memory_region(slot, gpa, size, mapping.address)
         self._ram.append((claimed, mapping))
+        self._kept.append(mapping)
         return mapping
 
     def add_region(self, gpa: int, size: int, shared_gpa: int | None = None) -> Region:
@@ -168,6 +188,7 @@ class GuestMemory:
         if result < 0:
             backing.close()
             raise KvmError("memory_add_region", -result, str(claimed))
+        self._kept.append(backing)
         region = Region(gpa, wanted.shared_gpa, size, backing, self, index)
         self.regions.append(region)
         return region
@@ -197,6 +218,7 @@ class GuestMemory:
         Raises :class:`PrivatePageError` for a private page and
         :class:`ConfigurationError` where no memory is.
         """
+        self._check_open()
         for ram, mapping in self._ram:
             if ram.gpa <= gpa and gpa + size <= ram.end and size >= 0:
                 return bytes(mapping.view[gpa - ram.gpa : gpa - ram.gpa + size])
@@ -206,6 +228,7 @@ class GuestMemory:
 
     def write(self, gpa: int, data: bytes) -> None:
         """Store bytes as the host: into RAM, or into shared pages. Raises as :meth:`read`."""
+        self._check_open()
         for ram, mapping in self._ram:
             if ram.gpa <= gpa and gpa + len(data) <= ram.end:
                 mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data
@@ -241,9 +264,5 @@ class GuestMemory:
         return Conversions(to_private, to_shared, implicit, explicit)
 
     def close(self) -> None:
-        """Free files and mappings. Afterwards the VM must not run any more."""
-        for region in self.regions:
-            region.backing.close()
-        for _, mapping in self._ram:
-            mapping.close()
+        """Give files and mappings back; a run loop that is still under way, when it ends."""
         self._raw = None

@@ -222,6 +222,51 @@ def test_closing_a_machine_that_runs_ends_the_run(vcpus: int, no_leak: None) -> 
         assert not thread.is_alive() and outcome
 
 
+@pytest.mark.parametrize("part", ["memory", "vcpu", "loop", "vm", "memory, vcpu and vm"])
+def test_closing_a_part_of_a_machine_that_runs(part: str, no_leak: None) -> None:
+    """What C works with stays until it comes back from the guest."""
+    machine = Machine(load_guest("guests/storm.S", {"ROUNDS": 1 << 30}))
+    parts: dict[str, Any] = {
+        "memory": machine.memory,
+        "vcpu": machine.vcpus[0],
+        "loop": machine.loops[0],
+        "vm": machine.vm,
+    }
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(machine.run(20).result)
+        except ClosedError as error:
+            outcome.append(str(error))  # its traceback would keep the machine
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not machine.memory.conversions().to_private:
+        time.sleep(0.001)
+    for name, each in parts.items():
+        if name in part:
+            each.close()
+    if part == "memory":
+        held = holdings()
+        assert sum("memfd:" in name for name in held.fds) == 2 and held.maps
+    machine.kick()
+    thread.join(10)
+    assert not thread.is_alive() and outcome
+    machine.close()
+
+
+def test_a_loop_that_is_kicked_behind_the_machines_back_is_said_to_be_kicked() -> None:
+    class Kicker(Recorder):
+        def write(self, address: int, size: int, value: int) -> None:
+            machine.loops[0].kick()
+
+    with Machine(out_loop()) as machine:
+        machine.bus.add_ports(range(0x10, 0x11), Kicker())
+        report = machine.run(20)
+    assert (report.result, report.reason) == (Result.INTERRUPTED, "the run was kicked")
+
+
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_a_device_that_closes_the_machine_ends_the_run(vcpus: int, no_leak: None) -> None:
     class Closer(Recorder):

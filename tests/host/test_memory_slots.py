@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from snippets import PAGE, PAGES, PRIVATE, SHARED, passing, touches
 
 import pyvmm.machine
-from pyvmm import ConfigurationError, KvmError, Machine, PageState, load_guest
+from pyvmm import ConfigurationError, Kvm, KvmError, Machine, PageState, load_guest
 from pyvmm.guest.assembler import guests_dir
 from pyvmm.memory.backends import BACKENDS
+from pyvmm.native import ffi, lib
 from pyvmm.uapi import Mechanism
 
 P, S = PageState.PRIVATE, PageState.SHARED
@@ -152,3 +154,14 @@ def test_each_view_has_exactly_its_pages(
 def test_a_machine_on_slots_leaves_nothing(no_leak: None) -> None:
     with Machine(passing()) as machine:
         assert machine.run(20).passed
+
+
+def test_no_memslot_of_another_vm_is_changed_once_the_vm_is_closed() -> None:
+    with Kvm() as kvm, Machine(passing()) as machine:
+        raw, number = machine.memory.raw, machine.vm.fileno()
+        machine.vm.close()
+        changed = ffi.new("uint64_t *")
+        with kvm.create_vm() as other:
+            assert other.fileno() == number
+            assert lib.memory_convert(raw, PRIVATE, 1, P, changed) == -errno.EBADF
+        del raw
