@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from guest_heads import Head, cases, check_report, run_guest
-from snippets import PAGE, PRIVATE, SHARED, guest, touches
+from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, touches
 
 from pyvmm import Kvm, Machine, Policy, Result, UnsupportedError
 from pyvmm.exits import MemoryErrorExit
@@ -123,3 +123,17 @@ def test_string_io_on_private_memory_is_diagnosed() -> None:
         report = machine.run(60)
     assert report.result is not Result.PASS
     assert "emulator" in report.reason and "private" in report.reason
+
+
+def test_vcpus_on_two_cpus_keep_their_registers() -> None:
+    """An emulator that mixes up nested guests loses one in a few of 100,000 exits."""
+    image = guest(
+        "movl $3000, %ecx\n movw $0x600, %dx\n movl $0x12345678, %esi\n movl %eax, %ebp\n"
+        "1: movl %esi, %eax\n outl %eax, %dx\n inl %dx, %eax\n incl %eax\n jnz 2f\n"
+        "cmpl $0x12345678, %esi\n jne 2f\n decl %ecx\n jnz 1b\n" + EXIT_0 + "2: outb %al, $0xf4"
+    )
+    for _ in range(4):
+        with Machine(image, vcpus=2) as machine:
+            report = machine.run(120)
+        assert report.passed, (report.reason, report.details)
+        assert report.exits == {"io": 2 * (2 * 3000 + 1)}
