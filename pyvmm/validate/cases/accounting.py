@@ -94,8 +94,10 @@ def expect_no_growth(
 
 SIZE = 128 * PAGE
 TIMES = 24
-# Machines that are used for next to nothing.
-EMPTY = 80
+# Machines that are used for next to nothing, in memory and in open files.
+EMPTY, FEW = 80, 24
+# Of a case that makes so many: each takes the kernel a while to end, on a busy system too.
+_LONG_S = 240.0
 # Half of the pages.
 LEAK = SIZE * TIMES // 2
 
@@ -109,6 +111,7 @@ ENDINGS = ("file first", "VM first", "slot first", "punch", "vCPU last", "mapped
     backend="guest_memfd",
     vary={"ending": ENDINGS},
     alone=True,
+    deadline_s=_LONG_S,
 )
 def pages_given_back(tools: Toolbox, ending: str) -> None:
     def use_and_close() -> None:
@@ -182,6 +185,17 @@ def allocation(tools: Toolbox) -> None:
 
     what = f"a punch of half the pages gives more or less back {where}"
     expect_step(unevictable, allocate, punch_half, -half, what)
+    for name, offset in (("first", 0), ("second", half)):
+
+        def allocate_half(offset: int = offset) -> None:
+            file.allocate(offset, half)
+
+        def leave_other_half(offset: int = offset) -> None:
+            allocate()
+            file.punch(offset, half)
+
+        what = f"fallocate of the {name} half, while the other is present, does not make it {where}"
+        expect_step(unevictable, leave_other_half, allocate_half, half, what)
     what = f"fallocate over present pages makes more than the missing ones {where}"
     expect_step(unevictable, refill_half, allocate, half, what)
 
@@ -233,26 +247,25 @@ def one_page_each(tools: Toolbox, to: str) -> None:
     needs=("guests",),
     vary={"refused": (False, True)},
     alone=True,
+    deadline_s=_LONG_S,
 )
 def files(tools: Toolbox, refused: bool) -> None:
     def work() -> None:
-        for _ in range(EMPTY):
+        for _ in range(FEW):
             vm = GuestVm(tools.kvm, 1 if tools.has_private_vm else 0, 1)
             if vm.vm.has(lib.KVM_CAP_GUEST_MEMFD):
                 _bind(vm, refused)
             vm.close()
 
     work()
-    before = descriptors()
-    work()
-    after = descriptors()
-    check(after == before, "descriptors are left open", str(set(after) - set(before)))
     seen = []
     for _ in range(_ATTEMPTS):
-        opened = open_files()
+        before, opened = descriptors(), open_files()
         work()
         seen.append(open_files() - opened)
-        if seen[-1] < EMPTY // 2:
+        after = descriptors()
+        check(after == before, "descriptors are left open", str(set(after) - set(before)))
+        if seen[-1] < FEW // 2:
             return
     raise CheckFailed("open files are leaked (/proc/sys/fs/file-nr grows)", f"by {seen}")
 
@@ -267,10 +280,14 @@ def _bind(vm: GuestVm, refused: bool) -> None:
             replace(good, gpa=0),
             replace(good, size=2 * SIZE),
             replace(good, slot=0),
+            replace(good, fd=vm.vm.fileno()),
         ):
             check(errno_of(lambda wrong=wrong: wrong.make(vm)) != 0, "a wrong slot is accepted")  # type: ignore[misc]
         for size, flags in ((SIZE, 1 << 40), (1, 0)):
             errno_of(lambda size=size, flags=flags: vm.vm.create_guest_memfd(size, flags))  # type: ignore[misc]
+        good.make(vm)
+        bound = replace(good, slot=6, gpa=5 * GIB)
+        check(errno_of(lambda: bound.make(vm)) != 0, "a file's range can be bound twice")
     else:
         good.make(vm)
     file.close()
@@ -282,6 +299,7 @@ def _bind(vm: GuestVm, refused: bool) -> None:
     needs=("guests",),
     vary={"guest_memfd": (False, True)},
     alone=True,
+    deadline_s=_LONG_S,
 )
 def kernel_memory(tools: Toolbox, guest_memfd: bool) -> None:
     if guest_memfd:
@@ -309,6 +327,7 @@ def kernel_memory(tools: Toolbox, guest_memfd: bool) -> None:
     needs=("private_memory",),
     backend="guest_memfd",
     alone=True,
+    deadline_s=_LONG_S,
 )
 def attributes(tools: Toolbox) -> None:
     times, size = 8, GIB // 2

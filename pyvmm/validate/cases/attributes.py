@@ -164,6 +164,8 @@ def asked(tools: Toolbox, vm_type: int) -> None:
         request = ffi.new("struct kvm_memory_attributes *", (0, PAGE, attributes, 0))
         vm.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request)
 
+    if vm_type == lib.KVM_X86_DEFAULT_VM:
+        expect(said, 0, "attributes that a default VM says it has")
     if compiled_in:
         call(0)
         right = 0 if said & ATTRIBUTE else errno.EINVAL
@@ -176,6 +178,34 @@ def asked(tools: Toolbox, vm_type: int) -> None:
                 "KVM_SET_MEMORY_ATTRIBUTES on a kernel without it",
             )
     expect(said & ~ATTRIBUTE, 0, "attributes that no released kernel has")
+
+
+@case(
+    "AT8",
+    "a change over a gap between slots reaches both, and holds for a slot made in the gap",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"to": ("private", "shared")},
+)
+def over_a_gap(tools: Toolbox, to: str) -> None:
+    vm = tools.private_vm()
+    low, high = (tools.memory(vm, 4 * GIB + at * SIZE, SIZE) for at in (0, 2))
+    for memory in (low, high):
+        memory.guest_fill(0, SIZE, SHARED)
+        if to == "shared":
+            memory.set_private(0, SIZE)
+            memory.guest_fill(0, SIZE, PRIVATE)
+    if to == "shared":
+        vm.vm.set_memory_attributes(4 * GIB + SIZE, SIZE, ATTRIBUTE)
+    vm.vm.set_memory_attributes(4 * GIB, 3 * SIZE, ATTRIBUTE if to == "private" else 0)
+    what = f"pages made {to} together with a gap between slots"
+    gap = tools.memory(vm, 4 * GIB + SIZE, SIZE)
+    gap.fill(0, SIZE, SHARED)
+    for memory in (high, low, gap):
+        if to == "private":
+            memory.expect_guest_zero(0, SIZE, what)
+        else:
+            memory.expect_guest(0, SIZE, SHARED, what)
 
 
 @case(

@@ -14,8 +14,8 @@ from pyvmm.validate.check import check
 from pyvmm.validate.memory import BACKINGS, Memory
 from pyvmm.validate.toolbox import Toolbox
 
-# Tags of the patterns: who wrote, and in which state the page was.
-HOST, SHARED, PRIVATE, LATER = (n << 48 for n in (0x1111, 0x2222, 0x3333, 0x4444))
+# Tags of the patterns: who wrote, and in which state the page was. No page begins with a zero.
+HOST, SHARED, PRIVATE, LATER = (n << 48 | 0xA5 for n in (0x1111, 0x2222, 0x3333, 0x4444))
 
 SIZE = HUGE + 3 * PAGE
 RANGES = ((0, PAGE), (0, HUGE), (PAGE, PAGE), (PAGE, HUGE), (HUGE, PAGE))
@@ -165,9 +165,15 @@ def punch_range(tools: Toolbox, gpa: int, range: tuple[int, int]) -> None:
     memory = new_memory(tools, gpa)
     memory.set_private(0, SIZE)
     memory.guest_fill(0, SIZE, PRIVATE)
+    # Every word of the pages on either side.
+    cpu, beside = memory.vm.cpu, [memory.gpa + offset - PAGE, memory.gpa + offset + size]
+    for gpa in beside:
+        cpu.fill(gpa, PAGE, PRIVATE, 8)
     memory.punch(offset, size)
     memory.expect_guest_zero(offset + size - PAGE, PAGE, "the last page of a punched range")
     memory.expect_guest_zero(offset, size, "a punched range")
+    for gpa in beside:
+        cpu.expect_filled(gpa, PAGE, PRIVATE, "a page beside a punched range", 8)
     expect_neighbours(memory, offset, size, PRIVATE)
 
 

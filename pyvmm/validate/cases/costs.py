@@ -146,6 +146,23 @@ def faults(tools: Toolbox, state: str) -> None:
 
 
 @case(
+    "FL5",
+    "deleting a slot whose pages are mapped flushes",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"state": ("private", "shared"), "slots": (1, 4)},
+)
+def deletion(tools: Toolbox, state: str, slots: int) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots)
+    if state == "private":
+        memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, SHARED)
+    count = flushes(vm, memory.delete)
+    check(count >= slots, "a deleted slot: no TLB flush, though the guest had its pages mapped")
+
+
+@case(
     "FL4",
     "a change over several slots flushes also when only one of them has mapped pages",
     needs=NEEDS,

@@ -133,6 +133,9 @@ def file_closed(tools: Toolbox, touched: bool, slots: int) -> None:
     if touched:
         memory.guest_fill(0, 8 * PAGE, PRIVATE)
     memory.file.close()
+    # Others take its place in the kernel's memory: whoever still points there sees them.
+    for _ in range(64):
+        tools.keep(vm.vm.create_guest_memfd(SIZE))
     for page in (7, 5, 0):
         vm.cpu.prepare(routines.READ[8], rdi=memory.gpa + page * PAGE)
         vm.cpu.expect_fault(memory.gpa + page * PAGE, "a private page whose guest_memfd was closed")

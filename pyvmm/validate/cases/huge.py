@@ -70,6 +70,8 @@ def one_page(tools: Toolbox, gpa: int, page: int) -> None:
         "gpa": BASES[:2],
         "range": (
             (0, PAGE),
+            (0, HUGE - PAGE),
+            (PAGE, HUGE - PAGE),
             (PAGE, HUGE),
             (HUGE - PAGE, 2 * PAGE),
             (PAGE, 2 * HUGE),
@@ -173,10 +175,10 @@ def large_mappings(tools: Toolbox) -> None:
     memory.fill(0, HUGE, HOST)
     memory.guest_fill(0, HUGE, LATER)
     memory.expect_host(0, HUGE, LATER, "a block that is shared throughout again")
-    memory.set_private(0, HUGE)
+    memory.set_private(9 * PAGE, PAGE)
     memory.set_shared(0, HUGE)
     check(
         mapped(HOST) > 0,
-        "a block that was private and is shared throughout again is not mapped by one 2 MiB "
+        "a block that is shared throughout again, by one call, is not mapped by one 2 MiB "
         "mapping any more",
     )

@@ -308,10 +308,18 @@ def run_until_exit(memory: Memory, offset: int) -> Outcome:
     watch = Watch(memory.vm.cpu, memory.gpa + offset, stop_at_exit=True)
     with watch:
         memory.delete()
+        rounds = watch.rounds
         watch.join(10)
     check(
         watch.outcome is not None,
         "after a slot had been deleted, a vCPU that stayed in the guest went on to read it",
+    )
+    # A round that was under way may end.
+    check(
+        watch.rounds <= rounds + 1,
+        "after the deletion of a slot had returned, a vCPU that stayed in the guest still read it "
+        "(TLB flush missing)",
+        f"{watch.rounds - rounds} times",
     )
     assert watch.outcome is not None
     return watch.outcome
@@ -332,11 +340,18 @@ def file_closed(tools: Toolbox, slots: int) -> None:
     gpa = memory.gpa + SIZE - PAGE
     with Watch(vm.cpu, gpa, stop_at_exit=True) as watch:
         memory.file.close()
+        rounds = watch.rounds
         watch.join(10)
     outcome = watch.outcome
     check(
         outcome is not None,
         "after a guest_memfd had been closed, a vCPU that stayed in the guest went on to read it",
+    )
+    check(
+        watch.rounds <= rounds + 1,
+        "after a guest_memfd had been closed, a vCPU that stayed in the guest still read it (TLB "
+        "flush missing)",
+        f"{watch.rounds - rounds} times",
     )
     check(
         outcome is not None and outcome.fault == (ATTRIBUTE, gpa, PAGE),

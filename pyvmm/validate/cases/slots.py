@@ -49,12 +49,12 @@ def file_offset(tools: Toolbox, file_offset: int, gpa: int) -> None:
     "a punch over several slots of one file reaches each of them",
     needs=("private_memory",),
     backend="guest_memfd",
-    vary={"slots": (2, 4), "punch": ((0, 16), (3, 2), (3, 10), (7, 1), (8, 1), (15, 1), (4, 8))},
+    vary={"slots": (2, 3, 4), "punch": ((0, 16), (3, 2), (3, 10), (7, 1), (8, 1), (15, 1), (4, 8))},
 )
 def punch_over_slots(tools: Toolbox, slots: int, punch: tuple[int, int]) -> None:
     first, count = punch
     vm = tools.private_vm()
-    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots, file_offset=3 * PAGE)
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots, file_offset=57 * PAGE)
     memory.set_private(0, SIZE)
     memory.guest_fill(0, SIZE, PRIVATE)
     memory.punch(first * PAGE, count * PAGE)
@@ -188,14 +188,19 @@ def deleted(tools: Toolbox, state: str, slots: int) -> None:
     "a file's range is free again when its slot is deleted, and taken while it is there",
     needs=("private_memory",),
     backend="guest_memfd",
-    vary={"slots": (1, 4)},
+    # Page 64 begins a node of the tree in which the kernel keeps bindings.
+    vary={"slots": (1, 4), "first_page": (0, 49, 64)},
 )
-def binding(tools: Toolbox, slots: int) -> None:
+def binding(tools: Toolbox, slots: int, first_page: int) -> None:
     vm = tools.private_vm()
-    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots)
+    offset = first_page * PAGE
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots, file_offset=offset)
 
     def bind_again() -> int:
-        return errno_of(lambda: tools.memory(vm, 5 * GIB, SIZE, file=memory.file).delete())
+        def bind() -> None:
+            tools.memory(vm, 5 * GIB, SIZE, file=memory.file, file_offset=offset).delete()
+
+        return errno_of(bind)
 
     check(bind_again() != 0, "a file's range can be bound to a second slot")
     memory.delete()
