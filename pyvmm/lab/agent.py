@@ -352,6 +352,8 @@ def _start(job: dict[str, Any], files: tuple[int, int, int]) -> int:
                 _take_terminal()
             os.chdir(job["cwd"])
             os.execvpe(job["argv"][0], job["argv"], job["env"])
+        except ValueError as error:  # a NUL in a word
+            os.write(inner_complaint, marshal.dumps([errno.EINVAL, str(error), job["argv"][0]]))
         except OSError as error:
             # A command that is looked for along PATH has the last place as its file name.
             blamed = job["cwd"] if error.filename == job["cwd"] else job["argv"][0]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyvmm.lab.build import DEFAULT_VERSION
-from pyvmm.lab.errors import LabError
+from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.sources import default_tarball
 
 #: Debian's and Ubuntu's names.
@@ -35,6 +37,7 @@ Suites: trixie-backports
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 """
+_VERSION = re.compile(r"\d+\.\d+")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 Announce = Callable[[str], None]
@@ -46,6 +49,9 @@ def install(version: str | None, announce: Announce) -> None:
     `version` is the kernel source to get, such as "7.3"; 6.12 when it is None.
     """
     version = version or DEFAULT_VERSION
+    if not _VERSION.fullmatch(version):
+        raise LabUsageError(f"kernel source {version!r}", "want a version such as 7.3")
+    after = "next: pyvmm lab build" + ("" if version == DEFAULT_VERSION else f" --name {version}")
     source = f"linux-source-{version}"
     if shutil.which("apt-get") is None:
         raise LabError(
@@ -57,12 +63,13 @@ def install(version: str | None, announce: Announce) -> None:
     missing = [package for package in _PACKAGES if not _installed(package)]
     wanted = missing if default_tarball(version).exists() else [*missing, source]
     if not wanted:
-        announce("nothing is missing; next: pyvmm lab build")
+        announce(f"nothing is missing; {after}")
         return
     if os.geteuid() != 0:
-        raise LabError(
-            ", ".join(wanted), "not installed", f"type: sudo apt-get install {' '.join(wanted)}"
-        )
+        command = ["apt-get", "install", *wanted]
+        if source in wanted and not _offered(source, []):
+            command = [os.path.abspath(sys.argv[0]), "lab", "setup", "--source", version]
+        raise LabError(", ".join(wanted), "not installed", f"type: sudo {shlex.join(command)}")
     announce(f"installing {' '.join(wanted)}")
     try:
         _apt(["update"])
@@ -75,7 +82,7 @@ def install(version: str | None, announce: Announce) -> None:
             _apt(["install", "--yes", "--no-install-recommends", source])
         else:
             _install_from_backports(source, announce)
-    announce("done; next: pyvmm lab build")
+    announce(f"done; {after}")
 
 
 def _install_from_backports(source: str, announce: Announce) -> None:

@@ -201,7 +201,7 @@ class Lab:
 
     def run(
         self,
-        argv: Sequence[str],
+        argv: Sequence[str | os.PathLike[str]],
         *,
         timeout: float = RUN_SECONDS,
         silence: float = float("inf"),
@@ -235,7 +235,7 @@ class Lab:
         if self._results is not None:
             environment["PYVMM_RESULTS"] = str(self._results)
         job = {
-            "argv": list(argv),
+            "argv": [os.fspath(word) for word in argv],
             "cwd": str(cwd) if cwd is not None else _working_folder(),
             "env": environment,
             "terminal": terminal.size() if terminal is not None else None,

@@ -142,6 +142,12 @@ def test_folder_that_is_not_there(host: Host) -> None:
     assert b"/nowhere" in errors
 
 
+def test_a_word_that_no_command_can_have(host: Host) -> None:
+    answer, _, errors = host.run(["true", "a\0b"])
+    assert answer["status"] == 126
+    assert errors == b"pyvmm: lab: cannot run true: embedded null byte\n"
+
+
 def test_killed_by_a_signal_is_what_a_shell_says(host: Host) -> None:
     answer, _, _ = host.run(["sh", "-c", "kill -SEGV $$"])
     assert answer["status"] == 128 + signal.SIGSEGV

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.lab import install as install_module
-from pyvmm.lab.errors import LabError
+from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.install import install
 
 Machine = Callable[..., list[list[str]]]
@@ -51,9 +51,31 @@ def test_nothing_to_do_needs_no_root(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_who_is_not_root_gets_the_command_to_type(machine: Machine) -> None:
-    told = machine(installed=set(_ALL) - {"bc"}, root=False)
+    told = machine(installed=set(_ALL) - {"bc"}, offered=["linux-source-6.12"], root=False)
     with pytest.raises(LabError, match=r"type: sudo apt-get install bc linux-source-6\.12$"):
         install(None, lambda line: None)
+    assert told == []
+
+
+def test_what_apt_alone_does_not_find_is_for_root_to_set_up(machine: Machine) -> None:
+    machine(installed=_ALL, root=False)
+    with pytest.raises(LabError, match=r"type: sudo /.* lab setup --source 7\.3$"):
+        install("7.3", lambda line: None)
+
+
+def test_what_comes_next_names_the_version(machine: Machine, tmp_path: Path) -> None:
+    machine(installed=_ALL)
+    (tmp_path / "7.3").touch()
+    said: list[str] = []
+    install("7.3", said.append)
+    assert said == ["nothing is missing; next: pyvmm lab build --name 7.3"]
+
+
+@pytest.mark.parametrize("version", ["foo", "6.12; rm", "../x", "6.12.1"])
+def test_a_version_that_is_none(machine: Machine, version: str) -> None:
+    told = machine(installed=_ALL)
+    with pytest.raises(LabUsageError, match="such as 7"):
+        install(version, lambda line: None)
     assert told == []
 
 
