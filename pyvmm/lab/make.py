@@ -44,7 +44,7 @@ class Make:
         """Make these goals with these settings; a LabError with the reason when that fails."""
         made = 0
         with (
-            open(self._log, "ab") as log,
+            open(self._log, "ab", buffering=0) as log,  # for who reads it meanwhile
             subprocess.Popen(
                 [*self._command, *arguments],
                 cwd=self._files,
