@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from pyvmm.cli import main as status
@@ -148,7 +149,12 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         return [replay_case(options.replay)]
     from pyvmm.validate.catalogue import select
 
-    return select(options.expression, options.backend, options.model_examples or 0)
+    chosen = select(options.expression, options.backend, options.model_examples or 0)
+    if not options.list and any(each.examples for each in chosen):
+        # Here, once: every worker is forked from this process, and it takes its time.
+        with suppress(ImportError):
+            import hypothesis.strategies  # noqa: F401
+    return chosen
 
 
 def _run(

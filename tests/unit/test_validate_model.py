@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_kvm import BUGS, FakeKvm
 
 from pyvmm.errors import ConfigurationError
 from pyvmm.validate.check import CheckFailed
+from pyvmm.validate.model import explore as explore_module
 from pyvmm.validate.model.explore import explore
-from pyvmm.validate.model.play import rules_of
+from pyvmm.validate.model.guest_memfd import RULES, GuestMemfdState
+from pyvmm.validate.model.play import Play, rules_of
 from pyvmm.validate.model.script import Layout, Script, load, to_text
 from pyvmm.validate.toolbox import Toolbox
 
@@ -122,16 +125,17 @@ def wrong_after_two_conversions(script: Script, tools: Toolbox) -> None:
             raise CheckFailed("a page is wrong", f"step {number}")
 
 
-def explored(running: Path, **options: Any) -> Script | None:
+def explored(running: Path, layout: Layout = LAYOUT, **options: Any) -> Script | None:
     given = {"seed": 1, "examples": 200, "seconds": 60, "shrink_seconds": 60, **options}
-    return explore("guest_memfd", LAYOUT, running=running, **given)
+    found = explore("guest_memfd", layout, running=running, **given)
+    return found and found.script
 
 
 def test_a_failure_shrinks_to_the_steps_that_it_needs(tmp_path: Path) -> None:
     running = tmp_path / "running.json"
     script = explored(running, player=wrong_after_two_conversions)
     assert script is not None
-    assert [step[0] for step in script.steps] == ["create_slot", "to_private"]
+    assert script.steps == (("create_slot", 0, 0, 0), ("to_private", 5, 1))
     assert script.failure == "a page is wrong (step 2)"
     assert script == explored(running, player=wrong_after_two_conversions)
     assert not running.exists()
@@ -171,6 +175,33 @@ def test_a_failure_that_does_not_come_again_is_one(tmp_path: Path) -> None:
 
     script = explored(tmp_path / "running.json", player=player)
     assert script is not None and script.failure == "once"
+
+
+@pytest.fixture
+def all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that this machine's KVM has nothing for."""
+    monkeypatch.setattr(explore_module, "missing", lambda name: "")
+
+
+@pytest.mark.usefixtures("all_steps")
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_is_found_and_shrinks_to_a_few_steps(bug: str, tmp_path: Path) -> None:
+    layout = Layout((4 << 30) + 0x5000, 24, slots=3, file_pages=40, file_offset=7)
+
+    def player(script: Script, tools: Toolbox) -> None:
+        Play(RULES, GuestMemfdState(layout), FakeKvm(layout, bug)).all(script.steps)
+
+    script = explored(tmp_path / "running.json", layout=layout, player=player)
+    assert script is not None
+    assert len(script.steps) <= 6, script.steps
+
+
+@pytest.mark.usefixtures("all_steps")
+def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:
+    def player(script: Script, tools: Toolbox) -> None:
+        Play(RULES, GuestMemfdState(LAYOUT), FakeKvm(LAYOUT)).all(script.steps)
+
+    assert explored(tmp_path / "running.json", examples=60, player=player) is None
 
 
 def test_it_ends_when_its_time_is_over(tmp_path: Path) -> None:

@@ -21,14 +21,16 @@ LAYOUTS = {
     "slots": Layout(4 * GIB + 5 * PAGE, 24, slots=3, file_pages=40, file_offset=7, backing="shmem"),
     "huge": Layout(4 * GIB, 1100, slots=2, file_pages=1200, file_offset=9, backing="thp"),
 }
-_DEADLINE_S = 120.0
-_EXPLORING, _SHRINKING = 0.4, 0.4  # of the deadline
+_DEADLINE_S = 180.0
+_EXPLORING, _SHRINKING = 0.4, 0.4  # of the deadline, at most
+_EXAMPLES = 16
+_SHOWN = 12  # steps; the file has all
 
 
 def run(tools: Toolbox, abi: str, layout: Layout) -> None:
     each = tools.case
     assert each is not None
-    script = explore(
+    found = explore(
         abi,
         layout,
         seed=tools.random.getrandbits(32),
@@ -37,14 +39,21 @@ def run(tools: Toolbox, abi: str, layout: Layout) -> None:
         seconds=_EXPLORING * each.deadline_s,
         shrink_seconds=_SHRINKING * each.deadline_s,
     )
-    if script is None:
+    if found is None:
         return
+    script, failure = found
     path = files.save(each.name, script)
-    shown = "; ".join(json.dumps(step) for step in script.steps)
-    message, _, detail = script.failure.partition(" (")
-    raise CheckFailed(message, f"{detail.rstrip(')')}; replay {path}: {shown}")
+    shown = "; ".join(json.dumps(step) for step in script.steps[:_SHOWN])
+    more = f"; and {len(script.steps) - _SHOWN} more" if len(script.steps) > _SHOWN else ""
+    raise CheckFailed(str(failure), f"{failure.detail}; --replay {path} has {shown}{more}")
 
 
+# The shared view is one GiB above.
+VIEWS_LAYOUTS = {
+    "low": Layout(512 * KIB, 16, file_pages=24),
+    "slots": Layout(4 * GIB + 5 * PAGE, 24, slots=3, file_pages=40, file_offset=7, backing="shmem"),
+    "huge": Layout(4 * GIB, 1100, slots=2, file_pages=1200, file_offset=9, backing="thp"),
+}
 # On any KVM: a memfd, where huge pages are not for the asking, or a guest_memfd that is mapped.
 SHARED_LAYOUTS = {
     "low": Layout(512 * KIB, 16, file_pages=24, backing="shmem"),
@@ -54,12 +63,25 @@ SHARED_LAYOUTS = {
 
 
 @case(
+    "MODEL2",
+    "random steps on the RFC's private memory: every access gives what the model says",
+    needs=("memory_error",),
+    backend="memory_error",
+    vary={"layout": ("low", "slots", "huge")},
+    deadline_s=_DEADLINE_S,
+    examples=_EXAMPLES,
+)
+def memory_error(tools: Toolbox, layout: str) -> None:
+    run(tools, "memory_error", VIEWS_LAYOUTS[layout])
+
+
+@case(
     "MODEL3",
     "random steps on memslots without private memory: every access gives what the model says",
     needs=("guests",),
     vary={"layout": ("low", "slots", "mapped")},
     deadline_s=_DEADLINE_S,
-    examples=20,
+    examples=_EXAMPLES,
 )
 def memslots(tools: Toolbox, layout: str) -> None:
     run(tools, "memslots", SHARED_LAYOUTS[layout])
@@ -72,7 +94,7 @@ def memslots(tools: Toolbox, layout: str) -> None:
     backend="guest_memfd",
     vary={"layout": ("low", "slots", "huge")},
     deadline_s=_DEADLINE_S,
-    examples=20,
+    examples=_EXAMPLES,
 )
 def guest_memfd(tools: Toolbox, layout: str) -> None:
     run(tools, "guest_memfd", LAYOUTS[layout])

@@ -1,4 +1,4 @@
-"""Hypothesis makes scripts of an ABI, and shrinks one that fails to the shortest that does."""
+"""Hypothesis makes scripts of an ABI; one that fails is shrunk to the steps that it needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyvmm.errors import PyvmmError
 from pyvmm.validate.capabilities import missing
@@ -26,8 +26,10 @@ from pyvmm.validate.model.script import (
     Script,
     Step,
     bounds_of,
+    problem_with,
     to_text,
 )
+from pyvmm.validate.model.shrink import shrink
 from pyvmm.validate.toolbox import Toolbox
 
 # How often a step comes, once if it is not here.
@@ -46,14 +48,16 @@ _WEIGHTS = {
 _OFFSETS = (0, 8, 4088, 4095, 4093, 4094, 4092, 2047, 1, 1024)
 _COUNTS = (1, 2, 3, 5, 8, 13, 511, 512, 513)
 _ALL = (1 << 64) - 1
+_GROUPS = 6  # of steps, at least; they may be empty
 # Arguments of hypercalls that a VMM must refuse, or KVM itself.
 _HOSTILE_GPAS = (1, PAGE - 1, 1 << 52, 0x1_2345_6789_A000, _ALL, _ALL - PAGE + 1, 1 << 63, 0)
 _HOSTILE_COUNTS = (0, 1 << 32, (1 << 32) + 1, 1 << 52, (1 << 52) - 1, _ALL, _ALL - 1)
 _HOSTILE_ATTRIBUTES = (0x1F, 0x20, 0xFFFF_FFFF, (1 << 32) + 0x10, (1 << 63) + 0x10, _ALL)
 
 
-class _Fails(Exception):
-    """What Hypothesis is told, whatever the failure is."""
+class Found(NamedTuple):
+    script: Script
+    failure: CheckFailed
 
 
 class _Enough(BaseException):
@@ -70,13 +74,15 @@ def explore(
     seconds: float,
     shrink_seconds: float,
     player: Callable[[Script, Toolbox], None] = play,
-) -> Script | None:
-    """Play random scripts; the shortest that fails, with its failure, or None.
+) -> Found | None:
+    """Play random scripts; one that fails, shrunk, or None.
 
     Deterministic: the same ``seed`` makes the same scripts, unless ``seconds`` end it early.
-    Each script is in the file ``running`` before it is played, for one that ends the process.
+    A script that fails is shrunk for ``shrink_seconds``. Each script is in the file ``running``
+    before it is played, for one that ends the process; later the best that failed is.
     Raises :class:`Missing` where Hypothesis, or what the layout needs, is not there.
     """
+    start = time.monotonic()
     try:
         import hypothesis
         from hypothesis import HealthCheck, Phase, Verbosity
@@ -85,7 +91,7 @@ def explore(
     rules = rules_of(abi)
     assert rules is not None
     names = [name for name in STEPS if name in rules.steps and not _lacks(name)]
-    search = _Search(abi, layout, seed, running, player, seconds, shrink_seconds)
+    search = _Search(abi, layout, seed, running, player, start + seconds)
     search.try_out(())  # a layout that cannot be had is no failure
     scripts = _scripts(layout, rules, names)
 
@@ -93,10 +99,8 @@ def explore(
         max_examples=examples,
         database=None,
         deadline=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate,),
         verbosity=Verbosity.quiet,
-        print_blob=False,
-        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
     @hypothesis.seed(seed)
@@ -106,16 +110,11 @@ def explore(
 
     with tempfile.TemporaryDirectory(prefix="pyvmm-model-") as home:
         hypothesis.configuration.set_hypothesis_home_dir(home)
-        # Also a failure that does not come again, which Hypothesis calls flaky, was one.
-        with suppress(_Fails, _Enough, *_flaky()):
+        with suppress(_Enough):
             run()
+    search.shrink(rules, shrink_seconds)
+    running.unlink(missing_ok=True)
     return search.found
-
-
-def _flaky() -> tuple[type[BaseException], ...]:
-    import hypothesis.errors
-
-    return (hypothesis.errors.Flaky,)
 
 
 def _lacks(name: str) -> bool:
@@ -123,7 +122,7 @@ def _lacks(name: str) -> bool:
 
 
 class _Search:
-    """Plays examples, and keeps the best that failed."""
+    """Plays scripts, and keeps the one that failed."""
 
     def __init__(
         self,
@@ -132,48 +131,64 @@ class _Search:
         seed: int,
         running: Path,
         player: Callable[[Script, Toolbox], None],
-        seconds: float,
-        shrink_seconds: float,
+        until: float,
     ) -> None:
         self.empty = Script(abi, layout, (), seed, kernel=os.uname().release)
         self.running = running
         self.player = player
-        self.until = time.monotonic() + seconds
-        self.shrink_seconds = shrink_seconds
-        self.found: Script | None = None
-        self.failure = CheckFailed("")
+        self.until = until
+        self.found: Found | None = None
 
-    def try_out(self, steps: tuple[Step, ...]) -> CheckFailed | None:
-        script = replace(self.empty, steps=steps, failure="its process ended while it ran")
+    def try_out(self, steps: Sequence[Step]) -> CheckFailed | None:
+        script = replace(self.empty, steps=tuple(steps), failure="its process ended meanwhile")
         self.running.write_text(to_text(script), encoding="utf-8")
         try:
             with Toolbox(str(script.seed)) as tools:
                 self.player(script, tools)
         except CheckFailed as error:
             return error
+        except Missing:
+            raise
         except PyvmmError as error:
             return CheckFailed(f"a call that must succeed failed: {error}")
-        finally:
-            self.running.unlink(missing_ok=True)
         return None
 
     def example(self, steps: tuple[Step, ...]) -> None:
         if time.monotonic() > self.until:
             raise _Enough
-        failure = self.try_out(steps)
-        if failure is None:
-            return
-        if self.found is None:
-            self.until = time.monotonic() + self.shrink_seconds
+        if (failure := self.try_out(steps)) is not None:
+            self.keep(steps, failure)
+            # Hypothesis would play it again and again; steps are quicker to leave out by hand.
+            raise _Enough
+
+    def keep(self, steps: Sequence[Step], failure: CheckFailed) -> None:
         text = f"{failure} ({failure.detail})" if failure.detail else str(failure)
-        script = replace(self.empty, steps=steps, failure=text)
-        if self.found is None or _size(script) <= _size(self.found):
-            self.found, self.failure = script, failure
-        raise _Fails
+        script = replace(self.empty, steps=tuple(steps), failure=text)
+        self.found = Found(script, failure)
+        self.running.write_text(to_text(script), encoding="utf-8")
 
+    def shrink(self, rules: Rules, seconds: float) -> None:
+        """To the shortest that fails in the same way, as far as the time goes."""
+        if self.found is None:
+            return
+        until = time.monotonic() + seconds
+        message = str(self.found.failure)
 
-def _size(script: Script) -> tuple[int, int]:
-    return len(script.steps), len(to_text(replace(script, failure="")))
+        def fails(steps: Sequence[Step]) -> int | None:
+            """After how many steps, if it does."""
+            if time.monotonic() > until:
+                return None
+            failure = self.try_out(steps)
+            if failure is None or str(failure) != message:
+                return None
+            self.keep(steps, failure)
+            return getattr(failure, "steps", len(steps))
+
+        shrink(
+            self.found.script.steps,
+            fails,
+            lambda step: not problem_with(step, self.empty.layout, rules),
+        )
 
 
 Draw = Callable[[Any], Any]
@@ -201,7 +216,9 @@ def _scripts(layout: Layout, rules: Rules, names: list[str]) -> Any:
     def steps(draw: Draw) -> Step:
         name = one_of(draw, weighted)
         if name == "hypercall":
-            return (name, *hypercall(draw))
+            page = one_of(draw, pages)
+            count = number(draw, "count", range(1, layout.pages - page + 1))
+            return (name, *hypercall(draw, page, count))
         numbers: list[int] = []
         for kind in STEPS[name]:
             numbers.append(number(draw, kind, bounds_of(kind, numbers, layout, rules)))
@@ -217,19 +234,57 @@ def _scripts(layout: Layout, rules: Rules, names: list[str]) -> Any:
             return int(one_of(draw, [each for each in preferred[kind] if each in bounds]))
         return int(one_of(draw, bounds))
 
-    def hypercall(draw: Draw) -> tuple[int, ...]:
-        cpu, page = one_of(draw, range(layout.cpus)), one_of(draw, pages)
-        count = number(draw, "count", range(1, layout.pages - page + 1))
+    def hypercall(draw: Draw, page: int, count: int) -> tuple[int, ...]:
+        cpu = one_of(draw, range(layout.cpus))
         given = [layout.gpa + page * PAGE, count, one_of(draw, (0x10, 0))]
-        hostile = one_of(draw, (-1, -1, -1, 0, 1, 2))
+        hostile = one_of(draw, (-1, -1, -1, 0, 1, 1, 2))
         if hostile >= 0:
             given[hostile] = one_of(
                 draw, (_HOSTILE_GPAS, _HOSTILE_COUNTS, _HOSTILE_ATTRIBUTES)[hostile]
             )
         return (cpu, *given)
 
-    group = strategies.lists(steps(), min_size=1, max_size=12)
-    return strategies.lists(group, min_size=1, max_size=8)
+    usual = ("to_private", "to_shared", "punch", "discard", "delete_slot", "create_slot")
+    changes = [*usual, *usual[:4], "punch", "new_file", "hypercall"]
+    changes = [name for name in changes if name in names]
+
+    def change(draw: Draw, first: int, count: int) -> list[Step]:
+        """What may happen to a range of pages: to a part of it, or to its slot or file."""
+        start = first + draw(below(count))
+        part = 1 + draw(below(first + count - start))
+        slot = layout.slot_of(first)
+        back: Step = ("create_slot", slot, 0, layout.file_offset + layout.slot_pages(slot).start)
+        match name := one_of(draw, changes):
+            case "punch":
+                return [(name, 0, layout.file_offset + start, part)]
+            case "hypercall":
+                return [(name, *hypercall(draw, start, part))]
+            case "create_slot":
+                return [(name, slot, 0, draw(below(layout.file_pages)))]
+            case "delete_slot":
+                return [(name, slot), ("look", 0), back]
+            case "new_file":
+                return [(name, 0), ("look", 0), back]
+        return [(name, start, part)]
+
+    @strategies.composite
+    def story(draw: Draw) -> list[Step]:
+        """Pages of one state are written to, something happens to them, and they are read."""
+        first = one_of(draw, pages)
+        count = number(draw, "count", range(1, layout.pages - first + 1))
+        private = draw(below(3)) > 0
+        states = [("to_private" if private else "to_shared", first, count)]
+        view = first + layout.pages * (rules.views - 1) * (not private)
+        cpu = one_of(draw, range(layout.cpus))
+        fill = ("guest_fill", cpu, view, count, 1 + draw(below((1 << TAG_BITS) - 1)))
+        watch = [("watch", view)] if "watch" in names and draw(below(4)) == 3 else []
+        after = [*change(draw, first, count), ("look", one_of(draw, range(layout.cpus)))]
+        steps = [*(states if states[0][0] in names else []), fill, *watch, *after]
+        # Each can be left out, so that a failure shrinks to those that it needs.
+        return [step for step in steps if draw(below(16))]
+
+    group = strategies.lists(steps(), max_size=12) | story() | story()
+    return strategies.lists(group, min_size=_GROUPS, max_size=3 * _GROUPS)
 
 
 def _pages(layout: Layout) -> list[int]:

@@ -15,8 +15,12 @@ _RUN = os.getpid()
 
 
 def running(case: str) -> Path:
-    """The file of the script that a case plays now. It stays when the process dies."""
-    return Path(tempfile.gettempdir(), f"pyvmm-running-{_RUN}-{_word(case)}.json")
+    """The file of the script that a case plays now. It stays when the process dies.
+
+    In the lab's results folder it stays even when the kernel dies.
+    """
+    folder = os.environ.get("PYVMM_RESULTS") or tempfile.gettempdir()
+    return Path(folder, f"pyvmm-running-{_RUN}-{_word(case)}.json")
 
 
 def left_behind(case: str) -> str:

@@ -9,7 +9,7 @@ from pyvmm.native import lib
 from pyvmm.uapi import reason_name
 from pyvmm.validate.case import PAGE
 from pyvmm.validate.check import CheckFailed, errno_name, words
-from pyvmm.validate.model import guest_memfd, memslots
+from pyvmm.validate.model import guest_memfd, memory_error, memslots
 from pyvmm.validate.model.script import TAG_BITS, Layout, Rules, Script, Step
 from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import LOOK_PAGES, System
@@ -21,6 +21,11 @@ ABIS: dict[str, tuple[Rules, type[State], Callable[[Toolbox, Layout], System]]] 
         guest_memfd.RULES,
         guest_memfd.GuestMemfdState,
         guest_memfd.GuestMemfdSystem,
+    ),
+    memory_error.RULES.abi: (
+        memory_error.RULES,
+        memory_error.MemoryErrorState,
+        memory_error.MemoryErrorSystem,
     ),
     memslots.RULES.abi: (memslots.RULES, memslots.MemslotsState, memslots.MemslotsSystem),
 }
@@ -42,6 +47,14 @@ def play(script: Script, tools: Toolbox) -> None:
     Play(rules, state(script.layout), system(tools, script.layout)).all(script.steps)
 
 
+class StepFailed(CheckFailed):
+    """``steps`` were taken, the one that failed among them."""
+
+    def __init__(self, message: str, detail: str, steps: int) -> None:
+        super().__init__(message, detail)
+        self.steps = steps
+
+
 class Play:
     def __init__(self, rules: Rules, state: State, system: System) -> None:
         self.state = state
@@ -52,20 +65,20 @@ class Play:
 
     def all(self, steps: tuple[Step, ...]) -> None:
         for number, step in enumerate(steps, 1):
-            self._step(f"step {number} {list(step)}", lambda step=step: self.step(step))  # type: ignore[misc]
-        self._step("at the end", self.end)
+            self._take(f"step {number} {list(step)}", number, self.step, step)
+        self._take("at the end", len(steps), self.end)
 
-    def _step(self, where: str, take: Callable[[], None]) -> None:
+    def _take(self, where: str, number: int, take: Callable[..., None], *arguments: Step) -> None:
         try:
-            take()
+            take(*arguments)
         except CheckFailed as error:
             detail = f"{where}: {error.detail}" if error.detail else where
-            raise CheckFailed(str(error), detail) from None
+            raise StepFailed(str(error), detail, number) from None
         except KvmError as error:
             message = (
                 f"a call that must succeed failed: {error.call}, {errno_name(error.errno or 0)}"
             )
-            raise CheckFailed(message, f"{where}: {error}") from None
+            raise StepFailed(message, f"{where}: {error}", number) from None
 
     def step(self, step: Step) -> None:
         getattr(self, f"_{step[0]}")(*step[1:])
@@ -120,6 +133,8 @@ class Play:
             if offset + width <= PAGE and self.state.place(page) != UNKNOWN:
                 seen = self.system.guest_read(cpu, page, offset, width)
                 self._expect_exit(seen, page, offset, width, None)
+                if self._implicit(page):
+                    self._guest_read(cpu, page, offset, width)
             return
         seen = self.system.guest_read(cpu, page, offset, width)
         self._expect_value(seen, self._held(pieces), page, offset, "a guest reads")
@@ -130,6 +145,8 @@ class Play:
             if offset + width <= PAGE and self.state.place(page) != UNKNOWN:
                 seen = self.system.guest_write(cpu, page, offset, width, value)
                 self._expect_exit(seen, page, offset, width, value)
+                if self._implicit(page):
+                    self._guest_write(cpu, page, offset, width, value)
             return
         seen = self.system.guest_write(cpu, page, offset, width, value)
         if isinstance(seen, AccessExit):
@@ -137,6 +154,13 @@ class Play:
                 f"a guest's write to a {self._kind(page)} page got {_reason(seen)}", _exit(seen)
             )
         self._write(pieces, value, width)
+
+    def _implicit(self, page: int) -> bool:
+        """Convert as the exit asks, where it does; the access can then be repeated."""
+        if self.state.place(page) != lib.KVM_EXIT_MEMORY_ERROR:
+            return False
+        self._convert(page % self.pages, 1, page < self.pages)
+        return True
 
     def _guest_add(self, cpu: int, page: int, offset: int, width: int, value: int) -> None:
         # Never across a cache line: many hosts forbid split locks.
@@ -240,7 +264,9 @@ class Play:
     def _forget_mmio(self, slot: int) -> None:
         """A shared access to each page that KVM may take for MMIO still."""
         pages = self.state.layout.slot_pages(slot)
-        for page in sorted(self.state.mmio.intersection(pages)):
+        for page in sorted(self.state.mmio):
+            if page % self.pages not in pages:
+                continue
             was_unknown = self.state.place(page) == UNKNOWN
             if was_unknown:
                 self.system.convert(page, 1, False)
@@ -308,17 +334,25 @@ class Play:
         if place == UNKNOWN:
             self._unwatch()
             return
-        if isinstance(place, Place):
-            if isinstance(seen, AccessExit):
-                # It lost a race with the step; the exit shows what was before it.
-                self._expect_lost_race(seen, page, step)
-                self._unwatch()
-                self._forget_mmio(self.state.layout.slot_of(page % self.pages))
-                self._watch(page)
-                seen = self.system.watched()
-            expected = self._held([(place, 0, 8)])
-            self._expect_value(seen, expected, page, 0, "a vCPU that stayed inside the guest reads")
+        if step == "create_slot" and seen == AccessExit(0, MMIO, 0, self.state.gpa(page), 8):
+            # There was no slot for a moment.
+            self._unwatch()
+            self.state.mmio.add(page)
+            self._forget_mmio(self.state.layout.slot_of(page % self.pages))
+            self._watch(page)
             return
+        if not isinstance(place, Place):
+            self._expect_end_of_watch(seen, page)
+            return
+        if isinstance(seen, AccessExit):
+            # It lost a race with the step; the exit shows what was before it.
+            self._expect_lost_race(seen, page)
+            self._watch(page)
+            seen = self.system.watched()
+        expected = self._held([(place, 0, 8)])
+        self._expect_value(seen, expected, page, 0, "a vCPU that stayed inside the guest reads")
+
+    def _expect_end_of_watch(self, seen: int | AccessExit, page: int) -> None:
         if not isinstance(seen, AccessExit):
             raise CheckFailed(
                 "a vCPU that stayed inside the guest goes on to use a page that is gone",
@@ -327,11 +361,7 @@ class Play:
         self._unwatch()
         self._expect_exit(seen, page, 0, 8, None)
 
-    def _expect_lost_race(self, seen: AccessExit, page: int, step: str) -> None:
-        if step == "create_slot" and seen == AccessExit(0, MMIO, 0, self.state.gpa(page), 8):
-            # There was no slot for a moment.
-            self.state.mmio.add(page)
-            return
+    def _expect_lost_race(self, seen: AccessExit, page: int) -> None:
         flags = (0, int(lib.KVM_MEMORY_EXIT_FLAG_PRIVATE))
         wanted = self.state.access_exit(page, int(lib.KVM_EXIT_MEMORY_FAULT))
         if seen._replace(flags=wanted.flags) != wanted or seen.flags not in flags:
@@ -341,9 +371,12 @@ class Play:
 
     def _look(self, cpu: int) -> None:
         # Before anything else faults: it could be given the page that a stale mapping shows.
-        for page in self.state.changed:
-            for view in range(self.views):
-                self._look_at(cpu, range(page + view * self.pages, page + view * self.pages + 1))
+        for changed in self.state.changed:
+            for page in range(changed, self.pages * self.views, self.pages):
+                if isinstance(self.state.place(page), Place):
+                    self._look_at(cpu, range(page, page + 1))
+                else:
+                    self._expect_missing(cpu, page)
         around = range(self.pages)
         if self.pages > _WINDOW:
             middle = self.state.changed[0] if self.state.changed else 0
@@ -352,6 +385,10 @@ class Play:
         for view in range(self.views):
             first = view * self.pages + around.start
             self._look_at(cpu, range(first, first + len(around)))
+
+    def _expect_missing(self, cpu: int, page: int) -> None:
+        if self.state.place(page) != UNKNOWN:
+            self._expect_exit(self.system.guest_read(cpu, page, 0, 8), page, 0, 8, None)
 
     def _look_at(self, cpu: int, pages: range) -> None:
         for run in self._runs(pages.start, len(pages)):
@@ -379,7 +416,7 @@ class Play:
     def _kind(self, page: int) -> str:
         place = self.state.place(page)
         if isinstance(place, Place):
-            return "shared" if place.file < 0 else "private"
+            return "shared" if place == self.state.host_place(page) else "private"
         return "missing"
 
     def _expect_value(
