@@ -28,6 +28,7 @@ _COLOURS = {
 }
 _BACKENDS = ("emulated", "guest_memfd", "memory_error")
 _WORKERS = 2
+_MOST_FACTS = 4
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -263,7 +264,10 @@ def _show_end(
 def _machine_lines(differing: list[str]) -> list[str]:
     if not differing:
         return []
-    return [f"the baseline is from another machine or kernel: {'; '.join(differing)}"]
+    told = differing[:_MOST_FACTS]
+    if len(differing) > len(told):
+        told.append(f"and {len(differing) - len(told)} more")
+    return [f"the baseline is from another machine or kernel: {'; '.join(told)}"]
 
 
 def _compared_json(

@@ -115,6 +115,8 @@ def differing_facts(one: dict[str, Any], other: dict[str, Any]) -> Sequence[str]
     for name in ("kernel", "cpu", "cpus", "kvm_modules"):
         if one.get(name) != other.get(name):
             different.append(f"{name} {_plain(one.get(name))}, here {_plain(other.get(name))}")
+    if one.get("kvm_modules") != other.get("kvm_modules"):
+        return different  # other modules have other parameters
     before, now = one.get("parameters") or {}, other.get("parameters") or {}
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):

@@ -97,7 +97,8 @@ def test_changes(before: tuple[State, str], now: tuple[State, str], change: Chan
     comparison = baseline.compare([result("X1.a", *before)], [result("X1.a", *now)])
     (difference,) = comparison.differences
     assert difference.change is change
-    assert comparison.worse == (change in (Change.BROKEN, Change.DIFFERENT))
+    if change is not Change.NEWLY_SKIPPED:
+        assert comparison.worse == (change in (Change.BROKEN, Change.DIFFERENT))
 
 
 def test_a_comparison_in_words() -> None:
@@ -117,6 +118,18 @@ def test_another_machine_is_said() -> None:
         "kernel 6.12, here 7.3",
         "kvm_amd.npt=None, here 0",
     ]
+    # Another module's parameters are none of this one's.
+    other["kvm_modules"] = ["kvm_intel"]
+    assert report.differing_facts(MACHINE, other) == [
+        "kernel 6.12, here 7.3",
+        "kvm_modules kvm_amd, here kvm_intel",
+    ]
+
+
+def test_a_case_that_passed_and_is_skipped_now_is_worse() -> None:
+    for before, worse in ((State.PASS, True), (State.FAIL, False), (State.SKIP, False)):
+        comparison = baseline.compare([result("X1.a", before)], [result("X1.a", State.SKIP, "s")])
+        assert comparison.worse is worse
 
 
 def test_a_run_that_ends_in_the_middle_is_read_back() -> None:
