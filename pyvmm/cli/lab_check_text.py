@@ -52,6 +52,8 @@ def verdict(variants: Sequence[Variant]) -> str:
         return f"WORSE: {', '.join(changed)}"
     if all(variant.nothing_ran for variant in variants):
         return "NOTHING COULD RUN on either kernel"
+    if any(variant.problem("before") for variant in variants):
+        changed.append("the kernel before did not come to the end")
     if changed:
         return f"nothing got worse: {', '.join(changed)}"
     return "no difference"
@@ -198,10 +200,14 @@ def _fitted(section: _Section, room: int) -> Iterator[str]:
 
 
 def _trouble_sections(variants: Sequence[Variant]) -> Iterator[_Section]:
-    problems = [(variant, variant.new_problem) for variant in variants if variant.new_problem]
-    if problems:
-        groups = [_wrapped(f"{_where(variant)}{problem}", "  ") for variant, problem in problems]
-        yield _Section("did not come to its end, only now:", groups)
+    for when in ("now", "before"):
+        groups = [
+            _wrapped(f"{_where(variant)}{problem}", "  ")
+            for variant in variants
+            if (problem := variant.problem(when))
+        ]
+        if groups:
+            yield _Section(f"did not come to its end {when}:", groups)
     new = _each_kind((variant, each) for variant in variants for each in variant.new_trouble)
     if new:
         yield _Section(f"the kernel's log, only now ({len(new)}):", new)

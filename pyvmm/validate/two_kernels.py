@@ -86,12 +86,15 @@ class Variant:
         known = {each.splat.kind for each in self.trouble_before}
         return [each for each in self.trouble_now if each.splat.kind not in known]
 
+    def problem(self, when: str) -> str:
+        """Why a run "before" or "now" did not come to its end, "" if all did."""
+        runs = self.now if when == "now" else self.before
+        return next((run.problem for run in runs if run.problem), "")
+
     @property
     def new_problem(self) -> str:
         """Why a run did not come to its end now, "" if that happened before too."""
-        if any(run.problem for run in self.before):
-            return ""
-        return next((run.problem for run in self.now if run.problem), "")
+        return "" if self.problem("before") else self.problem("now")
 
     @property
     def worse(self) -> bool:

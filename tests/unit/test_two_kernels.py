@@ -144,7 +144,10 @@ def test_a_kernel_that_dies_in_the_middle() -> None:
     assert "in the middle of X2.b" in said and "Oops: 0000 [#1] (while X2.b ran)" in said
     # The same on both kernels is no difference, though not much of a proof.
     both = variant(now, now)
-    assert not both.worse and "before too" in "\n".join(text.summary(facts(), [both]))
+    assert not both.worse
+    said = "\n".join(text.summary(facts(), [both]))
+    assert said.startswith("nothing got worse: the kernel before did not come to the end")
+    assert "did not come to its end now" in said and "did not come to its end before" in said
 
 
 # ---- what is said ----
