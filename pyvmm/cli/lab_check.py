@@ -8,8 +8,6 @@ import random
 import re
 import shutil
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
 if TYPE_CHECKING:
     from pyvmm.cli.lab_check_text import Facts
     from pyvmm.lab.kernels import Kernel
-    from pyvmm.validate.lines import Transcript
     from pyvmm.validate.two_kernels import Variant
 
 SAME_OR_BETTER, WORSE, NOTHING_RAN = 0, 1, 4
@@ -146,7 +143,7 @@ def _check(options: Namespace) -> int:
         silence_s=max(each.deadline_s for each in cases) + 60,
     )
     variants: list[Variant] = []
-    with results, _watch() as watch:
+    with results, live_line() as show:
         before, now = _kernels(options)
         check = TwoKernels(
             before,
@@ -158,7 +155,7 @@ def _check(options: Namespace) -> int:
             words=_words(options),
             vary=options.vary,
             announce=say,
-            watch=watch,
+            watch=show or (lambda line: None),
         )
         say(f"{len(cases)} cases on {before.name} and {now.name}, seed {seed}")
         if options.vary:
@@ -251,19 +248,6 @@ def _kernels(options: Namespace) -> tuple[Kernel, Kernel]:
             build(Recipe(source, (), config), None, say, progress),
             build(Recipe(source, tuple(options.patch), config), None, say, progress),
         )
-
-
-@contextmanager
-def _watch() -> Iterator[Callable[[str, Transcript], None]]:
-    """How far a run is, on a terminal."""
-    with live_line() as show:
-
-        def watch(title: str, transcript: Transcript) -> None:
-            if show is not None:
-                done = f"{len(transcript.results)}/{len(transcript.planned)}"
-                show(f"{title}: {done} {', '.join(transcript.running)}")
-
-        yield watch
 
 
 class _Results:

@@ -99,7 +99,8 @@ def _heading(facts: Facts, variants: Sequence[Variant]) -> Iterator[str]:
     count = len(variants[0].cases) if variants else 0
     chosen = f" (-k {facts.expression!r})" if facts.expression else ""
     yield f"{count} cases{chosen}, seed {facts.seed}"
-    seconds = sum(run.duration_s for each in variants for _, run in _all_runs(each))
+    pairs = [pair for each in variants for pair in zip(each.before, each.now, strict=True)]
+    seconds = sum(max(before.duration_s, now.duration_s) for before, now in pairs)
     yield f"pyvmm lab (QEMU, TCG), {facts.cpus} CPUs, {facts.memory_mib} MiB, {seconds:.0f} s"
 
 

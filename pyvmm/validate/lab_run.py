@@ -70,12 +70,12 @@ def run_in_lab(
     words: Sequence[str],
     folder: Path,
     announce: Callable[[str], None],
-    watch: Callable[[Transcript], None] = lambda transcript: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> LabRun:
     """Boot ``kernel`` and run ``pyvmm validate`` with these words in it.
 
     What the cases leave for people, such as the model's scripts, comes into ``folder``.
-    ``watch`` is called whenever there is more to see. Raises :class:`LabError` when the
+    ``tell`` is given a line on how far it is. Raises :class:`LabError` when the
     kernel does not boot or the command does not begin.
     """
     transcript = Transcript()
@@ -85,7 +85,8 @@ def run_in_lab(
             transcript.feed(data)
         except ConfigurationError as error:
             raise LabError(f"kernel {kernel.name}", str(error)) from None
-        watch(transcript)
+        done = f"{len(transcript.results)}/{len(transcript.planned)}"
+        tell(f"{done} {', '.join(transcript.running)}")
 
     with Lab(
         kernel,

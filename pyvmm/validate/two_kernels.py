@@ -19,12 +19,10 @@ from pyvmm.lab.lab import Lab
 from pyvmm.validate import baseline, report
 from pyvmm.validate.baseline import Change
 from pyvmm.validate.lab_run import LabRun, Machine, Trouble, run_in_lab
-from pyvmm.validate.lines import Transcript
 from pyvmm.validate.result import CaseResult, State
+from pyvmm.validate.side_by_side import Run, run_side_by_side
 
 Announce = Callable[[str], None]
-#: Called with what is run and what it said so far.
-Watch = Callable[[str, Transcript], None]
 
 #: How often a case that differs runs at most, and how many such cases run again.
 _RUNS = 3
@@ -220,7 +218,7 @@ class TwoKernels:
         words: Sequence[str] = (),
         vary: Sequence[Sequence[str]] = (),
         announce: Announce = lambda line: None,
-        watch: Watch = lambda title, transcript: None,
+        watch: Announce = lambda line: None,
     ) -> None:
         self.before = before
         self.now = now
@@ -260,44 +258,51 @@ class TwoKernels:
             machine = replace(self.machine, parameters=(*self.machine.parameters, *parameters))
             title = f"{number}/{len(self.choices)} {' '.join(parameters)}".rstrip()
             place = self.folder / "_".join(parameters).replace("/", "_")
-            before = [self._run(self.before, machine, place / "before", self.expression, title)]
-            now = [self._run(self.now, machine, place / "now", self.expression, title)]
-            cases = compare(before, now)
+            pairs = [self._run_both(machine, place, "", self.expression, title)]
+            cases = compare(*zip(*pairs, strict=True))
             for runs in range(1, _RUNS):
                 names = _to_run_again(cases, runs)
                 if not names:
                     break
                 self.announce(f"{title}: running {len(names)} cases that differ again on both")
                 brief = replace(machine, timeout_s=min(_AGAIN_S, machine.timeout_s))
-                chosen, again = " or ".join(names), f"-{runs + 1}"
-                before.append(
-                    self._run(self.before, brief, place / f"before{again}", chosen, title)
-                )
-                now.append(self._run(self.now, brief, place / f"now{again}", chosen, title))
-                cases = compare(before, now)
-            yield Variant(parameters, tuple(before), tuple(now), cases)
+                chosen = " or ".join(names)
+                pairs.append(self._run_both(brief, place, f"-{runs + 1}", chosen, title))
+                cases = compare(*zip(*pairs, strict=True))
+            before, now = zip(*pairs, strict=True)
+            yield Variant(parameters, before, now, cases)
 
-    def _run(
-        self, kernel: Kernel, machine: Machine, folder: Path, expression: str, title: str
-    ) -> LabRun:
+    def _run_both(
+        self, machine: Machine, place: Path, suffix: str, expression: str, title: str
+    ) -> list[LabRun]:
         words = ["--seed", str(self.seed), *self.words]
         if expression:
             words += ["-k", expression]
-        title = f"{title} on {kernel.name}"
-        run = run_in_lab(
-            kernel,
-            machine,
-            words,
-            folder,
-            self.announce,
-            lambda transcript: self.watch(title, transcript),
-        )
-        saved = report.Report(run.machine, run.seed, run.duration_s, run.results)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "validate.json").write_text(json.dumps(report.to_json(saved)), encoding="utf-8")
-        log = "\n".join([*run.kernel_log, ""])
-        (folder / "kernel.log").write_text(log, encoding="utf-8", errors="backslashreplace")
-        return run
+        sides = {"before": self.before, "now": self.now}
+        folders = [place / f"{when}{suffix}" for when in sides]
+
+        def one(kernel: Kernel, folder: Path) -> Run:
+            return lambda tell: run_in_lab(kernel, machine, words, folder, self.announce, tell)
+
+        at = dict.fromkeys(sides, "")
+
+        def watch(number: int, line: str) -> None:
+            at[list(sides)[number]] = line
+            self.watch(" ".join([title, *(f"{when}: {line}" for when, line in at.items())]))
+
+        runs = [one(kernel, folder) for kernel, folder in zip(sides.values(), folders, strict=True)]
+        done = run_side_by_side(runs, watch)
+        for run, folder in zip(done, folders, strict=True):
+            _keep(run, folder)
+        return done
+
+
+def _keep(run: LabRun, folder: Path) -> None:
+    saved = report.Report(run.machine, run.seed, run.duration_s, run.results)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "validate.json").write_text(json.dumps(report.to_json(saved)), encoding="utf-8")
+    log = "\n".join([*run.kernel_log, ""])
+    (folder / "kernel.log").write_text(log, encoding="utf-8", errors="backslashreplace")
 
 
 def _has_parameter(lab: Lab, name: str) -> bool:

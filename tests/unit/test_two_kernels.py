@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,15 @@ import pytest
 
 from pyvmm.cli import lab_check_text as text
 from pyvmm.cli.main import main
+from pyvmm.errors import ConfigurationError, PyvmmError
+from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate import report, two_kernels
 from pyvmm.validate.baseline import Change
 from pyvmm.validate.lab_run import LabRun, Machine, Trouble
 from pyvmm.validate.result import CaseResult, State
+from pyvmm.validate.side_by_side import Run, run_side_by_side
 from pyvmm.validate.two_kernels import TwoKernels, Variant, compare, judge
 
 PASS, FAIL, SKIP = State.PASS, State.FAIL, State.SKIP
@@ -284,8 +290,14 @@ class Kernels:
         )
 
 
+def one_by_one(runs: Sequence[Run], watch: object) -> list[LabRun]:
+    """In this process, whose objects remember what they were asked."""
+    return [run(lambda line: None) for run in runs]
+
+
 def variants_of(kernels: Kernels, monkeypatch: pytest.MonkeyPatch, **other: Any) -> list[Variant]:
     monkeypatch.setattr(two_kernels, "run_in_lab", kernels)
+    monkeypatch.setattr(two_kernels, "run_side_by_side", one_by_one)
     check = TwoKernels(BEFORE, NOW, Machine(), kernels.folder, seed=7, **other)
     return list(check.variants())
 
@@ -348,6 +360,49 @@ def test_all_combinations_on_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert report.load(str(tmp_path / files[0])).results == found[0].before[0].results
 
 
+# ---- side by side ----
+
+
+def test_runs_side_by_side_come_back_in_their_order() -> None:
+    told: list[tuple[int, str]] = []
+
+    def named(name: str, pause_s: float) -> Run:
+        def work(tell: Callable[[str], None]) -> LabRun:
+            time.sleep(pause_s)
+            tell(name)
+            return run(result(name), trouble=(splat("BUG: x", name),))
+
+        return work
+
+    both = run_side_by_side([named("X1.a", 0.2), named("X2.b", 0)], lambda *at: told.append(at))
+    assert [each.planned for each in both] == [("X1.a",), ("X2.b",)]
+    assert told == [(1, "X2.b"), (0, "X1.a")]
+
+
+@pytest.mark.parametrize("kind", [LabError, LabUsageError, ConfigurationError])
+def test_an_error_in_one_run_ends_the_other(kind: type[PyvmmError], tmp_path: Path) -> None:
+    def fails(tell: Callable[[str], None]) -> LabRun:
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        raise kind("kernel x", "it does not boot", "look at it")
+
+    def waits(tell: Callable[[str], None]) -> LabRun:
+        (tmp_path / "began").touch()
+        time.sleep(1000)
+        raise AssertionError
+
+    start = time.monotonic()
+    with pytest.raises(kind, match="kernel x: it does not boot; look at it"):
+        run_side_by_side([waits, fails], lambda *at: None)
+    assert time.monotonic() - start < 20
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_dies_is_an_error() -> None:
+    with pytest.raises(LabError, match="died"):
+        run_side_by_side([lambda tell: os._exit(3)], lambda *at: None)
+
+
 # ---- the command ----
 
 
@@ -391,6 +446,7 @@ def test_exit_status(
     ]
     kernels = Kernels([before, again[0]], [now, again[1]], tmp_path)
     monkeypatch.setattr(two_kernels, "run_in_lab", kernels)
+    monkeypatch.setattr(two_kernels, "run_side_by_side", one_by_one)
     words = ["lab", "check", "--kernel", "a", "--kernel", "b", "--seed", "8"]
     assert main(words) == status
     told = capsys.readouterr()
@@ -417,14 +473,13 @@ def test_exit_status(
 def test_a_kernel_that_does_not_boot_is_125(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyvmm.lab.errors import LabError
-
     def run_in_lab(kernel: Kernel, *_: object) -> LabRun:
         if kernel is NOW:
             raise LabError(f"kernel {kernel.name} did not boot", "it has no console")
         return run(result("X1.a"))
 
     monkeypatch.setattr(two_kernels, "run_in_lab", run_in_lab)
+    monkeypatch.setattr(two_kernels, "run_side_by_side", one_by_one)
     assert main(["lab", "check", "--kernel", "a", "--kernel", "b"]) == 125
     told = capsys.readouterr()
     assert "kernel 6.12-ab did not boot: it has no console" in told.err
