@@ -56,7 +56,8 @@ def verdict(variants: Sequence[Variant]) -> str:
         changed.append("the kernel before did not come to the end")
     if changed:
         return f"nothing got worse: {', '.join(changed)}"
-    return "no difference"
+    failed = counts[Change.SAME_FAILURE]
+    return f"no difference: {failed} cases fail on both kernels" if failed else "no difference"
 
 
 def summary(facts: Facts, variants: Sequence[Variant], lines: int = LINES) -> list[str]:
