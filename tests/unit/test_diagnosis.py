@@ -9,7 +9,9 @@ import pytest
 
 from pyvmm.diagnosis import describe_exit, register_lines
 from pyvmm.errors import KvmError
+from pyvmm.exits import exit_decoder
 from pyvmm.guest.image import Image
+from pyvmm.mapping import PAGE_SIZE
 from pyvmm.native import ffi, lib
 
 
@@ -17,8 +19,10 @@ class MadeUpVcpu:
     """Answers as a vCPU that stopped at ``cs``:``rip`` with this exit."""
 
     def __init__(self, reason: int, cs: int = 0, rip: int = 0x7C00) -> None:
-        self.kvm_run: Any = ffi.new("struct kvm_run *")
+        self._memory = ffi.new("char[]", 2 * PAGE_SIZE)
+        self.kvm_run: Any = ffi.cast("struct kvm_run *", self._memory)
         self.kvm_run.exit_reason = reason
+        self.exit = exit_decoder(self.kvm_run)
         self._cs, self._rip = cs, rip
 
     def get_regs(self) -> Any:
