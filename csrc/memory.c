@@ -27,7 +27,10 @@ int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t 
 		if (strcmp(backends[i]->name, backend) == 0)
 			memory->backend = backends[i];
 	}
-	return memory->backend ? 0 : -EINVAL;
+	if (!memory->backend)
+		return -EINVAL;
+	memory->synced_registers = memory->backend->synced_registers;
+	return 0;
 }
 
 static void region_deinit(struct region *region)
@@ -106,6 +109,19 @@ static uint64_t view_of(const struct region *region, uint64_t gpa)
 	return region->shared_gpa;
 }
 
+static uint64_t page_of(const struct region *region, uint64_t gpa)
+{
+	return (gpa - view_of(region, gpa)) / PYVMM_PAGE_SIZE;
+}
+
+/* What an access through this view wants; with one view, what the page is. */
+static enum page_state wanted_state(const struct region *region, uint64_t gpa)
+{
+	if (!region_has_two_views(region))
+		return (enum page_state)region->states[page_of(region, gpa)];
+	return view_has(region->private_gpa, region->pages, gpa) ? PAGE_PRIVATE : PAGE_SHARED;
+}
+
 /* Returns how many pages changed state, or -errno and then none did. */
 static int64_t convert_pages(struct memory *memory, struct region *region, uint64_t first,
 			     uint64_t pages, enum page_state to)
@@ -135,6 +151,12 @@ static int64_t convert_pages(struct memory *memory, struct region *region, uint6
 		region->to_shared += changed;
 	__atomic_fetch_add(&memory->generation, 1, __ATOMIC_RELEASE);
 	return (int64_t)changed;
+}
+
+void memory_add_ram(struct memory *memory, uint64_t gpa, uint64_t size, const void *host)
+{
+	if (memory->ram_count < MEMORY_MAX_RAM)
+		memory->ram[memory->ram_count++] = (struct ram){ gpa, size, host };
 }
 
 int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t state,
@@ -200,6 +222,87 @@ int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size,
 	return error;
 }
 
+bool memory_peek(const struct memory *memory, uint64_t gpa, void *bytes, uint64_t size)
+{
+	const struct region *region = memory_find(memory, gpa);
+	uint64_t offset;
+	uint32_t i;
+	int fd;
+
+	for (i = 0; i < memory->ram_count; i++) {
+		const struct ram *ram = &memory->ram[i];
+
+		if (gpa >= ram->gpa && gpa - ram->gpa < ram->size &&
+		    size <= ram->size - (gpa - ram->gpa)) {
+			memcpy(bytes, ram->host + (gpa - ram->gpa), size);
+			return true;
+		}
+	}
+	if (!region)
+		return false;
+	offset = gpa - view_of(region, gpa);
+	if (region->states[page_of(region, gpa)] != wanted_state(region, gpa) ||
+	    size > PYVMM_PAGE_SIZE - offset % PYVMM_PAGE_SIZE)
+		return false;
+	/* Through the file: what is mapped may become inaccessible at any time. */
+	fd = wanted_state(region, gpa) == PAGE_PRIVATE ? region->private_fd : region->shared_fd;
+	return transfer(fd, bytes, size, offset, false) == 0;
+}
+
+/* 1 if the page of `gpa` had to be converted, 0 if it was there, or -errno. */
+static int make_present(struct memory *memory, struct region *region, uint64_t gpa)
+{
+	int64_t changed;
+
+	pthread_mutex_lock(&region->lock);
+	changed = convert_pages(memory, region, page_of(region, gpa), 1, wanted_state(region, gpa));
+	if (changed > 0)
+		region->implicit += (uint64_t)changed;
+	pthread_mutex_unlock(&region->lock);
+	return (int)changed;
+}
+
+/*
+ * Store what an instruction wrote beside what its exit tells of. Only what went to absent
+ * pages is lost: to the one of the exit, and maybe to one more.
+ */
+static int store_rest(struct memory *memory, int vcpu_fd, const struct kvm_run *run,
+		      struct memory_exit *exit)
+{
+	struct pushed_word words[MOST_PUSHED_WORDS];
+	const uint32_t count = memory->backend->find_rest(memory, vcpu_fd, run,
+							  exit->interrupts_on, words);
+	uint64_t absent = exit->access.gpa / PYVMM_PAGE_SIZE;
+	uint32_t i, byte;
+
+	for (i = 0; i < count; i++) {
+		for (byte = 0; byte < words[i].size; byte++) {
+			const uint64_t gpa = words[i].gpa + byte;
+			struct region *region = memory_find(memory, gpa);
+			char value = (char)(words[i].value >> 8 * byte);
+			int result;
+
+			if (!region)
+				continue;
+			if (gpa / PYVMM_PAGE_SIZE != absent) {
+				result = make_present(memory, region, gpa);
+				if (result < 0)
+					return result;
+				if (result == 0)
+					continue;
+				exit->converted++;
+				absent = gpa / PYVMM_PAGE_SIZE;
+			}
+			result = transfer(wanted_state(region, gpa) == PAGE_PRIVATE ?
+						  region->private_fd : region->shared_fd,
+					  &value, 1, gpa - view_of(region, gpa), true);
+			if (result < 0)
+				return result;
+		}
+	}
+	return 0;
+}
+
 enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struct kvm_run *run,
 				       int run_errno, bool timed, bool may_convert,
 				       struct memory_exit *exit)
@@ -216,12 +319,11 @@ enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struc
 	region = memory_find(memory, exit->access.gpa);
 	if (!region)
 		return MEMORY_NOT_MINE;
-	page = (exit->access.gpa - view_of(region, exit->access.gpa)) / PYVMM_PAGE_SIZE;
+	page = page_of(region, exit->access.gpa);
 	exit->converted = 0;
 	exit->conversion_ns = 0;
 	exit->error = 0;
-	exit->wanted = view_has(region->private_gpa, region->pages, exit->access.gpa) ?
-			       PAGE_PRIVATE : PAGE_SHARED;
+	exit->wanted = wanted_state(region, exit->access.gpa);
 	if (recognition == EMULATED_ACCESS)
 		return MEMORY_EMULATED;
 
@@ -252,5 +354,10 @@ enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struc
 	if (verdict == MEMORY_DONE && memory->backend->complete)
 		memory->backend->complete(region, vcpu_fd, run, &exit->access);
 	pthread_mutex_unlock(&region->lock);
+	if (verdict == MEMORY_DONE && memory->backend->find_rest) {
+		exit->error = store_rest(memory, vcpu_fd, run, exit);
+		if (exit->error)
+			verdict = MEMORY_FAILED;
+	}
 	return verdict;
 }

@@ -26,6 +26,7 @@
 #include "slot_window.h"
 
 #define MEMORY_MAX_REGIONS 16
+#define MEMORY_MAX_RAM 16
 
 enum page_state { PAGE_SHARED = 0, PAGE_PRIVATE = 1 };
 
@@ -68,12 +69,22 @@ struct region {
 	uint64_t spurious; /* memory exits that found the page as they wanted it */
 };
 
+/* Plain memory, to look into. */
+struct ram {
+	uint64_t gpa;
+	uint64_t size;
+	const char *host;
+};
+
 struct memory {
 	int vm_fd;
 	const struct backend *backend;
 	uint32_t policy;
+	uint32_t synced_registers; /* KVM_SYNC_X86_*: what the backend wants at memory exits */
 	uint32_t region_count;
+	uint32_t ram_count;
 	uint64_t generation;
+	struct ram ram[MEMORY_MAX_RAM];
 	struct region regions[MEMORY_MAX_REGIONS];
 };
 
@@ -95,7 +106,9 @@ enum memory_verdict {
 };
 
 struct memory_exit {
-	uint64_t generation; /* set by the caller: memory.generation when the guest was entered */
+	/* Set by the caller when the guest is entered: memory.generation, and run->if_flag. */
+	uint64_t generation;
+	bool interrupts_on;
 	struct memory_access access;
 	enum page_state wanted; /* what the access needs */
 	uint64_t converted;	/* pages that changed state */
@@ -109,6 +122,10 @@ void memory_deinit(struct memory *memory);
 void memory_forget_vm(struct memory *memory);
 /* `wanted` holds the public fields; the region's windows are set up. 0 or -errno. */
 int memory_add_region(struct memory *memory, const struct region *wanted);
+/* What is more than MEMORY_MAX_RAM is not looked into. */
+void memory_add_ram(struct memory *memory, uint64_t gpa, uint64_t size, const void *host);
+/* Look at a few bytes as the guest sees them now; false where it would see no memory. */
+bool memory_peek(const struct memory *memory, uint64_t gpa, void *bytes, uint64_t size);
 /*
  * Change pages on request of the guest or the host. 0, or -EINVAL for anything
  * unaligned, empty, outside a region, past its view's end or not a state (then

@@ -224,7 +224,7 @@ static bool log_is_full(const struct vcpu_loop *loop)
 
 static bool read_registers(struct vcpu_loop *loop, struct kvm_regs *regs)
 {
-	if (loop->sync_registers && (loop->run->kvm_valid_regs & KVM_SYNC_X86_REGS)) {
+	if (loop->run->kvm_valid_regs & KVM_SYNC_X86_REGS) {
 		*regs = loop->run->s.regs.regs;
 		return true;
 	}
@@ -290,6 +290,8 @@ static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool 
 	default:
 		record_conversion(loop, loop->memory_exit.converted, loop->memory_exit.wanted,
 				  loop->memory_exit.conversion_ns);
+		/* A guest that had one will have more. */
+		loop->run->kvm_valid_regs |= loop->sync_registers & loop->memory->synced_registers;
 		return guard_trips(loop) ? STOP_GUARD : STOP_NONE;
 	}
 }
@@ -427,8 +429,8 @@ static enum loop_stop interrupted(struct vcpu_loop *loop)
 /* The registers are wanted once a streak of memory exits looks suspicious. */
 static void choose_synced_registers(struct vcpu_loop *loop)
 {
-	if (loop->sync_registers && loop->guard.streak == GUARD_UNCHECKED - 1)
-		loop->run->kvm_valid_regs |= KVM_SYNC_X86_REGS;
+	if (loop->guard.streak == GUARD_UNCHECKED - 1)
+		loop->run->kvm_valid_regs |= loop->sync_registers & KVM_SYNC_X86_REGS;
 }
 
 static enum loop_stop run_until_stop(struct vcpu_loop *loop)
@@ -455,6 +457,7 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 			return STOP_MAX_EXITS;
 		choose_synced_registers(loop);
 		loop->memory_exit.generation = memory_generation(loop->memory);
+		loop->memory_exit.interrupts_on = run->if_flag;
 		run_errno = ioctl(loop->vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
 		if (run_errno == EINTR)
 			return interrupted(loop);

@@ -85,7 +85,7 @@ struct vcpu_loop {
 	uint64_t run_size;
 	struct memory *memory;
 	struct protocol *protocol;
-	bool sync_registers; /* the kernel has KVM_CAP_SYNC_REGS for the general registers */
+	uint32_t sync_registers; /* KVM_SYNC_X86_*: what KVM_CAP_SYNC_REGS can do here */
 
 	/* May be changed between two loop_run(). */
 	uint64_t deadline;     /* CLOCK_MONOTONIC ns, or 0 */

@@ -3,14 +3,14 @@
 # shows:       pushal, a far call, an interrupt by INT, a division by zero and an invalid
 #              opcode push what they push through the wrong view: the page is
 #              converted once and all of it is there. exceptions.S does it with
-#              exceptions alone, irq.S with FRAMES=1 with timer interrupts.
-#              `emulated` cannot pass: KVM's emulator tells of the last write of such
-#              an instruction only.
+#              exceptions alone, irq.S with FRAMES=1 with timer interrupts. `emulated`
+#              needs a KVM that delivers exceptions by its own emulator; hardware that
+#              cannot push spins until the deadline.
 # vcpus:       1-28, the first one works
-# exits:       io memory
+# exits:       io memory, and shutdown on emulated
 # expect:      pass
 # conversions: to_private=20 to_shared=20 implicit=40 explicit=0
-# expect emulated: fail | error | deadline
+# expect emulated: pass | fail | deadline
 # expect --views 1: fail exit_code=1
 
         .include "pyvmm.inc"

@@ -169,7 +169,7 @@ class Machine:
         if chosen.hypercall and self.vm.map_gpa_range_exits():
             self._protocol.features |= lib.FEATURE_HYPERCALL
         self.bus = Bus(self._protocol)
-        sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS) & lib.KVM_SYNC_X86_REGS != 0
+        sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS)
         cpuid = kvm.get_supported_cpuid()
         for index in range(vcpus):
             vcpu = self.vm.create_vcpu(index)

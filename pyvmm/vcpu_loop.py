@@ -54,8 +54,9 @@ def _deinit(kept: tuple[Any, ...], loop: Any) -> None:
 class VcpuLoop:
     """Runs a vCPU in C until there is something for Python.
 
-    ``memory`` and ``protocol`` are the C structures of the machine. ``log_capacity``
-    (records, a power of two) bounds the exit log; 0 and recording off cost nothing.
+    ``memory`` and ``protocol`` are the C structures of the machine, ``sync_registers`` what
+    KVM_CAP_SYNC_REGS can do there (``KVM_SYNC_X86_*``). ``log_capacity`` (records, a power
+    of two) bounds the exit log; 0 and recording off cost nothing.
 
     Synchronization: only :meth:`kick` may be called by another thread.
     """
@@ -66,7 +67,7 @@ class VcpuLoop:
         memory: Any,
         protocol: Any,
         *,
-        sync_registers: bool = False,
+        sync_registers: int = 0,
         log_capacity: int = 0,
     ) -> None:
         self.vcpu = vcpu

@@ -13,6 +13,7 @@
 
 #include "../memory.h"
 #include "../page_range.h"
+#include "../pushed_words.h"
 
 enum recognition {
 	NOT_A_MEMORY_EXIT,
@@ -22,6 +23,7 @@ enum recognition {
 
 struct backend {
 	const char *name;
+	uint32_t synced_registers; /* KVM_SYNC_X86_*: wanted in kvm_run at memory exits */
 	/* Set up the windows; all pages are shared. */
 	int (*attach)(struct region *region);
 	/* What KVM_RUN returned: the access, if it was one. `gpa` may lie outside every region. */
@@ -33,6 +35,9 @@ struct backend {
 	/* Finish the access by hand, where the kernel does not repeat it; may be NULL. */
 	void (*complete)(struct region *region, int vcpu_fd, struct kvm_run *run,
 			 const struct memory_access *access);
+	/* What the instruction wrote beside that, where the exit does not tell; may be NULL. */
+	uint32_t (*find_rest)(const struct memory *memory, int vcpu_fd, const struct kvm_run *run,
+			      bool interrupts_on, struct pushed_word words[MOST_PUSHED_WORDS]);
 };
 
 extern const struct backend backend_emulated;

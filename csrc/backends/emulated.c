@@ -307,9 +307,11 @@ static void complete(struct region *region, int vcpu_fd, struct kvm_run *run,
 
 const struct backend backend_emulated = {
 	.name = "emulated",
+	.synced_registers = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS,
 	.attach = attach,
 	.recognise = recognise,
 	.to_private = to_private,
 	.to_shared = to_shared,
 	.complete = complete,
+	.find_rest = find_pushed_words,
 };

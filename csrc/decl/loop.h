@@ -66,6 +66,7 @@ struct memory_exit {
 int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t policy);
 void memory_deinit(struct memory *memory);
 void memory_forget_vm(struct memory *memory);
+void memory_add_ram(struct memory *memory, uint64_t gpa, uint64_t size, const void *host);
 int memory_add_region(struct memory *memory, const struct region *wanted);
 int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t state,
 		   uint64_t *converted);
@@ -195,7 +196,7 @@ struct vcpu_loop {
 	uint64_t run_size;
 	struct memory *memory;
 	struct protocol *protocol;
-	bool sync_registers;
+	uint32_t sync_registers;
 	uint64_t deadline;
 	uint64_t max_exits;
 	bool recording;

@@ -107,7 +107,7 @@ class Phases(_Life):
         memory.add_region(REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA)
         times.append(time.monotonic_ns())
         protocol = create_protocol()
-        sync = vm.check_extension(lib.KVM_CAP_SYNC_REGS) & lib.KVM_SYNC_X86_REGS != 0
+        sync = vm.check_extension(lib.KVM_CAP_SYNC_REGS)
         cpuid = kvm.get_supported_cpuid()
         vcpu = vm.create_vcpu(0)
         vcpu.set_cpuid2(cpuid)

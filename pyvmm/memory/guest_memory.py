@@ -146,6 +146,7 @@ class GuestMemory:
             self._vm.set_user_memory_region(slot, gpa, size, mapping.address)
         self._ram.append((claimed, mapping))
         self._kept.append(mapping)
+        lib.memory_add_ram(self.raw, gpa, size, mapping.pointer)
         return mapping
 
     def add_region(self, gpa: int, size: int, shared_gpa: int | None = None) -> Region:

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "pushed_words.h"
+
+#include <string.h>
+#include <sys/ioctl.h>
+
+#define SYNCED (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS)
+#define CR0_PROTECTED_MODE 0x1u
+#define RFLAGS_INTERRUPTS_ON 0x200u
+#define VECTORS 256u
+#define LONGEST_CODE 7u
+
+#define OPERAND_SIZE 0x66
+#define PUSHA 0x60
+#define CALL_FAR 0x9A
+#define INT3 0xCC
+#define INT 0xCD
+#define INTO 0xCE
+
+/* A vCPU behind an instruction whose last write was `value` at SS:SP + at * size. */
+struct push {
+	const struct memory *memory;
+	const struct kvm_regs *regs;
+	const struct kvm_sregs *sregs;
+	uint32_t size;
+	uint32_t at;
+	uint32_t value;
+};
+
+static uint64_t stack_gpa(const struct push *push, uint32_t at)
+{
+	return push->sregs->ss.base + ((push->regs->rsp + at * push->size) & 0xFFFF);
+}
+
+/* The words from `first` on; values[0] is on top of the stack. */
+static uint32_t words_above(const struct push *push, const uint32_t *values, uint32_t count,
+			    struct pushed_word *words)
+{
+	uint32_t at, found = 0;
+
+	for (at = push->at + 1; at < count; at++)
+		words[found++] = (struct pushed_word){ stack_gpa(push, at), push->size, values[at] };
+	return found;
+}
+
+static uint32_t pushed_by_pusha(const struct push *push, struct pushed_word *words)
+{
+	const struct kvm_regs *regs = push->regs;
+	const uint64_t pointer = (regs->rsp & ~0xFFFFull) |
+				 ((regs->rsp + MOST_PUSHED_WORDS * push->size) & 0xFFFF);
+	const uint64_t registers[MOST_PUSHED_WORDS] = { regs->rdi, regs->rsi, regs->rbp, pointer,
+							regs->rbx, regs->rdx, regs->rcx, regs->rax };
+	const uint32_t mask = push->size == 2 ? 0xFFFF : UINT32_MAX;
+	uint32_t values[MOST_PUSHED_WORDS], i;
+	uint8_t code[2];
+
+	if (!memory_peek(push->memory, push->sregs->cs.base + ((regs->rip - 2) & 0xFFFF), code, 2) ||
+	    code[1] != PUSHA || (push->size == 4 && code[0] != OPERAND_SIZE))
+		return 0;
+	for (i = 0; i < MOST_PUSHED_WORDS; i++)
+		values[i] = (uint32_t)registers[i] & mask;
+	if (push->value != values[push->at])
+		return 0;
+	return words_above(push, values, MOST_PUSHED_WORDS, words);
+}
+
+/* The CS of code that lies in RAM right before IP; best the vCPU's own. */
+static bool find_segment(const struct push *push, const uint8_t *code, uint32_t length,
+			 uint32_t ip, uint32_t *segment)
+{
+	const struct memory *memory = push->memory;
+	bool found = false;
+	uint32_t i;
+
+	for (i = 0; i < memory->ram_count; i++) {
+		const struct ram *ram = &memory->ram[i];
+		const char *at = ram->host, *end = at + ram->size;
+
+		while ((at = memmem(at, (size_t)(end - at), code, length))) {
+			const uint64_t behind = ram->gpa + (uint64_t)(at - ram->host) + length;
+			const uint64_t base = behind - ip;
+
+			at++;
+			if (behind < ip || base % 16 || base >> 4 > 0xFFFF)
+				continue;
+			if (!found || base >> 4 == push->sregs->cs.selector)
+				*segment = (uint32_t)(base >> 4);
+			found = true;
+		}
+	}
+	return found;
+}
+
+static uint32_t pushed_by_far_call(const struct push *push, struct pushed_word *words)
+{
+	const uint32_t size = push->size, target = (uint32_t)push->regs->rip;
+	const uint16_t segment = push->sregs->cs.selector;
+	uint8_t code[LONGEST_CODE] = { CALL_FAR };
+	uint32_t values[2] = { push->value };
+
+	memcpy(code + 1, &target, size);
+	memcpy(code + 1 + size, &segment, sizeof(segment));
+	if (push->at != 0 || !find_segment(push, code, 1 + size + 2, push->value, &values[1]))
+		return 0;
+	return words_above(push, values, 2, words);
+}
+
+static uint32_t pushed_by_interrupt(const struct push *push, bool interrupts_on,
+				    struct pushed_word *words)
+{
+	uint32_t values[3] = { 0, 0, (uint32_t)push->regs->rflags & 0xFFFF }, vector;
+	uint16_t table[VECTORS][2], ip;
+
+	if (push->size != 2 || push->at > 1 ||
+	    !memory_peek(push->memory, push->sregs->idt.base, table, sizeof(table)))
+		return 0;
+	if (interrupts_on)
+		values[2] |= RFLAGS_INTERRUPTS_ON;
+	values[push->at] = push->value;
+	if (push->at == 1) { /* IP lies in another page, which was there */
+		if (!memory_peek(push->memory, stack_gpa(push, 0), &ip, sizeof(ip)))
+			return 0;
+		values[0] = ip;
+	}
+	for (vector = 0; vector < VECTORS; vector++) {
+		const uint8_t code[] = { INT, (uint8_t)vector }, three = INT3, overflow = INTO;
+		uint32_t segment;
+
+		if (table[vector][0] != push->regs->rip ||
+		    table[vector][1] != push->sregs->cs.selector)
+			continue;
+		if (!find_segment(push, code, 2, values[0], &segment) &&
+		    !(vector == 3 && find_segment(push, &three, 1, values[0], &segment)) &&
+		    !(vector == 4 && find_segment(push, &overflow, 1, values[0], &segment)))
+			continue;
+		if (push->at == 0)
+			values[1] = segment;
+		return words_above(push, values, 3, words);
+	}
+	return 0;
+}
+
+uint32_t find_pushed_words(const struct memory *memory, int vcpu_fd, const struct kvm_run *run,
+			   bool interrupts_on, struct pushed_word words[MOST_PUSHED_WORDS])
+{
+	const bool is_synced = (run->kvm_valid_regs & SYNCED) == SYNCED;
+	struct push push = { .memory = memory, .size = run->mmio.len };
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	uint64_t offset;
+	uint32_t found;
+
+	if (run->exit_reason != KVM_EXIT_MMIO || !run->mmio.is_write ||
+	    (push.size != 2 && push.size != 4))
+		return 0;
+	if (!is_synced && (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 ||
+			   ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0))
+		return 0;
+	push.regs = is_synced ? &run->s.regs.regs : &regs;
+	push.sregs = is_synced ? &run->s.regs.sregs : &sregs;
+	offset = run->mmio.phys_addr - push.sregs->ss.base;
+	if (push.sregs->cr0 & CR0_PROTECTED_MODE || offset > 0xFFFF)
+		return 0;
+	offset = (offset - push.regs->rsp) & 0xFFFF;
+	push.at = (uint32_t)offset / push.size;
+	if (offset % push.size || push.at >= MOST_PUSHED_WORDS)
+		return 0;
+	memcpy(&push.value, run->mmio.data, push.size);
+	if ((found = pushed_by_pusha(&push, words)))
+		return found;
+	if ((found = pushed_by_interrupt(&push, interrupts_on, words)))
+		return found;
+	return pushed_by_far_call(&push, words);
+}
