@@ -35,14 +35,15 @@ int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency);
 int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
 		    struct histogram *latency);
 /*
- * From immediate_exit and a signal to KVM_RUN's EINTR. Another thread sends them, after
- * delay_ns, on a CPU of its own; -1: wherever it may run.
+ * From immediate_exit and a signal to KVM_RUN's EINTR, added to `sum` for each kick. Another
+ * thread sends them on a CPU of its own (-1: wherever it may run), 8 to 24 us after the last,
+ * so that they find the vCPU at every point of its way.
  */
-int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t delay_ns,
-	      uint64_t *latency);
+int bare_kicks(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t kicks,
+	       uint64_t *sum, struct histogram *latency);
 /* The same by loop_kick() to the return of loop_run(). */
-int loop_kick_latency(struct vcpu_loop *loop, int kicker_cpu, uint64_t delay_ns,
-		      uint64_t *latency);
+int loop_kicks(struct vcpu_loop *loop, int kicker_cpu, uint64_t kicks, uint64_t *sum,
+	       struct histogram *latency);
 
 /* One system call of a conversion, with all that it needs. */
 enum bare_call {

@@ -288,10 +288,10 @@ int bare_immediate_exits(int vcpu, struct kvm_run *run, uint64_t calls, struct h
 int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency);
 int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
 		    struct histogram *latency);
-int bare_kick(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t delay_ns,
-	      uint64_t *latency);
-int loop_kick_latency(struct vcpu_loop *loop, int kicker_cpu, uint64_t delay_ns,
-		      uint64_t *latency);
+int bare_kicks(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t kicks,
+	       uint64_t *sum, struct histogram *latency);
+int loop_kicks(struct vcpu_loop *loop, int kicker_cpu, uint64_t kicks, uint64_t *sum,
+	       struct histogram *latency);
 int bare_conversions(int vcpu, struct kvm_run *run, struct bare_direction *to_private,
 		     struct bare_direction *to_shared, uint64_t conversions,
 		     enum bare_timing timing);
