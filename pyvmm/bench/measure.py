@@ -33,14 +33,14 @@ from pyvmm.errors import ConfigurationError, UnsupportedError
 from pyvmm.native import ffi, lib
 from pyvmm.report import Latency
 
-ROUNDS = 8
+ROUNDS = 16
 _LEAST_ROUNDS = 3
 _MOST_OVER = 1.15
 # The rest of the time goes to the cases that are known least.
 _IN_ROUNDS = 0.65
 _KNOWN_LEAST = 1 / 3
 # Of the time: what starting processes may take.
-_STARTING = 0.15
+_STARTING = 0.2
 # A ratio that is not known better than this is not known.
 _UNCERTAIN = 0.025
 _DRIFT = 0.15
