@@ -77,7 +77,8 @@ Progress = Callable[[str, float], None]
 def processes_for(seconds: float) -> int:
     """How many processes should share a measurement of ``seconds``; 0: this one alone."""
     # What this process has cost until now is what starting another one costs.
-    return min(ROUNDS, int(_STARTING * seconds / time.process_time()))
+    count = min(ROUNDS, int(_STARTING * seconds / time.process_time()))
+    return count if count > 1 else 0
 
 
 def run(
