@@ -94,9 +94,12 @@ def _verdict(factor: float, interval: Interval, threshold: float) -> Verdict:
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted({*a, *b} - set(_PASSING)):
-        if a.get(name) != b.get(name):
-            yield f"{name}: {_short(a.get(name))} and {_short(b.get(name))}"
+    for name in sorted(a.keys() & b.keys() - set(_PASSING)):
+        if a[name] != b[name]:
+            yield f"{name}: {_short(a[name])} and {_short(b[name])}"
+    for side, more in (("A", a.keys() - b.keys()), ("B", b.keys() - a.keys())):
+        if more:
+            yield f"only {side} tells {', '.join(sorted(more))}"
 
 
 def _short(value: Any) -> str:

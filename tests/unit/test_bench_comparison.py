@@ -20,6 +20,18 @@ from pyvmm.errors import ConfigurationError
 PERCENTILES = {"min": 900, "p50": 1000, "p90": 1100, "p99": 2000, "p999": 9000, "max": 90000}
 
 
+# The least that a case of a file may have.
+CASE_DATA = {
+    "name": "x",
+    "floor_ns": 1.0,
+    "ns": 1.0,
+    "ratio": 1.0,
+    "ci": [1.0, 1.0],
+    "percentiles": {},
+    "split": {},
+}
+
+
 def case(name: str = "one", ratio: float = 1.0, half: float = 0.005, **more: Any) -> CaseResult:
     ci = (ratio * (1 - half), ratio * (1 + half))
     return CaseResult(name, 1000.0, 1000.0 * ratio, ratio, ci, PERCENTILES, {}, **more)
@@ -69,6 +81,12 @@ def test_cases_of_one_side_and_other_machines_are_told() -> None:
     assert to_json(comparison)["only_b"] == ["right"]
 
 
+def test_facts_of_one_side_are_one_line() -> None:
+    plain = from_json({"schema": 1, "host": {}, "cases": [CASE_DATA]}, "plain")
+    comparison = compare(result(case("x"), kernel="6.1", cpu="y"), plain)
+    assert comparison.differing == ("only A tells cpu, kernel",)
+
+
 def test_merging_takes_the_middle_and_widens_for_disagreement() -> None:
     runs = [result(case(ratio=ratio)) for ratio in (1.0, 1.1, 1.2)]
     merged = merge(runs).cases[0]
@@ -101,6 +119,11 @@ def test_a_result_survives_its_json() -> None:
         ("{}", "no benchmark result"),
         ('{"schema": 2, "host": {}, "cases": []}', "schema version 2"),
         ('{"schema": "1", "host": {}, "cases": []}', "schema version"),
+        ('{"schema": true, "host": {}, "cases": []}', "schema version"),
+        ('{"schema": 1, "host": [], "cases": []}', "no benchmark result"),
+        ('{"schema": 1, "host": {}, "cases": [5]}', "no benchmark result"),
+        ("[" * 100_000, "no JSON"),
+        (json.dumps({"schema": 1, "host": {}, "cases": [CASE_DATA, CASE_DATA]}), "twice"),
         ('{"schema": 1, "host": {}}', "no benchmark result"),
         ('{"schema": 1, "host": {}, "cases": [{"name": "x"}]}', "no benchmark result"),
         (
