@@ -29,9 +29,14 @@ _CALLS = {
     8: "lseek",
     9: "mmap",
     10: "mprotect",
+    11: "munmap",
+    12: "brk",
+    13: "rt_sigaction",
     14: "rt_sigprocmask",
     15: "rt_sigreturn",
     16: "ioctl",
+    28: "madvise",
+    186: "gettid",
     202: "futex",
     222: "timer_create",
     223: "timer_settime",
@@ -39,7 +44,10 @@ _CALLS = {
     234: "tgkill",
     257: "openat",
     262: "newfstatat",
+    273: "set_robust_list",
     285: "fallocate",
+    334: "rseq",
+    435: "clone3",
 }
 
 
