@@ -79,7 +79,7 @@ def show(title: str, comparison: Comparison) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comparisons", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=35.0, help="of each measurement")
     parser.add_argument("-k", default="", help="only cases with this in their name")
     options = parser.parse_args()
     same = found = 0

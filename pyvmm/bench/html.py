@@ -259,8 +259,9 @@ def _table(cases: Sequence[CaseResult]) -> Iterator[str]:
         yield "".join(f"<td>{cell}" for cell in cells)
         promise = ""
         if case.promise:
-            style, verdict = ("kept", "kept") if case.kept else ("broken", "not kept")
-            promise = f"<span class={style}>{verdict}</span><small>{escape(case.promise)}</small>"
+            style = {True: "kept", False: "broken", None: "faint"}[case.kept]
+            verdict = f"<span class={style}>{case.verdict}</span>"
+            promise = f"{verdict}<small>{escape(case.promise)}</small>"
         times = "".join(f"<td>{_nanoseconds(case.percentiles[name])}" for name in PERCENTILES)
         yield f"<td class=text>{promise}{times}"
     yield "</tbody></table></div>"

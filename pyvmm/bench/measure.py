@@ -248,7 +248,7 @@ def _finish(gathered: _Gathered, bench: Bench) -> CaseResult:
         samples=latency.count,
         mean_ns=gathered.latency.sum / max(latency.count, 1),
         promise=str(case.promise) if case.promise else "",
-        kept=case.promise.kept(floor_ns, ratio) if case.promise else None,
+        kept=_kept(case, floor_ns, ratio, interval),
         warnings=tuple(_doubts(gathered, ratio, interval, split, ns)),
         buckets=tuple(
             (lib.histogram_bucket_floor(at), count)
@@ -256,6 +256,22 @@ def _finish(gathered: _Gathered, bench: Bench) -> CaseResult:
             if count
         ),
     )
+
+
+def _kept(case: Case, floor_ns: float, ratio: float, interval: Interval) -> bool | None:
+    """Whether the promise is kept; None: there is none, or the ratio is not known so well."""
+    if case.promise is None:
+        return None
+    kept = case.promise.kept(floor_ns, ratio)
+    if _half(interval) > _UNCERTAIN * ratio and any(
+        case.promise.kept(floor_ns, end) is not kept for end in interval
+    ):
+        return None
+    return kept
+
+
+def _half(interval: Interval) -> float:
+    return (interval.high - interval.low) / 2
 
 
 def _typical(measured: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -271,7 +287,7 @@ def _doubts(
     gathered: _Gathered, ratio: float, interval: Interval, split: Mapping[str, float], ns: float
 ) -> Iterator[str]:
     """Which figures of a case are not to be believed."""
-    half = (interval.high - interval.low) / 2
+    half = _half(interval)
     if half > _UNCERTAIN * ratio:
         yield f"ratio: known only to within {half / ratio:.1%}"
     drift = max(gathered.ours) / min(gathered.ours) - 1

@@ -40,6 +40,13 @@ class CaseResult:
     buckets: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     @property
+    def verdict(self) -> str:
+        """On the promise; "" without one."""
+        if not self.promise:
+            return ""
+        return {True: "kept", False: "not kept", None: "cannot tell"}[self.kept]
+
+    @property
     def more_ns(self) -> float:
         """Nanoseconds over the floor, by the ratio: ``ns`` and ``floor_ns`` wander apart."""
         return (self.ratio - 1) * self.floor_ns

@@ -66,7 +66,9 @@ def _floors(cases: Sequence[CaseResult]) -> Iterator[str]:
         f"  {'99 % interval':<19}promise"
     )
     for case in cases:
-        promise = f"{case.promise}: {'kept' if case.kept else 'NOT KEPT'}" if case.promise else ""
+        promise = f"{case.promise}: {case.verdict}" if case.promise else ""
+        if case.kept is False:
+            promise = promise.replace("not kept", "NOT KEPT")
         yield (
             f"{case.name:<38}{case.floor_ns:>12,.0f}{case.ns:>12,.0f}"
             f"{case.more_ns:>+11,.0f}{case.ratio:>9.4f}"

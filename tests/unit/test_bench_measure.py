@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.bench.case import Bench, Case
+from pyvmm.bench.case import Bench, Case, Promise
 from pyvmm.bench.measure import ROUNDS, _finish, _gather, _Schedule
 from pyvmm.bench.result import CaseResult
 from pyvmm.bench.turn import CaseTurn
@@ -81,3 +81,21 @@ def test_a_round_has_everybody_and_what_is_left_goes_to_the_unknown() -> None:
     schedule.skip(absent)
     assert [next(rounds) for _ in range(ROUNDS - 1)] == [[known, unknown]] * (ROUNDS - 1)
     assert next(rounds) == [unknown]
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept"),
+    [
+        ([(101, 100)] * 9, True),
+        ([(103, 100)] * 9, False),
+        ([(100, 100), (101, 100), (110, 100)], None),  # who knows
+        ([(120, 100), (130, 100), (140, 100)], False),  # little is known, but that it is more
+    ],
+)
+def test_a_promise_is_judged_by_what_is_known(
+    turns: list[tuple[float, float]], kept: bool | None
+) -> None:
+    gathered = _gather(Case("case", "title", Promise(ratio=1.02)))
+    for ours, floor in turns:
+        gathered.add(CaseTurn(ours, floor, (), latency(100)), 0)
+    assert _finish(gathered, bench_named()).kept is kept
