@@ -32,7 +32,6 @@ RULES = Rules(
             "allocate",
             "delete_slot",
             "create_slot",
-            "hypercall",
             "watch",
             "unwatch",
             "look",
