@@ -11,9 +11,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pyvmm.validate.model.explore import explore
+from pyvmm.validate.model.guest_memfd import RULES, GuestMemfdState, GuestMemfdSystem
+from pyvmm.validate.model.play import Play
+from pyvmm.validate.model.script import Layout, Script, to_text
+from pyvmm.validate.toolbox import Toolbox
 
 SUBJECTS = (
     "attributes",
@@ -81,3 +88,48 @@ def test_the_rfcs_abi() -> None:
 def test_a_newer_kernel(subject: str) -> None:
     report = validate("-k", subject)
     assert states(report, "pass")
+
+
+def test_the_model(request: pytest.FixtureRequest) -> None:
+    seed = str(request.config.option.hypothesis_seed or 1)
+    report = validate("-k", "MODEL1", "--model-examples", "6", "--seed", seed)
+    assert len(states(report, "pass")) == 3
+
+
+@pytest.mark.lab(kernel="memory-error")
+def test_the_model_of_the_rfcs_abi(request: pytest.FixtureRequest) -> None:
+    seed = str(request.config.option.hypothesis_seed or 1)
+    report = validate("-k", "MODEL2", "--model-examples", "6", "--seed", seed)
+    assert len(states(report, "pass")) == 3
+
+
+class ForgetsTheLastPage(GuestMemfdState):
+    """A model that is wrong: a conversion of several pages leaves the last one out."""
+
+    def convert(self, page: int, count: int, private: bool) -> None:
+        super().convert(page, max(1, count - 1), private)
+
+
+def test_a_wrong_model_shrinks_to_a_short_script(tmp_path: Path) -> None:
+    layout = Layout(0x80000, 8, slots=2, file_pages=12, file_offset=3)
+
+    def player(script: Script, tools: Toolbox) -> None:
+        system = GuestMemfdSystem(tools, script.layout)
+        Play(RULES, ForgetsTheLastPage(script.layout), system).all(script.steps)
+
+    found = explore(
+        "guest_memfd",
+        layout,
+        seed=1,
+        examples=50,
+        running=tmp_path / "running.json",
+        seconds=60,
+        shrink_seconds=100,
+        player=player,
+    )
+    assert found is not None
+    assert len(found.script.steps) <= 4, found
+    file = tmp_path / "script.json"
+    file.write_text(to_text(found.script))
+    command = [sys.executable, "-m", "pyvmm", "validate", "--replay", str(file)]
+    assert subprocess.run(command, timeout=100, check=False).returncode == 0

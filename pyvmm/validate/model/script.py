@@ -110,6 +110,11 @@ class Script:
     failure: str = ""
     kernel: str = ""
 
+    @property
+    def has_chances(self) -> bool:
+        """Whether what comes of it may depend on when a vCPU beside it does what."""
+        return any(step[0] == "watch" for step in self.steps)
+
     def needs(self, rules: Rules) -> tuple[str, ...]:
         """The capabilities without which it cannot run."""
         names = list(rules.needs)
