@@ -23,7 +23,7 @@ LAYOUTS = {
 }
 _DEADLINE_S = 180.0
 _EXPLORING, _SHRINKING = 0.4, 0.4  # of the deadline, at most
-_EXAMPLES = 16
+_EXAMPLES, _RUNNING_EXAMPLES = 16, 10
 _SHOWN = 12  # steps; the file has all
 
 
@@ -38,6 +38,7 @@ def run(tools: Toolbox, abi: str, layout: Layout) -> None:
         running=files.running(each.name),
         seconds=_EXPLORING * each.deadline_s,
         shrink_seconds=_SHRINKING * each.deadline_s,
+        watch=each.alone,
     )
     if found is None:
         return
@@ -54,6 +55,9 @@ VIEWS_LAYOUTS = {
     "slots": Layout(4 * GIB + 5 * PAGE, 24, slots=3, file_pages=40, file_offset=7, backing="shmem"),
     "huge": Layout(4 * GIB, 1100, slots=2, file_pages=1200, file_offset=9, backing="thp"),
 }
+# Where a vCPU stays inside the guest.
+RUNNING_LAYOUT = Layout(4 * GIB + 3 * PAGE, 12, slots=2, file_pages=24, file_offset=5)
+RUNNING_NEEDS = ("two_cpus", "native_guests")
 # On any KVM: a memfd, where huge pages are not for the asking, or a guest_memfd that is mapped.
 SHARED_LAYOUTS = {
     "low": Layout(512 * KIB, 16, file_pages=24, backing="shmem"),
@@ -98,3 +102,29 @@ def memslots(tools: Toolbox, layout: str) -> None:
 )
 def guest_memfd(tools: Toolbox, layout: str) -> None:
     run(tools, "guest_memfd", LAYOUTS[layout])
+
+
+@case(
+    "MODEL4",
+    "the same while a vCPU reads a page and stays inside the guest",
+    needs=("private_memory", *RUNNING_NEEDS),
+    backend="guest_memfd",
+    alone=True,
+    deadline_s=_DEADLINE_S,
+    examples=_RUNNING_EXAMPLES,
+)
+def guest_memfd_running(tools: Toolbox) -> None:
+    run(tools, "guest_memfd", RUNNING_LAYOUT)
+
+
+@case(
+    "MODEL5",
+    "the same with the RFC's private memory while a vCPU reads a page and stays inside the guest",
+    needs=("memory_error", *RUNNING_NEEDS),
+    backend="memory_error",
+    alone=True,
+    deadline_s=_DEADLINE_S,
+    examples=_RUNNING_EXAMPLES,
+)
+def memory_error_running(tools: Toolbox) -> None:
+    run(tools, "memory_error", RUNNING_LAYOUT)

@@ -74,6 +74,7 @@ def explore(
     running: Path,
     seconds: float,
     shrink_seconds: float,
+    watch: bool = True,
     player: Callable[[Script, Toolbox], None] = play,
 ) -> Found | None:
     """Play random scripts; one that fails, shrunk, or None.
@@ -81,6 +82,7 @@ def explore(
     Deterministic: the same ``seed`` makes the same scripts, unless ``seconds`` end it early.
     A script that fails is shrunk for ``shrink_seconds``. Each script is in the file ``running``
     before it is played, for one that ends the process; later the best that failed is.
+    Without ``watch`` no vCPU stays inside the guest, which needs a CPU for itself.
     Raises :class:`Missing` where Hypothesis, or what the layout needs, is not there.
     """
     start = time.monotonic()
@@ -91,7 +93,10 @@ def explore(
         raise Missing("hypothesis is not installed: pip install 'pyvmm-kvm[test]'") from None
     rules = rules_of(abi)
     assert rules is not None
-    names = [name for name in STEPS if name in rules.steps and not _lacks(name)]
+    left_out = () if watch else ("watch", "unwatch")
+    names = [
+        name for name in STEPS if name in rules.steps and name not in left_out and not _lacks(name)
+    ]
     search = _Search(abi, layout, seed, running, player, start + seconds)
     search.try_out(())  # a layout that cannot be had is no failure
     scripts = _scripts(layout, rules, names)
