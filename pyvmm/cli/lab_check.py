@@ -295,7 +295,10 @@ class _Results:
             return
         # A link, because what is in the folder may name it; the one before goes.
         before = self._last.resolve()
-        link = self.folder.with_suffix(".link")
+        if self._last.is_dir() and not self._last.is_symlink():
+            shutil.rmtree(self._last, ignore_errors=True)
+        # Of this process alone: two checks may end at the same time.
+        link = self.folder.with_name(f"{self.folder.name}.link")
         link.symlink_to(self.folder.name)
         link.replace(self._last)
         if before != self._last and before != self.folder:
