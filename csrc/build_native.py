@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import cffi
@@ -81,7 +82,17 @@ def sources() -> list[str]:
     return sorted(str(path.relative_to(HERE.parent)) for path in files)
 
 
+def check_python_headers() -> None:
+    paths = {sysconfig.get_path(name) for name in ("include", "platinclude")}
+    if not any(Path(path, "Python.h").is_file() for path in paths):
+        raise SystemExit(
+            f"no Python.h in {' or '.join(sorted(paths))}: pyvmm compiles a module for Python; "
+            "install Python's headers (Debian: apt install python3-dev)"
+        )
+
+
 def make_builder() -> cffi.FFI:
+    check_python_headers()
     builder = cffi.FFI()
     names = constants(os.environ.get("CC", "cc"))
     builder.cdef("".join(f"#define {name} ...\n" for name in names))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,16 @@ def test_a_missing_compiler(builder: ModuleType, monkeypatch: pytest.MonkeyPatch
         builder.make_builder()
     assert "no C compiler (no-such-cc -O2)" in one_line(error)
     assert "apt install gcc" in one_line(error)
+
+
+def test_missing_headers_of_python(
+    builder: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(SystemExit) as error:
+        builder.make_builder()
+    assert f"no Python.h in {tmp_path}" in one_line(error)
+    assert "apt install python3-dev" in one_line(error)
 
 
 def test_a_folder_without_headers(
