@@ -8,6 +8,7 @@ must not see what was before it.
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from pyvmm.ioctls import IOCTLS
@@ -19,6 +20,7 @@ from pyvmm.validate.guest import Outcome
 from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
 from pyvmm.validate.memory import Memory
 from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.userfault import HeldPage
 from pyvmm.validate.watch import Watch
 
 NEEDS = ("private_memory", "two_cpus", "native_guests")
@@ -359,3 +361,31 @@ def file_closed(tools: Toolbox, slots: int) -> None:
         "with that page",
         str(outcome),
     )
+
+
+@case(
+    "RC10",
+    "a fault that waits for its shared page while the page becomes private maps the private one",
+    needs=("private_memory", "native_guests"),
+    backend="guest_memfd",
+    vary={"gpa": (512 * KIB, 4 * GIB)},
+)
+def held_fault(tools: Toolbox, gpa: int) -> None:
+    memory = watched_memory(tools, gpa)
+    vm, page = memory.vm, 5 * PAGE
+    address = memory.shared.address + page
+    for _ in range(8):
+        memory.set_shared(page, PAGE)
+        memory.shared.discard(page, PAGE)
+        with ThreadPoolExecutor(1) as pool, HeldPage(address) as held:
+            read = pool.submit(vm.cpu.read, gpa + page)
+            held.wait()
+            memory.set_private(page, PAGE)
+            held.fill(SHARED.to_bytes(8, "little"))
+            value = read.result()
+        check(
+            value == PRIVATE,
+            "a fault that was under way during a conversion mapped the page of the other side "
+            "(stale-fault check missing)",
+            f"the guest reads {value:#x}",
+        )
