@@ -42,6 +42,10 @@ all_bytes:
         incb %al
         testw %di, %di
         jnz all_bytes
+        lock incw %cs:filled            # a late vCPU must not fill it under the others
+all_filled:
+        cmpw %bx, %cs:filled
+        jb all_filled
 
 # Contents of the region that must not change
         movw $REGION_PAGES, %cx
@@ -315,3 +319,4 @@ not_longs:
         .word 0x60D, 0x60F, 0x611, 0x612, 0x613, 0x615, 0x618, 0x61C
         .word 0xE6, 0xE9, 0xF1, 0xF2, 0xF3, 0xF5, 0x1234, 0xFFFC, 0xFFFF
 not_longs_end:
+filled: .word 0
