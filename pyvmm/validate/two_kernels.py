@@ -185,14 +185,11 @@ def _results_of(name: str, runs: Sequence[LabRun]) -> tuple[CaseResult, ...]:
 
 def _to_run_again(cases: Sequence[Compared], runs: int) -> list[str]:
     """Names of the cases that are not clear after so many runs, the worst first."""
-    if runs == 1:
-        unclear = [each for each in cases if not each.change.alike]
-    else:
-        unclear = [
-            each
-            for each in cases
-            if len({*map(_outcome, each.before)}) > 1 or len({*map(_outcome, each.now)}) > 1
-        ]
+    unclear = [
+        each
+        for each in cases
+        if (each.change is Change.UNSTEADY if runs > 1 else not each.change.alike)
+    ]
     order = list(Change)
     unclear.sort(key=lambda each: order.index(each.change))
     return [each.name for each in unclear[:_MOST_AGAIN]]

@@ -327,6 +327,12 @@ def test_what_differs_is_run_again_until_it_is_clear(
     assert "failed 0 of 3 times before, 1 of 3 now" in words
 
 
+def test_two_different_failures_are_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kernels = Kernels(["p", "p"], ["f", "g"], tmp_path)
+    (only,) = variants_of(kernels, monkeypatch)
+    assert only.worse and len(kernels.ran) == 4
+
+
 def test_unsteady_alone_is_not_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (only,) = variants_of(Kernels(["p", "p", "p"], ["f", "p", "p"], tmp_path), monkeypatch)
     assert not only.worse
