@@ -49,7 +49,8 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class LabRun:
-    """What came out. ``problem`` says why the run is not whole, "" if it is.
+    """What came out. ``problem`` says why the run is not whole, "" if it is, and
+    ``out_of_time`` whether that is only the limit on the whole run.
 
     ``planned`` are the names of all cases that were to run. ``machine`` is as in a report.
     """
@@ -61,6 +62,7 @@ class LabRun:
     machine: dict[str, Any] = field(default_factory=dict)
     trouble: tuple[Trouble, ...] = ()
     problem: str = ""
+    out_of_time: bool = False
     kernel_log: tuple[str, ...] = ()
 
 
@@ -117,6 +119,7 @@ def run_in_lab(
         transcript.machine,
         tuple(Trouble(splat, _cases_during(splat, transcript)) for splat in done.splats),
         _problem(done, transcript),
+        done.timed_out and done.seconds >= machine.timeout_s,
         done.kernel_log,
     )
 

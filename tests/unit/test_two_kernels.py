@@ -333,6 +333,23 @@ def test_two_different_failures_are_enough(monkeypatch: pytest.MonkeyPatch, tmp_
     assert only.worse and len(kernels.ran) == 4
 
 
+def test_no_time_to_run_again_is_nothing_that_the_kernel_did(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernels = Kernels(["pf"], ["pp"], tmp_path)
+
+    def lab(kernel: Kernel, machine: Machine, words: Sequence[str], *others: Any) -> LabRun:
+        if "-k" not in words:
+            return kernels(kernel, machine, words, *others)
+        return run(planned=["X1.a"], problem="timed out", out_of_time=True)
+
+    monkeypatch.setattr(two_kernels, "run_in_lab", lab)
+    monkeypatch.setattr(two_kernels, "run_side_by_side", one_by_one)
+    (only,) = TwoKernels(BEFORE, NOW, Machine(), tmp_path, seed=7).variants()
+    assert [each.change for each in only.cases] == [Change.SAME, Change.FIXED]
+    assert not only.worse and not only.problem("before")
+
+
 def test_unsteady_alone_is_not_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (only,) = variants_of(Kernels(["p", "p", "p"], ["f", "p", "p"], tmp_path), monkeypatch)
     assert not only.worse
