@@ -301,5 +301,5 @@ class _Results:
         link = self.folder.with_name(f"{self.folder.name}.link")
         link.symlink_to(self.folder.name)
         link.replace(self._last)
-        if before != self._last and before != self.folder:
+        if before.is_relative_to(self._last.parent) and before != self.folder:
             shutil.rmtree(before, ignore_errors=True)
