@@ -80,11 +80,11 @@ class Watch:
     def rounds(self) -> int:
         return int(self._words[1])
 
-    def fresh(self, timeout_s: float = 10.0) -> int:
+    def fresh(self, timeout_s: float = 30.0) -> int:
         """A word that the guest read after this call began."""
         return self.after(self.rounds, timeout_s)
 
-    def after(self, rounds: int, timeout_s: float = 10.0) -> int:
+    def after(self, rounds: int, timeout_s: float = 30.0) -> int:
         """A word that the guest read in a round that began after round ``rounds`` had ended.
 
         Any word when ``stop_at_exit`` has ended the watch: look at ``outcome``.

@@ -338,8 +338,9 @@ class Play:
             # There was no slot for a moment.
             self._unwatch()
             self.state.mmio.add(page)
-            self._forget_mmio(self.state.layout.slot_of(page % self.pages))
-            self._watch(page)
+            if self.state.has_slot(page):
+                self._forget_mmio(self.state.layout.slot_of(page % self.pages))
+                self._watch(page)
             return
         if not isinstance(place, Place):
             self._expect_end_of_watch(seen, page)
@@ -359,7 +360,12 @@ class Play:
                 f"GPA {self.state.gpa(page):#x}",
             )
         self._unwatch()
-        self._expect_exit(seen, page, 0, 8, None)
+        if seen.reason == lib.KVM_EXIT_MEMORY_FAULT:
+            # It may show what was before the step; the next one may not.
+            self._expect_lost_race(seen, page)
+            self._expect_missing(0, page)
+        else:
+            self._expect_exit(seen, page, 0, 8, None)
 
     def _expect_lost_race(self, seen: AccessExit, page: int) -> None:
         flags = (0, int(lib.KVM_MEMORY_EXIT_FLAG_PRIVATE))
