@@ -71,11 +71,14 @@ class KvmFd(Fd):
             self._before_close.pop()()
         super().close()
 
-    def ioctl(self, request: str | Ioctl, argument: Any = 0, about: str = "") -> int:
+    def ioctl(
+        self, request: str | Ioctl, argument: Any = 0, about: str = "", *values: object
+    ) -> int:
         """Issue an ioctl, by its name in the table or as an :class:`Ioctl` of one's own.
 
         ``argument`` is an int or a cffi pointer. Returns the kernel's non-negative result.
-        Raises :class:`KvmError` with the ioctl's name, the errno and ``about``.
+        Raises :class:`KvmError` with the ioctl's name, the errno and ``about % values``, which
+        is put together only then.
         """
         entry = IOCTLS.get(request) if isinstance(request, str) else request
         if entry is None:
@@ -91,5 +94,5 @@ class KvmFd(Fd):
         else:
             result = lib.kvm_ioctl_on(fd, entry.number, argument)
         if result < 0:
-            raise KvmError(entry.name, -result, about or self.name)
+            raise KvmError(entry.name, -result, about % values if values else about or self.name)
         return result

@@ -53,7 +53,7 @@ class Kvm(KvmFd):
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION: 0 when absent. Ask the VM where VM types differ."""
-        return self.ioctl("KVM_CHECK_EXTENSION", capability, f"capability {capability}")
+        return self.ioctl("KVM_CHECK_EXTENSION", capability, "capability %s", capability)
 
     def capabilities(self) -> dict[str, int]:
         """KVM_CHECK_EXTENSION for every capability with a name: its answer, 0 when absent."""
@@ -69,7 +69,7 @@ class Kvm(KvmFd):
         """KVM_CREATE_VM. A signal that comes meanwhile makes the kernel give up: tried again."""
         while True:
             try:
-                fd = self.ioctl("KVM_CREATE_VM", vm_type, f"VM type {vm_type}")
+                fd = self.ioctl("KVM_CREATE_VM", vm_type, "VM type %s", vm_type)
                 return Vm(fd, vm_type, self.get_vcpu_mmap_size())
             except KvmError as error:
                 if error.errno != errno.EINTR:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from pyvmm.devices.bus import Bus
 from pyvmm.diagnosis import describe_exit, read_assert, register_lines
@@ -561,26 +561,20 @@ def describe_record(record: ExitRecord) -> str:
 
 def _latency(loops: list[VcpuLoop], name: str) -> Latency:
     """The sum of the loops' histograms called ``name``."""
-    if not loops:
-        return Latency()
+    parts = [part for loop in loops if (part := ffi.addressof(loop.raw, name)).count]
+    if len(parts) < 2:
+        return Latency.of(parts[0]) if parts else Latency()
     total = ffi.new("struct histogram *")
     lib.histogram_clear(total)
-    for loop in loops:
-        lib.histogram_add(total, ffi.addressof(loop.raw, name))
+    for part in parts:
+        lib.histogram_add(total, part)
     return Latency.of(total)
 
 
 def _statistics(loops: list[VcpuLoop]) -> dict[str, ReasonStatistics]:
-    by_reason: dict[str, list[Any]] = {}
+    by_reason: dict[str, ReasonStatistics] = {}
     for loop in loops:
-        for name, entry in loop.exit_times():
-            by_reason.setdefault(name, []).append(entry)
-    return {
-        name: ReasonStatistics(
-            sum(entry.count for entry in times),
-            sum(entry.total for entry in times),
-            min(entry.min for entry in times),
-            max(entry.max for entry in times),
-        )
-        for name, times in by_reason.items()
-    }
+        for name, times in loop.exit_times():
+            found = ReasonStatistics(times.count, times.total, times.min, times.max)
+            by_reason[name] = by_reason[name] + found if name in by_reason else found
+    return by_reason

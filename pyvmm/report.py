@@ -62,6 +62,14 @@ class ReasonStatistics:
     min_ns: int
     max_ns: int
 
+    def __add__(self, other: ReasonStatistics) -> ReasonStatistics:
+        return ReasonStatistics(
+            self.count + other.count,
+            self.total_ns + other.total_ns,
+            min(self.min_ns, other.min_ns),
+            max(self.max_ns, other.max_ns),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RunReport:

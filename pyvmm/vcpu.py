@@ -103,24 +103,26 @@ class Vcpu(KvmFd):
         request = ffi.new("struct kvm_guest_debug *", {"control": control})
         for at, value in enumerate(debug_registers):
             request.arch.debugreg[at] = value
-        self.ioctl("KVM_SET_GUEST_DEBUG", request, f"{self.name}, control {control:#x}")
+        self.ioctl("KVM_SET_GUEST_DEBUG", request, "%s, control %#x", self.name, control)
 
     def translate(self, linear: int) -> int | None:
         """KVM_TRANSLATE (4.15): the GPA of a linear address, None where it is not mapped."""
         request = ffi.new("struct kvm_translation *", {"linear_address": linear})
-        self.ioctl("KVM_TRANSLATE", request, f"linear address {linear:#x}")
+        self.ioctl("KVM_TRANSLATE", request, "linear address %#x", linear)
         return int(request.physical_address) if request.valid else None
 
     def pre_fault_memory(self, gpa: int, size: int, flags: int = 0) -> int:
         """KVM_PRE_FAULT_MEMORY (4.143, Linux 6.11): the number of bytes that are left."""
         request = ffi.new("struct kvm_pre_fault_memory *", (gpa, size, flags))
-        self.ioctl("KVM_PRE_FAULT_MEMORY", request, f"GPA {gpa:#x}, {size:#x} bytes")
+        self.ioctl("KVM_PRE_FAULT_MEMORY", request, "GPA %#x, %#x bytes", gpa, size)
         return int(request.size)
 
     def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> int:
         """KVM_ENABLE_CAP (4.37) on the vCPU, with up to four arguments."""
         request = ffi.new("struct kvm_enable_cap *", (capability, flags, list(arguments)))
-        return self.ioctl("KVM_ENABLE_CAP", request, f"{self.name}, {capability_name(capability)}")
+        return self.ioctl(
+            "KVM_ENABLE_CAP", request, "%s, %s", self.name, capability_name(capability)
+        )
 
     def get_stats_fd(self) -> Stats:
         """KVM_GET_STATS_FD (4.133, Linux 5.14): the counters of this vCPU."""
@@ -185,7 +187,7 @@ class Vcpu(KvmFd):
         xcrs = ffi.new("struct kvm_xcrs *", {"nr_xcrs": len(values)})
         for at, (number, value) in enumerate(values.items()):
             xcrs.xcrs[at].xcr, xcrs.xcrs[at].value = number, value
-        self.ioctl("KVM_SET_XCRS", xcrs, f"{self.name}, {dict(values)}")
+        self.ioctl("KVM_SET_XCRS", xcrs, "%s, %s", self.name, dict(values))
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """KVM_GET_MSRS (4.18). Raises :class:`UnsupportedError` naming one it does not have."""
@@ -250,7 +252,7 @@ class Vcpu(KvmFd):
         The guest must be able to take it: see ``kvm_run.ready_for_interrupt_injection``.
         """
         request = ffi.new("struct kvm_interrupt *", (vector,))
-        self.ioctl("KVM_INTERRUPT", request, f"{self.name}, vector {vector:#x}")
+        self.ioctl("KVM_INTERRUPT", request, "%s, vector %#x", self.name, vector)
 
     def nmi(self) -> None:
         """KVM_NMI (4.64): queue a non-maskable interrupt."""
@@ -275,7 +277,7 @@ class Vcpu(KvmFd):
     def set_mp_state(self, state: int) -> None:
         """KVM_SET_MP_STATE (4.39); a secondary vCPU of an irqchip VM waits until runnable."""
         request = ffi.new("struct kvm_mp_state *", (state,))
-        self.ioctl("KVM_SET_MP_STATE", request, f"{self.name}, state {state}")
+        self.ioctl("KVM_SET_MP_STATE", request, "%s, state %s", self.name, state)
 
     def tpr_access_reporting(self, enabled: bool) -> None:
         """KVM_TPR_ACCESS_REPORTING: exit when the guest touches its APIC's TPR."""
@@ -290,7 +292,7 @@ class Vcpu(KvmFd):
 
     def set_tsc_khz(self, khz: int) -> None:
         """KVM_SET_TSC_KHZ (4.55); other speeds than the host's need TSC scaling."""
-        self.ioctl("KVM_SET_TSC_KHZ", khz, f"{self.name}, {khz} kHz")
+        self.ioctl("KVM_SET_TSC_KHZ", khz, "%s, %s kHz", self.name, khz)
 
     def kvmclock_ctrl(self) -> None:
         """KVM_KVMCLOCK_CTRL (4.70): tell a guest with kvmclock that it was paused."""

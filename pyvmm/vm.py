@@ -20,12 +20,7 @@ from pyvmm.vcpu import Vcpu
 _XSAVE_SIZE: int = ffi.sizeof("struct kvm_xsave")
 
 
-def _about_slot(slot: int, gpa: int, size: int) -> str:
-    return f"slot {slot}, GPA {gpa:#x}, {size:#x} bytes"
-
-
-def _about_range(gpa: int, size: int) -> str:
-    return f"GPA {gpa:#x}, {size:#x} bytes"
+_ABOUT_SLOT = "slot %d, GPA %#x, %#x bytes"
 
 
 class Vm(KvmFd):
@@ -44,7 +39,7 @@ class Vm(KvmFd):
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION (4.4) on the VM: 0 when this VM does not have it."""
-        return self.ioctl("KVM_CHECK_EXTENSION", capability, f"capability {capability}")
+        return self.ioctl("KVM_CHECK_EXTENSION", capability, "capability %s", capability)
 
     def capabilities(self) -> dict[str, int]:
         """KVM_CHECK_EXTENSION for every capability with a name: its answer, 0 when absent."""
@@ -83,19 +78,19 @@ class Vm(KvmFd):
         lib.KVM_MSR_EXIT_REASON_FILTER)``.
         """
         request, _kept = msr_filter(ranges, deny_others)
-        self.ioctl("KVM_X86_SET_MSR_FILTER", request, f"{len(ranges)} ranges")
+        self.ioctl("KVM_X86_SET_MSR_FILTER", request, "%s ranges", len(ranges))
 
     # ---- vCPUs ----
 
     def create_vcpu(self, index: int) -> Vcpu:
         """KVM_CREATE_VCPU (4.7), and its kvm_run mapped."""
-        fd = self.ioctl("KVM_CREATE_VCPU", index, f"vCPU {index}")
+        fd = self.ioctl("KVM_CREATE_VCPU", index, "vCPU %s", index)
         xsave_size = max(self.check_extension(lib.KVM_CAP_XSAVE2), _XSAVE_SIZE)
         return Vcpu(fd, index, self._vcpu_mmap_size, xsave_size)
 
     def set_boot_cpu_id(self, index: int) -> None:
         """KVM_SET_BOOT_CPU_ID (4.41): which vCPU is the bootstrap processor; before any vCPU."""
-        self.ioctl("KVM_SET_BOOT_CPU_ID", index, f"vCPU {index}")
+        self.ioctl("KVM_SET_BOOT_CPU_ID", index, "vCPU %s", index)
 
     # ---- memory ----
 
@@ -104,7 +99,7 @@ class Vm(KvmFd):
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION (4.35); size 0 deletes the slot."""
         request = ffi.new("struct kvm_userspace_memory_region *", (slot, flags, gpa, size, address))
-        self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _about_slot(slot, gpa, size))
+        self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _ABOUT_SLOT, slot, gpa, size)
 
     def set_user_memory_region_ext(
         self, slot: int, gpa: int, size: int, address: int, flags: int, fd: int, offset: int = 0
@@ -119,7 +114,7 @@ class Vm(KvmFd):
             "struct kvm_userspace_memory_region_ext *",
             {"region": region, "ofs": offset, "fd": fd & 0xFFFFFFFF},
         )
-        self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _about_slot(slot, gpa, size))
+        self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _ABOUT_SLOT, slot, gpa, size)
 
     def set_user_memory_region2(
         self,
@@ -140,27 +135,27 @@ class Vm(KvmFd):
         request.userspace_addr = address
         request.guest_memfd_offset = guest_memfd_offset
         request.guest_memfd = guest_memfd & 0xFFFFFFFF
-        self.ioctl("KVM_SET_USER_MEMORY_REGION2", request, _about_slot(slot, gpa, size))
+        self.ioctl("KVM_SET_USER_MEMORY_REGION2", request, _ABOUT_SLOT, slot, gpa, size)
 
     def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES (4.141, Linux 6.8) for ``size`` bytes from ``gpa``."""
         request = ffi.new("struct kvm_memory_attributes *", (gpa, size, attributes, 0))
-        about = f"{_about_range(gpa, size)}, attributes {attributes:#x}"
-        self.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request, about)
+        about = "GPA %#x, %#x bytes, attributes %#x"
+        self.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request, about, gpa, size, attributes)
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> GuestMemfd:
         """KVM_CREATE_GUEST_MEMFD (4.142, Linux 6.8): ``size`` bytes that only this VM can map."""
         request = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
-        fd = self.ioctl("KVM_CREATE_GUEST_MEMFD", request, f"{size:#x} bytes, flags {flags:#x}")
+        fd = self.ioctl("KVM_CREATE_GUEST_MEMFD", request, "%#x bytes, flags %#x", size, flags)
         return GuestMemfd(fd, size)
 
     def set_tss_addr(self, gpa: int) -> None:
         """KVM_SET_TSS_ADDR (4.36): three pages that Intel without unrestricted guest needs."""
-        self.ioctl("KVM_SET_TSS_ADDR", gpa, f"GPA {gpa:#x}")
+        self.ioctl("KVM_SET_TSS_ADDR", gpa, "GPA %#x", gpa)
 
     def set_identity_map_addr(self, gpa: int) -> None:
         """KVM_SET_IDENTITY_MAP_ADDR (4.40): one page, needed like the TSS; before any vCPU."""
-        self.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ffi.new("uint64_t *", gpa), f"GPA {gpa:#x}")
+        self.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ffi.new("uint64_t *", gpa), "GPA %#x", gpa)
 
     # ---- dirty pages ----
 
@@ -172,7 +167,7 @@ class Vm(KvmFd):
         """
         bits = ffi.new("char[]", bitmap_size(pages))
         request = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bits})
-        self.ioctl("KVM_GET_DIRTY_LOG", request, f"slot {slot}")
+        self.ioctl("KVM_GET_DIRTY_LOG", request, "slot %s", slot)
         return DirtyBitmap(0, pages, bytes(ffi.buffer(bits)))
 
     def clear_dirty_log(self, slot: int, bitmap: DirtyBitmap) -> None:
@@ -209,7 +204,7 @@ class Vm(KvmFd):
 
     def _coalesced_mmio(self, name: str, address: int, size: int, is_port: bool) -> None:
         zone = ffi.new("struct kvm_coalesced_mmio_zone *", (address, size, is_port))
-        self.ioctl(name, zone, f"{'port' if is_port else 'GPA'} {address:#x}, {size} bytes")
+        self.ioctl(name, zone, "%s %#x, %s bytes", "port" if is_port else "GPA", address, size)
 
     # ---- interrupts ----
 
@@ -224,32 +219,32 @@ class Vm(KvmFd):
     def get_irqchip(self, chip: int) -> Any:
         """KVM_GET_IRQCHIP (4.26): a ``struct kvm_irqchip *``; ``chip`` is KVM_IRQCHIP_*."""
         request = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
-        self.ioctl("KVM_GET_IRQCHIP", request, f"chip {chip}")
+        self.ioctl("KVM_GET_IRQCHIP", request, "chip %s", chip)
         return request
 
     def set_irqchip(self, irqchip: Any) -> None:
         """KVM_SET_IRQCHIP (4.27) from a ``struct kvm_irqchip *``."""
-        self.ioctl("KVM_SET_IRQCHIP", irqchip, f"chip {irqchip.chip_id}")
+        self.ioctl("KVM_SET_IRQCHIP", irqchip, "chip %s", irqchip.chip_id)
 
     def irq_line(self, gsi: int, level: bool) -> None:
         """KVM_IRQ_LINE (4.25): set an interrupt line."""
         request = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
-        self.ioctl("KVM_IRQ_LINE", request, f"GSI {gsi}")
+        self.ioctl("KVM_IRQ_LINE", request, "GSI %s", gsi)
 
     def irq_line_status(self, gsi: int, level: bool) -> int:
         """KVM_IRQ_LINE_STATUS: the same; 0 masked, 1 delivered, -1 ignored, more: coalesced."""
         request = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
-        self.ioctl("KVM_IRQ_LINE_STATUS", request, f"GSI {gsi}")
+        self.ioctl("KVM_IRQ_LINE_STATUS", request, "GSI %s", gsi)
         return int(request.status)
 
     def set_gsi_routing(self, routes: Sequence[IrqchipRoute | MsiRoute]) -> None:
         """KVM_SET_GSI_ROUTING (4.52): replaces the whole table."""
-        self.ioctl("KVM_SET_GSI_ROUTING", routing_table(routes), f"{len(routes)} routes")
+        self.ioctl("KVM_SET_GSI_ROUTING", routing_table(routes), "%s routes", len(routes))
 
     def signal_msi(self, address: int, data: int) -> bool:
         """KVM_SIGNAL_MSI (4.71): send an MSI; whether the guest got it."""
         request = ffi.new("struct kvm_msi *", (address & 0xFFFF_FFFF, address >> 32, data))
-        return self.ioctl("KVM_SIGNAL_MSI", request, f"address {address:#x}, data {data:#x}") > 0
+        return self.ioctl("KVM_SIGNAL_MSI", request, "address %#x, data %#x", address, data) > 0
 
     def irqfd(
         self, eventfd: Fd, gsi: int, *, resample: Fd | None = None, deassign: bool = False
@@ -264,7 +259,7 @@ class Vm(KvmFd):
         if resample is not None:
             request.flags |= lib.KVM_IRQFD_FLAG_RESAMPLE
             request.resamplefd = resample.fileno()
-        self.ioctl("KVM_IRQFD", request, f"GSI {gsi}")
+        self.ioctl("KVM_IRQFD", request, "GSI %s", gsi)
 
     def ioeventfd(
         self,
@@ -291,7 +286,7 @@ class Vm(KvmFd):
         if deassign:
             request.flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN
         kind = "port" if is_port else "GPA"
-        self.ioctl("KVM_IOEVENTFD", request, f"{kind} {address:#x}, {size} bytes")
+        self.ioctl("KVM_IOEVENTFD", request, "%s %#x, %s bytes", kind, address, size)
 
     # ---- timers and clocks ----
 
@@ -330,7 +325,7 @@ class Vm(KvmFd):
         data = ffi.new("struct kvm_clock_data *", {"clock": clock_ns})
         if realtime_ns is not None:
             data.flags, data.realtime = lib.KVM_CLOCK_REALTIME, realtime_ns
-        self.ioctl("KVM_SET_CLOCK", data, f"{clock_ns} ns")
+        self.ioctl("KVM_SET_CLOCK", data, "%s ns", clock_ns)
 
     def get_tsc_khz(self) -> int:
         """KVM_GET_TSC_KHZ (4.56) of the VM: what vCPUs made from now on start with."""
@@ -338,4 +333,4 @@ class Vm(KvmFd):
 
     def set_tsc_khz(self, khz: int) -> None:
         """KVM_SET_TSC_KHZ (4.55) of the VM (Linux 5.18), before any vCPU."""
-        self.ioctl("KVM_SET_TSC_KHZ", khz, f"{khz} kHz")
+        self.ioctl("KVM_SET_TSC_KHZ", khz, "%s kHz", khz)
