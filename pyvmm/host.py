@@ -24,27 +24,30 @@ def kvm_modules() -> list[str]:
 
 def nested_modules() -> dict[str, bool]:
     """For each vendor module that tells: whether its guests may use KVM themselves."""
-    nested = {}
-    for name in kvm_modules():
-        try:
-            value = (_MODULES / name / "parameters" / "nested").read_text().strip()
-        except OSError:
-            continue
-        nested[name] = value in ("Y", "1")
-    return nested
+    found = {name: _is_on(name, "nested") for name in kvm_modules()}
+    return {name: on for name, on in found.items() if on is not None}
 
 
 def nested_paging_off() -> str:
     """The module parameter that keeps two-dimensional paging off, such as ``kvm_amd.npt=0``,
     or "". Without it KVM has no private memory, whatever its configuration."""
-    for module, parameter in (("kvm_amd", "npt"), ("kvm_intel", "ept"), ("kvm", "tdp_mmu")):
-        try:
-            value = (_MODULES / module / "parameters" / parameter).read_text().strip()
-        except OSError:
-            continue
-        if value in ("N", "0"):
-            return f"{module}.{parameter}=0"
+    hardware = [_is_on("kvm_amd", "npt"), _is_on("kvm_intel", "ept")]
+    if hardware[0] is False:
+        return "kvm_amd.npt=0"
+    if hardware[1] is False:
+        return "kvm_intel.ept=0"
+    # KVM also reports it as off where there is no such hardware: nothing to load it with.
+    if True in hardware and _is_on("kvm", "tdp_mmu") is False:
+        return "kvm.tdp_mmu=0"
     return ""
+
+
+def _is_on(module: str, parameter: str) -> bool | None:
+    """None where there is no such parameter."""
+    try:
+        return (_MODULES / module / "parameters" / parameter).read_text().strip() in ("Y", "1")
+    except OSError:
+        return None
 
 
 def cpu_model() -> str:
