@@ -95,6 +95,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="LANES",
         help="fail unless these lanes (unit,host,lab) ran",
     )
+    parser.addoption(
+        "--lab-kernel",
+        default="default",
+        metavar="NAME",
+        help="the kernel of lab tests that do not ask for another one",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -122,11 +128,12 @@ def required_lanes(config: pytest.Config) -> set[str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    usual = config.getoption("--lab-kernel")
     for item in items:
         item.stash[_lane_key] = lane_of(item.path) or "unit"
         if item.stash[_lane_key] == "lab":
             mark = item.get_closest_marker("lab") or item.get_closest_marker("boots")
-            item.stash[_kernel_key] = mark.kwargs.get("kernel", "default") if mark else "default"
+            item.stash[_kernel_key] = mark.kwargs.get("kernel", usual) if mark else usual
     # What is quick and needs least comes first; one boot serves all tests of a kernel.
     items.sort(key=lambda item: (LANES.index(item.stash[_lane_key]), _boot_order(item)))
     for item in items:
