@@ -41,17 +41,18 @@ struct protocol {
 	uint32_t features;
 	bool enabled;		/* off: every port goes to Python */
 	bool unclaimed_to_python; /* ports and memory that nobody claims */
-	uint8_t python_ports[PORTS / 8];
-	struct gpa_window {
-		uint64_t gpa;
-		uint64_t size;
-	} python_windows[PYTHON_WINDOWS];
 	uint32_t python_window_count;
-
 	uint64_t console_written; /* bytes ever; the first CONSOLE_SIZE are kept */
 	uint64_t measures_written;
 	uint64_t unclaimed_ports; /* accesses that read all ones or were ignored */
 	uint64_t unclaimed_mmio;
+
+	/* What most guests never need comes last: a page that is not touched costs nothing. */
+	struct gpa_window {
+		uint64_t gpa;
+		uint64_t size;
+	} python_windows[PYTHON_WINDOWS];
+	uint8_t python_ports[PORTS / 8];
 	char console[CONSOLE_SIZE];
 	uint32_t measures[MEASURES_SIZE];
 };

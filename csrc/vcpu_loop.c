@@ -76,7 +76,8 @@ int loop_init(struct vcpu_loop *loop, uint64_t log_capacity)
 	histogram_clear(&loop->exit_latency);
 	histogram_clear(&loop->conversion_latency);
 	if (log_capacity > 0) {
-		loop->log.records = calloc(log_capacity, sizeof(*loop->log.records));
+		/* Not cleared: a record is read only after it was written. */
+		loop->log.records = reallocarray(NULL, log_capacity, sizeof(*loop->log.records));
 		if (!loop->log.records)
 			return -ENOMEM;
 	}

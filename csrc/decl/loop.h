@@ -91,13 +91,13 @@ struct protocol {
 	uint32_t features;
 	bool enabled;
 	bool unclaimed_to_python;
-	uint8_t python_ports[...];
-	struct gpa_window python_windows[...];
 	uint32_t python_window_count;
 	uint64_t console_written;
 	uint64_t measures_written;
 	uint64_t unclaimed_ports;
 	uint64_t unclaimed_mmio;
+	struct gpa_window python_windows[...];
+	uint8_t python_ports[...];
 	char console[...];
 	uint32_t measures[...];
 	...;
