@@ -498,7 +498,7 @@ static bool is_over(const struct vcpu_loop *loop)
 	return loop->deadline && monotonic_ns() >= loop->deadline;
 }
 
-enum loop_stop loop_run(struct vcpu_loop *loop)
+static enum loop_stop run_alone(struct vcpu_loop *loop)
 {
 	enum loop_stop stop;
 	int error;
@@ -525,5 +525,17 @@ enum loop_stop loop_run(struct vcpu_loop *loop)
 		stop = run_until_stop(loop);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	__atomic_store_n(&current_loop, NULL, __ATOMIC_RELAXED);
+	return stop;
+}
+
+enum loop_stop loop_run(struct vcpu_loop *loop)
+{
+	enum loop_stop stop;
+
+	/* A second thread would wait in the kernel for the vCPU, and take the first one's timer. */
+	if (__atomic_exchange_n(&loop->running, true, __ATOMIC_ACQUIRE))
+		return STOP_BUSY;
+	stop = run_alone(loop);
+	__atomic_store_n(&loop->running, false, __ATOMIC_RELEASE);
 	return stop;
 }

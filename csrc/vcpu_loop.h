@@ -68,6 +68,7 @@ enum loop_stop {
 	STOP_EMULATED_ACCESS,	/* KVM's emulator reached for private memory */
 	STOP_GUARD,	/* GUARD_LIMIT memory exits at one instruction */
 	STOP_RUN_FAILED, /* KVM_RUN failed: see error */
+	STOP_BUSY, /* another thread is in loop_run(); nothing was touched */
 };
 
 /* The recorded exits of one reason, in nanoseconds as exit_latency. */
@@ -115,6 +116,7 @@ struct vcpu_loop {
 
 	/* Private to vcpu_loop.c. */
 	int kick_requested;
+	bool running; /* somebody is in loop_run() */
 	pid_t thread; /* the last one in loop_run(), or 0 */
 	bool exit_pending; /* an exit is recorded when KVM_RUN is entered again */
 	struct exit_record pending;

@@ -91,6 +91,7 @@ class VcpuLoop:
         """Run until there is something for Python; returns a ``STOP_*`` of ``lib``.
 
         STOP_SIGNAL is a tick: let Python run its signal handlers, then call again.
+        STOP_BUSY: another thread is in it.
         """
         vcpu.before_close(self.close)
 

@@ -28,6 +28,7 @@ from pyvmm import (
     Result,
     load_guest,
 )
+from pyvmm.uapi import Stop
 
 
 def run_once(**options: Any) -> None:
@@ -349,6 +350,27 @@ def test_made_in_one_thread_and_run_in_another() -> None:
         thread.join(20)
         assert [report.result for report in reports] == [Result.DEADLINE]
         assert reports[0].exits["io"] > 0
+
+
+def test_a_second_thread_in_a_loop_is_turned_away_and_the_first_keeps_its_deadline() -> None:
+    stops: list[int] = []
+
+    def run_until_stop() -> None:
+        while (stop := loop.run()) == Stop.SIGNAL:
+            pass
+        stops.append(stop)
+
+    with Machine(spin()) as machine:
+        loop = machine.loops[0]
+        loop.limit(time.monotonic_ns() + 500_000_000)
+        threads = [threading.Thread(target=run_until_stop, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert stops == [Stop.BUSY, Stop.DEADLINE]
+        loop.limit(time.monotonic_ns() + 1_000_000)
+        assert loop.run() == Stop.DEADLINE
 
 
 @pytest.mark.parametrize("deadline", [float("nan"), float("inf"), -float("inf"), 1e300])
