@@ -176,11 +176,11 @@ class _ExitFiles:
         self._takers: list[LogFunction] = []
         self._timeline: TimelineFile | None = None
         self.finish: Callable[[], None] = _nothing
-        if options.log:
+        if options.log is not None:
             from pyvmm.cli.exit_log import ExitLogFile
 
             self._takers.append(stack.enter_context(ExitLogFile(options.log)).write)
-        if options.timeline:
+        if options.timeline is not None:
             from pyvmm.timeline import TimelineFile
 
             self._timeline = stack.enter_context(TimelineFile(options.timeline))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,10 @@ from pyvmm.memfd import Memfd
 
 _ASSEMBLY = (".S", ".s", ".asm")
 _TIMEOUT_S = 60
+# A line of assembly can ask for gigabytes, of memory and of the file that as writes. By the
+# shell's letters: what is limited, the most that there may be, and the shell's unit of it.
+# A shell sets them because Python's own code between fork and exec is not safe beside threads.
+_MOST = {"v": (resource.RLIMIT_AS, 1 << 30, 1024), "f": (resource.RLIMIT_FSIZE, 32 << 20, 512)}
 
 
 def guests_dir() -> Path:
@@ -31,7 +36,7 @@ def find_guest(name: str) -> Path:
     path = Path(name)
     if not os.path.exists(path):
         shipped = guests_dir() / path.name
-        if str(path.parent) in (".", "guests") and shipped.exists():
+        if str(path.parent) in (".", "guests") and os.path.exists(shipped):
             return shipped
     return path
 
@@ -48,6 +53,8 @@ def load_guest(name: str, parameters: Mapping[str, int] | None = None) -> Image:
 
     ``parameters`` become symbols of an assembly file. Raises :class:`GuestError`.
     """
+    if not name:
+        raise GuestError("guest", "its name is empty", "name a file")
     path = find_guest(name)
     data = read_guest_file(path)
     if path.suffix in _ASSEMBLY:
@@ -91,9 +98,15 @@ def _path_of(file: Memfd) -> str:
 
 
 def _call(path: Path, command: list[str], text: str, what: str, *files: Memfd) -> None:
+    if shutil.which(command[0]) is None:
+        raise GuestError(
+            str(path), f"{command[0]} is not installed", "install binutils (apt install binutils)"
+        )
+    lowered = [letter for letter in _MOST if _lowers(letter)]
+    limits = [f"ulimit -S -{each} {_MOST[each][1] // _MOST[each][2]}" for each in lowered]
     try:
         result = subprocess.run(
-            command,
+            ["/bin/sh", "-c", "; ".join([*limits, 'exec "$@"']), "sh", *command],
             input=text,
             capture_output=True,
             text=True,
@@ -102,19 +115,24 @@ def _call(path: Path, command: list[str], text: str, what: str, *files: Memfd) -
             check=False,
             pass_fds=[file.fileno() for file in files],
         )
-    except FileNotFoundError:
-        raise GuestError(
-            str(path), f"{command[0]} is not installed", "install binutils (apt install binutils)"
-        ) from None
     except OSError as error:
         raise KvmError(command[0], error.errno or 0, f"for {path}") from None
     except subprocess.TimeoutExpired:
         raise GuestError(str(path), f"{command[0]} took more than {_TIMEOUT_S} s") from None
+    if result.returncode == -signal.SIGXFSZ and "f" in lowered:
+        raise GuestError(str(path), f"what {command[0]} makes of it is too large for a guest")
     if result.returncode < 0:
         number = -result.returncode
         raise GuestError(str(path), f"{command[0]} was ended by signal {number}", _limits(number))
     if result.returncode != 0:
         raise GuestError(str(path), f"{what}: {_first_message(result.stderr)}")
+
+
+def _lowers(letter: str) -> bool:
+    """Whether this process leaves as more than it gets."""
+    limit, most, _ = _MOST[letter]
+    soft, _ = resource.getrlimit(limit)
+    return soft == resource.RLIM_INFINITY or soft > most
 
 
 def _limits(number: int) -> str:
@@ -128,7 +146,12 @@ def _limits(number: int) -> str:
 
 def _first_message(stderr: str) -> str:
     """The first line that says what is wrong, and how many more there are."""
-    said = [line for line in stderr.splitlines() if line.strip() and "warning: " not in line]
+    heading, warning = "Assembler messages:", "warning: "
+    said = [
+        line
+        for line in stderr.splitlines()
+        if line.strip() and warning not in line.lower() and not line.endswith(heading)
+    ]
     lines = [line for line in said if "error: " in line.lower()] or said or ["no message"]
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
     return lines[0].strip() + more

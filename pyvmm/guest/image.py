@@ -77,6 +77,8 @@ def elf_image(name: str, data: bytes) -> Image:
 
 def _parse_elf(name: str, data: bytes) -> Image:
     wide, little = data[4] == 2, data[5] == 1
+    if data[4] not in (1, 2):
+        raise GuestError(name, f"the ELF file is of class {data[4]}, neither of 32 nor of 64 bits")
     if not little:
         raise GuestError(name, "the ELF file is not little-endian")
     kind, machine = struct.unpack_from("<HH", data, 16)
@@ -108,10 +110,10 @@ def _parse_elf(name: str, data: bytes) -> Image:
             raise GuestError(name, "the ELF file is cut short")
         total += size
         if total > _MAX_FILE:
-            raise GuestError(name, "the ELF file's segments overlap and are too large")
+            raise GuestError(name, "its segments have too many bytes in all for a guest")
         segments.append(Segment(gpa, data[offset : offset + size]))
     if not segments:
-        raise GuestError(name, "the ELF file has nothing to load")
+        raise GuestError(name, "it has no code and no data to load")
     if entry > 0xFFFF:
         raise GuestError(name, f"its entry {entry:#x} is beyond what real mode reaches with CS 0")
     return Image(name, tuple(segments), entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,11 @@ def test_folder_and_device_as_guest(tmp_path: Path) -> None:
     both_ways("/dev/zero").error(CANNOT_START, "/dev/zero", "no regular file")
 
 
+@pytest.mark.parametrize("name", ["", "a" * 300])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    both_ways(name).error(CANNOT_START, name or "name is empty")
+
+
 def test_guest_in_a_folder_that_cannot_be_searched(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
@@ -102,6 +108,21 @@ def test_guest_that_does_not_assemble(tmp_path: Path) -> None:
     path = tmp_path / "bad.S"
     path.write_text(".code16\n\n  frobnicate %ax\n  hlt\n  bar\n")
     both_ways(path).error(CANNOT_START, "not assembling", f"{path}:3: Error: ", "(and 1 more)")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [".fill 0x7fffffff", ".space 0x3000000", ".rept 100000000\n nop\n .endr"],
+    ids=["fill", "space", "rept"],
+)
+def test_a_line_of_assembly_that_asks_for_gigabytes(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "huge.S"
+    path.write_text(f".code16\n {line}\n")
+    started = time.monotonic()
+    outcome = both_ways(path)
+    outcome.error(CANNOT_START, "huge.S")
+    assert "too large" in outcome.stderr or "out of memory" in outcome.stderr
+    assert time.monotonic() - started < 30  # with the files written it is more than that
 
 
 def test_guest_that_does_not_link(tmp_path: Path) -> None:
@@ -147,8 +168,9 @@ def test_elf_files(tmp_path: Path) -> None:
         (elf()[:60], "cut short"),
         (elf()[:-1], "cut short"),
         (elf(machine=183), "machine 183"),
+        (elf()[:4] + b"\3" + elf()[5:], "class 3"),
         (elf(kind=1), "not a linked executable"),
-        (elf(segments=0), "nothing to load"),
+        (elf(segments=0), "no code and no data"),
         (elf(gpa=0x3FFFE), "past the end of RAM"),
         (elf(gpa=0xFFFFF000), "past the end of RAM"),
     ):
@@ -159,7 +181,7 @@ def test_elf_files(tmp_path: Path) -> None:
 def test_elf_whose_headers_name_the_same_bytes_again_and_again(tmp_path: Path) -> None:
     path = tmp_path / "guest.elf"
     path.write_bytes(elf(segments=65535, size=4096) + bytes(4096))
-    both_ways(path).error(CANNOT_START, "guest.elf", "overlap")
+    both_ways(path).error(CANNOT_START, "guest.elf", "too many bytes")
 
 
 # ---- options ----
@@ -226,7 +248,7 @@ def test_memory_error_has_no_regions_of_one_view(guest: Path) -> None:
 
 
 def test_a_log_that_cannot_be_opened(guest: Path, tmp_path: Path) -> None:
-    for name in (tmp_path, tmp_path / "no" / "log"):
+    for name in ("", tmp_path, tmp_path / "no" / "log"):
         both_ways(guest, "--log", name).error(CANNOT_START, f"--log {name}", "name a file")
 
 
