@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self, SupportsIndex
 
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.ioctls import IOCTLS, Ioctl
@@ -46,6 +46,10 @@ class Fd:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # The first of two owners to be closed would close the other one's file, or a stranger's.
+        raise TypeError(f"{self.name} is a descriptor: it cannot be copied or pickled")
 
     def __del__(self) -> None:
         if self._fd >= 0:

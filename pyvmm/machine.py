@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NoReturn, Protocol, Self, SupportsIndex
 
 from pyvmm.devices.bus import Bus
 from pyvmm.diagnosis import describe_exit, read_assert, register_lines
@@ -93,6 +93,11 @@ class Machine:
         log_capacity: int = _DEFAULT_LOG,
         kvm: Kvm | None = None,
     ) -> None:
+        if not isinstance(guest, (Image, bytes)):
+            raise TypeError(
+                f"guest: {type(guest).__name__} is neither Image nor bytes; "
+                "load_guest() and assemble() make an Image"
+            )
         if not 1 <= vcpus <= MAX_VCPUS:
             raise ConfigurationError(
                 f"{vcpus} vCPUs", "the guest protocol has room for 1 to 28", "use --vcpus 1 to 28"
@@ -193,8 +198,15 @@ class Machine:
     def _load(self, ram: memoryview) -> None:
         low = low_memory()
         ram[: len(low)] = low
+        if not 0 <= self._image.entry <= 0xFFFF:
+            raise ConfigurationError(
+                self._image.name,
+                f"its entry {self._image.entry:#x} is beyond what real mode reaches with CS 0",
+            )
         for segment in self._image.segments:
             end = segment.gpa + len(segment.data)
+            if segment.gpa < 0:
+                raise ConfigurationError(self._image.name, f"there is no GPA {segment.gpa}")
             if end > RAM_SIZE:
                 raise ConfigurationError(
                     self._image.name,
@@ -314,7 +326,7 @@ class Machine:
                 f"a deadline of {deadline_s} s", f"it must be a number of at most {_LONGEST_S}"
             )
         self._started = True
-        return time.monotonic_ns() + int(deadline_s * 1e9)
+        return max(1, time.monotonic_ns() + int(deadline_s * 1e9))  # 0 would be none
 
     def _run_vcpu(self, index: int, deadline: int) -> None:
         loop = self.loops[index]
@@ -524,6 +536,9 @@ class Machine:
     def _close_parts(self) -> None:
         while self._resources:
             self._resources.pop().close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError("a machine cannot be copied or pickled")
 
     def __enter__(self) -> Self:
         return self

@@ -71,7 +71,7 @@ class VcpuLoop:
         log_capacity: int = 0,
     ) -> None:
         self.vcpu = vcpu
-        if log_capacity < 0 or log_capacity & (log_capacity - 1):
+        if not 0 <= log_capacity < 1 << 64 or log_capacity & (log_capacity - 1):
             raise ConfigurationError(f"an exit log of {log_capacity}", "it is no power of two or 0")
         loop = ffi.new("struct vcpu_loop *")
         loop.vcpu_fd = vcpu.fileno()

@@ -42,9 +42,9 @@ class Bus:
         if count == lib.PYTHON_WINDOWS:
             raise ConfigurationError("MMIO window", f"there are {count} already")
         if (
-            not addresses
-            or addresses.step != 1
+            addresses.step != 1
             or not 0 <= addresses.start < addresses.stop <= 1 << 64
+            or addresses.stop - addresses.start == 1 << 64
         ):
             raise ConfigurationError(f"MMIO window {addresses}", "it is no range of addresses")
         for taken, _ in self._windows:
@@ -53,7 +53,7 @@ class Bus:
                     f"MMIO window {addresses.start:#x}", f"it overlaps {taken.start:#x}"
                 )
         window = self._protocol.python_windows[count]
-        window.gpa, window.size = addresses.start, len(addresses)
+        window.gpa, window.size = addresses.start, addresses.stop - addresses.start
         self._protocol.python_window_count = count + 1
         self._windows.append((addresses, device))
 

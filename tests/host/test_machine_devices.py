@@ -135,6 +135,7 @@ def test_ports_that_cannot_be_are_refused(ports: range) -> None:
         range(0x80000, 0x80000),
         range(0x81000, 0x80000),
         range(-16, 16),
+        range(1 << 64),
         range(1 << 64, (1 << 64) + 16),
         range(0x80000, 0x80010, 2),
         range(0x8000F, 0x80020),
@@ -147,6 +148,18 @@ def test_addresses_that_cannot_be_are_refused(addresses: range) -> None:
         with pytest.raises(ConfigurationError):
             machine.bus.add_mmio(addresses, Recorder())
         assert machine.run(20).passed
+
+
+def test_a_window_of_more_than_half_of_all_addresses() -> None:
+    device = Recorder()
+    with Machine(
+        guest("movw $0x8000, %ax\n movw %ax, %es\n movb %al, %es:0\n" + EXIT_0)
+    ) as machine:
+        machine.bus.add_mmio(range(16, 1 << 64), device)
+        assert machine.run(20).passed
+    assert [(kind, address, size) for kind, address, size, _ in device.seen] == [
+        ("write", 0x80000, 1)
+    ]
 
 
 def test_as_many_windows_as_there_may_be() -> None:

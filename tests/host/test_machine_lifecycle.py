@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -28,6 +30,9 @@ from pyvmm import (
     Result,
     load_guest,
 )
+from pyvmm.guest.boot import START
+from pyvmm.guest.image import Image, Segment
+from pyvmm.memfd import Memfd
 from pyvmm.uapi import Stop
 
 
@@ -377,6 +382,49 @@ def test_a_second_thread_in_a_loop_is_turned_away_and_the_first_keeps_its_deadli
 def test_every_run_has_a_deadline(deadline: float) -> None:
     with Machine(out_loop()) as machine, pytest.raises(ConfigurationError, match="a deadline of"):
         machine.run(deadline)
+
+
+@pytest.mark.parametrize("deadline", [0, -1, -1e6])
+def test_a_deadline_that_is_past_ends_the_run(deadline: float) -> None:
+    with Machine(spin()) as machine:
+        assert machine.run(deadline).result is Result.DEADLINE
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_owns_a_descriptor_is_not_copied(copy_of: Callable[[Any], Any], no_leak: None) -> None:
+    with Kvm() as kvm, Memfd("m", 4096) as memfd, Machine(passing(), kvm=kvm) as machine:
+        for owner in (kvm, memfd, machine, machine.vm, machine.vcpus[0]):
+            with pytest.raises(TypeError, match="cannot be copied or pickled"):
+                copy_of(owner)
+        gc.collect()
+        os.fstat(kvm.fileno())
+        assert machine.run(20).passed
+
+
+@pytest.mark.parametrize("wrong", ["guests/hello.S", bytearray(b"\xf4"), None, 5], ids=repr)
+def test_a_machine_of_what_is_no_guest(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"neither Image nor bytes.*load_guest"):
+        Machine(wrong)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image("x", (Segment(-2, b"\xf4"),)),
+        Image("x", (Segment(START, b"\xf4"),), entry=-1),
+        Image("x", (Segment(START, b"\xf4"),), entry=0x10000),
+    ],
+    ids=["gpa", "negative entry", "entry beyond CS 0"],
+)
+def test_an_image_of_ones_own_is_checked(image: Image) -> None:
+    with pytest.raises(ConfigurationError, match="x: "):
+        Machine(image)
+
+
+@pytest.mark.parametrize("capacity", [-1, 3, 1 << 64])
+def test_a_log_of_no_possible_size(capacity: int) -> None:
+    with pytest.raises(ConfigurationError, match="no power of two"):
+        Machine(passing(), log_capacity=capacity)
 
 
 def test_a_machine_runs_once() -> None:
