@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno as errno_module
 import os
+from typing import Self
 
 
 class PyvmmError(Exception):
@@ -42,6 +43,9 @@ class ClosedError(PyvmmError, ValueError):
     def __init__(self, thing: str) -> None:
         super().__init__(thing, "it has been closed")
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.thing,)  # what pickle gives to __init__(), as from a worker process
+
 
 class KvmError(PyvmmError, OSError):
     """A system call failed.
@@ -59,6 +63,9 @@ class KvmError(PyvmmError, OSError):
         self.strerror = os.strerror(number)
         self.call = call
         self.about = about
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int, str, str]]:
+        return type(self), (self.call, self.errno or 0, self.about, self.remedy)
 
 
 # Numbers with two names, by the one that the kernel's documentation uses.
