@@ -44,7 +44,8 @@ class ClosedError(PyvmmError, ValueError):
         super().__init__(thing, "it has been closed")
 
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.thing,)  # what pickle gives to __init__(), as from a worker process
+        # What pickle gives to __init__(): not `args`, which the base class has made of it.
+        return type(self), (self.thing,)
 
 
 class KvmError(PyvmmError, OSError):
