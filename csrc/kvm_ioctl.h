@@ -32,7 +32,7 @@ static inline void *host_map(size_t size, int protection, int flags, int fd, int
 	return address == MAP_FAILED ? NULL : address;
 }
 
-static inline void host_unmap(void *address, size_t size)
+static inline void host_unmap(size_t size, void *address)
 {
 	munmap(address, size);
 }

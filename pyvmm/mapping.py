@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from functools import partial
 from typing import Any
 
 from pyvmm.errors import ClosedError, KvmError
@@ -19,7 +20,8 @@ def map_memory(size: int, protection: int, flags: int, fd: int, offset: int, abo
     address = lib.host_map(size, protection, flags, fd, offset, error)
     if error[0]:
         raise KvmError("mmap", error[0], about)
-    return ffi.gc(address, lambda pointer: lib.host_unmap(pointer, size))
+    # No function in Python: what a signal handler raises in one would keep the memory mapped.
+    return ffi.gc(address, partial(lib.host_unmap, size))
 
 
 class Mapping:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from pyvmm.cpuid import ask_cpuid
@@ -42,8 +43,7 @@ class Vcpu(KvmFd):
             raise KvmError("mmap", error[0], f"kvm_run of vCPU {index}")
         # Whoever still holds the pointer after close() keeps the memory mapped.
         self._run = ffi.gc(
-            ffi.cast("struct kvm_run *", address),
-            lambda pointer: lib.host_unmap(pointer, mmap_size),
+            ffi.cast("struct kvm_run *", address), partial(lib.host_unmap, mmap_size)
         )
         self.exit: Callable[[], Exit] = exit_decoder(self._run)
         """The exit that kvm_run holds, as an object; see :mod:`pyvmm.exits`."""

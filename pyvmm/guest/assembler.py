@@ -68,6 +68,8 @@ def load_guest(name: str, parameters: Mapping[str, int] | None = None) -> Image:
 
 def assemble(source: str, parameters: Mapping[str, int] | None = None) -> Image:
     """An image from assembly text (GNU as syntax, begin it with ``.code16``)."""
+    if not isinstance(source, str):
+        raise TypeError(f"source: {type(source).__name__} is no str of assembly")
     return _assemble(Path("guest"), "-", source, parameters or {})
 
 

@@ -28,6 +28,7 @@ from pyvmm import (
     PageState,
     Policy,
     Result,
+    assemble,
     load_guest,
 )
 from pyvmm.guest.boot import START
@@ -405,6 +406,12 @@ def test_what_owns_a_descriptor_is_not_copied(copy_of: Callable[[Any], Any], no_
 def test_a_machine_of_what_is_no_guest(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"neither Image nor bytes.*load_guest"):
         Machine(wrong)
+
+
+@pytest.mark.parametrize("source", [None, b".code16", 5], ids=repr)
+def test_only_text_is_assembled(source: Any) -> None:
+    with pytest.raises(TypeError, match="no str of assembly"):
+        assemble(source)
 
 
 @pytest.mark.parametrize(
