@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
@@ -124,13 +125,22 @@ def validate(options: argparse.Namespace) -> int:
     earlier = report.load(options.baseline) if options.baseline else None
     seed = _chosen_seed(options)
     with Interruption() as interruption:
-        now = _run(options, cases, seed, interruption)
+        now, left_behind = _run(options, cases, seed, interruption)
     comparison = None
     if earlier is not None:
         comparison = baseline.compare(earlier.results, now.results)
     _show_end(options, now, earlier, comparison)
-    if interruption.number is not None:
-        return 128 + interruption.number
+    number = interruption.number
+    result = 128 + number if number is not None else _status(now, comparison)
+    if left_behind:
+        # Python would wait at its end for a process that the kernel does not let go.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(result)
+    return result
+
+
+def _status(now: report.Report, comparison: baseline.Comparison | None) -> int:
     if all(result.state is State.SKIP for result in now.results):
         return status.SKIPPED
     if comparison is not None:
@@ -160,8 +170,8 @@ def _cases(options: argparse.Namespace) -> list[Case]:
 
 def _run(
     options: argparse.Namespace, cases: list[Case], seed: int, interruption: Interruption
-) -> report.Report:
-    """Run the cases and show each result as it comes."""
+) -> tuple[report.Report, bool]:
+    """Run the cases and show each result as it comes; is a process left that does not end?"""
     from pyvmm.validate.runner import Runner
 
     start = time.monotonic()
@@ -189,7 +199,8 @@ def _run(
     place = {each.name: at for at, each in enumerate(cases)}
     results.sort(key=lambda result: place[result.name])
     duration = time.monotonic() - start
-    return report.Report(report.machine_facts(), seed, duration, tuple(results))
+    facts = report.machine_facts()
+    return report.Report(facts, seed, duration, tuple(results)), runner.left_behind
 
 
 class _Progress:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from pyvmm.validate import stuck
 from pyvmm.validate.case import Case
 from pyvmm.validate.model import files
 from pyvmm.validate.result import CaseResult, State
@@ -18,6 +19,8 @@ from pyvmm.validate.worker import serve
 # A forked worker has all modules loaded; nothing here starts threads before it forks.
 _processes = multiprocessing.get_context("fork")
 _TICK_S = 1.0
+# How long a process that was killed is waited for.
+_END_S = 5.0
 
 
 @dataclass(slots=True)
@@ -37,7 +40,8 @@ class Runner:
     them, one by one. With ``shuffle`` the order is random, by ``seed``. A case that hangs
     is killed and one that crashes its process is reported; both cost a new process.
     ``started`` is called with each case when it starts. :meth:`close` ends all processes,
-    also those in the middle of a case.
+    also those in the middle of a case; ``left_behind`` says that the kernel did not let one go,
+    for which Python would wait at its end.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Runner:
         self._together = [number for number in order if not self.cases[number].alone]
         self._alone = [number for number in order if self.cases[number].alone]
         self._pool: list[_Worker] = []
+        self.left_behind = False
 
     def __iter__(self) -> Iterator[CaseResult]:
         yield from self._run(self._together, min(self.workers, len(self._together)))
@@ -127,19 +132,23 @@ class Runner:
 
     def _kill(self, worker: _Worker) -> CaseResult:
         assert worker.case is not None
-        deadline = self.cases[worker.case].deadline_s
+        message = f"no end after {self.cases[worker.case].deadline_s:g} s"
+        calls, stacks = stuck.where(worker.process.pid or 0)
+        if calls:
+            message += f", in {calls}"
         worker.process.kill()
-        # One that the kernel does not let go is left behind.
-        worker.process.join(timeout=5)
-        stuck = "" if worker.process.exitcode is not None else "; not even SIGKILL ends it"
-        return self._replace(worker, State.HANG, f"no end after {deadline:g} s{stuck}")
+        worker.process.join(timeout=_END_S)
+        if worker.process.exitcode is None:
+            self.left_behind = True
+            message += "; not even SIGKILL ends it"
+        return self._replace(worker, State.HANG, message, stacks)
 
-    def _replace(self, worker: _Worker, state: State, message: str) -> CaseResult:
+    def _replace(self, worker: _Worker, state: State, message: str, detail: str = "") -> CaseResult:
         assert worker.case is not None
         each = self.cases[worker.case]
         duration = time.monotonic() - worker.since
         self._renew(worker)
-        detail = files.left_behind(each.name)
+        detail = "; ".join(filter(None, (detail, files.left_behind(each.name))))
         return CaseResult(
             each.name, each.id, each.title, each.subject, state, message, detail, duration
         )
@@ -150,12 +159,13 @@ class Runner:
             worker.connection.close()
             if worker.case is not None:
                 worker.process.kill()
-            worker.process.join(timeout=5)
+            worker.process.join(timeout=_END_S)
             if worker.case is not None:
                 files.forget(self.cases[worker.case].name)
             if worker.process.exitcode is None:
                 worker.process.kill()
-                worker.process.join(timeout=5)
+                worker.process.join(timeout=_END_S)
+                self.left_behind |= worker.process.exitcode is None
 
 
 def _serve_forked(

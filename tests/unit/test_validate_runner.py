@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from pyvmm.errors import PyvmmError
+from pyvmm.ioctls import IOCTLS
+from pyvmm.validate import stuck
 from pyvmm.validate.case import Case
 from pyvmm.validate.check import CheckFailed, Missing, expect
 from pyvmm.validate.result import State
@@ -91,6 +94,43 @@ def test_a_case_that_hangs_is_killed_at_its_deadline() -> None:
     state, message, _ = result_of(hangs, deadline_s=0.5)
     assert (state, message) == (State.HANG, "no end after 0.5 s")
     assert time.monotonic() - start < 10
+
+
+def test_a_case_that_not_even_a_kill_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvmm.validate.runner._END_S", 0.1)
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.kill", lambda process: None)
+    runner = Runner([a_case(hangs, deadline_s=0.3), a_case(passes, id="X2")])
+    first, second = list(runner)
+    assert (first.state, second.state) == (State.HANG, State.PASS)
+    assert first.message == "no end after 0.3 s; not even SIGKILL ends it"
+    assert runner.left_behind
+    for process in multiprocessing.active_children():
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+
+
+def test_a_case_that_hangs_says_in_which_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyvmm.validate.stuck.where", lambda pid: ("KVM_RUN", "KVM_RUN: f < g"))
+    assert result_of(hangs, deadline_s=0.3) == (
+        State.HANG,
+        "no end after 0.3 s, in KVM_RUN",
+        "KVM_RUN: f < g",
+    )
+
+
+def test_the_call_that_a_thread_is_in() -> None:
+    number = IOCTLS["KVM_SET_MEMORY_ATTRIBUTES"].number
+    assert stuck._call(f"16 0x7 {number:#x} 0x7ffd 0x0 0x0 0x0") == "KVM_SET_MEMORY_ATTRIBUTES"
+    assert stuck._call("285 0x7 0x3 0x0 0x1000 0x0 0x0") == "fallocate"
+    assert stuck._call("7 0x7ff 0x1 0xffffffff 0x0 0x0 0x0") == ""  # poll
+    assert stuck._call("running") == stuck._call("-1 0x7ff 0x40") == stuck._call("") == ""
+    assert list(
+        stuck._frames("[<0>] mutex_lock+0x2b/0x30\n[<0>] kvm_vm_ioctl+0x1/0x2 [kvm]\n")
+    ) == [
+        "mutex_lock",
+        "kvm_vm_ioctl",
+    ]
+    assert stuck.where(1 << 30) == ("", "")
 
 
 def test_a_case_that_crashes_its_process() -> None:
