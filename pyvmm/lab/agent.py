@@ -27,6 +27,7 @@ import errno
 import marshal
 import os
 import select
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ HELLO, OUTPUT, ERRORS, STATUS = b"H", b"O", b"E", b"S"
 _HEADER_SIZE = 5
 _SIGKILL = 9  # signal.h
 _CHUNK = 65536
+_PATIENCE_S = 10
 #: Input waiting for a command that does not read; beyond it the port is left alone.
 _INPUT_LIMIT = 4 * _CHUNK
 
@@ -253,13 +255,22 @@ class Agent:
                     self._log.collect()
                 elif fd == command.ended:
                     status = command.wait()
-                    kill_children()  # or the pipes that they hold would never end
+                    if not kill_children():  # or the pipes that they hold would never end
+                        self._send_rest(command)
+                        return status
                 elif fd == self._port:
                     self._receive()
                     self._take_input(command)
                 elif fd == command.stdin:
                     command.write_input()
         return status
+
+    def _send_rest(self, command: _Command) -> None:
+        """What the command wrote, where a process that does not end holds the pipes."""
+        for fd, kind in command.outputs.items():
+            os.set_blocking(fd, False)
+            while data := _read(fd):
+                self._send(pack(kind, data))
 
     def _take_input(self, command: _Command) -> None:
         while self._frames and self._frames[0][0] in (INPUT, RESIZE):
@@ -385,23 +396,30 @@ def _set_window_size(terminal: int, size: list[int]) -> None:
 def _read(fd: int) -> bytes:
     try:
         return os.read(fd, _CHUNK)
+    except BlockingIOError:
+        return b""
     except OSError as error:
         if error.errno == errno.EIO:  # a terminal that nobody holds any more
             return b""
         raise
 
 
-def kill_children() -> None:
-    """End this process's children, and theirs as they become its own."""
-    while True:
+def kill_children() -> bool:
+    """End this process's children, and theirs as they become its own.
+
+    False when the kernel does not let one go for _PATIENCE_S.
+    """
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            return
+            return True
         for pid in _children():
             os.kill(pid, _SIGKILL)
-        os.waitpid(-1, 0)
+        time.sleep(0.01)
+    return False
 
 
 def _children() -> Iterator[int]:
