@@ -34,6 +34,8 @@ MAILBOX_SIZE = 0x40
 REACH = 8 * GIB
 
 _RUN_S = 20.0
+# How long a vCPU that does not come back is looked at, and how many faults are too many then.
+_LOOK_NS, _MANY_FAULTS = 200_000_000, 20
 _PAYLOAD = ffi.offsetof("struct kvm_run", "hw")
 # CR0.PE, ET, PG; CR4.PAE; EFER.LME, LMA.
 _CR0, _CR4, _EFER = 0x8000_0011, 0x20, 0x500
@@ -149,7 +151,8 @@ class Cpu:
         if stop == lib.STOP_DEADLINE:
             rip = self.vcpu.get_regs().rip
             raise CheckFailed(
-                f"vCPU {self.index} got no exit within {deadline_s:g} s", f"it is at {rip:#x}"
+                f"vCPU {self.index} got no exit within {deadline_s:g} s{self._why_no_exit()}",
+                f"it is at {rip:#x}",
             )
         error = self.loop.raw.error if stop == lib.STOP_RUN_FAILED else 0
         reason = run.exit_reason
@@ -161,6 +164,24 @@ class Cpu:
             raw = ffi.cast("struct pyvmm_memory_error *", payload)
             fault = Fault(raw.type, raw.gpa, raw.size)
         return Outcome(error, reason, None if error else self.vcpu.exit(), fault)
+
+    def _why_no_exit(self) -> str:
+        """What the statistics say of a vCPU that does not come back; it runs a little more."""
+
+        def faults() -> list[int]:
+            return [self.counter(name) for name in ("pf_taken", "pf_fixed")]
+
+        try:
+            before = faults()
+            self.loop.limit(time.monotonic_ns() + _LOOK_NS)
+            self.loop.run()
+            taken, fixed = (now - then for now, then in zip(faults(), before, strict=True))
+        except Missing:
+            return ""
+        if taken < _MANY_FAULTS:
+            return ""
+        again = ": KVM takes page faults again and again"
+        return again if fixed else f"{again} and maps nothing (an invalidation that never ends?)"
 
     def run(self, routine: Routine | int, **registers: int) -> Outcome:
         self.prepare(routine, **registers)
