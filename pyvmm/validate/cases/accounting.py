@@ -404,3 +404,43 @@ def inherited(tools: Toolbox) -> None:
         "(Unevictable of /proc/meminfo)",
         f"(held by the program, left afterwards): {seen}",
     )
+
+
+@case(
+    "AC9",
+    "fallocate of few pages at a time makes each of them, wherever in its file they are",
+    needs=("guest_memfd",),
+    vary={"pages": (1, 2), "offset": (0, 4 * GIB, 16 * 1024 * GIB)},
+    alone=True,
+)
+def few_pages(tools: Toolbox, pages: int, offset: int) -> None:
+    times, size, step = 1024, pages * PAGE, 2 * pages * PAGE
+    vm = tools.keep(tools.kvm.create_vm(1 if tools.has_private_vm else 0))
+    file = tools.keep(vm.create_guest_memfd(offset + times * step))
+
+    def unevictable() -> int:
+        return meminfo("Unevictable")
+
+    def punch() -> None:
+        file.punch(offset, times * step)
+
+    def allocate() -> None:
+        for at in range(offset, offset + times * step, step):
+            file.allocate(at, size)
+
+    def punch_each() -> None:
+        for at in range(offset, offset + times * step, step):
+            file.punch(at, size)
+
+    what = f"fallocate of {pages} pages at a time, from {offset:#x} of its file on,"
+    where = "(Unevictable of /proc/meminfo)"
+    expect_step(unevictable, punch, allocate, times * size, f"{what} does not make as many {where}")
+    before = unevictable()
+    if offset:
+        file.punch(0, offset)
+    moved = before - unevictable() > times * size // 2
+    check(not moved, f"{what} makes them elsewhere {where}")
+    what = what.replace("fallocate", "a punch")
+    expect_step(
+        unevictable, allocate, punch_each, -times * size, f"{what} does not free as many {where}"
+    )

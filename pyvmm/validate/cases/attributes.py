@@ -7,7 +7,7 @@ import errno
 from pyvmm.errors import KvmError
 from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, PAGE, case
+from pyvmm.validate.case import GIB, HUGE, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.check import Missing, expect, expect_errno
 from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
@@ -243,3 +243,104 @@ def mmio(tools: Toolbox, gpa: int) -> None:
     outcome = vm.cpu.enter()
     expect(outcome.reason, lib.KVM_EXIT_MMIO, "the exit of a shared page where no slot is")
     expect(vm.cpu.vcpu.kvm_run.mmio.phys_addr, gpa + 0x123 * 8, "the GPA of that exit")
+
+
+@case(
+    "AT9",
+    "a range that ends or begins at the border of a large block reaches no page behind it",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    combinations=(
+        *({"border": at, "size": PAGE} for at in (4 * GIB + HUGE, 4 * GIB, 5 * GIB)),
+        *({"border": at, "size": HUGE} for at in (4 * GIB + HUGE, 4 * GIB, 5 * GIB)),
+        {"border": 5 * GIB, "size": 64 * MIB},
+    ),
+)
+def at_a_border(tools: Toolbox, border: int, size: int) -> None:
+    half = SIZE // 2
+    for side, start in (("ends", border - size), ("begins", border)):
+        vm = tools.private_vm()
+        memory = tools.memory(vm, border - half, SIZE)
+        memory.fill(0, SIZE, SHARED)
+        # Nothing is mapped yet, so that the attribute itself shows.
+        vm.vm.set_memory_attributes(start, size, ATTRIBUTE)
+        for page in range(16):
+            at = memory.gpa + page * PAGE
+            if start <= at < start + size:
+                what = f"a page in a private range that {side} at the border of a block"
+                memory.expect_guest_zero(page * PAGE, PAGE, what)
+            else:
+                what = f"a page outside a private range that {side} at the border of a block"
+                memory.expect_guest(page * PAGE, PAGE, SHARED, what)
+        vm.vm.set_memory_attributes(start, size, 0)
+        memory.expect_guest(0, SIZE, SHARED, f"pages shared again, of a range that {side} there")
+
+
+@case(
+    "AT10",
+    "a range of more than 4 GiB reaches from its first page to its last",
+    needs=("private_memory",),
+    backend="guest_memfd",
+)
+def large_range(tools: Toolbox) -> None:
+    vm = tools.private_vm()
+    gpa, size = 3 * GIB, 4 * GIB + 2 * PAGE
+    first, middle, last = (tools.memory(vm, at, 4 * PAGE) for at in (gpa, 5 * GIB, 7 * GIB))
+    for memory in (first, middle, last):
+        memory.fill(0, memory.size, SHARED)
+    vm.vm.set_memory_attributes(gpa, size, ATTRIBUTE)
+    for memory, pages in ((last, 2), (middle, 4), (first, 4)):
+        memory.expect_guest_zero(0, pages * PAGE, "pages in a private range of more than 4 GiB")
+    behind = "pages behind a private range of more than 4 GiB"
+    last.expect_guest(2 * PAGE, 2 * PAGE, SHARED, behind)
+
+
+@case(
+    "AT11",
+    "a change reaches all pages of a range in which some have the state already",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={
+        "to": ("private", "shared"),
+        "already": ((4, 11), (4,), (11,), (4, 5, 10, 11), (7,), (4, 6, 7, 9, 11)),
+    },
+)
+def partly(tools: Toolbox, to: str, already: tuple[int, ...]) -> None:
+    memory = tools.memory(tools.private_vm(), 4 * GIB, SIZE)
+    change, undo = memory.set_private, memory.set_shared
+    if to == "shared":
+        change, undo = undo, change
+    memory.guest_fill(0, SIZE, SHARED)
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    undo(0, SIZE)
+    before, after = (SHARED, PRIVATE) if to == "private" else (PRIVATE, SHARED)
+    for page in already:
+        change(page * PAGE, PAGE)
+    memory.expect_guest(0, 4 * PAGE, before, f"pages before a range that becomes {to}")
+    change(4 * PAGE, 8 * PAGE)
+    for page in range(11, 3, -1):
+        what = f"a page of a range that became {to} when some of it were so already"
+        memory.expect_guest(page * PAGE, PAGE, after, what)
+    memory.expect_guest(12 * PAGE, 4 * PAGE, before, f"pages behind a range that became {to}")
+
+
+@case(
+    "AT12",
+    "a change that succeeds returns 0, whatever it did",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"to": ("private", "shared"), "slot": (True, False)},
+)
+def returns(tools: Toolbox, to: str, slot: bool) -> None:
+    vm, gpa = tools.private_vm(), 4 * GIB
+    if slot:
+        tools.memory(vm, gpa, SIZE).guest_fill(0, SIZE, SHARED)
+    if to == "shared":
+        vm.vm.set_memory_attributes(gpa, SIZE, ATTRIBUTE)
+    attributes = ATTRIBUTE if to == "private" else 0
+    for pages, what in ((1, "one page"), (16, "a range"), (16, "a range that is so already")):
+        request = ffi.new("struct kvm_memory_attributes *", (gpa, pages * PAGE, attributes, 0))
+        expect(
+            vm.vm.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request), 0, f"what a change of {what} returns"
+        )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, KIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
-from pyvmm.validate.check import CheckFailed, check
+from pyvmm.validate.check import CheckFailed, Missing, check
 from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.memory import Memory
 from pyvmm.validate.toolbox import Toolbox
@@ -181,3 +182,34 @@ def one_slot_mapped(tools: Toolbox, what: str, slot: int) -> None:
     memory.guest_fill(memory.slots[slot].gpa - memory.gpa, PAGE, SHARED)
     count = flushes(vm, lambda: call(0, SIZE))
     check(count > 0, f"{what} over several slots: no TLB flush, though a page in one was mapped")
+
+
+@case(
+    "FL6",
+    "a change flushes the TLB of each vCPU, not only of some",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"what": ("to private", "to shared", "punch"), "cpus": (2, 4)},
+)
+def each_vcpu(tools: Toolbox, what: str, cpus: int) -> None:
+    vm = tools.private_vm(cpus)
+    memory = tools.memory(vm, 4 * GIB, SIZE)
+    call = {
+        "to private": memory.set_private,
+        "to shared": memory.set_shared,
+        "punch": memory.punch,
+    }[what]
+    for _ in range(_ATTEMPTS):
+        (memory.set_shared if what == "to private" else memory.set_private)(0, SIZE)
+        for cpu in vm.cpus:
+            cpu.read(memory.gpa)
+        before = [cpu.counter("tlb_flush") for cpu in vm.cpus]
+        call(0, SIZE)
+        for cpu in vm.cpus:
+            # The flush is due before the vCPU runs again.
+            cpu.run(routines.HALT)
+        grown = [cpu.counter("tlb_flush") - then for cpu, then in zip(vm.cpus, before, strict=True)]
+        if not any(grown):
+            raise Missing("TLB flushes that KVM asks each vCPU for")
+        # A vCPU that moves to another CPU may flush too, but none flushes less.
+        check(all(grown), f"{what}: the TLB of a vCPU is not flushed, others are", f"{grown}")

@@ -185,3 +185,55 @@ def no_shared_side(tools: Toolbox) -> None:
     vm.cpu.expect_zero(4 * GIB, SIZE, "private pages over a PROT_NONE address")
     vm.cpu.fill(4 * GIB, SIZE, PRIVATE)
     vm.cpu.expect_filled(4 * GIB, SIZE, PRIVATE, "private pages over a PROT_NONE address")
+
+
+@case(
+    "PE7",
+    "a page in use in a slot without guest_memfd exits as soon as it is private, and it alone",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"backing": ("anonymous", "thp"), "page": (0, 5, 511, 512)},
+)
+def in_use_without_file(tools: Toolbox, backing: str, page: int) -> None:
+    vm = tools.private_vm()
+    gpa, size, at = 4 * GIB, 2 * HUGE, page * PAGE
+    shared = tools.shared_side(gpa, size, backing)
+    vm.vm.set_user_memory_region(vm.new_slot(), gpa, size, shared.address)
+    cpu = vm.cpu
+    cpu.fill(gpa, size, PRIVATE, PAGE)
+    vm.vm.set_memory_attributes(gpa + at, PAGE, ATTRIBUTE)
+    # The others first: a huge page that is mapped for one of them would cover the private page.
+    beside = "shared pages beside a private one without guest_memfd"
+    for start, end in ((0, at), (at + PAGE, size)):
+        if start < end:
+            cpu.expect_filled(gpa + start, end - start, PRIVATE, beside, PAGE)
+    cpu.prepare(routines.READ[8], rdi=gpa + at)
+    cpu.expect_fault(gpa + at, "a page without guest_memfd that was mapped when it became private")
+    vm.vm.set_memory_attributes(gpa + at, PAGE, 0)
+    cpu.expect_read(gpa + at, PRIVATE + gpa + at, "the page that is shared again")
+
+
+@case(
+    "PE8",
+    "a slot that moves over a private page does not cover it",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"page": (0, 5, 511)},
+)
+def moved_over(tools: Toolbox, page: int) -> None:
+    vm = tools.private_vm()
+    old, new, at = 4 * GIB, 5 * GIB, page * PAGE
+    shared = tools.shared_side(old, HUGE, "thp")
+    slot = vm.new_slot()
+    vm.vm.set_user_memory_region(slot, old, HUGE, shared.address)
+    vm.cpu.fill(old, HUGE, PRIVATE, PAGE)
+    vm.vm.set_memory_attributes(new + at, PAGE, ATTRIBUTE)
+    vm.vm.set_user_memory_region(slot, new, HUGE, shared.address)
+    for start, end in ((0, at), (at + PAGE, HUGE)):
+        if start < end:
+            # The pattern holds the GPA that the page had when it was written.
+            vm.cpu.expect_filled(
+                new + start, end - start, PRIVATE + old - new, "shared pages of a moved slot", PAGE
+            )
+    vm.cpu.prepare(routines.READ[8], rdi=new + at)
+    vm.cpu.expect_fault(new + at, "a private page that a slot without guest_memfd moved over")

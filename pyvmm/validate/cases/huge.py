@@ -7,9 +7,11 @@ the page in it that has the other state: a mapping that is too large would cover
 
 from __future__ import annotations
 
-from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.native import lib
+from pyvmm.validate.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import HOST, LATER, PRIVATE
 from pyvmm.validate.check import Missing, check
+from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
 from pyvmm.validate.memory import Memory
 from pyvmm.validate.toolbox import Toolbox
 
@@ -182,3 +184,35 @@ def large_mappings(tools: Toolbox) -> None:
         "a block that is shared throughout again, by one call, is not mapped by one 2 MiB "
         "mapping any more",
     )
+
+
+@case(
+    "HP7",
+    "host memory that lies otherwise in its blocks than the GPA is not mapped by huge pages",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"guest_memfd": (False, True), "by": (PAGE, MIB)},
+)
+def unaligned_address(tools: Toolbox, guest_memfd: bool, by: int) -> None:
+    gpa, size = 4 * GIB, 2 * HUGE
+    vm = tools.private_vm()
+    shared = tools.shared_side(gpa, size + HUGE, "thp")
+    # The pattern holds the GPA that the slot gives each page.
+    shared.fill(gpa - by, 0, size + HUGE, HOST)
+    file = tools.keep(vm.vm.create_guest_memfd(size))
+    vm.vm.set_user_memory_region2(
+        vm.new_slot(),
+        gpa,
+        size,
+        shared.address + by,
+        lib.KVM_MEM_GUEST_MEMFD if guest_memfd else 0,
+        file.fileno(),
+    )
+    what = "shared memory whose host address and GPA lie otherwise in their blocks"
+    vm.cpu.expect_filled(gpa, size, HOST, what, PAGE)
+    vm.vm.set_memory_attributes(gpa + 9 * PAGE, PAGE, ATTRIBUTE)
+    vm.vm.set_memory_attributes(gpa + 9 * PAGE, PAGE, 0)
+    vm.cpu.expect_filled(gpa, size, HOST, f"{what}, after a page of it was private", PAGE)
+    vm.vm.set_memory_attributes(gpa, HUGE, ATTRIBUTE)
+    vm.vm.set_memory_attributes(gpa, HUGE, 0)
+    vm.cpu.expect_filled(gpa, size, HOST, f"{what}, after a block of it was private", PAGE)

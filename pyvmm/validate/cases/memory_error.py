@@ -14,7 +14,7 @@ from typing import Any
 from pyvmm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import in_threads
 from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, fallocate
 from pyvmm.validate.check import check, errno_of, expect, expect_errno
@@ -442,3 +442,57 @@ def fight(tools: Toolbox, base: int) -> None:
             check(value in (0, mine), "a vCPU sees what the other view wrote", f"{value:#x}")
 
     in_threads(work, 2)
+
+
+@case(
+    "ME14",
+    "two shared views of a file: a conversion reaches the pages that the guest uses in either",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"first": ("lower", "higher")},
+)
+def two_shared_views(tools: Toolbox, first: str) -> None:
+    at = views(tools)
+    cpu, other = at.vm.cpu, 6 * GIB
+    set_slot(
+        at.vm,
+        slot=at.vm.new_slot(),
+        gpa=other,
+        size=SIZE,
+        address=at.side.address,
+        flags=SHARED_SLOT,
+        fd=at.file.fileno(),
+    )
+    cpu.fill(at.shared, SIZE, TAG)
+    cpu.expect_filled(other, SIZE, TAG + at.shared - other, "a second shared view")
+    at.to_private(3 * PAGE, 2 * PAGE)
+    for view in (at.shared, other) if first == "lower" else (other, at.shared):
+        for page in (4, 3):
+            at.expect_error(view + page * PAGE, TO_SHARED, "a private page in one of two views")
+        cpu.expect_filled(view, 3 * PAGE, TAG + at.shared - view, "shared pages beside it")
+    at.to_shared(3 * PAGE, 2 * PAGE)
+    for view in (at.shared, other):
+        cpu.expect_zero(view + 3 * PAGE, 2 * PAGE, "pages that are shared again in both views")
+
+
+@case(
+    "ME15",
+    "while a large range becomes private no fault maps its shared pages again",
+    needs=(*NEEDS, "two_cpus", "native_guests"),
+    backend=BACKEND,
+    alone=True,
+)
+def fault_meanwhile(tools: Toolbox) -> None:
+    size = 64 * MIB
+    at = views(tools, size=size)
+    page = at.shared + size - PAGE
+    with Watch(at.vm.cpu, page, stop_at_exit=True) as watch:
+        at.file.allocate(0, size)
+        watch.join(10)
+    outcome = watch.outcome
+    check(
+        outcome is not None and outcome.fault == (TO_SHARED, page, PAGE),
+        "a vCPU that uses a shared page while a large range becomes private gets no exit for it "
+        "(the fault must wait)",
+        str(outcome),
+    )

@@ -359,3 +359,24 @@ def dirty(vm: GuestVm, slot: int) -> int:
     log = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bitmap})
     vm.vm.ioctl("KVM_GET_DIRTY_LOG", log)
     return int(bitmap[0])
+
+
+@case(
+    "MR13",
+    "host memory that two slots show and the host discards is gone from both",
+    needs=("guests",),
+    vary={"backing": ("anonymous", "thp", "shmem")},
+)
+def shown_twice(tools: Toolbox, backing: str) -> None:
+    vm = tools.vm()
+    gpas = (4 * GIB, 5 * GIB, 6 * GIB)
+    shared = tools.shared_side(gpas[0], HUGE, backing)
+    for gpa in gpas:
+        vm.vm.set_user_memory_region(vm.new_slot(), gpa, HUGE, shared.address)
+    at = 3 * PAGE
+    vm.cpu.write(gpas[0] + at, TAG)
+    for gpa in gpas:
+        vm.cpu.expect_read(gpa + at, TAG, "host memory that several slots show")
+    shared.discard(at, PAGE)
+    for gpa in gpas[::-1]:
+        vm.cpu.expect_read(gpa + at, 0, "host memory that several slots show, discarded")

@@ -291,3 +291,50 @@ def shadow_paging(tools: Toolbox) -> None:
         (errno.EOPNOTSUPP, errno.ENOTTY),
         "KVM_PRE_FAULT_MEMORY on a VM that says it does not have it",
     )
+
+
+@case(
+    "PF10",
+    "a call that maps a part of its range succeeds and says what is left; the next one fails",
+    needs=("pre_fault",),
+    vary=_VARY,
+)
+def part(tools: Toolbox, state: str, gpa: int) -> None:
+    vm = prepared(tools, state, gpa)
+    request = ffi.new("struct kvm_pre_fault_memory *", (gpa + SIZE - PAGE, 3 * PAGE, 0))
+
+    def call() -> int:
+        return errno_of(lambda: vm.cpu.vcpu.ioctl("KVM_PRE_FAULT_MEMORY", request))
+
+    left = (gpa + SIZE, 2 * PAGE)
+    expect(errno_name(call()), "success", "a call that maps one page of three")
+    expect((int(request.gpa), int(request.size)), left, "GPA and bytes left after it")
+    expect(errno_name(call()), "ENOENT", "the same for what is left, where no slot is")
+    expect((int(request.gpa), int(request.size)), left, "GPA and bytes left after that")
+
+
+@case(
+    "PF11",
+    "a range with pages of both states is pre-faulted as a whole",
+    needs=("pre_fault", "private_memory"),
+    backend="guest_memfd",
+    vary={"first": ("shared", "private"), "step": (1, 3)},
+)
+def both_states(tools: Toolbox, first: str, step: int) -> None:
+    gpa, size = 4 * GIB, 24 * PAGE
+    vm = tools.private_vm()
+    memory = tools.memory(vm, gpa, size)
+    memory.fill(0, size, SHARED)
+    at = 0 if first == "private" else step * PAGE
+    private = range(at, size, 2 * step * PAGE)
+    for offset in private:
+        memory.set_private(offset, step * PAGE)
+    vm.cpu.prepare(routines.HALT)
+    for offset in (0, 5 * PAGE):
+        what = "bytes left and errno of a range with pages of both states"
+        expect(pre_fault(vm.cpu, gpa + offset, size - offset), (0, 0), what)
+    for offset in range(0, size, step * PAGE):
+        if offset in private:
+            memory.expect_guest_zero(offset, step * PAGE, "private pages among shared ones")
+        else:
+            memory.expect_guest(offset, step * PAGE, SHARED, "shared pages among private ones")

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pyvmm.ioctls import IOCTLS
 from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.check import check
 from pyvmm.validate.guest import Outcome
 from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
@@ -389,3 +389,84 @@ def held_fault(tools: Toolbox, gpa: int) -> None:
             "(stale-fault check missing)",
             f"the guest reads {value:#x}",
         )
+
+
+# So many pages that a vCPU faults while they change, however the system divides its CPUs.
+_LONG = GIB
+
+
+@case(
+    "RC11",
+    "while a large range changes no huge page is mapped over its ends",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"end": ("first", "last")},
+    alone=True,
+)
+def huge_page_over_an_end(tools: Toolbox, end: str) -> None:
+    vm = tools.private_vm()
+    gpa = 5 * GIB
+    memory = tools.memory(vm, gpa, HUGE, backing="thp")
+    for offset in range(0, HUGE, PAGE):
+        memory.shared.view[offset : offset + 8] = SHARED.to_bytes(8, "little")
+    # A vCPU uses the one page of the block that is not in the range.
+    outside, inside = (0, PAGE) if end == "first" else (HUGE - PAGE, 0)
+    start = gpa + PAGE if end == "first" else gpa + HUGE - PAGE - _LONG
+    with Watch(vm.cpu, gpa + outside) as watch:
+        vm.vm.set_memory_attributes(start, _LONG, ATTRIBUTE)
+        check(watch.after(watch.rounds) == SHARED, "a shared page beside a large private range")
+    vm.cpu.expect_zero(
+        gpa + inside,
+        HUGE - PAGE,
+        f"private pages of the {end} block of a range, which a vCPU used while the range became "
+        "private (a huge page was mapped over the end of the range meanwhile)",
+        PAGE,
+    )
+
+
+@case(
+    "RC12",
+    "while a large range over two slots changes no fault maps what was there before",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"what": ("to private", "to shared", "punch"), "slot": ("first", "second")},
+    alone=True,
+)
+def fault_meanwhile(tools: Toolbox, what: str, slot: str) -> None:
+    vm = tools.private_vm()
+    lead = _LONG - SIZE if what != "punch" else 64 * MIB
+    # Both slots are at the end of the range, which is what changes last.
+    gpa = 4 * GIB + _LONG - SIZE
+    memory = tools.memory(vm, gpa, SIZE, slots=2, file_offset=lead)
+    page = PAGE if slot == "first" else SIZE - 2 * PAGE
+    for offset in range(0, SIZE, PAGE):
+        memory.shared.view[offset : offset + 8] = SHARED.to_bytes(8, "little")
+    start, size = gpa + SIZE - _LONG, _LONG
+    if what == "to private":
+        expected = 0
+    else:
+        vm.vm.set_memory_attributes(start, size, ATTRIBUTE)
+        expected = SHARED
+    if what == "punch":
+        memory.file.allocate(0, lead)
+        with Watch(vm.cpu, gpa + page, routines.COUNT) as watch:
+            watch.after(2000)
+            before = watch.rounds
+            memory.file.punch(0, lead + SIZE)
+            counted, rounds = watch.after(watch.rounds), watch.rounds
+        check(
+            counted <= rounds - before + 1,
+            f"a fault in the {slot} of two slots during a large punch mapped the page that was "
+            "being given back (the fault must wait)",
+            f"it had counted to {counted}, {rounds - before} of it since the punch",
+        )
+        return
+    with Watch(vm.cpu, gpa + page) as watch:
+        vm.vm.set_memory_attributes(start, size, ATTRIBUTE if what == "to private" else 0)
+        value = watch.after(watch.rounds)
+    check(
+        value == expected,
+        f"a fault in the {slot} of two slots while a large range changed {what} mapped the other "
+        "side (the fault must wait)",
+        f"the guest reads {value:#x}",
+    )

@@ -7,7 +7,8 @@ from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, KIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.cases.memory_regions import expect_mmio
-from pyvmm.validate.check import check, errno_of
+from pyvmm.validate.check import check, errno_of, expect_errno
+from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
 from pyvmm.validate.toolbox import Toolbox
 
 SIZE = 16 * PAGE
@@ -19,7 +20,7 @@ SIZE = 16 * PAGE
     needs=("private_memory",),
     backend="guest_memfd",
     vary={
-        "file_offset": (PAGE, 5 * PAGE, 64 * PAGE, 4 * GIB + 5 * PAGE),
+        "file_offset": (PAGE, 5 * PAGE, 64 * PAGE, 4 * GIB + 5 * PAGE, (1 << 44) + 5 * PAGE),
         "gpa": (512 * KIB, 4 * GIB),
     },
 )
@@ -228,3 +229,70 @@ def slot_numbers(tools: Toolbox) -> None:
         memory.guest_fill(0, PAGE, PRIVATE)
         memory.punch(0, PAGE)
         memory.expect_guest_zero(0, PAGE, "a punched page in a slot with a high number")
+
+
+@case(
+    "SL10",
+    "a deleted slot leaves the others of its file bound to their pages",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"slot": (0, 1, 3), "file_offset": (0, 60 * PAGE)},
+)
+def beside_deleted(tools: Toolbox, slot: int, file_offset: int) -> None:
+    vm = tools.private_vm()
+    memory = tools.memory(vm, 4 * GIB, SIZE, slots=4, file_offset=file_offset)
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    gone = memory.slots[slot]
+    others = [each for each in memory.slots if each != gone]
+    vm.vm.set_user_memory_region2(gone.number, gone.gpa, 0, 0)
+    # Unmapped, so that the guest's faults show what the kernel knows of the other slots.
+    memory.set_shared(0, SIZE)
+    memory.set_private(0, SIZE)
+    for each in others:
+        what = "pages of a slot beside a deleted one of its file"
+        memory.expect_guest(each.gpa - memory.gpa, each.size, PRIVATE, what)
+    for each in others:
+        at = each.gpa - memory.gpa
+        for offset in (at, at + each.size - PAGE):
+            memory.punch(offset, PAGE)
+            what = "a punched page of a slot beside a deleted one of its file"
+            memory.expect_guest_zero(offset, PAGE, what)
+
+        def bind(offset: int = each.file_offset) -> None:
+            tools.memory(vm, 5 * GIB, PAGE, file=memory.file, file_offset=offset)
+
+        check(errno_of(bind) != 0, "a page of a slot beside a deleted one can be bound again")
+
+
+@case(
+    "SL11",
+    "a file's ranges side by side can be bound in any order",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"order": ("ascending", "descending", "middle last")},
+)
+def side_by_side(tools: Toolbox, order: str) -> None:
+    vm = tools.private_vm()
+    shared = tools.shared_side(4 * GIB, SIZE)
+    file = tools.keep(vm.vm.create_guest_memfd(SIZE))
+    first = {"ascending": (0, 1, 2, 3), "descending": (3, 2, 1, 0), "middle last": (0, 3, 1, 2)}
+    quarter = SIZE // 4
+    vm.vm.set_memory_attributes(4 * GIB, SIZE, ATTRIBUTE)
+    for index in first[order]:
+        at = index * quarter
+
+        def bind(at: int = at) -> None:
+            vm.vm.set_user_memory_region2(
+                vm.new_slot(),
+                4 * GIB + at,
+                quarter,
+                shared.address + at,
+                lib.KVM_MEM_GUEST_MEMFD,
+                file.fileno(),
+                at,
+            )
+
+        expect_errno(bind, 0, "binding a file's range beside one that is bound")
+        vm.cpu.fill(4 * GIB + at, quarter, PRIVATE)
+    vm.cpu.expect_filled(4 * GIB, SIZE, PRIVATE, "slots side by side in their file")
