@@ -191,7 +191,11 @@ def large_mappings(tools: Toolbox) -> None:
     "host memory that lies otherwise in its blocks than the GPA is not mapped by huge pages",
     needs=NEEDS,
     backend="guest_memfd",
-    vary={"guest_memfd": (False, True), "by": (PAGE, MIB)},
+    combinations=(
+        {"guest_memfd": False, "by": PAGE},
+        {"guest_memfd": True, "by": PAGE},
+        {"guest_memfd": True, "by": MIB},
+    ),
 )
 def unaligned_address(tools: Toolbox, guest_memfd: bool, by: int) -> None:
     gpa, size = 4 * GIB, 2 * HUGE
