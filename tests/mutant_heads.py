@@ -3,7 +3,8 @@
 A head is like a mail's: ``Key: value``, a line that begins with a blank goes on. Keys:
 Subject and Breaks (what is broken), Plausible (how it could have happened), Caught-by
 (``PC7.edges: words of the message``, one or more), Select (the ``-k`` that finds it quickly),
-Always (yes: tested in every run of the lab lane), License. The patch follows an empty line.
+Always (yes: tested in every run of the lab lane), License; and first Upon, for a patch that
+comes after one of the lab's own. The patch follows an empty line.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "lab" / "mutants"
+OWN_PATCHES = Path(__file__).parents[1] / "pyvmm" / "lab" / "patches"
 KEYS = ("Subject", "Breaks", "Plausible", "Caught-by", "Select", "Always", "License")
 
 
@@ -42,6 +44,12 @@ class Mutant:
     @property
     def name(self) -> str:
         return self.patch.stem
+
+    @property
+    def patches(self) -> tuple[Path, ...]:
+        """All that are applied, in order."""
+        upon = self.value("Upon")
+        return (*(OWN_PATCHES / f"{name}.patch" for name in upon.split()), self.patch)
 
     @property
     def select(self) -> str:

@@ -23,7 +23,7 @@ _WANTED = {name for name in os.environ.get("PYVMM_MUTANTS", "").split(",") if na
 
 @pytest.mark.parametrize("mutant", chosen(all_mutants(), _WANTED), ids=lambda each: each.name)
 def test_mutant_is_caught(mutant: Mutant) -> None:
-    recipe = Recipe(default_tarball("6.12"), (mutant.patch,))
+    recipe = Recipe(default_tarball("6.12"), mutant.patches)
     kernel = build(recipe, f"mutant-{mutant.name}", announce=print)
     command = [sys.executable, "-m", "pyvmm", "validate", "--json", "-k", mutant.select]
     with Lab(kernel) as lab:

@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pyvmm.native import lib
@@ -20,6 +21,7 @@ from pyvmm.validate.check import CheckFailed, Missing, check, errno_of
 from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.memory import Memory
 from pyvmm.validate.toolbox import Toolbox
+from pyvmm.vm import Vm
 
 _ATTEMPTS = 5
 
@@ -444,3 +446,34 @@ def few_pages(tools: Toolbox, pages: int, offset: int) -> None:
     expect_step(
         unevictable, allocate, punch_each, -times * size, f"{what} does not free as many {where}"
     )
+
+
+@case(
+    "AC10",
+    "a slot that is refused because the file is another VM's leaves no open file and no VM",
+    needs=("memory2", "guest_memfd"),
+    alone=True,
+)
+def other_vm_file(tools: Toolbox) -> None:
+    vm_type = 1 if tools.has_private_vm else 0
+
+    def bind(vm: Vm, fd: int) -> None:
+        vm.set_user_memory_region2(5, 4 * GIB, SIZE, 0, lib.KVM_MEM_GUEST_MEMFD, fd)
+
+    def work() -> None:
+        for _ in range(FEW):
+            with tools.kvm.create_vm(vm_type) as vm, tools.kvm.create_vm(vm_type) as other:
+                file = other.create_guest_memfd(SIZE)
+                refused = errno_of(partial(bind, vm, file.fileno()))
+                file.close()
+                check(refused != 0, "a slot with another VM's file is accepted")
+
+    work()
+    seen = []
+    for _ in range(_ATTEMPTS):
+        before = open_files()
+        work()
+        seen.append(open_files() - before)
+        if seen[-1] < FEW // 2:
+            return
+    raise CheckFailed("open files are leaked (/proc/sys/fs/file-nr grows)", f"by {seen}")
