@@ -21,10 +21,11 @@ def where(process: int) -> tuple[str, str]:
     calls: list[str] = []
     stacks: list[str] = []
     for task in sorted(Path(f"/proc/{process}/task").glob("*"), key=lambda path: int(path.name)):
-        call = _call(_text(task / "syscall"))
-        if call and call not in calls:
+        call, frames = _call(_text(task / "syscall")), list(_frames(_text(task / "stack")))
+        # A thread of the kernel's own, made in KVM_RUN, seems to be in it for ever.
+        if call and call not in calls and "vhost_task_fn" not in frames:
             calls.append(call)
-            stacks.append(f"{call}: {' < '.join(_frames(_text(task / 'stack')))}")
+            stacks.append(f"{call}: {' < '.join(frames)}")
     return ", ".join(calls), "; ".join(stacks)
 
 
