@@ -252,6 +252,17 @@ def test_a_log_that_cannot_be_opened(guest: Path, tmp_path: Path) -> None:
         both_ways(guest, "--log", name).error(CANNOT_START, f"--log {name}", "name a file")
 
 
+def test_an_output_overwrites_no_other_file_of_the_run(guest: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(guest)
+    both_ways(guest, "--log", link).error(CANNOT_START, f"--log {link}", "GUEST's file")
+    assert guest.read_bytes() == PASS
+    words = (guest, "--log", tmp_path / "new", "--timeline", tmp_path / "new")
+    both_ways(*words).error(CANNOT_START, "--timeline", "--log's file")
+    assert not (tmp_path / "new").exists()
+    assert pyvmm("run", guest, "--log", "/dev/null", "--timeline", "/dev/null").status == 0
+
+
 def test_no_log_is_made_for_a_guest_that_does_not_start(tmp_path: Path) -> None:
     pyvmm("run", tmp_path / "none", "--log", tmp_path / "log").error(CANNOT_START, "none")
     assert not (tmp_path / "log").exists()
