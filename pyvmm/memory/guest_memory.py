@@ -223,6 +223,8 @@ class GuestMemory:
         for ram, mapping in self._ram:
             if ram.gpa <= gpa and gpa + size <= ram.end and size >= 0:
                 return bytes(mapping.view[gpa - ram.gpa : gpa - ram.gpa + size])
+        if not 0 <= size <= max((region.size for region in self.regions), default=0):
+            raise ConfigurationError(f"GPA {gpa:#x}, {size} bytes", "no memory is there")
         buffer = bytearray(size)
         self._copy(gpa, buffer, False)
         return bytes(buffer)

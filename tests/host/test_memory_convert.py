@@ -174,6 +174,14 @@ def test_where_no_memory_is(gpa: int, size: int) -> None:
             machine.memory.write(gpa, bytes(size))
 
 
+@pytest.mark.parametrize("size", [-1, 1 << 62, 1 << 70])
+def test_no_more_is_read_than_there_is(size: int) -> None:
+    with Machine(passing()) as machine:
+        for gpa in (0, PRIVATE):
+            with pytest.raises(ConfigurationError, match="no memory"):
+                machine.memory.read(gpa, size)
+
+
 def test_reads_and_writes_cross_pages_but_not_states() -> None:
     with Machine(passing()) as machine:
         memory = machine.memory
