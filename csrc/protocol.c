@@ -69,11 +69,12 @@ static uint32_t element(const void *data, uint32_t size)
 
 static enum port_verdict unclaimed(struct protocol *protocol, const struct kvm_run *run, void *data)
 {
+	/* Also what Python may leave unanswered: the buffer has bytes of an earlier exit. */
+	if (run->io.direction == KVM_EXIT_IO_IN)
+		memset(data, 0xFF, (size_t)run->io.size * run->io.count);
 	if (protocol->unclaimed_to_python ||
 	    (protocol->python_ports[run->io.port / 8] >> (run->io.port % 8) & 1))
 		return PORT_PYTHON;
-	if (run->io.direction == KVM_EXIT_IO_IN)
-		memset(data, 0xFF, (size_t)run->io.size * run->io.count);
 	__atomic_fetch_add(&protocol->unclaimed_ports, 1, __ATOMIC_RELAXED);
 	return PORT_DONE;
 }
@@ -153,6 +154,8 @@ bool protocol_mmio(struct protocol *protocol, struct kvm_run *run)
 {
 	uint32_t i;
 
+	if (!run->mmio.is_write)
+		memset(run->mmio.data, 0xFF, sizeof(run->mmio.data));
 	for (i = 0; i < protocol->python_window_count; i++) {
 		const struct gpa_window *window = &protocol->python_windows[i];
 
@@ -161,8 +164,6 @@ bool protocol_mmio(struct protocol *protocol, struct kvm_run *run)
 	}
 	if (protocol->unclaimed_to_python)
 		return false;
-	if (!run->mmio.is_write)
-		memset(run->mmio.data, 0xFF, sizeof(run->mmio.data));
 	__atomic_fetch_add(&protocol->unclaimed_mmio, 1, __ATOMIC_RELAXED);
 	return true;
 }

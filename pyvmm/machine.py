@@ -269,8 +269,9 @@ class Machine:
     def exits(self, deadline_s: float = 30.0) -> Iterator[Exit]:
         """Run a machine of one vCPU; yield every exit that C does not answer.
 
-        Answer an exit in ``machine.vcpus[0].kvm_run``, then go on. Ports and memory that
-        nobody claims are yielded too. What ends the run is not: see :meth:`report`.
+        Answer a read with :meth:`answer` or in ``machine.vcpus[0].kvm_run``, then go on; one
+        that is not answered reads all ones. Ports and memory that nobody claims are yielded
+        too. What ends the run is not: see :meth:`report`.
         """
         if len(self.loops) != 1:
             raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")

@@ -122,6 +122,20 @@ def test_exits_yields_what_nobody_claims() -> None:
     assert [type(exit) for exit in seen] == [IoExit, MmioExit, MmioExit]
 
 
+def test_a_read_that_is_not_answered_reads_all_ones() -> None:
+    """Not what an exit before has left in the buffer."""
+    image = guest(
+        "movb $0x42, %al\n outb %al, $0x20\n inb $0x20, %al\n cmpb $0xFF, %al\n jne 1f\n"
+        "movw $0x8000, %ax\n movw %ax, %es\n movl $0x12345678, %es:4\n"
+        "movl %es:4, %eax\n cmpl $-1, %eax\n jne 1f\n"
+        f"{EXIT_0}\n1: movb $1, %al\n outb %al, $0xf4"
+    )
+    with Machine(image) as machine:
+        assert len(list(machine.exits(20))) == 4
+        report = machine.report()
+    assert report.passed, report.reason
+
+
 def test_exits_yields_memory_errors_when_they_are_asked_for() -> None:
     with Machine(touches(PRIVATE + 5, SHARED + PAGE), policy=Policy.ASK) as machine:
         seen = list(machine.exits(20))
