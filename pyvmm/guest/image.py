@@ -101,17 +101,20 @@ def _parse_elf(name: str, data: bytes) -> Image:
     for index in range(entries):
         at = table + index * entry_size
         if wide:
-            kind, _, offset, _, gpa, size = struct.unpack_from("<IIQQQQ", data, at)
+            kind, _, offset, _, gpa, size, whole = struct.unpack_from("<IIQQQQQ", data, at)
         else:
-            kind, offset, _, gpa, size = struct.unpack_from("<IIIII", data, at)
-        if kind != _PT_LOAD or size == 0:
+            kind, offset, _, gpa, size, whole = struct.unpack_from("<IIIIII", data, at)
+        if kind != _PT_LOAD or whole == 0:
             continue
-        if offset + size > len(data):
+        if whole < size:
+            raise GuestError(name, "a segment of the ELF file is larger than its memory")
+        if size and offset + size > len(data):
             raise GuestError(name, "the ELF file is cut short")
-        total += size
+        total += whole
         if total > _MAX_FILE:
             raise GuestError(name, "its segments have too many bytes in all for a guest")
-        segments.append(Segment(gpa, data[offset : offset + size]))
+        # What follows the file's bytes is the .bss.
+        segments.append(Segment(gpa, data[offset : offset + size].ljust(whole, b"\0")))
     if not segments:
         raise GuestError(name, "it has no code and no data to load")
     if entry > 0xFFFF:

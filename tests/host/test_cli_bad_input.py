@@ -146,7 +146,13 @@ def test_without_an_assembler(tmp_path: Path) -> None:
 
 
 def elf(
-    *, kind: int = 2, machine: int = 3, segments: int = 1, gpa: int = 0x7C00, size: int = len(PASS)
+    *,
+    kind: int = 2,
+    machine: int = 3,
+    segments: int = 1,
+    gpa: int = 0x7C00,
+    size: int = len(PASS),
+    bss: int = 0,
 ) -> bytes:
     """A 32-bit ELF file with ``segments`` equal program headers."""
     headers = 52 + 32 * segments
@@ -154,13 +160,15 @@ def elf(
     head = struct.pack(
         "<HHIIIIIHHHHHH", kind, machine, 1, gpa & 0xFFFF, 52, 0, 0, 52, 32, segments, 0, 0, 0
     )
-    program = struct.pack("<IIIIIIII", 1, headers, gpa, gpa, size, size, 7, 4096)
+    program = struct.pack("<IIIIIIII", 1, headers, gpa, gpa, size, size + bss, 7, 4096)
     return ident + head + program * segments + PASS
 
 
 def test_elf_files(tmp_path: Path) -> None:
     path = tmp_path / "guest.elf"
     path.write_bytes(elf())
+    assert pyvmm("run", path).status == 0
+    path.write_bytes(elf(bss=0x383F0))
     assert pyvmm("run", path).status == 0
     for data, word in (
         (elf()[:5], "cut short"),
@@ -173,6 +181,9 @@ def test_elf_files(tmp_path: Path) -> None:
         (elf(segments=0), "no code and no data"),
         (elf(gpa=0x3FFFE), "past the end of RAM"),
         (elf(gpa=0xFFFFF000), "past the end of RAM"),
+        (elf(bss=0x38400), "past the end of RAM"),
+        (elf(bss=-1), "larger than its memory"),
+        (elf(bss=0x7FFFFFFF), "too many bytes"),
     ):
         path.write_bytes(data)
         both_ways(path).error(CANNOT_START, "guest.elf", word)
