@@ -51,7 +51,7 @@ def open_files() -> int:
     try:
         return int(Path("/proc/sys/fs/file-nr").read_text(encoding="ascii").split()[0])
     except FileNotFoundError:
-        raise Missing("/proc/sys/fs/file-nr (CONFIG_PROC_SYSCTL)") from None
+        raise Missing("/proc/sys/fs/file-nr (CONFIG_SYSCTL)") from None
 
 
 def expect_step(
