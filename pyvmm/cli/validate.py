@@ -196,11 +196,24 @@ def _run(
     finally:
         runner.close()
     show.clear()
+    if runner.not_run:
+        _say_not_run([each.name for each in runner.not_run], len(cases))
     place = {each.name: at for at, each in enumerate(cases)}
     results.sort(key=lambda result: place[result.name])
     duration = time.monotonic() - start
     facts = report.machine_facts()
     return report.Report(facts, seed, duration, tuple(results)), runner.left_behind
+
+
+def _say_not_run(names: list[str], count: int) -> None:
+    from pyvmm.validate.runner import PATIENCE_S
+
+    print(
+        f"pyvmm: validate: gave up after {PATIENCE_S:g} s in cases that failed: {len(names)} of "
+        f"{count} did not run, from {names[0]} on; -k NAME runs those that it names",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 class _Progress:

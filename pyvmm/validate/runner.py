@@ -21,6 +21,8 @@ _processes = multiprocessing.get_context("fork")
 _TICK_S = 1.0
 # How long a process that was killed is waited for.
 _END_S = 5.0
+#: Seconds that failing cases may take in all: a kernel on which everything hangs would take hours.
+PATIENCE_S = 300.0
 
 
 @dataclass(slots=True)
@@ -41,7 +43,9 @@ class Runner:
     is killed and one that crashes its process is reported; both cost a new process.
     ``started`` is called with each case when it starts. :meth:`close` ends all processes,
     also those in the middle of a case; ``left_behind`` says that the kernel did not let one go,
-    for which Python would wait at its end.
+    for which Python would wait at its end. Once the cases that failed have taken
+    ``patience_s`` no other begins: ``not_run`` has those. (The model's do not count, which look
+    for the shortest script that fails.)
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Runner:
         seed: int = 0,
         shuffle: bool = False,
         started: Callable[[Case], None] = lambda case: None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.cases = list(cases)
         self.workers = max(1, workers)
@@ -64,12 +69,20 @@ class Runner:
         self._alone = [number for number in order if self.cases[number].alone]
         self._pool: list[_Worker] = []
         self.left_behind = False
+        self.not_run: tuple[Case, ...] = ()
+        self._patience_s = patience_s
+        self._searching = {each.name for each in self.cases if each.examples}
 
     def __iter__(self) -> Iterator[CaseResult]:
         yield from self._run(self._together, min(self.workers, len(self._together)))
         self._shrink(1)
         yield from self._run(self._alone, min(1, len(self._alone)))
         self.close()
+
+    def _bear(self, result: CaseResult) -> CaseResult:
+        if result.state.bad and result.name not in self._searching:
+            self._patience_s -= result.duration_s
+        return result
 
     def close(self) -> None:
         self._shrink(0)
@@ -79,15 +92,18 @@ class Runner:
             self._pool.append(self._start())
         waiting = numbers[::-1]
         while waiting or any(worker.case is not None for worker in self._pool):
+            if waiting and self._patience_s <= 0:
+                self.not_run += tuple(self.cases[number] for number in reversed(waiting))
+                waiting.clear()
             for worker in list(self._pool):
                 if worker.case is None and waiting:
                     self._give(worker, waiting.pop())
             busy = {worker.connection: worker for worker in self._pool if worker.case is not None}
             for ready in wait(list(busy), timeout=self._until_deadline()):
-                yield self._take(busy[ready])  # type: ignore[index]
+                yield self._bear(self._take(busy[ready]))  # type: ignore[index]
             for worker in list(self._pool):
                 if worker.case is not None and self._left(worker) <= 0:
-                    yield self._kill(worker)
+                    yield self._bear(self._kill(worker))
 
     def _start(self) -> _Worker:
         ours, theirs = _processes.Pipe()

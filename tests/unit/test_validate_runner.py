@@ -109,6 +109,23 @@ def test_a_case_that_not_even_a_kill_ends(monkeypatch: pytest.MonkeyPatch) -> No
         process.join()
 
 
+def slowly_fails(tools: Toolbox) -> None:
+    time.sleep(0.2)
+    expect(17, 4096, "the size")
+
+
+def test_a_kernel_on_which_all_hangs_is_given_up() -> None:
+    alone = a_case(passes, id="X9", alone=True)
+    slow = [a_case(slowly_fails, id=f"X{number}") for number in range(8)]
+    runner = Runner([*slow, alone], patience_s=0.5)
+    assert [result.id for result in runner] == ["X0", "X1", "X2"]
+    assert [each.id for each in runner.not_run] == ["X3", "X4", "X5", "X6", "X7", "X9"]
+    # The model looks for the shortest script that fails, which takes its time.
+    searching = [a_case(slowly_fails, id=f"X{number}", examples=1) for number in range(4)]
+    runner = Runner(searching, patience_s=0.3)
+    assert (len(list(runner)), runner.not_run) == (4, ())
+
+
 def test_a_case_that_hangs_says_in_which_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyvmm.validate.stuck.where", lambda pid: ("KVM_RUN", "KVM_RUN: f < g"))
     assert result_of(hangs, deadline_s=0.3) == (
