@@ -7,6 +7,7 @@ could use one. Of the lines with the same key, the last whose conditions hold co
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,15 +83,17 @@ def guests() -> list[Path]:
     return sorted(guests_dir().glob("*.S"))
 
 
-def cases(vcpus: tuple[int, ...] = (1, 2)) -> list[object]:
-    """Every guest with each set of options that its head names, on so many vCPUs."""
+def cases(vcpus: tuple[int, ...] = (1, 2), rounds: int = 1) -> list[object]:
+    """Every guest with each set of options that its head names, on so many vCPUs; all of that
+    ``rounds`` times."""
     found: list[object] = []
-    for path in guests():
+    for turn, path in itertools.product(range(rounds), guests()):
         head = Head.of(path)
         for options in head.option_sets():
             for count in vcpus:
                 if count in head.vcpus():
                     name = "-".join([path.stem, *options.replace("--", "").split(), str(count)])
+                    name += f"-round-{turn + 1}" if rounds > 1 else ""
                     found.append(pytest.param(path, options, count, id=name))
     return found
 
