@@ -105,6 +105,8 @@ def _call(path: Path, command: list[str], text: str, what: str, *files: Memfd) -
             str(path), f"{command[0]} is not installed", "install binutils (apt install binutils)"
         )
     lowered = [letter for letter in _MOST if _lowers(letter)]
+    # What is preloaded here is for this process, and a sanitizer needs more than these limits.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     limits = [f"ulimit -S -{each} {_MOST[each][1] // _MOST[each][2]}" for each in lowered]
     try:
         result = subprocess.run(
@@ -116,6 +118,7 @@ def _call(path: Path, command: list[str], text: str, what: str, *files: Memfd) -
             timeout=_TIMEOUT_S,
             check=False,
             pass_fds=[file.fileno() for file in files],
+            env=environment,
         )
     except OSError as error:
         raise KvmError(command[0], error.errno or 0, f"for {path}") from None
