@@ -95,6 +95,7 @@ class Runner:
             if waiting and self._patience_s <= 0:
                 self.not_run += tuple(self.cases[number] for number in reversed(waiting))
                 waiting.clear()
+                continue
             for worker in list(self._pool):
                 if worker.case is None and waiting:
                     self._give(worker, waiting.pop())
