@@ -59,12 +59,14 @@ def capabilities() -> dict[str, int]:
     return {name: getattr(lib, name) for name in dir(lib) if name.startswith("KVM_CAP_")}
 
 
-def capability_name(number: int) -> str:
-    """The name and number of a capability, for messages."""
-    for name, known in capabilities().items():
-        if known == number:
-            return f"{name} ({number})"
-    return f"capability {number}"
+class Capability(int):
+    """A capability's number; as text its name and number, looked up only then."""
+
+    def __str__(self) -> str:
+        for name, known in capabilities().items():
+            if known == self:
+                return f"{name} ({int(self)})"
+        return f"capability {int(self)}"
 
 
 class VmType(IntEnum):

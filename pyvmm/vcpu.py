@@ -15,7 +15,7 @@ from pyvmm.mapping import PROT_READ_WRITE
 from pyvmm.msrs import get_msrs, set_msrs
 from pyvmm.native import ffi, lib
 from pyvmm.stats import Stats
-from pyvmm.uapi import capability_name
+from pyvmm.uapi import Capability
 
 # What the kernel calls sigset_t: one bit for each of 64 signals.
 _SIGNALS = 64
@@ -121,7 +121,7 @@ class Vcpu(KvmFd):
         """KVM_ENABLE_CAP (4.37) on the vCPU, with up to four arguments."""
         request = ffi.new("struct kvm_enable_cap *", (capability, flags, list(arguments)))
         return self.ioctl(
-            "KVM_ENABLE_CAP", request, "%s, %s", self.name, capability_name(capability)
+            "KVM_ENABLE_CAP", request, "%s, %s", self.name, Capability(capability)
         )
 
     def get_stats_fd(self) -> Stats:

@@ -55,7 +55,7 @@ class Vm(KvmFd):
     def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> int:
         """KVM_ENABLE_CAP (4.37) with up to four arguments."""
         request = ffi.new("struct kvm_enable_cap *", (capability, flags, list(arguments)))
-        return self.ioctl("KVM_ENABLE_CAP", request, uapi.capability_name(capability))
+        return self.ioctl("KVM_ENABLE_CAP", request, "%s", uapi.Capability(capability))
 
     def map_gpa_range_exits(self) -> bool:
         """Ask for KVM_EXIT_HYPERCALL on KVM_HC_MAP_GPA_RANGE. False where it cannot be had."""

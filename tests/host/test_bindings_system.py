@@ -28,7 +28,7 @@ def test_capabilities() -> None:
         assert vms["KVM_CAP_NR_MEMSLOTS"] > 100
         assert vm.has(lib.KVM_CAP_USER_MEMORY)
         assert not vm.has(0x7FFF_FFFF)
-        assert uapi.capability_name(lib.KVM_CAP_XSAVE2) == "KVM_CAP_XSAVE2 (208)"
+        assert str(uapi.Capability(lib.KVM_CAP_XSAVE2)) == "KVM_CAP_XSAVE2 (208)"
 
 
 def test_vm_types_can_be_created() -> None:
