@@ -23,12 +23,10 @@ static inline long kvm_ioctl_on(int fd, unsigned long request, void *argument)
 }
 
 /* The address, or NULL with *error = errno. */
-static inline void *host_map(size_t size, int protection, int flags, int fd, int64_t offset,
-			     int *error)
+static inline void *host_map(size_t size, int protection, int flags, int fd, int64_t offset)
 {
 	void *address = mmap(NULL, size, protection, flags, fd, offset);
 
-	*error = address == MAP_FAILED ? errno : 0;
 	return address == MAP_FAILED ? NULL : address;
 }
 

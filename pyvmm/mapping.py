@@ -14,14 +14,15 @@ PROT_NONE = 0  # <sys/mman.h>; the mmap module does not have it
 PROT_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
-def map_memory(size: int, protection: int, flags: int, fd: int, offset: int, about: str) -> Any:
-    """mmap(2). The mapping lives for as long as the returned ``void *`` does."""
-    error = ffi.new("int *")
-    address = lib.host_map(size, protection, flags, fd, offset, error)
-    if error[0]:
-        raise KvmError("mmap", error[0], about)
+def map_memory(
+    size: int, protection: int, flags: int, fd: int, offset: int, type: str, about: str
+) -> Any:
+    """mmap(2). The mapping lives for as long as the returned pointer, a ``type``, does."""
+    address = lib.host_map(size, protection, flags, fd, offset)
+    if not address:
+        raise KvmError("mmap", ffi.errno, about)
     # No function in Python: what a signal handler raises in one would keep the memory mapped.
-    return ffi.gc(address, partial(lib.host_unmap, size))
+    return ffi.gc(ffi.cast(type, address), partial(lib.host_unmap, size))
 
 
 class Mapping:
@@ -36,7 +37,7 @@ class Mapping:
     ) -> None:
         flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.size = size
-        self._pointer = map_memory(size, protection, flags, fd, offset, f"{size} bytes")
+        self._pointer = map_memory(size, protection, flags, fd, offset, "void *", f"{size} bytes")
 
     @property
     def pointer(self) -> Any:

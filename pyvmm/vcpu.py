@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NoReturn
 
 from pyvmm.cpuid import ask_cpuid
 from pyvmm.errors import ClosedError, KvmError
 from pyvmm.exits import Exit, exit_decoder
 from pyvmm.fd import KvmFd
-from pyvmm.mapping import PROT_READ_WRITE
+from pyvmm.mapping import PROT_READ_WRITE, map_memory
 from pyvmm.msrs import get_msrs, set_msrs
-from pyvmm.native import ffi, lib
+from pyvmm.native import ffi
 from pyvmm.stats import Stats
 from pyvmm.uapi import Capability
 
@@ -36,15 +35,14 @@ class Vcpu(KvmFd):
         self.index = index
         self.mmap_size = mmap_size
         self._xsave_size = xsave_size
-        error = ffi.new("int *")
-        address = lib.host_map(mmap_size, PROT_READ_WRITE, mmap.MAP_SHARED, fd, 0, error)
-        if error[0]:
+        try:
+            # Whoever still holds the pointer after close() keeps the memory mapped.
+            self._run = map_memory(
+                mmap_size, PROT_READ_WRITE, mmap.MAP_SHARED, fd, 0, "struct kvm_run *", self.name
+            )
+        except KvmError:
             self.close()
-            raise KvmError("mmap", error[0], f"kvm_run of vCPU {index}")
-        # Whoever still holds the pointer after close() keeps the memory mapped.
-        self._run = ffi.gc(
-            ffi.cast("struct kvm_run *", address), partial(lib.host_unmap, mmap_size)
-        )
+            raise
         self.exit: Callable[[], Exit] = exit_decoder(self._run)
         """The exit that kvm_run holds, as an object; see :mod:`pyvmm.exits`."""
 
@@ -120,9 +118,7 @@ class Vcpu(KvmFd):
     def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> int:
         """KVM_ENABLE_CAP (4.37) on the vCPU, with up to four arguments."""
         request = ffi.new("struct kvm_enable_cap *", (capability, flags, list(arguments)))
-        return self.ioctl(
-            "KVM_ENABLE_CAP", request, "%s, %s", self.name, Capability(capability)
-        )
+        return self.ioctl("KVM_ENABLE_CAP", request, "%s, %s", self.name, Capability(capability))
 
     def get_stats_fd(self) -> Stats:
         """KVM_GET_STATS_FD (4.133, Linux 5.14): the counters of this vCPU."""
