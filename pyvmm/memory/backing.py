@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from pyvmm.host import nested_paging_off
 from pyvmm.kvm import Kvm
@@ -34,8 +35,7 @@ def no_protected_vm(remedy: str) -> Support:
     return Support(None, missing, remedy)
 
 
-@dataclass(frozen=True, slots=True)
-class Backing:
+class Backing(NamedTuple):
     """The files of a region and the host memory behind its private and shared view."""
 
     private_file: MemoryFile
@@ -50,16 +50,23 @@ class Backing:
         self.shared_file.close()
 
 
+def add_shared_file(private_file: MemoryFile, map_private: Callable[[], Mapping]) -> Backing:
+    """A shared memfd beside ``private_file``, and the mappings. Closes all when that fails."""
+    shared_file: Memfd | None = None
+    try:
+        shared_file = Memfd("shared", private_file.size)
+        return Backing(private_file, shared_file, map_private(), shared_file.map())
+    except BaseException:
+        private_file.close()
+        if shared_file is not None:
+            shared_file.close()
+        raise
+
+
 def back_with_guest_memfd(vm: Vm, size: int) -> Backing:
     """A guest_memfd and a shared memfd; behind the private pages nothing is readable."""
-    with ExitStack() as undo:
-        private_file = undo.enter_context(vm.create_guest_memfd(size))
-        shared_file = undo.enter_context(Memfd("shared", size))
-        backing = Backing(
-            private_file, shared_file, Mapping(size, protection=PROT_NONE), shared_file.map()
-        )
-        undo.pop_all()
-    return backing
+    unreadable = partial(Mapping, size, protection=PROT_NONE)
+    return add_shared_file(vm.create_guest_memfd(size), unreadable)
 
 
 class Backend(Protocol):

@@ -130,20 +130,21 @@ class GuestMemory:
     @property
     def raw(self) -> Any:
         """The ``struct memory *``. Raises :class:`ClosedError` after :meth:`close`."""
-        self._check_open()
-        return self._raw
-
-    def _check_open(self) -> None:
         if self._raw is None:
             raise ClosedError("guest memory")
+        return self._raw
 
     def add_ram(self, gpa: int, size: int) -> Mapping:
         """Plain memory, always shared. Returns the host's mapping of it."""
-        with self._slots.all_or_nothing():
+        before = self._slots.claimed()
+        try:
             claimed = self._slots.claim_range("RAM", gpa, size)
-            slot = self._slots.claim_slots(1, str(claimed))
+            slot = self._slots.claim_slots(1, claimed)
             mapping = Mapping(size)
             self._vm.set_user_memory_region(slot, gpa, size, mapping.address)
+        except BaseException:
+            self._slots.give_back(before)
+            raise
         self._ram.append((claimed, mapping))
         self._kept.append(mapping)
         lib.memory_add_ram(self.raw, gpa, size, mapping.pointer)
@@ -156,8 +157,12 @@ class GuestMemory:
         there. Raises :class:`ConfigurationError` for ranges that overlap or are not
         aligned, :class:`KvmError` when the kernel refuses.
         """
-        with self._slots.all_or_nothing():
+        before = self._slots.claimed()
+        try:
             return self._add_region(gpa, size, shared_gpa)
+        except BaseException:
+            self._slots.give_back(before)
+            raise
 
     def _add_region(self, gpa: int, size: int, shared_gpa: int | None) -> Region:
         views = 1 if shared_gpa is None else 2
@@ -171,7 +176,7 @@ class GuestMemory:
         pages = size // PAGE_SIZE
         # Huge regions could need more than there are: half is left for others, and C joins ranges.
         count = min(self.backend.slots(pages, views), max(self._slots.free // 2, _FEWEST_SLOTS))
-        slot_base = self._slots.claim_slots(count, str(claimed))
+        slot_base = self._slots.claim_slots(count, claimed)
         backing = self.backend.back(self._vm, size, views, self.mechanism)
         wanted = ffi.new("struct region *")
         wanted.private_gpa = gpa
@@ -219,28 +224,28 @@ class GuestMemory:
         Raises :class:`PrivatePageError` for a private page and
         :class:`ConfigurationError` where no memory is.
         """
-        self._check_open()
+        raw = self.raw
         for ram, mapping in self._ram:
             if ram.gpa <= gpa and gpa + size <= ram.end and size >= 0:
                 return bytes(mapping.view[gpa - ram.gpa : gpa - ram.gpa + size])
         if not 0 <= size <= max((region.size for region in self.regions), default=0):
             raise ConfigurationError(f"GPA {gpa:#x}, {size} bytes", "no memory is there")
         buffer = bytearray(size)
-        self._copy(gpa, buffer, False)
+        self._copy(raw, gpa, buffer, False)
         return bytes(buffer)
 
     def write(self, gpa: int, data: bytes) -> None:
         """Store bytes as the host: into RAM, or into shared pages. Raises as :meth:`read`."""
-        self._check_open()
+        raw = self.raw
         for ram, mapping in self._ram:
             if ram.gpa <= gpa and gpa + len(data) <= ram.end:
                 mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data
                 return
-        self._copy(gpa, bytearray(data), True)
+        self._copy(raw, gpa, bytearray(data), True)
 
-    def _copy(self, gpa: int, data: bytearray, is_write: bool) -> None:
+    @staticmethod
+    def _copy(raw: Any, gpa: int, data: bytearray, is_write: bool) -> None:
         what = f"GPA {gpa:#x}, {len(data)} bytes"
-        raw = self.raw
         if not 0 <= gpa < 1 << 64:
             raise ConfigurationError(what, "no memory is there")
         result = lib.memory_copy(raw, gpa, ffi.from_buffer(data), len(data), is_write)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from pyvmm.errors import ConfigurationError
@@ -41,38 +39,39 @@ class SlotTable:
         """How many slot numbers are left."""
         return self.limit - self._next
 
-    @contextmanager
-    def all_or_nothing(self) -> Iterator[None]:
-        """Give back what was claimed inside when an error leaves it."""
-        taken, ranges = self._next, list(self._ranges)
-        try:
-            yield
-        except BaseException:
-            self._next, self._ranges = taken, ranges
-            raise
+    def claimed(self) -> tuple[int, int]:
+        """How many slots and ranges are claimed, for :meth:`give_back`."""
+        return self._next, len(self._ranges)
+
+    def give_back(self, claimed: tuple[int, int]) -> None:
+        """Undo every claim since :meth:`claimed` said this."""
+        self._next, ranges = claimed
+        del self._ranges[ranges:]
 
     def claim_range(self, name: str, gpa: int, size: int) -> GpaRange:
         """Take a GPA range. Raises :class:`ConfigurationError` if it cannot be one."""
-        wanted = GpaRange(gpa, size, name)
+        wanted, end = GpaRange(gpa, size, name), gpa + size
         if size <= 0 or gpa < 0 or gpa % PAGE_SIZE or size % PAGE_SIZE:
             raise ConfigurationError(
                 f"{name} at {gpa:#x}, {size:#x} bytes",
                 "it is empty or not aligned",
                 f"use multiples of {PAGE_SIZE}",
             )
-        if wanted.end > 1 << 52:
+        if end > 1 << 52:
             raise ConfigurationError(str(wanted), "no x86 CPU has addresses of more than 52 bits")
         for taken in self._ranges:
-            if wanted.gpa < taken.end and taken.gpa < wanted.end:
+            if gpa < taken.end and taken.gpa < end:
                 raise ConfigurationError(str(wanted), f"it overlaps {taken}", "move one of them")
         self._ranges.append(wanted)
         return wanted
 
-    def claim_slots(self, count: int, name: str) -> int:
-        """Take ``count`` slot numbers in a row; returns the first."""
+    def claim_slots(self, count: int, claimed: GpaRange) -> int:
+        """Take ``count`` slot numbers in a row for a range; returns the first."""
         if count > self.free:
             raise ConfigurationError(
-                name, f"it needs {count} memslots and {self.free} are left", "use fewer regions"
+                str(claimed),
+                f"it needs {count} memslots and {self.free} are left",
+                "use fewer regions",
             )
         first = self._next
         self._next += count

@@ -30,13 +30,14 @@ def test_ranges_never_overlap(wanted: list[tuple[int, int]]) -> None:
 @given(st.lists(st.integers(0, 30), max_size=20))
 def test_slot_numbers_are_given_out_once(counts: list[int]) -> None:
     table = SlotTable(100)
+    claimed = table.claim_range("range", 0, PAGE_SIZE)
     given_out: list[int] = []
     for count in counts:
         if count > 100 - len(given_out):
             with pytest.raises(ConfigurationError, match="memslots"):
-                table.claim_slots(count, "range")
+                table.claim_slots(count, claimed)
             continue
-        first = table.claim_slots(count, "range")
+        first = table.claim_slots(count, claimed)
         given_out += range(first, first + count)
     assert given_out == list(range(len(given_out)))
     assert table.free == 100 - len(given_out)

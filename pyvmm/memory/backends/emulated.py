@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from functools import partial
 
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import PROT_NONE, PROT_READ_WRITE, Mapping
 from pyvmm.memfd import Memfd
-from pyvmm.memory.backing import Backing, Support
+from pyvmm.memory.backing import Backing, Support, add_shared_file
 from pyvmm.memory.probe_guest import run_probe
 from pyvmm.native import lib
 from pyvmm.uapi import Mechanism
@@ -44,17 +44,9 @@ class EmulatedBackend:
     def back(self, vm: Vm, size: int, views: int, mechanism: Mechanism) -> Backing:
         # With one view the private side is mapped over the shared one, page by page.
         hidden = mechanism == Mechanism.PROT_NONE or views == 1
-        with ExitStack() as undo:
-            private_file = undo.enter_context(Memfd("private", size))
-            shared_file = undo.enter_context(Memfd("shared", size))
-            backing = Backing(
-                private_file,
-                shared_file,
-                private_file.map(protection=PROT_NONE if hidden else PROT_READ_WRITE),
-                shared_file.map(),
-            )
-            undo.pop_all()
-        return backing
+        private_file = Memfd("private", size)
+        protection = PROT_NONE if hidden else PROT_READ_WRITE
+        return add_shared_file(private_file, partial(private_file.map, protection=protection))
 
     def slots(self, pages: int, views: int) -> int:
         return 2 * pages
