@@ -94,6 +94,17 @@ void loop_disarm(struct vcpu_loop *loop)
 	__atomic_store_n(&loop->thread, 0, __ATOMIC_SEQ_CST);
 }
 
+uint64_t loop_reasons(const struct vcpu_loop *loop)
+{
+	uint64_t reasons = 0;
+	uint32_t reason;
+
+	_Static_assert(LOOP_REASONS <= 64, "a bit for each");
+	for (reason = 0; reason < LOOP_REASONS; reason++)
+		reasons |= (uint64_t)(loop->exits[reason] != 0) << reason;
+	return reasons;
+}
+
 void loop_deinit(struct vcpu_loop *loop)
 {
 	loop_disarm(loop);

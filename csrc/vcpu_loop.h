@@ -145,6 +145,8 @@ enum loop_stop loop_run(struct vcpu_loop *loop);
 void loop_kick(struct vcpu_loop *loop);
 /* Stop the ticking and forget the thread; the next loop_run() starts anew. */
 void loop_disarm(struct vcpu_loop *loop);
+/* A bit for each reason in `exits` that is not 0. */
+uint64_t loop_reasons(const struct vcpu_loop *loop);
 /* Close the record of an exit that will not be re-entered. */
 void loop_finish_record(struct vcpu_loop *loop);
 int loop_kick_signal(void);

@@ -470,11 +470,7 @@ class Machine:
         protocol = self._protocol
         kept = min(protocol.console_written, lib.CONSOLE_SIZE)
         measures = min(protocol.measures_written, lib.MEASURES_SIZE)
-        recorded = [loop for loop in self.loops if loop.raw.exit_latency.count]
-        exits: dict[str, int] = {}
-        for loop in self.loops:
-            for name, count in loop.exit_counts().items():
-                exits[name] = exits.get(name, 0) + count
+        exits, by_reason = _statistics(self.loops)
         return RunReport(
             result=result,
             exit_code=exit_code,
@@ -485,15 +481,15 @@ class Machine:
             console_dropped=protocol.console_written - kept,
             exits=exits,
             conversions=self.memory.conversions(),
-            exit_latency=_latency(recorded, "exit_latency"),
-            conversion_latency=_latency(recorded, "conversion_latency"),
+            exit_latency=_latency(self.loops, "exit_latency"),
+            conversion_latency=_latency(self.loops, "conversion_latency"),
             measures=tuple(protocol.measures[0:measures]),
             measures_dropped=protocol.measures_written - measures,
             memory=tuple(
                 RegionReport(region.gpa, region.size, tuple(region.private_ranges()))
                 for region in self.memory.regions
             ),
-            by_reason=_statistics(recorded),
+            by_reason=by_reason,
             spurious_exits=sum(region.spurious_exits() for region in self.memory.regions),
             unclaimed_ports=protocol.unclaimed_ports,
             unclaimed_mmio=protocol.unclaimed_mmio,
@@ -587,10 +583,15 @@ def _latency(loops: list[VcpuLoop], name: str) -> Latency:
     return Latency.of(total)
 
 
-def _statistics(loops: list[VcpuLoop]) -> dict[str, ReasonStatistics]:
+def _statistics(loops: list[VcpuLoop]) -> tuple[dict[str, int], dict[str, ReasonStatistics]]:
+    """How many exits of each reason all loops had, and the times of those that were recorded."""
+    counts: dict[str, int] = {}
     by_reason: dict[str, ReasonStatistics] = {}
     for loop in loops:
-        for name, times in loop.exit_times():
+        for name, count, times in loop.exits_by_reason():
+            counts[name] = counts.get(name, 0) + count
+            if times is None or not times.count:
+                continue
             found = ReasonStatistics(times.count, times.total, times.min, times.max)
             by_reason[name] = by_reason[name] + found if name in by_reason else found
-    return by_reason
+    return counts, by_reason

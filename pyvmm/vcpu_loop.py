@@ -133,19 +133,22 @@ class VcpuLoop:
 
     def exit_counts(self) -> dict[str, int]:
         """How many exits of each reason there were, by the kernel's lower-case names."""
-        loop = self.raw
-        exits = ffi.unpack(loop.exits, lib.LOOP_REASONS)
-        counts = {reason_name(reason): count for reason, count in enumerate(exits) if count}
-        if loop.exits_beyond:
-            counts["other"] = loop.exits_beyond
-        return counts
+        return {name: count for name, count, _ in self.exits_by_reason()}
 
-    def exit_times(self) -> Iterator[tuple[str, Any]]:
-        """The ``struct exit_times`` of each reason that was recorded, by its name."""
+    def exits_by_reason(self) -> Iterator[tuple[str, int, Any]]:
+        """Each reason's name, how many exits it had, and the ``struct exit_times`` of them.
+
+        The last is None for "other", which are the reasons that C has no room for.
+        """
         loop = self.raw
-        for reason, count in enumerate(ffi.unpack(loop.exits, lib.LOOP_REASONS)):
-            if count and loop.times[reason].count:
-                yield reason_name(reason), loop.times[reason]
+        left = lib.loop_reasons(loop)
+        while left:
+            lowest = left & -left
+            left ^= lowest
+            reason = lowest.bit_length() - 1
+            yield reason_name(reason), loop.exits[reason], loop.times[reason]
+        if loop.exits_beyond:
+            yield "other", loop.exits_beyond, None
 
     def drain_log(self) -> Iterator[ExitRecord]:
         """The records that have not been taken yet, oldest first."""

@@ -234,6 +234,7 @@ void protocol_destroy(struct protocol *protocol);
 /* kvm_ioctl.h */
 long kvm_ioctl(int fd, unsigned long request, uintptr_t argument);
 long kvm_ioctl_on(int fd, unsigned long request, void *argument);
+uint64_t loop_reasons(const struct vcpu_loop *loop);
 void *host_map(size_t size, int protection, int flags, int fd, int64_t offset);
 void host_unmap(size_t size, void *address);
 
