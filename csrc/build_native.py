@@ -14,6 +14,7 @@ import cffi
 HERE = Path(__file__).resolve().parent
 
 HEADERS = """
+#include <sys/syscall.h>
 #include "kvm_compat.h"
 #include "kvm_layout.h"
 #include "kvm_ioctl.h"

@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyvmm.ioctls import IOCTLS
+from pyvmm.native import lib
 
-_IOCTL = 16  # <asm/unistd_64.h>
-_CALLS = {3: "close", 9: "mmap", 11: "munmap", 28: "madvise", 231: "exit", 285: "fallocate"}
+_CALLS = {
+    lib.SYS_close: "close",
+    lib.SYS_exit_group: "exit",
+    lib.SYS_fallocate: "fallocate",
+    lib.SYS_madvise: "madvise",
+    lib.SYS_mmap: "mmap",
+    lib.SYS_munmap: "munmap",
+}
 _FRAMES = 8
 
 
@@ -34,7 +41,7 @@ def _call(text: str) -> str:
     words = text.split()
     if len(words) < 3 or not words[0].isdecimal():
         return ""
-    if int(words[0]) == _IOCTL:
+    if int(words[0]) == lib.SYS_ioctl:
         request = int(words[2], 16)
         return next((name for name, each in IOCTLS.items() if each.number == request), "ioctl")
     return _CALLS.get(int(words[0]), "")
