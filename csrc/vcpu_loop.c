@@ -86,13 +86,32 @@ int loop_init(struct vcpu_loop *loop, uint64_t log_capacity)
 	return 0;
 }
 
-void loop_disarm(struct vcpu_loop *loop)
+/* Only one thread at a time is in a loop. */
+static bool enter(struct vcpu_loop *loop)
+{
+	return !__atomic_exchange_n(&loop->running, true, __ATOMIC_ACQUIRE);
+}
+
+static void leave(struct vcpu_loop *loop)
+{
+	__atomic_store_n(&loop->running, false, __ATOMIC_RELEASE);
+}
+
+static void disarm(struct vcpu_loop *loop)
 {
 	if (loop->has_timer)
 		timer_delete(loop->timer);
 	loop->has_timer = false;
 	loop->armed_deadline = 0;
 	__atomic_store_n(&loop->thread, 0, __ATOMIC_SEQ_CST);
+}
+
+void loop_disarm(struct vcpu_loop *loop)
+{
+	if (!enter(loop))
+		return;
+	disarm(loop);
+	leave(loop);
 }
 
 uint64_t loop_reasons(const struct vcpu_loop *loop)
@@ -108,7 +127,7 @@ uint64_t loop_reasons(const struct vcpu_loop *loop)
 
 void loop_deinit(struct vcpu_loop *loop)
 {
-	loop_disarm(loop);
+	disarm(loop);
 	free(loop->log.records);
 	loop->log.records = NULL;
 	loop->log.capacity = 0;
@@ -143,7 +162,7 @@ static int arm(struct vcpu_loop *loop)
 	sigset_t ours;
 
 	if (loop->has_timer && loop->timer_thread != this_thread())
-		loop_disarm(loop);
+		disarm(loop);
 	if (!loop->has_timer) {
 		/* A program that blocks all signals must not make a guest run for ever. */
 		sigemptyset(&ours);
@@ -203,7 +222,7 @@ static void record_conversion(struct vcpu_loop *loop, uint64_t converted, uint32
 	histogram_record(&loop->conversion_latency, nanoseconds);
 }
 
-void loop_finish_record(struct vcpu_loop *loop)
+static void finish_record(struct vcpu_loop *loop)
 {
 	struct exit_log *log = &loop->log;
 	uint64_t nanoseconds;
@@ -226,6 +245,14 @@ void loop_finish_record(struct vcpu_loop *loop)
 	}
 	if (log->capacity)
 		log->records[log->written++ & (log->capacity - 1)] = loop->pending;
+}
+
+void loop_finish_record(struct vcpu_loop *loop)
+{
+	if (!enter(loop))
+		return;
+	finish_record(loop);
+	leave(loop);
 }
 
 static bool log_is_full(const struct vcpu_loop *loop)
@@ -462,7 +489,7 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 	}
 	for (;;) {
 		if (loop->recording) {
-			loop_finish_record(loop);
+			finish_record(loop);
 			if (log_is_full(loop))
 				return STOP_LOG_FULL;
 		}
@@ -493,7 +520,7 @@ static int keep_armed(struct vcpu_loop *loop)
 {
 	if (loop->deadline == 0) {
 		if (loop->armed_deadline)
-			loop_disarm(loop);
+			disarm(loop);
 		return 0;
 	}
 	if (loop->deadline == loop->armed_deadline && loop->timer_thread == this_thread())
@@ -545,9 +572,9 @@ enum loop_stop loop_run(struct vcpu_loop *loop)
 	enum loop_stop stop;
 
 	/* A second thread would wait in the kernel for the vCPU, and take the first one's timer. */
-	if (__atomic_exchange_n(&loop->running, true, __ATOMIC_ACQUIRE))
+	if (!enter(loop))
 		return STOP_BUSY;
 	stop = run_alone(loop);
-	__atomic_store_n(&loop->running, false, __ATOMIC_RELEASE);
+	leave(loop);
 	return stop;
 }

@@ -143,7 +143,10 @@ void loop_deinit(struct vcpu_loop *loop);
  */
 enum loop_stop loop_run(struct vcpu_loop *loop);
 void loop_kick(struct vcpu_loop *loop);
-/* Stop the ticking and forget the thread; the next loop_run() starts anew. */
+/*
+ * Stop the ticking and forget the thread; the next loop_run() starts anew. This and
+ * loop_finish_record() do nothing while a thread is in loop_run(): both are its own.
+ */
 void loop_disarm(struct vcpu_loop *loop);
 /* A bit for each reason in `exits` that is not 0. */
 uint64_t loop_reasons(const struct vcpu_loop *loop);

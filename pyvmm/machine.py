@@ -396,6 +396,9 @@ class Machine:
     def _judge(self, index: int, stop: int) -> VcpuEnd:
         loop = self.loops[index]
         raw = loop.raw
+        if stop == lib.STOP_BUSY:  # and so are the vCPU's registers
+            reason = f"vCPU {index}: another thread is in its run loop"
+            return VcpuEnd(index, Result.ERROR, None, reason)
         lib.loop_finish_record(raw)  # the time that judging takes is not the exit's
         if stop == lib.STOP_GUEST_EXIT:
             code = raw.guest.exit_code

@@ -35,6 +35,7 @@ from pyvmm.guest.boot import START
 from pyvmm.guest.image import Image, Segment
 from pyvmm.memfd import Memfd
 from pyvmm.uapi import Stop
+from pyvmm.vcpu_loop import VcpuLoop
 
 
 def run_once(**options: Any) -> None:
@@ -358,18 +359,21 @@ def test_made_in_one_thread_and_run_in_another() -> None:
         assert reports[0].exits["io"] > 0
 
 
+def run_until_stop(loop: VcpuLoop, stops: list[int]) -> None:
+    while (stop := loop.run()) == Stop.SIGNAL:
+        pass
+    stops.append(stop)
+
+
 def test_a_second_thread_in_a_loop_is_turned_away_and_the_first_keeps_its_deadline() -> None:
     stops: list[int] = []
-
-    def run_until_stop() -> None:
-        while (stop := loop.run()) == Stop.SIGNAL:
-            pass
-        stops.append(stop)
-
     with Machine(spin()) as machine:
         loop = machine.loops[0]
         loop.limit(time.monotonic_ns() + 500_000_000)
-        threads = [threading.Thread(target=run_until_stop, daemon=True) for _ in range(2)]
+        threads = [
+            threading.Thread(target=run_until_stop, args=(loop, stops), daemon=True)
+            for _ in range(2)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -377,6 +381,24 @@ def test_a_second_thread_in_a_loop_is_turned_away_and_the_first_keeps_its_deadli
         assert stops == [Stop.BUSY, Stop.DEADLINE]
         loop.limit(time.monotonic_ns() + 1_000_000)
         assert loop.run() == Stop.DEADLINE
+
+
+def test_a_machine_whose_loop_another_thread_runs_says_so_and_that_thread_ends(
+    no_leak: None,
+) -> None:
+    stops: list[int] = []
+    with Machine(spin()) as machine:
+        loop = machine.loops[0]
+        loop.limit(time.monotonic_ns() + 20_000_000_000)
+        thread = threading.Thread(target=run_until_stop, args=(loop, stops), daemon=True)
+        thread.start()
+        while not loop.raw.timer_thread:  # set once it is in KVM_RUN's loop
+            pass
+        report = machine.run(1)
+        thread.join(20)
+        assert stops == [Stop.KICK]
+    assert report.result is Result.ERROR
+    assert report.reason == "vCPU 0: another thread is in its run loop"
 
 
 @pytest.mark.parametrize("deadline", [float("nan"), float("inf"), -float("inf"), 1e300])
