@@ -550,8 +550,8 @@ static int create(struct life *life)
 {
 	TRY(life->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC));
 	TRY(ioctl(life->kvm, KVM_GET_API_VERSION, 0));
-	TRY(life->vm = ioctl(life->kvm, KVM_CREATE_VM, 0));
 	TRY(life->run_size = (size_t)ioctl(life->kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
+	TRY(life->vm = ioctl(life->kvm, KVM_CREATE_VM, 0));
 	return 0;
 }
 
@@ -633,8 +633,8 @@ static int add_vcpu(struct life *life)
 	TRY(ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS));
 	cpuid.head.nent = CPUID_ENTRIES;
 	TRY(ioctl(life->kvm, KVM_GET_SUPPORTED_CPUID, &cpuid));
-	TRY(life->vcpu = ioctl(life->vm, KVM_CREATE_VCPU, 0));
 	TRY(ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2));
+	TRY(life->vcpu = ioctl(life->vm, KVM_CREATE_VCPU, 0));
 	TRY(life->run = mmap(NULL, life->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, life->vcpu,
 			     0));
 	TRY(ioctl(life->vcpu, KVM_SET_CPUID2, &cpuid));

@@ -15,6 +15,6 @@ class GuestMemfd(MemoryFile):
     """
 
     def __init__(self, fd: int, size: int) -> None:
+        super().__init__(fd, "guest_memfd", size)
         # The kernel does not set it, and a program that is started must not hold the VM.
         fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-        super().__init__(fd, "guest_memfd", size)

@@ -67,13 +67,15 @@ class Kvm(KvmFd):
 
     def create_vm(self, vm_type: int = lib.KVM_X86_DEFAULT_VM) -> Vm:
         """KVM_CREATE_VM. A signal that comes meanwhile makes the kernel give up: tried again."""
+        mmap_size = self.get_vcpu_mmap_size()  # first: nobody would close the VM if this failed
         while True:
             try:
                 fd = self.ioctl("KVM_CREATE_VM", vm_type, "VM type %s", vm_type)
-                return Vm(fd, vm_type, self.get_vcpu_mmap_size())
             except KvmError as error:
                 if error.errno != errno.EINTR:
                     raise
+            else:
+                return Vm(fd, vm_type, mmap_size)
 
     def vm_types(self) -> tuple[int, ...]:
         """The VM types that can be created (KVM_CAP_VM_TYPES, Linux 6.8); see VmType."""

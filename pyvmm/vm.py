@@ -84,8 +84,9 @@ class Vm(KvmFd):
 
     def create_vcpu(self, index: int) -> Vcpu:
         """KVM_CREATE_VCPU (4.7), and its kvm_run mapped."""
-        fd = self.ioctl("KVM_CREATE_VCPU", index, "vCPU %s", index)
+        # First: nobody would close the vCPU if this failed.
         xsave_size = max(self.check_extension(lib.KVM_CAP_XSAVE2), _XSAVE_SIZE)
+        fd = self.ioctl("KVM_CREATE_VCPU", index, "vCPU %s", index)
         return Vcpu(fd, index, self._vcpu_mmap_size, xsave_size)
 
     def set_boot_cpu_id(self, index: int) -> None:

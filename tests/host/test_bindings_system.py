@@ -8,14 +8,17 @@ import signal
 
 import pytest
 from bare_vm import BareVm
+from conftest import holdings
 
 from pyvmm import uapi
 from pyvmm.cpuid import cpuid_entries, cpuid_table
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError, UnsupportedError
+from pyvmm.fd import KvmFd
 from pyvmm.ioctls import IOCTLS, io, iow
 from pyvmm.kvm import Kvm
 from pyvmm.native import ffi, lib
 from pyvmm.uapi import VmType
+from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 
@@ -116,6 +119,24 @@ def test_use_after_close_is_an_error() -> None:
             vcpu.get_regs()
         with pytest.raises(ClosedError):
             vcpu.kvm_run.exit_reason  # noqa: B018
+
+
+def test_a_size_that_cannot_be_had_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes a descriptor asks for all else first, and asks KVM once to make it."""
+
+    failures = iter([errno.EINTR, errno.ENOMEM])
+
+    def fail(self: KvmFd, *arguments: object) -> int:
+        raise KvmError("size", next(failures))
+
+    with Kvm() as kvm, kvm.create_vm() as vm, monkeypatch.context() as patch:
+        patch.setattr(Kvm, "get_vcpu_mmap_size", fail)
+        patch.setattr(Vm, "check_extension", fail)
+        before = holdings()
+        for make in (kvm.create_vm, lambda: vm.create_vcpu(0)):
+            with pytest.raises(KvmError, match="size"):
+                make()
+            assert holdings() == before
 
 
 # ---- the raw way ----
