@@ -8,19 +8,17 @@ from typing import Any
 from pyvmm import uapi
 from pyvmm.clock import Clock
 from pyvmm.dirty_log import DirtyBitmap, bitmap_size
-from pyvmm.errors import KvmError
+from pyvmm.errors import ConfigurationError, KvmError
 from pyvmm.fd import Fd, KvmFd
 from pyvmm.guest_memfd import GuestMemfd
 from pyvmm.irq_routing import IrqchipRoute, MsiRoute, routing_table
+from pyvmm.mapping import PAGE_SIZE
 from pyvmm.msrs import MsrFilterRange, msr_filter
 from pyvmm.native import ffi, lib
 from pyvmm.stats import Stats
 from pyvmm.vcpu import Vcpu
 
 _XSAVE_SIZE: int = ffi.sizeof("struct kvm_xsave")
-
-
-_ABOUT_SLOT = "slot %d, GPA %#x, %#x bytes"
 
 
 class Vm(KvmFd):
@@ -34,6 +32,7 @@ class Vm(KvmFd):
         super().__init__(fd, "VM")
         self.vm_type = vm_type
         self._vcpu_mmap_size = vcpu_mmap_size
+        self._slot_sizes: dict[int, int] = {}
 
     # ---- capabilities ----
 
@@ -100,7 +99,7 @@ class Vm(KvmFd):
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION (4.35); size 0 deletes the slot."""
         request = ffi.new("struct kvm_userspace_memory_region *", (slot, flags, gpa, size, address))
-        self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _ABOUT_SLOT, slot, gpa, size)
+        self._set_slot("KVM_SET_USER_MEMORY_REGION", request, slot, gpa, size)
 
     def set_user_memory_region_ext(
         self, slot: int, gpa: int, size: int, address: int, flags: int, fd: int, offset: int = 0
@@ -115,7 +114,7 @@ class Vm(KvmFd):
             "struct kvm_userspace_memory_region_ext *",
             {"region": region, "ofs": offset, "fd": fd & 0xFFFFFFFF},
         )
-        self.ioctl("KVM_SET_USER_MEMORY_REGION", request, _ABOUT_SLOT, slot, gpa, size)
+        self._set_slot("KVM_SET_USER_MEMORY_REGION", request, slot, gpa, size)
 
     def set_user_memory_region2(
         self,
@@ -136,7 +135,14 @@ class Vm(KvmFd):
         request.userspace_addr = address
         request.guest_memfd_offset = guest_memfd_offset
         request.guest_memfd = guest_memfd & 0xFFFFFFFF
-        self.ioctl("KVM_SET_USER_MEMORY_REGION2", request, _ABOUT_SLOT, slot, gpa, size)
+        self._set_slot("KVM_SET_USER_MEMORY_REGION2", request, slot, gpa, size)
+
+    def _set_slot(self, name: str, request: Any, slot: int, gpa: int, size: int) -> None:
+        self.ioctl(name, request, "slot %d, GPA %#x, %#x bytes", slot, gpa, size)
+        if size:
+            self._slot_sizes[slot] = size
+        else:
+            self._slot_sizes.pop(slot, None)
 
     def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES (4.141, Linux 6.8) for ``size`` bytes from ``gpa``."""
@@ -165,7 +171,25 @@ class Vm(KvmFd):
 
         Starts over, but for KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: then
         :meth:`clear_dirty_log` does.
+
+        The kernel writes a bit for each page that the slot has, however many were asked for.
+        So ``pages`` must be all of them, and the slot one that this object's methods made:
+        :class:`ConfigurationError` otherwise. What ``ioctl()`` alone made or changed is not
+        known here; ``ioctl()`` gets its log.
         """
+        size = self._slot_sizes.get(slot)
+        if size is None:
+            raise ConfigurationError(
+                f"dirty log of slot {slot}",
+                "this Vm's methods made no such slot, so its size is not known",
+                "make it with set_user_memory_region(), or get the log with ioctl()",
+            )
+        if pages * PAGE_SIZE != size:
+            raise ConfigurationError(
+                f"dirty log of slot {slot}",
+                f"it has {size // PAGE_SIZE} pages ({size:#x} bytes), and {pages} were asked for",
+                f"ask for {size // PAGE_SIZE}",
+            )
         bits = ffi.new("char[]", bitmap_size(pages))
         request = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bits})
         self.ioctl("KVM_GET_DIRTY_LOG", request, "slot %s", slot)

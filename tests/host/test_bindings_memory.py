@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import closing
 
 import pytest
 from bare_vm import RAM_SIZE, RAM_SLOT, BareVm
@@ -10,9 +11,10 @@ from bare_vm import RAM_SIZE, RAM_SLOT, BareVm
 from pyvmm.coalesced import CoalescedRing, CoalescedWrite
 from pyvmm.dirty_log import DirtyBitmap
 from pyvmm.dirty_ring import DirtyPage, DirtyRing
-from pyvmm.errors import KvmError
+from pyvmm.errors import ConfigurationError, KvmError
 from pyvmm.exits import DirtyRingFullExit, HltExit, IoExit, MmioExit
 from pyvmm.guest.boot import START
+from pyvmm.kvm import Kvm
 from pyvmm.mapping import Mapping
 from pyvmm.native import lib
 from pyvmm.uapi import VmType
@@ -166,6 +168,47 @@ def test_dirty_log_needs_the_flag() -> None:
         with pytest.raises(KvmError, match="slot 0") as caught:
             bare.vm.get_dirty_log(RAM_SLOT, PAGES)
         assert "KVM_MEM_LOG_DIRTY_PAGES" in caught.value.remedy
+
+
+def test_dirty_log_of_another_size_is_refused() -> None:
+    """The kernel writes the whole slot's bitmap, which a smaller one has no room for."""
+    pages = 0x8000
+    with Kvm() as kvm, kvm.create_vm() as vm, closing(Mapping(pages * 0x1000)) as ram:
+        flags = lib.KVM_MEM_LOG_DIRTY_PAGES
+        for asked in (8, pages):
+            with pytest.raises(ConfigurationError, match=r"slot 3: .*no such slot.*ioctl\(\)"):
+                vm.get_dirty_log(3, asked)
+        vm.set_user_memory_region(3, 0, pages * 0x1000, ram.address, flags)
+        for asked in (0, 8, pages - 1, pages + 1, -pages, 1 << 40):
+            with pytest.raises(ConfigurationError) as caught:
+                vm.get_dirty_log(3, asked)
+            for part in ("slot 3", f"{pages} pages", f"{asked} were asked"):
+                assert part in str(caught.value)
+        with pytest.raises(KvmError, match="EINVAL"):  # nor does a size change
+            vm.set_user_memory_region(3, 0, 0x1000, ram.address, flags)
+        assert list(vm.get_dirty_log(3, pages)) == []
+        vm.set_user_memory_region(3, 0, 0, 0)
+        with pytest.raises(ConfigurationError, match="no such slot"):
+            vm.get_dirty_log(3, pages)
+        vm.set_user_memory_region(3, 0, 0x8000, ram.address, flags)
+        assert len(vm.get_dirty_log(3, 8).bits) == 8
+
+
+def test_dirty_log_of_each_way_to_make_a_slot() -> None:
+    flags = lib.KVM_MEM_LOG_DIRTY_PAGES
+    with Kvm() as kvm, kvm.create_vm() as vm, closing(Mapping(0x10000)) as ram:
+        vm.set_user_memory_region_ext(0, 0, 0x4000, ram.address, flags, -1)
+        assert list(vm.get_dirty_log(0, 4)) == []
+        if vm.has(lib.KVM_CAP_USER_MEMORY2):
+            vm.set_user_memory_region2(1, 0x10000, 0x5000, ram.address, flags)
+            assert list(vm.get_dirty_log(1, 5)) == []
+
+
+def test_clear_dirty_log_outside_of_the_slot_is_refused() -> None:
+    with BareVm(slot_flags=lib.KVM_MEM_LOG_DIRTY_PAGES) as bare:
+        for first, pages in ((PAGES, 64), (0, PAGES + 64), (1 << 63, 64)):
+            with pytest.raises(KvmError, match=r"EINVAL|ENOTTY"):
+                bare.vm.clear_dirty_log(RAM_SLOT, DirtyBitmap(first, pages, b"\xff"))
 
 
 def test_clear_dirty_log() -> None:
