@@ -151,12 +151,12 @@ class VcpuLoop:
             yield "other", loop.exits_beyond, None
 
     def drain_log(self) -> Iterator[ExitRecord]:
-        """The records that have not been taken yet, oldest first."""
+        """The records that have not been taken yet, oldest first; each is given once."""
         log = self.raw.log
         first = max(log.drained, log.written - log.capacity)
         for at in range(first, log.written):
+            log.drained = at + 1  # not after it: who takes the record may raise or stop
             yield self._record(log.records[at % log.capacity])
-        log.drained = log.written
 
     def last_exits(self, count: int) -> list[ExitRecord]:
         """The newest ``count`` records, oldest first, taken or not."""

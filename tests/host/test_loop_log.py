@@ -60,6 +60,33 @@ def test_a_log_that_is_taken_loses_nothing(vcpus: int) -> None:
         assert ports == [*range(0x1000, 0x1000 + 1000), 0xF4]
 
 
+@pytest.mark.parametrize("capacity", [4, 1024])
+def test_a_log_is_taken_once_though_its_taker_raises(capacity: int) -> None:
+    ports: list[int] = []
+
+    def take(index: int, record: ExitRecord) -> None:
+        ports.append(record.address)
+        if len(ports) in (3, 7):
+            raise RuntimeError("enough")
+
+    with Machine(outs(20), log_capacity=capacity) as machine:
+        machine.log_exits(take)
+        with pytest.raises(RuntimeError, match="enough"):
+            machine.run(20)
+        rest = [record.address for record in machine.loops[0].drain_log()]
+    taken = [*ports, *rest]
+    assert taken == [*range(0x1000, 0x1000 + len(taken) - 1), taken[-1]]
+    assert len(set(taken)) == len(taken)
+
+
+def test_what_an_iterator_of_the_log_did_not_give_is_kept() -> None:
+    with Machine(outs(5)) as machine:
+        assert machine.run(20).passed
+        first = next(machine.loops[0].drain_log())
+        rest = list(machine.loops[0].drain_log())
+    assert [record.address for record in (first, *rest)] == [*range(0x1000, 0x1005), 0xF4]
+
+
 def test_statistics_agree_with_the_counts() -> None:
     with Machine(touches(PRIVATE, SHARED, 0x80000)) as machine:
         report = machine.run(20)
