@@ -5,7 +5,8 @@
  *
  * Guarantees: recording never allocates, blocks or fails. One thread writes, the
  * one that runs the vCPU; a reader looks while that thread is not in the loop.
- * A ring that is full overwrites its oldest record and counts it as dropped.
+ * A ring that is full overwrites its oldest record; how many were lost untaken
+ * follows from written, drained and capacity.
  * A histogram's bucket is at most 1/32 (3.2 %) wider than its lower end; count,
  * minimum and maximum are exact. Times are CLOCK_MONOTONIC nanoseconds, as
  * record_clock.h tells them.

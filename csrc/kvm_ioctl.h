@@ -22,7 +22,7 @@ static inline long kvm_ioctl_on(int fd, unsigned long request, void *argument)
 	return kvm_ioctl(fd, request, (uintptr_t)argument);
 }
 
-/* The address, or NULL with *error = errno. */
+/* The address, or NULL; errno says why (cffi keeps it: ffi.errno). */
 static inline void *host_map(size_t size, int protection, int flags, int fd, int64_t offset)
 {
 	void *address = mmap(NULL, size, protection, flags, fd, offset);
