@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pyvmm.guest.image import Image
 from pyvmm.memfd import Memfd
 
 _TIMEOUT_S = 10
+_DISCRIMINATOR = re.compile(r" \(discriminator \d+\)$")
 
 
 def source_line(image: Image, address: int) -> tuple[str, int] | None:
@@ -37,5 +39,5 @@ def source_line(image: Image, address: int) -> tuple[str, int] | None:
     except (PyvmmError, OSError, subprocess.SubprocessError):
         return None
     # "/path/guest.S:12" or "/path/guest.S:12 (discriminator 1)"; "??:0" when unknown.
-    name, _, line = answer.strip().partition(" (")[0].rpartition(":")
+    name, _, line = _DISCRIMINATOR.sub("", answer.strip()).rpartition(":")
     return (Path(name).name, int(line)) if line.isdigit() and int(line) > 0 else None
