@@ -69,8 +69,9 @@ class Machine:
     ``guest`` is an :class:`Image` or the bytes of a flat binary. ``policy`` says what
     happens when the guest touches a page through the wrong view: a :class:`Policy`, or
     a function that is given the :class:`MemoryErrorExit` and the vCPU's index and
-    returns whether to convert. ``recording`` keeps latencies and the last
-    ``log_capacity`` exits of each vCPU (a power of two).
+    returns whether to convert. Policy.ASK itself asks whoever iterates over :meth:`exits`.
+    ``recording`` keeps latencies and the last ``log_capacity`` exits of each vCPU (a power
+    of two).
 
     Raises :class:`ConfigurationError`, :class:`UnsupportedError`, :class:`KvmError`.
     A context manager. Two machines in one process, or in threads, do not disturb each
@@ -225,6 +226,13 @@ class Machine:
         A KeyboardInterrupt (or any exception of a device or policy) stops all vCPUs and
         is raised again; :meth:`report` then has what happened so far.
         """
+        self._check_open()
+        if self._ask is None and self.memory.raw.policy == Policy.ASK:
+            raise ConfigurationError(
+                "run()",
+                "the policy is to ask, and there is nobody to ask",
+                "give a function as the policy, or use exits()",
+            )
         deadline = self._start(deadline_s)
         self._running = True
         threads: list[threading.Thread] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, stores, touches
 
-from pyvmm import Machine, PageState, Policy, Result
+from pyvmm import ConfigurationError, Machine, PageState, Policy, Result
 from pyvmm.exits import MemoryErrorExit
 
 P, S = PageState.PRIVATE, PageState.SHARED
@@ -74,6 +74,14 @@ def test_ask_may_refuse() -> None:
     assert report.result is Result.FAIL
     assert f"{PRIVATE + PAGE:#x}" in report.reason
     assert report.conversions.to_private == 1
+
+
+def test_a_run_with_nobody_to_ask_is_refused_and_exits_still_ask() -> None:
+    with Machine(touches(PRIVATE), policy=Policy.ASK) as machine:
+        with pytest.raises(ConfigurationError, match=r"nobody to ask; .*function.*exits\(\)"):
+            machine.run(20)
+        assert list(machine.exits(20)) == [MemoryErrorExit(PRIVATE, PAGE, P)]
+        assert machine.report().passed
 
 
 def test_an_asked_write_is_not_lost() -> None:
