@@ -175,6 +175,7 @@ class Machine:
         if chosen.hypercall and self.vm.map_gpa_range_exits():
             self._protocol.features |= lib.FEATURE_HYPERCALL
         self.bus = Bus(self._protocol)
+        self._resources.append(self.bus)
         sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS)
         cpuid = kvm.get_supported_cpuid()
         for index in range(vcpus):

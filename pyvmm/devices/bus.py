@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from pyvmm.errors import ConfigurationError
+from pyvmm.errors import ClosedError, ConfigurationError
 from pyvmm.exits import io_data
 from pyvmm.native import ffi, lib
 
@@ -20,25 +20,40 @@ class Device(Protocol):
 
 
 class Bus:
-    """Devices of one machine. ``protocol`` is the machine's ``struct protocol *``."""
+    """Devices of one machine. ``protocol`` is the machine's ``struct protocol *``.
+
+    Once the machine is closed no device can be added: :class:`ClosedError`.
+    """
 
     def __init__(self, protocol: Any) -> None:
         self._protocol = protocol
         self._ports: dict[int, Device] = {}
         self._windows: list[tuple[range, Device]] = []
 
+    @property
+    def raw(self) -> Any:
+        """The ``struct protocol *``. Raises :class:`ClosedError` after :meth:`close`."""
+        if self._protocol is None:
+            raise ClosedError("bus")
+        return self._protocol
+
+    def close(self) -> None:
+        self._protocol = None
+
     def add_ports(self, ports: range, device: Device) -> None:
         """Give ports to a device; those of the guest protocol stay with C."""
+        protocol = self.raw
         for port in ports:
             if not 0 <= port <= 0xFFFF or port in self._ports:
                 raise ConfigurationError(f"port {port:#x}", "it is taken or not a port")
         for port in ports:
             self._ports[port] = device
-            self._protocol.python_ports[port // 8] |= 1 << port % 8
+            protocol.python_ports[port // 8] |= 1 << port % 8
 
     def add_mmio(self, addresses: range, device: Device) -> None:
         """Give guest addresses where no memory is to a device."""
-        count = self._protocol.python_window_count
+        protocol = self.raw
+        count = protocol.python_window_count
         if count == lib.PYTHON_WINDOWS:
             raise ConfigurationError("MMIO window", f"there are {count} already")
         if (
@@ -52,9 +67,9 @@ class Bus:
                 raise ConfigurationError(
                     f"MMIO window {addresses.start:#x}", f"it overlaps {taken.start:#x}"
                 )
-        window = self._protocol.python_windows[count]
+        window = protocol.python_windows[count]
         window.gpa, window.size = addresses.start, addresses.stop - addresses.start
-        self._protocol.python_window_count = count + 1
+        protocol.python_window_count = count + 1
         self._windows.append((addresses, device))
 
     def answer(self, run: Any) -> bool:

@@ -136,7 +136,7 @@ assert count() == before
 def test_use_after_close_is_an_error() -> None:
     machine = Machine(passing())
     vm, memory, vcpu, loop = machine.vm, machine.memory, machine.vcpus[0], machine.loops[0]
-    region = memory.regions[0]
+    region, bus = memory.regions[0], machine.bus
     machine.close()
     machine.close()
     uses: list[Callable[[], Any]] = [
@@ -146,6 +146,8 @@ def test_use_after_close_is_an_error() -> None:
         lambda: next(machine.exits()),
         lambda: machine.answer(1),
         lambda: machine.log_exits(lambda index, record: None),
+        lambda: bus.add_ports(range(0x10, 0x11), Recorder()),
+        lambda: bus.add_mmio(range(0x20_0000, 0x20_1000), Recorder()),
         lambda: vm.create_vcpu(3),
         lambda: memory.convert(PRIVATE, PAGE, PageState.PRIVATE),
         lambda: memory.read(0, 4),
