@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunRep
 from pyvmm.uapi import Mechanism, PageState, Policy, reason_name
 from pyvmm.vcpu import Vcpu
 from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
+from pyvmm.vcpu_thread import VcpuThread
 
 RAM_SIZE = 0x40000
 REGION_GPA = 0x40000
@@ -236,28 +236,20 @@ class Machine:
             )
         deadline = self._start(deadline_s)
         self._running = True
-        threads: list[threading.Thread] = []
+        threads: list[VcpuThread] = []
         errors: list[BaseException] = []
 
         def run_in_thread(index: int) -> None:
             try:
                 self._run_vcpu(index, deadline)
             except BaseException as error:
-                errors.append(error)
                 self._end_all()
+                errors.append(error)
 
         try:
             for index in range(1, len(self.loops)):
-                thread = threading.Thread(
-                    target=run_in_thread, args=(index,), name=f"vcpu{index}", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    raise ConfigurationError(
-                        f"vCPU {index}", f"its thread cannot start ({error})", "use fewer vCPUs"
-                    ) from None
-                threads.append(thread)
+                threads.append(VcpuThread(index, run_in_thread))
+                threads[-1].start()
             self._run_vcpu(0, deadline)
         except BaseException:
             self._end_all()
@@ -271,6 +263,7 @@ class Machine:
                     self._close_parts()
                 else:
                     self._finish()
+        errors.extend(thread.error for thread in threads if thread.error is not None)
         if errors:
             raise errors[0]
         return self.report()
@@ -561,16 +554,17 @@ class Machine:
         self.close()
 
 
-def _join(threads: list[threading.Thread], end_all: Callable[[], None]) -> None:
+def _join(threads: list[VcpuThread], end_all: Callable[[], None]) -> None:
     """Wait for the vCPUs' threads; a Ctrl-C meanwhile ends the run instead of the waiting."""
     interrupted: BaseException | None = None
     for thread in threads:
-        while thread.is_alive():
+        while not thread.is_over:
             try:
+                if interrupted is not None:
+                    end_all()
                 thread.join()
             except BaseException as error:
                 interrupted = error
-                end_all()
     if interrupted is not None:
         raise interrupted
 

@@ -237,6 +237,7 @@ long kvm_ioctl_on(int fd, unsigned long request, void *argument);
 uint64_t loop_reasons(const struct vcpu_loop *loop);
 void *host_map(size_t size, int protection, int flags, int fd, int64_t offset);
 void host_unmap(size_t size, void *address);
+void name_thread(const char *name);
 
 /* page_range.h */
 int page_range_allocate(int fd, uint64_t offset, uint64_t size);

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
-import threading
+from _thread import start_new_thread
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from pyvmm_command import pyvmm
 from snippets import PRIVATE, spin, touches
 
 from pyvmm import ConfigurationError, Machine, Result
+from pyvmm.vcpu_thread import VcpuThread
 
 # <linux/fcntl.h>; it forbids to punch the file, and the fcntl module does not have it.
 F_SEAL_FUTURE_WRITE = 0x10
@@ -32,20 +35,26 @@ def test_a_conversion_that_fails_ends_the_run_and_says_why() -> None:
 
 
 def test_a_thread_that_cannot_start_ends_those_that_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = threading.Thread.start, []
+    threads: list[VcpuThread] = []
 
-    def start_two(thread: threading.Thread) -> None:
-        if len(started) == 2:
+    class Noted(VcpuThread):
+        def start(self) -> None:
+            threads.append(self)
+            super().start()
+
+    def start_two(*call: Any) -> None:
+        if len(threads) == 3:
             raise RuntimeError("can't start new thread")
-        started.append(thread)
-        start(thread)
+        start_new_thread(*call)
 
     before = holdings()
-    monkeypatch.setattr(threading.Thread, "start", start_two)
+    monkeypatch.setattr("pyvmm.machine.VcpuThread", Noted)
+    monkeypatch.setattr("pyvmm.vcpu_thread.start_new_thread", start_two)
     with Machine(spin(), vcpus=4) as machine:
         with pytest.raises(ConfigurationError, match=r"vCPU 3.*fewer vCPUs"):
             machine.run(60)
-        assert not any(thread.is_alive() for thread in started)
+        assert len(threads) == 3
+        assert all(thread.is_over for thread in threads)
     assert holdings() == before
 
 
@@ -85,3 +94,60 @@ def test_memory_that_runs_out_at_any_step_of_making_a_machine() -> None:
     result = subprocess.run([sys.executable, "-c", _LITTLE_MEMORY], check=False, **arguments)
     assert result.returncode == 0, result
     assert int(result.stdout) > 10
+
+
+# Each limit has a process of its own, for a thread's stack is kept for the next one.
+_LITTLE_MEMORY_FOR_THREADS = """
+import os, resource, signal, sys, _thread
+import pyvmm.machine, pyvmm.vcpu_thread
+from pyvmm.cli.main import main
+guest, room, stack = sys.argv[1], int(sys.argv[2]), 1 << 20
+_thread.stack_size(stack)
+run = pyvmm.machine.Machine.run
+def run_in_little_memory(machine, *arguments):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + slack, resource.RLIM_INFINITY))
+    return run(machine, *arguments)
+main(["run", guest])
+if room:
+    pyvmm.vcpu_thread._ROOM = room
+pyvmm.machine.Machine.run = run_in_little_memory
+statuses = []
+for threads in (1, 2):
+    start = threads * stack + pyvmm.vcpu_thread._ROOM
+    for slack in range(start - (16 << 10), start + (128 << 10), 4 << 10):
+        if os.fork() == 0:
+            signal.alarm(20)
+            status = main(["run", guest, "--vcpus", "3"])
+            sys.stdout.flush()
+            os._exit(status)
+        statuses.append(os.wait()[1])
+print("statuses:", *{os.waitstatus_to_exitcode(status) for status in statuses})
+"""
+
+_NO_THREAD = re.compile(r"pyvmm: vCPU \d: its thread cannot start \(.*\); use fewer vCPUs$")
+_NO_MEMORY = re.compile(r"pyvmm: vCPU \d: its thread cannot start \(there is not enough memory\)")
+
+
+@pytest.mark.parametrize("room", [0, 4096])
+def test_memory_that_runs_out_while_threads_start(room: int, tmp_path: Path) -> None:
+    """With less room than usual also in the thread itself, before its first call."""
+    guest = tmp_path / "pass.bin"
+    guest.write_bytes(bytes.fromhex("30c0 e6f4 f4"))
+    arguments: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120}
+    result = subprocess.run(
+        [sys.executable, "-c", _LITTLE_MEMORY_FOR_THREADS, guest, str(room)],
+        check=False,
+        **arguments,
+    )
+    assert result.returncode == 0, result
+    statuses = set(result.stdout.rpartition("statuses: ")[2].split())
+    complaints = result.stderr.splitlines()
+    if room:  # glibc has no room for a variable of the thread
+        statuses.discard("127")
+        complaints = [each for each in complaints if "thread-local data: ABORT" not in each]
+        assert any(_NO_MEMORY.match(each) for each in complaints), result.stderr
+    assert statuses <= {"0", "2"}, result
+    assert all(_NO_THREAD.match(each) for each in complaints), result.stderr
+    assert any("vCPU 1" in each for each in complaints), result.stderr
+    assert any("vCPU 2" in each for each in complaints), result.stderr
