@@ -6,6 +6,8 @@ first call, and start() waits for it without end.
 
 from __future__ import annotations
 
+import sys
+import threading
 from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
 
@@ -85,6 +87,9 @@ class VcpuThread:
         self._is_running = True
         self._has_settled.release()
         lib.name_thread(self._name)
+        # What debuggers and coverage asked threading for.
+        sys.settrace(threading.gettrace())
+        sys.setprofile(threading.getprofile())
         self._work(self.index)
 
     def _cannot_start(self, why: str) -> ConfigurationError:
