@@ -80,6 +80,8 @@ int memory_add_region(struct memory *memory, const struct region *wanted)
 	pthread_mutex_init(&region->lock, NULL);
 	error = region->backend->attach(region);
 	if (error) {
+		/* Nothing may be left of it: the memory behind its slots is given back. */
+		region->backend->detach(region);
 		region_deinit(region);
 		return error;
 	}

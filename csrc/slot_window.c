@@ -188,6 +188,16 @@ int slot_window_fill(struct slot_window *window, uint64_t first, uint64_t pages)
 	return 0;
 }
 
+void slot_window_delete(struct slot_window *window)
+{
+	uint32_t slot;
+
+	for (slot = 0; window->ranges && slot < window->slot_count; slot++) {
+		if (window->ranges[slot].pages > 0)
+			delete_slot(window, slot);
+	}
+}
+
 /* Whether one slot reaches beyond both ends of [first, end), so that two are left of it. */
 static int splits_a_slot(const struct slot_window *window, uint64_t first, uint64_t end)
 {

@@ -43,5 +43,7 @@ void slot_window_deinit(struct slot_window *window);
 /* Make pages present, or absent; those that already are stay as they are. */
 int slot_window_fill(struct slot_window *window, uint64_t first, uint64_t pages);
 int slot_window_clear(struct slot_window *window, uint64_t first, uint64_t pages);
+/* Delete what slots there are, also of a window that init() refused. */
+void slot_window_delete(struct slot_window *window);
 
 #endif

@@ -26,6 +26,8 @@ struct backend {
 	uint32_t synced_registers; /* KVM_SYNC_X86_*: wanted in kvm_run at memory exits */
 	/* Set up the windows; all pages are shared. */
 	int (*attach)(struct region *region);
+	/* Delete the slots that a failed attach() has left. */
+	void (*detach)(struct region *region);
 	/* What KVM_RUN returned: the access, if it was one. `gpa` may lie outside every region. */
 	enum recognition (*recognise)(const struct memory *memory, int vcpu_fd,
 				      const struct kvm_run *run, int run_errno,
@@ -41,6 +43,13 @@ struct backend {
 };
 
 extern const struct backend backend_emulated;
+/* detach() for a backend whose slots are those of its windows. */
+static inline void delete_windows(struct region *region)
+{
+	slot_window_delete(&region->private_window);
+	slot_window_delete(&region->shared_window);
+}
+
 extern const struct backend backend_guest_memfd;
 extern const struct backend backend_memory_error;
 

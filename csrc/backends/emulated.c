@@ -315,3 +315,4 @@ const struct backend backend_emulated = {
 	.complete = complete,
 	.find_rest = find_pushed_words,
 };
+	.detach = delete_windows,

@@ -75,6 +75,13 @@ static int attach(struct region *region)
 	return error;
 }
 
+static void detach(struct region *region)
+{
+	delete_windows(region);
+	if (region_has_two_views(region))
+		set_attributes(region, region->private_gpa, 0, region->pages, 0);
+}
+
 static enum recognition recognise(const struct memory *memory, int vcpu_fd,
 				  const struct kvm_run *run, int run_errno,
 				  struct memory_access *access)
@@ -189,6 +196,7 @@ static int to_shared(struct region *region, uint64_t first, uint64_t pages)
 const struct backend backend_guest_memfd = {
 	.name = "guest_memfd",
 	.attach = attach,
+	.detach = detach,
 	.recognise = recognise,
 	.to_private = to_private,
 	.to_shared = to_shared,

@@ -45,6 +45,14 @@ static int attach(struct region *region)
 			KVM_MEM_PRIVATE | KVM_MEM_SHARED_VIEW, region->shared_host);
 }
 
+static void detach(struct region *region)
+{
+	struct kvm_userspace_memory_region none = { .slot = region->slot_base };
+
+	for (; none.slot < region->slot_base + 2; none.slot++)
+		ioctl(region->vm_fd, KVM_SET_USER_MEMORY_REGION, &none);
+}
+
 static enum recognition recognise(const struct memory *memory, int vcpu_fd,
 				  const struct kvm_run *run, int run_errno,
 				  struct memory_access *access)
@@ -108,6 +116,7 @@ static int to_shared(struct region *region, uint64_t first, uint64_t pages)
 const struct backend backend_memory_error = {
 	.name = "memory_error",
 	.attach = attach,
+	.detach = detach,
 	.recognise = recognise,
 	.to_private = to_private,
 	.to_shared = to_shared,
