@@ -41,8 +41,9 @@ def _deinit(kept: list[Backing | Mapping], raw: Any) -> None:
         each.close()
 
 
-def _forget_vm(reference: weakref.ref[Any]) -> None:
-    if (raw := reference()) is not None:
+def _forget_vm(reference: weakref.ref[Any], process: int) -> None:
+    # In a fork the locks may be held for ever, by threads that only the parent has.
+    if (raw := reference()) is not None and os.getpid() == process:
         lib.memory_forget_vm(raw)
 
 
@@ -121,11 +122,14 @@ class GuestMemory:
         limit = vm.check_extension(lib.KVM_CAP_NR_MEMSLOTS)
         self._slots = SlotTable(limit or 32)
         raw = ffi.new("struct memory *")
-        lib.memory_init(raw, vm.fileno(), backend.name.encode(), policy)
+        if lib.memory_init(raw, vm.fileno(), backend.name.encode(), policy) < 0:
+            raise ConfigurationError(
+                f"backend {backend.name}", "it has no file in csrc/backends/", "compile one in"
+            )
         # C uses these for as long as anybody, a run loop too, has the structure.
         self._kept: list[Backing | Mapping] = []
         self._raw = ffi.gc(raw, partial(_deinit, self._kept))
-        vm.before_close(partial(_forget_vm, weakref.ref(self._raw)))
+        vm.before_close(partial(_forget_vm, weakref.ref(self._raw), self._process))
 
     @property
     def raw(self) -> Any:
@@ -203,12 +207,12 @@ class GuestMemory:
         """Change pages on the host's behalf; returns how many changed.
 
         ``gpa`` may lie in either view. Raises :class:`KvmError` with EINVAL for what the
-        guest's doorbell refuses too: unaligned, empty, outside, past the view's end.
+        guest's doorbell refuses too: unaligned, empty, outside, past the view's end; and
+        ValueError for what is no :class:`PageState`.
         """
-        about = f"GPA {gpa:#x}, {size:#x} bytes to {state.name.lower()}"
+        about = f"GPA {gpa:#x}, {size:#x} bytes to {PageState(state).name.lower()}"
         self._vm.fileno()  # C has its number, which may be another file's once it is closed
-        if os.getpid() != self._process:
-            raise KvmError("convert", errno.EIO, about)
+        self._refuse_a_fork("convert", about)
         changed = ffi.new("uint64_t *")
         pages, rest = divmod(size, PAGE_SIZE)
         if rest or not 0 <= gpa < 1 << 64 or not 0 < pages < 1 << 64:
@@ -243,16 +247,22 @@ class GuestMemory:
                 return
         self._copy(raw, gpa, bytearray(data), True)
 
-    @staticmethod
-    def _copy(raw: Any, gpa: int, data: bytearray, is_write: bool) -> None:
+    def _refuse_a_fork(self, call: str, about: str) -> None:
+        if os.getpid() != self._process:
+            raise KvmError(call, errno.EIO, about)
+
+    def _copy(self, raw: Any, gpa: int, data: bytearray, is_write: bool) -> None:
         what = f"GPA {gpa:#x}, {len(data)} bytes"
         if not 0 <= gpa < 1 << 64:
             raise ConfigurationError(what, "no memory is there")
+        self._refuse_a_fork("write" if is_write else "read", what)
         result = lib.memory_copy(raw, gpa, ffi.from_buffer(data), len(data), is_write)
         if result == -errno.EACCES:
             raise PrivatePageError(what, "a page of it is private", "convert it to shared first")
         if result == -errno.EINVAL:
-            raise ConfigurationError(what, "no memory is there")
+            raise ConfigurationError(
+                what, "no memory is there, or not under all of it in one RAM or view"
+            )
         if result < 0:
             raise KvmError("write" if is_write else "read", -result, what)
 

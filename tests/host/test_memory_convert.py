@@ -14,9 +14,13 @@ from hypothesis import strategies as st
 from region_model import RegionModel
 from snippets import EXIT_0, PAGE, PAGES, PRIVATE, SHARED, guest, passing, touches
 
-from pyvmm import ConfigurationError, KvmError, Machine, PageState, Policy
-from pyvmm.memory.guest_memory import PrivatePageError
+from pyvmm import ConfigurationError, Kvm, KvmError, Machine, PageState, Policy
+from pyvmm.mapping import Mapping
+from pyvmm.memory.backends import BACKENDS
+from pyvmm.memory.backends.emulated import EmulatedBackend
+from pyvmm.memory.guest_memory import GuestMemory, PrivatePageError
 from pyvmm.native import lib
+from pyvmm.uapi import Mechanism
 
 P, S = PageState.PRIVATE, PageState.SHARED
 REQUESTS_AT = 0x10000
@@ -209,6 +213,41 @@ def test_a_refused_region_leaves_its_range_free() -> None:
         region = memory.add_region(1 << 24, PAGE, 1 << 25)
         assert memory.convert(1 << 25, PAGE, P) == 1
         assert region.private_ranges() == [(1 << 24, PAGE)]
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "taken"),
+    [(Mechanism.PROT_NONE, PRIVATE), (Mechanism.PROT_NONE, SHARED), (Mechanism.SLOTS, SHARED)],
+)
+def test_a_region_that_the_kernel_refuses_leaves_no_memslot(
+    mechanism: Mechanism, taken: int
+) -> None:
+    """One that is left would show the guest what the host maps there next."""
+    with Kvm() as kvm, kvm.create_vm() as vm:
+        memory = GuestMemory(vm, BACKENDS["emulated"], mechanism, Policy.CONVERT)
+        mine = Mapping(PAGE)
+        vm.set_user_memory_region(500, taken + 8 * PAGE, PAGE, mine.address)
+        with pytest.raises(KvmError, match="EEXIST"):
+            memory.add_region(PRIVATE, 64 * PAGE, SHARED)
+        vm.set_user_memory_region(500, 0, 0, 0)
+        for view in (PRIVATE, SHARED):  # would overlap with one that is left
+            memory.add_ram(view, 64 * PAGE)
+        memory.close()
+
+
+def test_a_backend_of_which_c_knows_nothing() -> None:
+    class Unknown(EmulatedBackend):
+        name = "unknown"
+
+    with Kvm() as kvm, kvm.create_vm() as vm, pytest.raises(ConfigurationError, match="unknown"):
+        GuestMemory(vm, Unknown(), Mechanism.SLOTS, Policy.CONVERT)
+
+
+def test_what_is_no_page_state() -> None:
+    with Machine(passing()) as machine:
+        assert machine.memory.convert(PRIVATE, PAGE, 1) == 1  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="PageState"):
+            machine.memory.convert(PRIVATE, PAGE, 2)  # type: ignore[arg-type]
 
 
 def test_as_many_regions_as_there_may_be() -> None:
