@@ -251,65 +251,98 @@ bool memory_peek(const struct memory *memory, uint64_t gpa, void *bytes, uint64_
 	return transfer(fd, bytes, size, offset, false) == 0;
 }
 
-/* 1 if the page of `gpa` had to be converted, 0 if it was there, or -errno. */
-static int make_present(struct memory *memory, struct region *region, uint64_t gpa)
-{
-	int64_t changed;
-
-	pthread_mutex_lock(&region->lock);
-	changed = convert_pages(memory, region, page_of(region, gpa), 1, wanted_state(region, gpa));
-	if (changed > 0)
-		region->implicit += (uint64_t)changed;
-	pthread_mutex_unlock(&region->lock);
-	return (int)changed;
-}
+/* What an instruction wrote beside what its exit tells of, and the pages that it is lost with. */
+struct rest {
+	struct pushed_word *words;
+	uint32_t count;
+	uint64_t lost[2]; /* page numbers: of the exit, and maybe of one more */
+	bool raced;	  /* pages may have changed since the instruction wrote */
+	bool may_convert;
+	uint64_t approved; /* or the number of the page that may be converted, UINT64_MAX: none */
+};
 
 /*
- * Store what an instruction wrote beside what its exit tells of. Only what went to absent
- * pages is lost: to the one of the exit, and maybe to one more.
+ * With the region's lock held. What went to present pages the kernel has written, but for
+ * those that it may have found absent before somebody else converted them.
  */
-static int store_rest(struct memory *memory, int vcpu_fd, const struct kvm_run *run,
-		      struct memory_exit *exit)
+static enum memory_verdict store_piece(struct memory *memory, struct region *region, uint64_t gpa,
+				       void *bytes, uint64_t size, struct rest *rest,
+				       struct memory_exit *exit)
 {
-	struct pushed_word words[MOST_PUSHED_WORDS];
-	const uint32_t count = memory->backend->find_rest(memory, vcpu_fd, run,
-							  exit->interrupts_on, words);
-	uint64_t absent = exit->access.gpa / PYVMM_PAGE_SIZE;
-	uint32_t i, byte;
+	const enum page_state wanted = wanted_state(region, gpa);
+	const uint64_t page = gpa / PYVMM_PAGE_SIZE;
+	const bool is_private = wanted == PAGE_PRIVATE;
 
-	for (i = 0; i < count; i++) {
-		for (byte = 0; byte < words[i].size; byte++) {
-			const uint64_t gpa = words[i].gpa + byte;
-			struct region *region = memory_find(memory, gpa);
-			char value = (char)(words[i].value >> 8 * byte);
-			int result;
+	if (region->states[page_of(region, gpa)] != wanted) {
+		int64_t changed;
 
-			if (!region)
+		/* Its page was taken away since, and with it what was in it. */
+		if (page == rest->lost[0] || page == rest->lost[1])
+			return MEMORY_DONE;
+		if (!rest->may_convert && page != rest->approved) {
+			exit->access = (struct memory_access){ .gpa = gpa, .size = (uint32_t)size,
+							       .is_write = true };
+			exit->wanted = wanted;
+			return MEMORY_ASK;
+		}
+		changed = convert_pages(memory, region, page_of(region, gpa), 1, wanted);
+		if (changed < 0) {
+			exit->error = (int)changed;
+			return MEMORY_FAILED;
+		}
+		region->implicit += (uint64_t)changed;
+		exit->converted += (uint64_t)changed;
+		rest->lost[1] = page;
+	} else if (page != rest->lost[0] && page != rest->lost[1] && !rest->raced) {
+		return MEMORY_DONE;
+	}
+	exit->error = transfer(is_private ? region->private_fd : region->shared_fd, bytes, size,
+			       gpa - view_of(region, gpa), true);
+	return exit->error ? MEMORY_FAILED : MEMORY_DONE;
+}
+
+/* The words in this region, or with `others` those in all others, whose locks it takes. */
+static enum memory_verdict store_rest(struct memory *memory, struct region *region, bool others,
+				      struct rest *rest, struct memory_exit *exit)
+{
+	enum memory_verdict verdict = MEMORY_DONE;
+	uint32_t i;
+
+	for (i = 0; i < rest->count && verdict == MEMORY_DONE; i++) {
+		uint64_t gpa = rest->words[i].gpa, left = rest->words[i].size, size;
+		char *bytes = (char *)&rest->words[i].value;
+
+		for (; left > 0 && verdict == MEMORY_DONE; bytes += size, gpa += size, left -= size) {
+			struct region *there = memory_find(memory, gpa);
+
+			size = PYVMM_PAGE_SIZE - gpa % PYVMM_PAGE_SIZE;
+			if (size > left)
+				size = left;
+			if (!there || (there != region) != others)
 				continue;
-			if (gpa / PYVMM_PAGE_SIZE != absent) {
-				result = make_present(memory, region, gpa);
-				if (result < 0)
-					return result;
-				if (result == 0)
-					continue;
-				exit->converted++;
-				absent = gpa / PYVMM_PAGE_SIZE;
-			}
-			result = transfer(wanted_state(region, gpa) == PAGE_PRIVATE ?
-						  region->private_fd : region->shared_fd,
-					  &value, 1, gpa - view_of(region, gpa), true);
-			if (result < 0)
-				return result;
+			if (others)
+				pthread_mutex_lock(&there->lock);
+			verdict = store_piece(memory, there, gpa, bytes, size, rest, exit);
+			if (others)
+				pthread_mutex_unlock(&there->lock);
 		}
 	}
-	return 0;
+	return verdict;
 }
 
 enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struct kvm_run *run,
-				       int run_errno, bool timed, bool may_convert,
+				       int run_errno, bool timed, bool approved,
 				       struct memory_exit *exit)
 {
 	enum memory_verdict verdict = MEMORY_DONE;
+	struct pushed_word words[MOST_PUSHED_WORDS];
+	struct rest rest = {
+		.words = words,
+		.lost = { UINT64_MAX, UINT64_MAX },
+		.raced = exit->generation != memory_generation(memory),
+		.may_convert = memory->policy == POLICY_CONVERT,
+		.approved = approved ? exit->access.gpa / PYVMM_PAGE_SIZE : UINT64_MAX,
+	};
 	enum recognition recognition;
 	struct region *region;
 	uint64_t page, start;
@@ -328,18 +361,25 @@ enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struc
 	exit->wanted = wanted_state(region, exit->access.gpa);
 	if (recognition == EMULATED_ACCESS)
 		return MEMORY_EMULATED;
+	if (memory->backend->find_rest)
+		rest.count = memory->backend->find_rest(memory, vcpu_fd, run, exit, words);
+	rest.lost[0] = exit->access.gpa / PYVMM_PAGE_SIZE;
 
 	pthread_mutex_lock(&region->lock);
 	/* With one view no access is wrong: what exits has lost a race with a conversion. */
 	if (!region_has_two_views(region))
 		exit->wanted = (enum page_state)region->states[page];
 	if (region->states[page] == exit->wanted) {
-		/* A fetch that nobody's conversion explains is an instruction KVM cannot do. */
-		if (exit->access.is_fetch && exit->generation == memory_generation(memory))
+		/*
+		 * A fetch that nobody's conversion explains is an instruction KVM cannot do,
+		 * such a frame a triple fault. Back for its second page it is no new exit.
+		 */
+		if ((exit->access.is_fetch || exit->access.is_frame) &&
+		    exit->generation == memory_generation(memory))
 			verdict = MEMORY_NOT_MINE;
 		else
-			region->spurious++;
-	} else if (!may_convert) {
+			region->spurious += !approved || rest.approved == rest.lost[0];
+	} else if (!rest.may_convert && rest.lost[0] != rest.approved) {
 		verdict = MEMORY_ASK;
 	} else {
 		start = timed ? monotonic_ns() : 0;
@@ -354,12 +394,11 @@ enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struc
 		}
 	}
 	if (verdict == MEMORY_DONE && memory->backend->complete)
-		memory->backend->complete(region, vcpu_fd, run, &exit->access);
+		memory->backend->complete(memory, region, vcpu_fd, run, &exit->access);
+	if (verdict == MEMORY_DONE)
+		verdict = store_rest(memory, region, false, &rest, exit);
 	pthread_mutex_unlock(&region->lock);
-	if (verdict == MEMORY_DONE && memory->backend->find_rest) {
-		exit->error = store_rest(memory, vcpu_fd, run, exit);
-		if (exit->error)
-			verdict = MEMORY_FAILED;
-	}
+	if (verdict == MEMORY_DONE)
+		verdict = store_rest(memory, region, true, &rest, exit);
 	return verdict;
 }

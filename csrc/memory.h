@@ -138,9 +138,12 @@ int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t
  * -EACCES when a page is private, or the -errno of what failed.
  */
 int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size, bool is_write);
-/* Look at what KVM_RUN returned and do what it needs. */
+/*
+ * Look at what KVM_RUN returned and do what it needs. `approved` after MEMORY_ASK: the page
+ * of exit->access may be converted, whatever the policy.
+ */
 enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struct kvm_run *run,
-				       int run_errno, bool timed, bool may_convert,
+				       int run_errno, bool timed, bool approved,
 				       struct memory_exit *exit);
 
 static inline uint64_t memory_generation(const struct memory *memory)

@@ -5,14 +5,23 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "page_range.h"
+
 #define SYNCED (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS)
 #define CR0_PROTECTED_MODE 0x1u
 #define RFLAGS_INTERRUPTS_ON 0x200u
 #define VECTORS 256u
 #define LONGEST_CODE 7u
+#define LONGEST_WRITE 8u
+#define LONGEST_STORE 12u /* bytes of an instruction that are looked at */
 
 #define OPERAND_SIZE 0x66
 #define PUSHA 0x60
+#define PUSH_WORD 0x68
+#define PUSH_BYTE 0x6A
+#define MOV_FROM_AL 0xA2
+#define MOV_FROM_AX 0xA3
+#define GROUP_5 0xFF /* PUSH, with 6 in its ModRM */
 #define CALL_FAR 0x9A
 #define INT3 0xCC
 #define INT 0xCD
@@ -26,6 +35,7 @@ struct push {
 	uint32_t size;
 	uint32_t at;
 	uint32_t value;
+	bool raced; /* pages may have changed since */
 };
 
 static uint64_t stack_gpa(const struct push *push, uint32_t at)
@@ -44,6 +54,104 @@ static uint32_t words_above(const struct push *push, const uint32_t *values, uin
 	return found;
 }
 
+static uint64_t code_gpa(const struct push *push, uint32_t before)
+{
+	return push->sregs->cs.base + ((push->regs->rip - before) & 0xFFFF);
+}
+
+/* The word may be a part of what was written from there: KVM splits at pages. */
+static bool is_where_it_wrote(const struct push *push, uint64_t offset)
+{
+	const struct kvm_sregs *sregs = push->sregs;
+	const struct kvm_segment *segments[] = { &sregs->ss, &sregs->ds, &sregs->es,
+						 &sregs->fs, &sregs->gs, &sregs->cs };
+	uint32_t i;
+
+	for (i = 0; i < sizeof(segments) / sizeof(segments[0]); i++) {
+		if (stack_gpa(push, push->at) - (segments[i]->base + offset) < LONGEST_WRITE)
+			return true;
+	}
+	return false;
+}
+
+/* Whether an instruction of which code[modrm], code[modrm - 1] ... code[0] is the end wrote there. */
+static bool writes_by_modrm(const struct push *push, const uint8_t *code, uint32_t modrm)
+{
+	const struct kvm_regs *regs = push->regs;
+	const uint64_t base16[] = { regs->rbx + regs->rsi, regs->rbx + regs->rdi,
+				    regs->rbp + regs->rsi, regs->rbp + regs->rdi,
+				    regs->rsi, regs->rdi, regs->rbp, regs->rbx };
+	const uint64_t base32[] = { regs->rax, regs->rcx, regs->rdx, regs->rbx,
+				    0, regs->rbp, regs->rsi, regs->rdi };
+	const uint32_t mode = code[modrm] >> 6, rm = code[modrm] & 7;
+	const bool is_plain = mode == 0 && rm == 6; /* only a displacement */
+	const uint32_t length = mode == 1 ? 1 : mode == 2 || is_plain ? 2 : 0;
+	int64_t offset = 0;
+
+	if (mode == 3 || length > modrm)
+		return false;
+	if (length == 1)
+		offset = (int8_t)code[modrm - 1];
+	if (length == 2)
+		offset = (int16_t)(code[modrm - 1] | code[modrm - 2] << 8);
+	if (mode < 2 && rm != 4 && !(mode == 0 && rm == 5) &&
+	    is_where_it_wrote(push, (uint32_t)(base32[rm] + (uint64_t)offset)))
+		return true;
+	return is_where_it_wrote(push, ((is_plain ? 0 : base16[rm]) + (uint64_t)offset) & 0xFFFF);
+}
+
+/* Whether the byte before IP can be an operand: of an instruction that wrote just this word. */
+static bool is_operand(const struct push *push)
+{
+	uint8_t code[LONGEST_STORE]; /* code[0] lies right before IP */
+	uint32_t length, size, i;
+
+	for (length = 0; length < LONGEST_STORE; length++) {
+		if (!memory_peek(push->memory, code_gpa(push, length + 1), &code[length], 1))
+			break;
+	}
+	if (push->at == 0 && length > 1 && code[1] == PUSH_BYTE && push->value == code[0])
+		return true;
+	for (size = 2; push->at == 0 && size <= 4 && size < length; size += 2) {
+		const uint32_t mask = push->size == 2 ? 0xFFFF : UINT32_MAX;
+		uint32_t value = 0;
+
+		for (i = 0; i < size; i++)
+			value = value << 8 | code[i];
+		if (code[size] == PUSH_WORD && (value & mask) == push->value)
+			return true;
+	}
+	if (length > 2 && (code[2] == MOV_FROM_AL || code[2] == MOV_FROM_AX) &&
+	    is_where_it_wrote(push, (uint64_t)(code[1] | code[0] << 8)))
+		return true;
+	for (i = 1; i < length; i++) {
+		/* PUSH from memory: what is behind the ModRM is a displacement of one or two bytes. */
+		if (push->at == 0 && i <= 2 && i + 1 < length && code[i + 1] == GROUP_5 &&
+		    (code[i] >> 3 & 7) == 6)
+			return true;
+		if (writes_by_modrm(push, code, i))
+			return true;
+	}
+	return false;
+}
+
+/* Words on pages that were there hold what was pushed. */
+static bool agrees_with_memory(const struct push *push, const uint32_t *values)
+{
+	const uint64_t absent = stack_gpa(push, push->at) / PYVMM_PAGE_SIZE;
+	uint32_t i;
+
+	for (i = 0; i < MOST_PUSHED_WORDS && !push->raced; i++) {
+		uint32_t found = 0;
+
+		if (stack_gpa(push, i) / PYVMM_PAGE_SIZE != absent &&
+		    memory_peek(push->memory, stack_gpa(push, i), &found, push->size) &&
+		    found != values[i])
+			return false;
+	}
+	return true;
+}
+
 static uint32_t pushed_by_pusha(const struct push *push, struct pushed_word *words)
 {
 	const struct kvm_regs *regs = push->regs;
@@ -53,14 +161,16 @@ static uint32_t pushed_by_pusha(const struct push *push, struct pushed_word *wor
 							regs->rbx, regs->rdx, regs->rcx, regs->rax };
 	const uint32_t mask = push->size == 2 ? 0xFFFF : UINT32_MAX;
 	uint32_t values[MOST_PUSHED_WORDS], i;
-	uint8_t code[2];
+	uint8_t opcode, prefix;
 
-	if (!memory_peek(push->memory, push->sregs->cs.base + ((regs->rip - 2) & 0xFFFF), code, 2) ||
-	    code[1] != PUSHA || (push->size == 4 && code[0] != OPERAND_SIZE))
+	if (!memory_peek(push->memory, code_gpa(push, 1), &opcode, 1) || opcode != PUSHA)
+		return 0;
+	if (push->size == 4 && (!memory_peek(push->memory, code_gpa(push, 2), &prefix, 1) ||
+				prefix != OPERAND_SIZE))
 		return 0;
 	for (i = 0; i < MOST_PUSHED_WORDS; i++)
 		values[i] = (uint32_t)registers[i] & mask;
-	if (push->value != values[push->at])
+	if (push->value != values[push->at] || is_operand(push) || !agrees_with_memory(push, values))
 		return 0;
 	return words_above(push, values, MOST_PUSHED_WORDS, words);
 }
@@ -142,10 +252,15 @@ static uint32_t pushed_by_interrupt(const struct push *push, bool interrupts_on,
 }
 
 uint32_t find_pushed_words(const struct memory *memory, int vcpu_fd, const struct kvm_run *run,
-			   bool interrupts_on, struct pushed_word words[MOST_PUSHED_WORDS])
+			   const struct memory_exit *exit,
+			   struct pushed_word words[MOST_PUSHED_WORDS])
 {
 	const bool is_synced = (run->kvm_valid_regs & SYNCED) == SYNCED;
-	struct push push = { .memory = memory, .size = run->mmio.len };
+	struct push push = {
+		.memory = memory,
+		.size = run->mmio.len,
+		.raced = exit->generation != memory_generation(memory),
+	};
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
 	uint64_t offset;
@@ -169,7 +284,7 @@ uint32_t find_pushed_words(const struct memory *memory, int vcpu_fd, const struc
 	memcpy(&push.value, run->mmio.data, push.size);
 	if ((found = pushed_by_pusha(&push, words)))
 		return found;
-	if ((found = pushed_by_interrupt(&push, interrupts_on, words)))
+	if ((found = pushed_by_interrupt(&push, exit->interrupts_on, words)))
 		return found;
 	return pushed_by_far_call(&push, words);
 }

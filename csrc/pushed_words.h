@@ -5,7 +5,9 @@
  * KVM's emulator hands over the last write of an instruction only. PUSHA, a far call
  * and INT push several words; what else they pushed into absent pages is found again
  * here from the state after them, in real mode:
- *   PUSHA     all of it is still in the registers
+ *   PUSHA     all of it is still in the registers; a byte 0x60 before IP is none where
+ *             it can be the operand of another store, or where what else PUSHA would
+ *             have pushed is not in memory
  *   far call  its code, which names the target, tells where it lies, and so its CS
  *   INT       the same, by the vector that leads to where the vCPU is; the interrupt
  *             flag is what it was at the exit before
@@ -31,6 +33,7 @@ struct pushed_word {
 
 /* The words that lie above the one in kvm_run, lowest first; how many. */
 uint32_t find_pushed_words(const struct memory *memory, int vcpu_fd, const struct kvm_run *run,
-			   bool interrupts_on, struct pushed_word words[MOST_PUSHED_WORDS]);
+			   const struct memory_exit *exit,
+			   struct pushed_word words[MOST_PUSHED_WORDS]);
 
 #endif

@@ -208,12 +208,13 @@ static void begin_record(struct vcpu_loop *loop)
 	loop->exit_pending = true;
 }
 
-static void record_conversion(struct vcpu_loop *loop, uint64_t converted, uint32_t state,
+/* `conversions` is by how much they changed memory.generation. */
+static void record_conversion(struct vcpu_loop *loop, uint64_t conversions, uint32_t state,
 			      uint64_t nanoseconds)
 {
-	if (converted == 0)
+	if (conversions == 0)
 		return;
-	loop->own_conversions++;
+	loop->own_conversions += conversions;
 	if (!loop->recording)
 		return;
 	loop->pending.conversion = state == PAGE_PRIVATE ? CONVERSION_TO_PRIVATE :
@@ -307,11 +308,10 @@ static bool guard_trips(struct vcpu_loop *loop)
 
 static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool *is_mine)
 {
-	const bool may_convert = loop->memory->policy == POLICY_CONVERT || loop->convert_once;
 	enum memory_verdict verdict;
 
 	verdict = memory_handle_exit(loop->memory, loop->vcpu_fd, loop->run, run_errno,
-				     loop->recording, may_convert, &loop->memory_exit);
+				     loop->recording, loop->convert_once, &loop->memory_exit);
 	*is_mine = verdict != MEMORY_NOT_MINE;
 	if (!*is_mine)
 		return STOP_EXIT;
@@ -320,6 +320,9 @@ static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool 
 		loop->pending.address = loop->memory_exit.access.gpa;
 		loop->pending.size = loop->memory_exit.access.size;
 	}
+	/* Each of an exit's pages is converted by itself. */
+	record_conversion(loop, loop->memory_exit.converted, loop->memory_exit.wanted,
+			  loop->memory_exit.conversion_ns);
 	switch (verdict) {
 	case MEMORY_ASK:
 		return STOP_MEMORY_ERROR;
@@ -328,8 +331,6 @@ static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool 
 	case MEMORY_EMULATED:
 		return STOP_EMULATED_ACCESS;
 	default:
-		record_conversion(loop, loop->memory_exit.converted, loop->memory_exit.wanted,
-				  loop->memory_exit.conversion_ns);
 		/* A guest that had one will have more. */
 		loop->run->kvm_valid_regs |= loop->sync_registers & loop->memory->synced_registers;
 		return guard_trips(loop) ? STOP_GUARD : STOP_NONE;
@@ -352,7 +353,7 @@ static enum loop_stop handle_io(struct vcpu_loop *loop)
 				loop->recording ? &nanoseconds : NULL, &converted);
 	if (converted) {
 		memcpy(&state, (char *)run + run->io.data_offset, sizeof(state));
-		record_conversion(loop, converted,
+		record_conversion(loop, 1,
 				  state == DOORBELL_TO_PRIVATE ? PAGE_PRIVATE : PAGE_SHARED,
 				  nanoseconds);
 	}
@@ -387,7 +388,7 @@ static enum loop_stop handle_hypercall(struct vcpu_loop *loop)
 		error = memory_convert(loop->memory, run->hypercall.args[0],
 				       run->hypercall.args[1], state, &converted);
 	run->hypercall.ret = (uint64_t)(int64_t)error;
-	record_conversion(loop, converted, state, loop->recording ? monotonic_ns() - start : 0);
+	record_conversion(loop, converted != 0, state, loop->recording ? monotonic_ns() - start : 0);
 	return STOP_NONE;
 }
 

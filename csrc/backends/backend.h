@@ -35,14 +35,14 @@ struct backend {
 	int (*to_private)(struct region *region, uint64_t first, uint64_t pages);
 	int (*to_shared)(struct region *region, uint64_t first, uint64_t pages);
 	/* Finish the access by hand, where the kernel does not repeat it; may be NULL. */
-	void (*complete)(struct region *region, int vcpu_fd, struct kvm_run *run,
-			 const struct memory_access *access);
+	void (*complete)(const struct memory *memory, struct region *region, int vcpu_fd,
+			 struct kvm_run *run, const struct memory_access *access);
 	/* What the instruction wrote beside that, where the exit does not tell; may be NULL. */
 	uint32_t (*find_rest)(const struct memory *memory, int vcpu_fd, const struct kvm_run *run,
-			      bool interrupts_on, struct pushed_word words[MOST_PUSHED_WORDS]);
+			      const struct memory_exit *exit,
+			      struct pushed_word words[MOST_PUSHED_WORDS]);
 };
 
-extern const struct backend backend_emulated;
 /* detach() for a backend whose slots are those of its windows. */
 static inline void delete_windows(struct region *region)
 {
@@ -50,6 +50,7 @@ static inline void delete_windows(struct region *region)
 	slot_window_delete(&region->shared_window);
 }
 
+extern const struct backend backend_emulated;
 extern const struct backend backend_guest_memfd;
 extern const struct backend backend_memory_error;
 

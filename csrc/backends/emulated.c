@@ -25,7 +25,10 @@
 #define LONGEST_INSTRUCTION 15
 #define REAL_MODE_FRAME 6 /* FLAGS, CS and IP, 16 bits each */
 #define CR0_PROTECTED_MODE 0x1
+#define RFLAGS_SINGLE_STEP 0x100
 #define RFLAGS_INTERRUPTS_ON 0x200
+#define RFLAGS_RESUME 0x10000
+#define DEBUG_EXCEPTION 1
 
 static void *host_at(void *base, uint64_t first)
 {
@@ -116,12 +119,16 @@ static bool find_fetch(const struct memory *memory, int vcpu_fd, uint64_t *gpa)
 	return found;
 }
 
-/* Where a frame of three words was to be pushed, as far as that is absent. */
+/*
+ * The first byte from the top of a frame of three words that was to be pushed to an absent
+ * page, or else to a region at all, as for a fetch.
+ */
 static bool find_frame(const struct memory *memory, int vcpu_fd, uint64_t *gpa)
 {
 	struct kvm_sregs sregs;
 	struct kvm_regs regs;
 	uint64_t byte;
+	bool found = false;
 
 	if (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
 		return false;
@@ -131,41 +138,95 @@ static bool find_frame(const struct memory *memory, int vcpu_fd, uint64_t *gpa)
 		const uint64_t address = sregs.ss.base + ((regs.rsp - byte) & 0xFFFF);
 		const struct region *region = memory_find(memory, address);
 
-		if (region && region_has_two_views(region) && is_absent(region, address)) {
+		if (!region || !region_has_two_views(region))
+			continue;
+		if (!found)
+			*gpa = address;
+		found = true;
+		if (is_absent(region, address)) {
 			*gpa = address;
 			return true;
+		}
+	}
+	return found;
+}
+
+/* Whether the vCPU is at a string instruction with REP, which sets RF between two rounds. */
+static bool repeats_a_string(const struct memory *memory, int vcpu_fd, const struct kvm_regs *regs)
+{
+	struct kvm_sregs sregs;
+	bool repeats = false;
+	uint64_t at;
+
+	if (ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
+		return false;
+	for (at = 0; at < LONGEST_INSTRUCTION; at++) {
+		uint8_t code;
+
+		if (!memory_peek(memory, sregs.cs.base + ((regs->rip + at) & 0xFFFF), &code, 1))
+			return false;
+		switch (code) {
+		case 0xF2: case 0xF3: /* REPNE, REP */
+			repeats = true;
+			break;
+		case 0x26: case 0x2E: case 0x36: case 0x3E: case 0x64: case 0x65: /* segments */
+		case 0x66: case 0x67: /* sizes */
+			break;
+		case 0x6C ... 0x6F: /* INS, OUTS */
+		case 0xA4 ... 0xA7: /* MOVS, CMPS */
+		case 0xAA ... 0xAF: /* STOS, LODS, SCAS */
+			return repeats;
+		default:
+			return false;
 		}
 	}
 	return false;
 }
 
-/*
- * An exception comes again when its instruction is repeated. An interrupt that the
- * PIC holds for in service was taken from it and lost with its frame: hand it over
- * again. Only one can be meant that was delivered with interrupts on.
- */
-static void hand_over_interrupt(int vm_fd, int vcpu_fd)
+/* Have the interrupt injected that the PIC holds for in service, if it is the last one. */
+static bool find_interrupt(int vm_fd, struct kvm_vcpu_events *events)
 {
 	struct kvm_irqchip chip = { .chip_id = KVM_IRQCHIP_PIC_MASTER };
-	struct kvm_vcpu_events events;
-	struct kvm_regs regs;
 
-	if (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 || !(regs.rflags & RFLAGS_INTERRUPTS_ON) ||
-	    ioctl(vcpu_fd, KVM_GET_VCPU_EVENTS, &events) < 0 || events.interrupt.injected)
-		return;
 	for (; chip.chip_id <= KVM_IRQCHIP_PIC_SLAVE; chip.chip_id++) {
 		uint32_t line;
 
 		if (ioctl(vm_fd, KVM_GET_IRQCHIP, &chip) < 0)
-			return; /* no interrupt controller */
-		line = (uint32_t)events.interrupt.nr - chip.chip.pic.irq_base;
+			return false; /* no interrupt controller */
+		line = (uint32_t)events->interrupt.nr - chip.chip.pic.irq_base;
 		if (line >= 8 || !(chip.chip.pic.isr >> line & 1))
 			continue;
-		events.interrupt.injected = 1;
-		events.interrupt.soft = 0;
-		ioctl(vcpu_fd, KVM_SET_VCPU_EVENTS, &events);
-		return;
+		events->interrupt.injected = 1;
+		events->interrupt.soft = 0;
+		return true;
 	}
+	return false;
+}
+
+/*
+ * What was lost with its frame, and does not come again by itself. A fault does, when its
+ * instruction is repeated: KVM has set RF for it. An interrupt was taken from the PIC, and
+ * with interrupts on it is the one in service. The trap of a single step lies behind its
+ * instruction.
+ */
+static void hand_over_event(const struct memory *memory, int vm_fd, int vcpu_fd)
+{
+	struct kvm_vcpu_events events;
+	struct kvm_regs regs;
+
+	if (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 ||
+	    ioctl(vcpu_fd, KVM_GET_VCPU_EVENTS, &events) < 0 || events.interrupt.injected ||
+	    events.exception.injected)
+		return;
+	if (regs.rflags & RFLAGS_RESUME && !repeats_a_string(memory, vcpu_fd, &regs))
+		return;
+	if (!(regs.rflags & RFLAGS_INTERRUPTS_ON) || !find_interrupt(vm_fd, &events)) {
+		if (!(regs.rflags & RFLAGS_SINGLE_STEP) || events.exception.nr != DEBUG_EXCEPTION)
+			return;
+		events.exception.injected = 1;
+		events.exception.has_error_code = 0;
+	}
+	ioctl(vcpu_fd, KVM_SET_VCPU_EVENTS, &events);
 }
 
 static enum recognition recognise(const struct memory *memory, int vcpu_fd,
@@ -280,8 +341,8 @@ static int to_shared(struct region *region, uint64_t first, uint64_t pages)
 	return move_pages(region, &from, &to, PAGE_SHARED, first, pages);
 }
 
-static void complete(struct region *region, int vcpu_fd, struct kvm_run *run,
-		     const struct memory_access *access)
+static void complete(const struct memory *memory, struct region *region, int vcpu_fd,
+		     struct kvm_run *run, const struct memory_access *access)
 {
 	const bool is_private = view_has(region->private_gpa, region->pages, access->gpa) &&
 				region_has_two_views(region);
@@ -292,7 +353,7 @@ static void complete(struct region *region, int vcpu_fd, struct kvm_run *run,
 	uint64_t size = access->size;
 
 	if (access->is_frame)
-		hand_over_interrupt(region->vm_fd, vcpu_fd);
+		hand_over_event(memory, region->vm_fd, vcpu_fd);
 	if (access->is_frame || access->is_fetch)
 		return;
 	if (size > sizeof(run->mmio.data))
@@ -309,10 +370,10 @@ const struct backend backend_emulated = {
 	.name = "emulated",
 	.synced_registers = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS,
 	.attach = attach,
+	.detach = delete_windows,
 	.recognise = recognise,
 	.to_private = to_private,
 	.to_shared = to_shared,
 	.complete = complete,
 	.find_rest = find_pushed_words,
 };
-	.detach = delete_windows,
