@@ -11,8 +11,9 @@
  *   far call  its code, which names the target, tells where it lies, and so its CS
  *   INT       the same, by the vector that leads to where the vCPU is; the interrupt
  *             flag is what it was at the exit before
- * The code of a far call and of INT is looked for in plain RAM. What is not found stays
- * lost: the words read zero.
+ * The code of a far call and of INT is looked for in plain RAM: of two copies of it that
+ * fit, the one in the vCPU's own CS is taken, or the lower one. What is not found stays lost:
+ * the words read zero.
  */
 #ifndef PYVMM_PUSHED_WORDS_H
 #define PYVMM_PUSHED_WORDS_H
