@@ -282,5 +282,9 @@ class GuestMemory:
         return Conversions(to_private, to_shared, implicit, explicit)
 
     def close(self) -> None:
-        """Give files and mappings back; a run loop that is still under way, when it ends."""
+        """Give files and mappings back; a run loop that is still under way, when it ends.
+
+        The VM keeps its memslots, which then show whatever is mapped there next: close its
+        vCPUs first, as :class:`Machine` does.
+        """
         self._raw = None
