@@ -272,12 +272,13 @@ static enum memory_verdict store_piece(struct memory *memory, struct region *reg
 	const enum page_state wanted = wanted_state(region, gpa);
 	const uint64_t page = gpa / PYVMM_PAGE_SIZE;
 	const bool is_private = wanted == PAGE_PRIVATE;
+	const bool is_lost = page == rest->lost[0] || page == rest->lost[1];
 
 	if (region->states[page_of(region, gpa)] != wanted) {
 		int64_t changed;
 
 		/* Its page was taken away since, and with it what was in it. */
-		if (page == rest->lost[0] || page == rest->lost[1])
+		if (is_lost)
 			return MEMORY_DONE;
 		if (!rest->may_convert && page != rest->approved) {
 			exit->access = (struct memory_access){ .gpa = gpa, .size = (uint32_t)size,
@@ -293,7 +294,7 @@ static enum memory_verdict store_piece(struct memory *memory, struct region *reg
 		region->implicit += (uint64_t)changed;
 		exit->converted += (uint64_t)changed;
 		rest->lost[1] = page;
-	} else if (page != rest->lost[0] && page != rest->lost[1] && !rest->raced) {
+	} else if (!is_lost && !rest->raced) {
 		return MEMORY_DONE;
 	}
 	exit->error = transfer(is_private ? region->private_fd : region->shared_fd, bytes, size,
