@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mmap
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from pyvmm.errors import ClosedError, KvmError
 from pyvmm.native import ffi, lib
@@ -26,7 +27,7 @@ def map_memory(
 
 
 class Mapping:
-    """``size`` bytes of memory, of a file or anonymous.
+    """``size`` bytes of memory, of a file or anonymous. A context manager.
 
     The memory is unmapped when the mapping is closed and no view of it is held any
     more: a view that outlives it stays valid.
@@ -57,3 +58,14 @@ class Mapping:
 
     def close(self) -> None:
         self._pointer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
