@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from pyvmm import __version__
 from pyvmm.cli.interruption import ENDING_SIGNALS
 from pyvmm.errors import PyvmmError, UnsupportedError
 from pyvmm.printable import printable
@@ -80,6 +81,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         prog="pyvmm",
         description="Run test guests on /dev/kvm and convert their private and shared pages.",
     )
+    parser.add_argument("--version", action="version", version=f"pyvmm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     wanted = words[0] if words and words[0] in COMMANDS else None
     for name in COMMANDS:

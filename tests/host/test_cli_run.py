@@ -8,10 +8,13 @@ import pty
 import re
 import signal
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from pyvmm_command import COMMAND, GUESTS, ROOT, pyvmm
+
+from pyvmm import __version__
 
 EXIT_CODES = bytes.fromhex("b0 2a e6f4 f4")  # mov $42, %al; out %al, $0xf4; hlt
 
@@ -185,3 +188,10 @@ def test_log_says_what_was_converted(tmp_path: Path) -> None:
         converted = [record for record in records if record["conversion"] == direction]
         assert len(converted) == outcome.json["conversions"][f"to_{direction}"]
         assert all(record["conversion_ns"] > 0 for record in converted)
+
+
+def test_one_version() -> None:
+    """What the command says, the package says, and pip was told."""
+    outcome = pyvmm("--version")
+    assert (outcome.status, outcome.stdout) == (0, f"pyvmm {__version__}\n")
+    assert metadata.version("pyvmm-kvm") == __version__
