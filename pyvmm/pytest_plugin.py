@@ -248,6 +248,8 @@ class _KtapWriter:
         state, message = self.results.get(report.nodeid, ("pass", ""))
         if report.failed:
             state, message = "fail", _why(report)
+        elif report.skipped and hasattr(report, "wasxfail") and state == "pass":
+            state, message = "known", str(report.wasxfail).removeprefix("reason: ")
         elif report.skipped and state == "pass":
             longrepr = report.longrepr
             reason = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)

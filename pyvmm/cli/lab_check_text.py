@@ -56,8 +56,10 @@ def verdict(variants: Sequence[Variant]) -> str:
         changed.append("the kernel before did not come to the end")
     if changed:
         return f"nothing got worse: {', '.join(changed)}"
-    failed = counts[Change.SAME_FAILURE]
-    return f"no difference: {failed} cases fail on both kernels" if failed else "no difference"
+    failed, known = counts[Change.SAME_FAILURE], counts[Change.SAME_KNOWN]
+    told = [f"{known} cases see known bugs on both kernels"] if known else []
+    told += [f"{failed} cases fail on both kernels"] if failed else []
+    return ": ".join(["no difference", *([", ".join(told)] if told else [])])
 
 
 def summary(facts: Facts, variants: Sequence[Variant], lines: int = LINES) -> list[str]:
@@ -105,7 +107,7 @@ def _heading(facts: Facts, variants: Sequence[Variant]) -> Iterator[str]:
     yield f"pyvmm lab (QEMU, TCG), {facts.cpus} CPUs, {facts.memory_mib} MiB, {seconds:.0f} s"
 
 
-_COLUMNS = ("same pass", "same failure", "skipped", "fixed", "broken", "other")
+_COLUMNS = ("known", "same pass", "same failure", "skipped", "fixed", "broken", "other")
 
 
 def _table(variants: Sequence[Variant], most: int | None = _MOST_VARIANTS) -> Iterator[str]:
@@ -128,14 +130,15 @@ def _table(variants: Sequence[Variant], most: int | None = _MOST_VARIANTS) -> It
 def _counts(variant: Variant) -> tuple[int, ...]:
     same = variant.of(Change.SAME)
     skipped = sum(not each.now or each.now[0].state is State.SKIP for each in same)
-    known = (Change.SAME, Change.SAME_FAILURE, Change.FIXED, Change.BROKEN)
+    told = (Change.SAME, Change.SAME_FAILURE, Change.SAME_KNOWN, Change.FIXED, Change.BROKEN)
     return (
+        len(variant.of(Change.SAME_KNOWN)),
         len(same) - skipped,
         len(variant.of(Change.SAME_FAILURE)),
         skipped,
         len(variant.of(Change.FIXED)),
         len(variant.of(Change.BROKEN)),
-        sum(each.change not in known for each in variant.cases),
+        sum(each.change not in told for each in variant.cases),
     )
 
 
@@ -289,12 +292,12 @@ def _words(each: Compared) -> str:
 
 
 def _first_message(results: Sequence[CaseResult]) -> str:
-    return next((each.message for each in results if each.state.bad), "")
+    return next((each.words for each in results if each.state.wrong), "")
 
 
 def _how_often(results: Sequence[CaseResult]) -> str:
-    bad = sum(each.state.bad for each in results)
-    return f" ({bad} of {len(results)} times)" if bad < len(results) else ""
+    wrong = sum(each.state.wrong for each in results)
+    return f" ({wrong} of {len(results)} times)" if wrong < len(results) else ""
 
 
 def _story(each: Compared) -> Iterator[str]:

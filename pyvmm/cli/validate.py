@@ -18,9 +18,11 @@ from pyvmm.errors import ConfigurationError
 from pyvmm.printable import printable
 from pyvmm.validate import baseline, ktap, lines, report
 from pyvmm.validate.case import Case
+from pyvmm.validate.known import KnownBug
 from pyvmm.validate.result import CaseResult, State
 
 _COLOURS = {
+    State.KNOWN: "33",
     State.PASS: "32",
     State.SKIP: "33",
     State.FAIL: "31",
@@ -37,8 +39,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "validate",
         help="prove a kernel's private memory right or wrong",
         description="Run the catalogue of cases on this kernel. Exit status: 0 nothing failed, "
-        "1 a case failed, hung or crashed (with --baseline: something got worse), 2 usage, "
-        "4 nothing could run.",
+        "1 a case failed, hung or crashed (with --baseline: something got worse; with --strict: or "
+        "a known bug was seen), 2 usage, 4 nothing could run.",
     )
     parser.add_argument(
         "-k",
@@ -77,6 +79,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--replay", metavar="FILE", help="play the script of a failed MODEL case, and nothing else"
     )
     parser.add_argument("--baseline", metavar="FILE", help="compare with what --json wrote earlier")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail for bugs that upstream has fixed, too"
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--ktap", action="store_true", help="KTAP version 1, line by line")
     output.add_argument("--json", action="store_true", help="one JSON object at the end")
@@ -131,7 +136,7 @@ def validate(options: argparse.Namespace) -> int:
         comparison = baseline.compare(earlier.results, now.results)
     _show_end(options, now, earlier, comparison)
     number = interruption.number
-    result = 128 + number if number is not None else _status(now, comparison)
+    result = 128 + number if number is not None else _status(now, comparison, options.strict)
     if left_behind:
         # Python would wait at its end for a process that the kernel does not let go.
         sys.stdout.flush()
@@ -140,9 +145,11 @@ def validate(options: argparse.Namespace) -> int:
     return result
 
 
-def _status(now: report.Report, comparison: baseline.Comparison | None) -> int:
+def _status(now: report.Report, comparison: baseline.Comparison | None, strict: bool) -> int:
     if all(result.state is State.SKIP for result in now.results):
         return status.SKIPPED
+    if strict and any(result.state is State.KNOWN for result in now.results):
+        return status.FAILED
     if comparison is not None:
         return status.FAILED if comparison.worse else status.PASSED
     failed = any(result.state.bad for result in now.results)
@@ -310,19 +317,34 @@ def _compared_json(
     }
 
 
+def _show_known(now: report.Report, colour: bool) -> None:
+    """Each bug that upstream has fixed, and the cases that saw it."""
+    bugs: dict[KnownBug, list[CaseResult]] = {}
+    for result in now.results:
+        if result.bug is not None:
+            bugs.setdefault(result.bug, []).append(result)
+    for bug, results in bugs.items():
+        print(f"known bug of this kernel, fixed by {bug}:")
+        for result in results:
+            print(f"  {_line(result, colour)}")
+
+
 def _show_table(now: report.Report) -> None:
-    """A line per subject, why cases were skipped, and the sum."""
+    """Known bugs, a line per subject, why cases were skipped, and the sum."""
     colour = sys.stdout.isatty() and has_colour()
+    _show_known(now, colour)
     subjects: dict[str, list[CaseResult]] = {}
     for result in now.results:
         subjects.setdefault(result.subject, []).append(result)
-    print(f"{'subject':<24}{'pass':>6}{'fail':>6}{'skip':>6}{'seconds':>10}")
+    print(f"{'subject':<24}{'known':>6}{'pass':>6}{'fail':>6}{'skip':>6}{'seconds':>10}")
     for subject, results in subjects.items():
-        passed = sum(result.state is State.PASS for result in results)
-        skipped = sum(result.state is State.SKIP for result in results)
-        failed = len(results) - passed - skipped
+        known, passed, skipped = (
+            sum(result.state is state for result in results)
+            for state in (State.KNOWN, State.PASS, State.SKIP)
+        )
+        failed = sum(result.state.bad for result in results)
         seconds = sum(result.duration_s for result in results)
-        line = f"{subject:<24}{passed:>6}{failed:>6}{skipped:>6}{seconds:>10.1f}"
+        line = f"{subject:<24}{known:>6}{passed:>6}{failed:>6}{skipped:>6}{seconds:>10.1f}"
         print(f"\x1b[31m{line}\x1b[0m" if colour and failed else line)
     reasons: dict[str, int] = {}
     for result in now.results:

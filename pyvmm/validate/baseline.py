@@ -18,13 +18,14 @@ class Change(StrEnum):
     NEWLY_SKIPPED = "newly skipped"
     UNSTEADY = "unsteady"
     SAME_FAILURE = "same failure"
+    SAME_KNOWN = "same known bug"
     FIXED = "fixed"
     NO_LONGER_SKIPPED = "no longer skipped"
     SAME = "same"
 
     @property
     def alike(self) -> bool:
-        return self in (Change.SAME, Change.SAME_FAILURE)
+        return self in (Change.SAME, Change.SAME_FAILURE, Change.SAME_KNOWN)
 
 
 def is_worse(change: Change, before: State) -> bool:
@@ -33,7 +34,7 @@ def is_worse(change: Change, before: State) -> bool:
     A case that passed and is skipped now proves nothing any more, and must not look as if.
     """
     if change in (Change.NEWLY_SKIPPED, Change.DID_NOT_RUN):
-        return before is not State.SKIP and not (before.bad and change is Change.NEWLY_SKIPPED)
+        return before is not State.SKIP and not (before.wrong and change is Change.NEWLY_SKIPPED)
     return change in (Change.BROKEN, Change.DIFFERENT)
 
 
@@ -81,12 +82,13 @@ def compare(before: Iterable[CaseResult], now: Iterable[CaseResult]) -> Comparis
 
 def change(before: CaseResult, now: CaseResult) -> Change:
     """What one run of a case on each side says."""
-    if now.state.bad:
-        if not before.state.bad:
+    if now.state.wrong:
+        if not before.state.wrong:
             return Change.BROKEN
-        same = (before.state, before.message) == (now.state, now.message)
-        return Change.SAME_FAILURE if same else Change.DIFFERENT
-    if before.state.bad:
+        if (before.state, before.message) != (now.state, now.message):
+            return Change.DIFFERENT
+        return Change.SAME_FAILURE if now.state.bad else Change.SAME_KNOWN
+    if before.state.wrong:
         # A failure that is not looked at any more is not fixed.
         return Change.FIXED if now.state is State.PASS else Change.NEWLY_SKIPPED
     if now.state is before.state:
@@ -113,9 +115,9 @@ def summary(comparison: Comparison) -> Iterator[str]:
 
 
 def _words(each: Difference) -> str:
-    now = each.now.message or each.now.state
+    now = each.now.words or each.now.state
     if each.change is Change.FIXED:
-        return f"was: {each.before.message}"
+        return f"was: {each.before.words}"
     if each.change is Change.DIFFERENT:
-        return f"{now} (was: {each.before.message})"
+        return f"{now} (was: {each.before.words})"
     return str(now)

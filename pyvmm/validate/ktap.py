@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pyvmm.printable import printable
 from pyvmm.validate.result import CaseResult
 
+_DIRECTIVES = {"skip": "SKIP", "known": "XFAIL"}
+
 
 def heading(count: int) -> list[str]:
     return ["KTAP version 1", f"1..{count}"]
@@ -15,14 +17,15 @@ def heading(count: int) -> list[str]:
 def verdict(number: int, name: str, state: str, messages: Iterable[str] = ()) -> list[str]:
     """The lines of one result: what is wrong as diagnostics, then the verdict.
 
-    ``state`` is one of :class:`pyvmm.validate.result.State`; for skip the first message is
-    the reason.
+    ``state`` is one of :class:`pyvmm.validate.result.State`; for skip and known the first message
+    is the reason.
     """
     # A '#' begins a directive.
     name = printable(name).replace("#", "")
     told = [printable(message) for message in messages]
-    if state == "skip":
-        return [f"ok {number} {name} # SKIP {told[0] if told else ''}".rstrip()]
+    if state in _DIRECTIVES:
+        reason = told[0] if told else ""
+        return [f"ok {number} {name} # {_DIRECTIVES[state]} {reason}".rstrip()]
     if state == "pass":
         return [f"ok {number} {name}"]
     directive = "" if state == "fail" else f" # {state.upper()}"
@@ -31,7 +34,7 @@ def verdict(number: int, name: str, state: str, messages: Iterable[str] = ()) ->
 
 def lines(number: int, result: CaseResult) -> list[str]:
     """The lines of a case's result."""
-    messages = [text for text in (result.message, result.detail) if text]
+    messages = [text for text in (result.words, result.detail) if text]
     if result.state.bad:
         messages = [f"{result.name}: {text}" for text in messages]
     return verdict(number, f"{result.name} {result.title}", result.state, messages)

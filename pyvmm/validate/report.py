@@ -3,9 +3,10 @@
 One object: ``schema`` (1), ``pyvmm`` (version), ``machine`` {``kernel``, ``cpu``, ``cpus``,
 ``kvm_modules``, ``parameters`` (of the KVM modules)}, ``seed``, ``duration_s``, ``summary``
 {state: count} and ``results``, each {``name``, ``id``, ``title``, ``subject``, ``state``
-(pass, fail, skip, hang, crash), ``message``, ``detail``, ``duration_s``}. The same failure
-has the same ``message`` in every run; ``detail`` may differ. The schema's number changes
-when a field changes its meaning or goes.
+(known, pass, fail, skip, hang, crash), ``message``, ``detail``, ``duration_s``, ``bug``}. The
+same failure has the same ``message`` in every run; ``detail`` may differ. ``bug`` is null, or for
+known {``commit``, ``title``, ``release``} of the fix. The schema's number changes when a field
+changes its meaning or goes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from pyvmm.errors import ConfigurationError
 from pyvmm.host import host_facts, kvm_modules
+from pyvmm.validate.known import KnownBug
 from pyvmm.validate.result import CaseResult, State
 
 SCHEMA = 1
@@ -79,7 +81,14 @@ def result_to_json(result: CaseResult) -> dict[str, Any]:
 
 def result_from_json(data: dict[str, Any]) -> CaseResult:
     """Raises KeyError, TypeError or ValueError for what is no result."""
-    return CaseResult(**{**data, "state": State(data["state"])})
+    bug = data.get("bug")
+    return CaseResult(
+        **{
+            **data,
+            "state": State(data["state"]),
+            "bug": None if bug is None else KnownBug(**bug),
+        }
+    )
 
 
 def load(path: str) -> Report:

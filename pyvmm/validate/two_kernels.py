@@ -49,8 +49,8 @@ class Compared:
     def times(self) -> tuple[int, int]:
         """How often the case failed before and now."""
         return (
-            sum(each.state.bad for each in self.before),
-            sum(each.state.bad for each in self.now),
+            sum(each.state.wrong for each in self.before),
+            sum(each.state.wrong for each in self.now),
         )
 
 
@@ -152,12 +152,12 @@ def judge(before: Sequence[CaseResult], now: Sequence[CaseResult]) -> Change:
     if not now:
         return Change.DID_NOT_RUN if before else Change.SAME
     if not before:
-        return Change.BROKEN if now[0].state.bad else Change.NO_LONGER_SKIPPED
+        return Change.BROKEN if now[0].state.wrong else Change.NO_LONGER_SKIPPED
     kinds_before, kinds_now = set(map(_outcome, before)), set(map(_outcome, now))
     if len(kinds_before) == len(kinds_now) == 1:
         return baseline.change(before[0], now[0])
-    failed_before = sum(each.state.bad for each in before)
-    failed_now = sum(each.state.bad for each in now)
+    failed_before = sum(each.state.wrong for each in before)
+    failed_now = sum(each.state.wrong for each in now)
     if failed_before == 0 and failed_now > 1:
         return Change.BROKEN
     if failed_now == 0 and failed_before > 1:
@@ -167,7 +167,7 @@ def judge(before: Sequence[CaseResult], now: Sequence[CaseResult]) -> Change:
 
 
 def _outcome(result: CaseResult) -> tuple[State, str]:
-    return result.state, result.message if result.state.bad else ""
+    return result.state, result.message if result.state.wrong else ""
 
 
 def compare(before: Sequence[LabRun], now: Sequence[LabRun]) -> tuple[Compared, ...]:

@@ -13,6 +13,7 @@ from pyvmm.errors import PyvmmError
 from pyvmm.validate.capabilities import missing
 from pyvmm.validate.case import Case
 from pyvmm.validate.check import CheckFailed, Missing
+from pyvmm.validate.known import Known, KnownBug
 from pyvmm.validate.result import CaseResult, State
 from pyvmm.validate.toolbox import Toolbox
 
@@ -49,10 +50,14 @@ def serve(connection: Connection, cases: list[Case], seed: int) -> None:
 def run_case(each: Case, seed: int) -> CaseResult:
     """Run one case here and now."""
     start = time.monotonic()
-    state, message, detail = _outcome(each, seed)
+    bug: KnownBug | None = None
+    try:
+        state, message, detail = _outcome(each, seed)
+    except Known as seen:
+        state, message, detail, bug = State.KNOWN, str(seen), seen.detail, seen.bug
     duration = time.monotonic() - start
     return CaseResult(
-        each.name, each.id, each.title, each.subject, state, message, detail, duration
+        each.name, each.id, each.title, each.subject, state, message, detail, duration, bug
     )
 
 
@@ -68,6 +73,8 @@ def _outcome(each: Case, seed: int) -> tuple[State, str, str]:
         return State.FAIL, str(error), error.detail
     except Missing as error:
         return State.SKIP, str(error), ""
+    except Known:
+        raise
     except PyvmmError as error:
         return State.FAIL, f"a call that must succeed failed: {error}", ""
     except Exception as error:  # a fault of the case is no reason to stop the others

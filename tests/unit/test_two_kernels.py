@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate import report, two_kernels
 from pyvmm.validate.baseline import Change
+from pyvmm.validate.known import KnownBug
 from pyvmm.validate.lab_run import LabRun, Machine, Trouble
 from pyvmm.validate.result import CaseResult, State
 from pyvmm.validate.side_by_side import Run, run_side_by_side
@@ -80,11 +82,20 @@ def facts() -> text.Facts:
         # What fails in several ways on both is the same if they have one in common.
         ("fg", "gf", Change.SAME_FAILURE),
         ("ff", "gh", Change.UNSTEADY),
+        # A known bug is wrong too, and no failure that counts against the kernel with it.
+        ("k", "k", Change.SAME_KNOWN),
+        ("kk", "kk", Change.SAME_KNOWN),
+        ("k", "p", Change.FIXED),
+        ("kkp", "ppp", Change.FIXED),
+        ("pp", "kk", Change.BROKEN),
+        ("k", "f", Change.DIFFERENT),
+        ("k", "s", Change.NEWLY_SKIPPED),
+        ("", "k", Change.BROKEN),
     ],
 )
 def test_what_results_say(before: str, now: str, change: Change) -> None:
     def results(letters: str) -> list[CaseResult]:
-        states = {"p": PASS, "s": SKIP}
+        states = {"p": PASS, "s": SKIP, "k": State.KNOWN}
         return [
             result("X1.a", states.get(each, FAIL), each if each not in "p" else "")
             for each in letters
@@ -102,6 +113,10 @@ def test_what_results_say(before: str, now: str, change: Change) -> None:
         ([FAIL], [], True),
         ([SKIP], [], False),
         ([FAIL], [SKIP], False),
+        ([State.KNOWN], [FAIL], True),
+        ([State.KNOWN], [PASS], False),
+        ([State.KNOWN], [State.KNOWN], False),
+        ([PASS], [State.KNOWN], True),
         ([FAIL], [PASS], False),
         ([SKIP], [PASS], False),
         ([PASS, PASS, PASS], [FAIL, PASS, PASS], False),
@@ -165,6 +180,21 @@ def test_no_difference() -> None:
     assert lines[0] == "no difference"
     assert "1 skipped: memory_error: it is not there" in lines
     assert not any("WORSE" in line for line in lines)
+
+
+def test_known_bugs_are_said_with_their_fix() -> None:
+    bug = KnownBug("0123456789ab", "KVM: Do it right", "6.18")
+    seen = replace(result("X1.a", State.KNOWN, "it hangs"), bug=bug)
+    lines = text.summary(facts(), [variant(run(seen), run(seen))])
+    assert lines[0] == "no difference: 1 cases see known bugs on both kernels"
+    said = "\n".join(lines)
+    assert 'same known bug (1):\n  X1.a\n      it hangs; fixed by 0123456789ab ("KVM' in said
+    counts = text.to_json(facts(), [variant(run(seen), run(seen))])["variants"][0]["counts"]
+    assert counts["known"] == 1 and counts["same failure"] == 0
+    mended = variant(run(seen), run(result("X1.a")))
+    assert not mended.worse
+    assert text.summary(facts(), [mended])[0] == "nothing got worse: 1 fixed"
+    assert variant(run(result("X1.a")), run(seen)).worse
 
 
 def test_nothing_that_ran_is_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from pyvmm.errors import ConfigurationError
 from pyvmm.validate import baseline, ktap, lines, report
 from pyvmm.validate.baseline import Change
+from pyvmm.validate.known import KnownBug
 from pyvmm.validate.result import CaseResult, State
 
 MACHINE = {"kernel": "6.12", "cpu": "x", "cpus": 2, "kvm_modules": ["kvm_amd"], "parameters": {}}
@@ -17,6 +19,13 @@ MACHINE = {"kernel": "6.12", "cpu": "x", "cpus": 2, "kvm_modules": ["kvm_amd"], 
 
 def result(name: str = "X1.a", state: State = State.PASS, message: str = "") -> CaseResult:
     return CaseResult(name, name.split(".")[0], "a title", "tests", state, message)
+
+
+BUG = KnownBug("0123456789ab", "KVM: Do it right", "6.18")
+
+
+def known(name: str = "X1.a", seen: str = "it hangs") -> CaseResult:
+    return replace(result(name, State.KNOWN, seen), bug=BUG)
 
 
 def test_ktap_lines() -> None:
@@ -30,6 +39,10 @@ def test_ktap_lines() -> None:
         "not ok 3 X1.a a title",
     ]
     assert ktap.lines(4, result(state=State.HANG, message="no end"))[-1].endswith("# HANG")
+    assert ktap.lines(5, known()) == [
+        "ok 5 X1.a a title # XFAIL it hangs; fixed by 0123456789ab "
+        '("KVM: Do it right", Linux 6.18)'
+    ]
 
 
 def test_ktap_of_text_that_would_be_directives_or_lines() -> None:
@@ -46,13 +59,22 @@ def saved(tmp_path: Path, *results: CaseResult) -> Path:
 
 
 def test_json_is_read_back(tmp_path: Path) -> None:
-    path = saved(tmp_path, result(), result("X2.b", State.FAIL, "bad"))
+    results = result(), result("X2.b", State.FAIL, "bad"), known("X3.c")
+    path = saved(tmp_path, *results)
     loaded = report.load(str(path))
-    assert loaded.results == (result(), result("X2.b", State.FAIL, "bad"))
+    assert loaded.results == results
     assert (loaded.machine, loaded.seed) == (MACHINE, 7)
     data = json.loads(path.read_text())
     assert data["schema"] == report.SCHEMA
-    assert data["summary"] == {"pass": 1, "fail": 1, "skip": 0, "hang": 0, "crash": 0}
+    counts = {"known": 1, "pass": 1, "fail": 1, "skip": 0, "hang": 0, "crash": 0}
+    assert list(data["summary"].items()) == list(counts.items())
+    fix = {"commit": "0123456789ab", "title": "KVM: Do it right", "release": "6.18"}
+    assert [each["bug"] for each in data["results"]] == [None, None, fix]
+    # Reports from before there were known bugs.
+    for each in data["results"]:
+        del each["bug"]
+    path.write_text(json.dumps(data))
+    assert report.load(str(path)).results[0] == result()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +113,12 @@ def test_what_is_no_report_is_one_line(tmp_path: Path, text: str, said: str) -> 
         ((State.FAIL, "a"), (State.SKIP, "s"), Change.NEWLY_SKIPPED),
         ((State.SKIP, "s"), (State.PASS, ""), Change.NO_LONGER_SKIPPED),
         ((State.SKIP, "s"), (State.SKIP, "other"), Change.SAME),
+        ((State.KNOWN, "a"), (State.KNOWN, "a"), Change.SAME_KNOWN),
+        ((State.KNOWN, "a"), (State.KNOWN, "b"), Change.DIFFERENT),
+        ((State.KNOWN, "a"), (State.PASS, ""), Change.FIXED),
+        ((State.PASS, ""), (State.KNOWN, "a"), Change.BROKEN),
+        ((State.KNOWN, "a"), (State.HANG, "a"), Change.DIFFERENT),
+        ((State.KNOWN, "a"), (State.SKIP, "s"), Change.NEWLY_SKIPPED),
     ],
 )
 def test_changes(before: tuple[State, str], now: tuple[State, str], change: Change) -> None:
@@ -103,10 +131,12 @@ def test_changes(before: tuple[State, str], now: tuple[State, str], change: Chan
 
 def test_a_comparison_in_words() -> None:
     before = [result("A.a"), result("B.b", State.FAIL, "old"), result("C.c")]
-    now = [result("A.a", State.FAIL, "new"), result("B.b"), result("D.d")]
+    before.append(known("E.e"))
+    now = [result("A.a", State.FAIL, "new"), result("B.b"), result("D.d"), known("E.e")]
     text = "\n".join(baseline.summary(baseline.compare(before, now)))
     assert "broken (1):\n  A.a: new" in text
     assert "fixed (1):\n  B.b: was: old" in text
+    assert "same known bug (1):\n  E.e: it hangs; fixed by 0123456789ab (" in text
     assert "1 cases only in the baseline: C.c" in text
     assert "1 cases only in now: D.d" in text
 
@@ -127,7 +157,8 @@ def test_another_machine_is_said() -> None:
 
 
 def test_a_case_that_passed_and_is_skipped_now_is_worse() -> None:
-    for before, worse in ((State.PASS, True), (State.FAIL, False), (State.SKIP, False)):
+    states = (State.PASS, True), (State.FAIL, False), (State.SKIP, False), (State.KNOWN, False)
+    for before, worse in states:
         comparison = baseline.compare([result("X1.a", before)], [result("X1.a", State.SKIP, "s")])
         assert comparison.worse is worse
 

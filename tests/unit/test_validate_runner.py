@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from pyvmm.cli.main import main
 from pyvmm.errors import PyvmmError
 from pyvmm.ioctls import IOCTLS
 from pyvmm.validate import stuck
 from pyvmm.validate.case import Case
 from pyvmm.validate.check import CheckFailed, Missing, expect
+from pyvmm.validate.known import Known, KnownBug
 from pyvmm.validate.result import State
 from pyvmm.validate.runner import Runner
 from pyvmm.validate.toolbox import Toolbox
@@ -58,6 +62,13 @@ def hangs(tools: Toolbox) -> None:
         time.sleep(100)
 
 
+BUG = KnownBug("0123456789ab", "KVM: Do it right", "6.18")
+
+
+def sees_a_known_bug(tools: Toolbox) -> None:
+    raise Known(BUG, "it hangs", "after 3 s")
+
+
 def crashes(tools: Toolbox) -> None:
     os.kill(os.getpid(), signal.SIGBUS)
 
@@ -87,6 +98,40 @@ def test_each_outcome() -> None:
     state, message, detail = result_of(errs)
     assert (state, message) == (State.FAIL, "ZeroDivisionError: oops")
     assert detail.startswith("test_validate_runner.py:")
+
+
+def test_a_known_bug_is_no_failure_and_names_its_fix() -> None:
+    (result,) = list(Runner([a_case(sees_a_known_bug)], patience_s=0.01))
+    assert (result.state, result.message, result.detail) == (State.KNOWN, "it hangs", "after 3 s")
+    assert result.bug == BUG
+    assert result.state.wrong and not result.state.bad
+
+
+@pytest.mark.parametrize(("strict", "status"), [([], 0), (["--strict"], 1)])
+def test_the_command_fails_for_a_known_bug_if_it_is_strict(
+    strict: list[str],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    cases = [a_case(passes), a_case(sees_a_known_bug)]
+    monkeypatch.setattr("pyvmm.cli.validate._cases", lambda options: cases)
+    assert main(["validate", *strict]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"known bug of this kernel, fixed by {BUG}:"
+    assert "it hangs (after 3 s)" in lines[2]
+    assert lines[-1].startswith("1 known, 1 pass in")
+    assert main(["validate", "--ktap", *strict]) == status
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "XFAIL" in each]
+    assert line.startswith("ok ") and line.endswith(f"# XFAIL it hangs; fixed by {BUG}")
+    assert main(["validate", "--json", *strict]) == status
+    file = tmp_path / "before.json"
+    file.write_text(capsys.readouterr().out)
+    data = json.loads(file.read_text())
+    assert data["summary"]["known"] == 1
+    assert data["results"][1]["bug"]["commit"] == BUG.commit
+    assert main(["validate", "--baseline", str(file), *strict]) == status
 
 
 def test_a_case_that_hangs_is_killed_at_its_deadline() -> None:

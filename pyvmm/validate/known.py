@@ -1,0 +1,47 @@
+"""Wrong behaviour of KVM that upstream has fixed, and how a case says that it saw it.
+
+A kernel without the fix is no news: its result is ``known``, with the commit that mends it. What
+the kernel does tells that, never its version, so a kernel to which the fix was backported passes,
+and one that has lost it again does not. A case says ``known`` only when it saw just what the bug
+does; everything else that is wrong is a failure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBug:
+    """A bug by its fix: the commit (12 digits), its title, and the first release that has it."""
+
+    commit: str
+    title: str
+    release: str
+
+    def __str__(self) -> str:
+        return f'{self.commit} ("{self.title}", Linux {self.release})'
+
+
+class Known(Exception):
+    """The kernel did what it does without a fix.
+
+    ``str()``, what was seen, is the same whenever the same thing is; ``detail`` may differ.
+    """
+
+    def __init__(self, bug: KnownBug, seen: str, detail: str = "") -> None:
+        super().__init__(seen)
+        self.bug = bug
+        self.detail = detail
+
+
+PRE_FAULT_OF_A_DELETED_SLOT = KnownBug(
+    "3ccbf6f47098",
+    "KVM: x86/mmu: Return -EAGAIN if userspace deletes/moves memslot during prefault",
+    "6.18",
+)
+PRE_FAULT_WITH_AN_OBSOLETE_ROOT = KnownBug(
+    "20a6cff3b283",
+    "KVM: x86/mmu: Check and free obsolete roots in kvm_mmu_reload()",
+    "6.15",
+)
