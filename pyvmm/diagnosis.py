@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from pyvmm.errors import PyvmmError
 from pyvmm.exits import FailEntryExit, InternalErrorExit, ShutdownExit, UnknownExit
 from pyvmm.guest.image import Image
 from pyvmm.guest.source_lines import source_line
 from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.report import Where
 from pyvmm.uapi import reason_name
 from pyvmm.vcpu import Vcpu
+from pyvmm.vcpu_loop import VcpuLoop
 
 _SUBERRORS = {
     1: "the emulator cannot do an instruction",
@@ -20,6 +21,7 @@ _SUBERRORS = {
     4: "an exit that KVM does not expect",
 }
 _LONGEST_STRING = 256
+_LAST_EXITS = 8
 _RESET = "CS:IP f000:fff0"  # where every x86 CPU starts
 
 
@@ -63,24 +65,32 @@ def _disassemble(code: bytes) -> str:
     return ""
 
 
-def register_lines(vcpu: Vcpu, image: Image) -> Iterator[str]:
-    """The source line, where it is known, and the registers, a few to a line.
-
-    Nothing if the vCPU cannot be asked.
-    """
+def where_it_stands(loop: VcpuLoop, index: int, image: Image) -> Where:
+    """The source line, where it is known, the registers and the last exits of vCPU ``index``."""
+    last_exits = tuple(loop.last_exits(_LAST_EXITS))
     try:
-        regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
-    except PyvmmError:
-        return
-    if (found := source_line(image, sregs.cs.base + regs.rip)) is not None:
-        yield f"at {found[0]}:{found[1]}"
-    yield (f"eip={regs.rip:08x} eflags={regs.rflags:08x} esp={regs.rsp:08x} ebp={regs.rbp:08x}")
-    yield f"eax={regs.rax:08x} ebx={regs.rbx:08x} ecx={regs.rcx:08x} edx={regs.rdx:08x}"
-    yield f"esi={regs.rsi:08x} edi={regs.rdi:08x} cr0={sregs.cr0:08x} efer={sregs.efer:08x}"
-    yield " ".join(
-        f"{name}={getattr(sregs, name).selector:04x}"
-        for name in ("cs", "ds", "es", "ss", "fs", "gs")
-    )
+        regs, sregs = loop.vcpu.get_regs(), loop.vcpu.get_sregs()
+    except PyvmmError:  # it cannot be asked
+        return Where(index, last_exits=last_exits)
+    found = source_line(image, sregs.cs.base + regs.rip)
+    registers = {
+        "eip": regs.rip,
+        "eflags": regs.rflags,
+        "esp": regs.rsp,
+        "ebp": regs.rbp,
+        "eax": regs.rax,
+        "ebx": regs.rbx,
+        "ecx": regs.rcx,
+        "edx": regs.rdx,
+        "esi": regs.rsi,
+        "edi": regs.rdi,
+        "cr0": sregs.cr0,
+        "efer": sregs.efer,
+    }
+    for name in ("cs", "ds", "es", "ss", "fs", "gs"):
+        registers[name] = getattr(sregs, name).selector
+    source = "" if found is None else f"{found[0]}:{found[1]}"
+    return Where(index, source, registers, last_exits)
 
 
 def read_assert(memory: GuestMemory, gpa: int, image: Image) -> str:

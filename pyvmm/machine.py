@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import NoReturn, Protocol, Self, SupportsIndex
 
 from pyvmm.devices.bus import Bus
-from pyvmm.diagnosis import describe_exit, read_assert, register_lines
+from pyvmm.diagnosis import describe_exit, read_assert, where_it_stands
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError, UnsupportedError
 from pyvmm.exits import Exit, MemoryErrorExit, io_data
 from pyvmm.guest.boot import MAX_VCPUS, START, low_memory, set_boot_state
@@ -19,7 +19,7 @@ from pyvmm.kvm import Kvm
 from pyvmm.memory.backends import choose_backend
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
-from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport
+from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport, Where
 from pyvmm.uapi import Mechanism, PageState, Policy, reason_name
 from pyvmm.vcpu import Vcpu
 from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
@@ -60,7 +60,7 @@ class VcpuEnd:
     result: Result | None
     exit_code: int | None = None
     reason: str = ""
-    details: tuple[str, ...] = ()
+    where: Where | None = None
 
 
 class Machine:
@@ -417,19 +417,17 @@ class Machine:
             if self._ending and not self._kicked:
                 return VcpuEnd(index, None)
             return VcpuEnd(index, Result.INTERRUPTED, None, "the run was kicked")
-        details = tuple(register_lines(loop.vcpu, self._image)) + tuple(
-            describe_record(record) for record in loop.last_exits(8)
-        )
+        where = where_it_stands(loop, index, self._image)
         if stop == lib.STOP_DEADLINE:
             return VcpuEnd(
-                index, Result.DEADLINE, None, f"vCPU {index} still ran at the deadline", details
+                index, Result.DEADLINE, None, f"vCPU {index} still ran at the deadline", where
             )
         # What the host could not do is no failure of the guest.
         host_failed = stop == lib.STOP_CONVERSION_FAILED or (
             stop == lib.STOP_RUN_FAILED and raw.error in _HOST_ERRORS
         )
         result = Result.ERROR if host_failed else Result.FAIL
-        return VcpuEnd(index, result, None, self._failure(index, stop), details)
+        return VcpuEnd(index, result, None, self._failure(index, stop), where)
 
     def _failure(self, index: int, stop: int) -> str:
         loop = self.loops[index]
@@ -471,7 +469,7 @@ class Machine:
     def report(self) -> RunReport:
         """What happened until now."""
         self._check_open()
-        result, exit_code, reason, details = self._verdict()
+        result, exit_code, reason, where = self._verdict()
         protocol = self._protocol
         kept = min(protocol.console_written, lib.CONSOLE_SIZE)
         measures = min(protocol.measures_written, lib.MEASURES_SIZE)
@@ -498,22 +496,22 @@ class Machine:
             spurious_exits=sum(region.spurious_exits() for region in self.memory.regions),
             unclaimed_ports=protocol.unclaimed_ports,
             unclaimed_mmio=protocol.unclaimed_mmio,
-            details=details,
+            where=where,
         )
 
-    def _verdict(self) -> tuple[Result, int | None, str, tuple[str, ...]]:
+    def _verdict(self) -> tuple[Result, int | None, str, Where | None]:
         codes = [end.exit_code for end in self._ends if end.exit_code is not None]
         code = next((code for code in codes if code), codes[0] if codes else None)
         for end in self._ends:
             if end.result is not None:
-                return end.result, code, end.reason, end.details
+                return end.result, code, end.reason, end.where
             if end.exit_code:
-                return Result.FAIL, end.exit_code, end.reason, end.details
+                return Result.FAIL, end.exit_code, end.reason, end.where
         if len(self._ends) < len(self.loops):
-            return Result.INTERRUPTED, code, "the run was interrupted", ()
+            return Result.INTERRUPTED, code, "the run was interrupted", None
         if code is None:
-            return Result.FAIL, None, "every vCPU ended in HLT and none wrote an exit code", ()
-        return Result.PASS, code, "", ()
+            return Result.FAIL, None, "every vCPU ended in HLT and none wrote an exit code", None
+        return Result.PASS, code, "", None
 
     def console(self) -> bytes:
         """The console's bytes until now; at most 1 MiB is kept."""
@@ -567,14 +565,6 @@ def _join(threads: list[VcpuThread], end_all: Callable[[], None]) -> None:
                 interrupted = error
     if interrupted is not None:
         raise interrupted
-
-
-def describe_record(record: ExitRecord) -> str:
-    if not record.size:  # an exit that is no access
-        return f"exit {record.reason}"
-    direction = "write" if record.is_write else "read"
-    converted = f", to {record.conversion.name.lower()}" if record.conversion is not None else ""
-    return f"exit {record.reason} {direction} {record.address:#x} size {record.size}{converted}"
 
 
 def _latency(loops: list[VcpuLoop], name: str) -> Latency:

@@ -203,7 +203,9 @@ def machine(kvm: Kvm) -> RunGuest:
 
 
 def _told(report: RunReport) -> str:
-    lines = [f"{report.result}: {report.reason or 'no exit code'}", *report.details]
+    lines = [f"{report.result}: {report.reason or 'no exit code'}"]
+    if report.where is not None:
+        lines += report.where.lines()
     if report.console:
         lines += ["console:", *report.console.splitlines()]
     return "\n".join(lines)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pyvmm.host import host_facts, kernel_release
 from pyvmm.memory.guest_memory import Conversions
 from pyvmm.native import lib
+from pyvmm.vcpu_loop import ExitRecord
+
+# Changes when a key goes or means something else, not when one is added.
+SCHEMA = 1
+
+_SELECTORS = ("cs", "ds", "es", "ss", "fs", "gs")
+_REGISTERS_PER_LINE = 4
 
 
 class Result(StrEnum):
@@ -72,11 +81,50 @@ class ReasonStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """Accesses to one port, or to one GPA, that nobody has. The other one is None."""
+
+    port: int | None
+    gpa: int | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the vCPU stood that ended the run.
+
+    ``source`` is file:line, or "" where no line is known; ``registers`` are empty when the
+    vCPU could not be asked; ``last_exits`` are the newest ones, oldest first.
+    """
+
+    vcpu: int
+    source: str = ""
+    registers: dict[str, int] = field(default_factory=dict)
+    last_exits: tuple[ExitRecord, ...] = ()
+
+    def lines(self) -> Iterator[str]:
+        """The same for people."""
+        if self.source:
+            yield f"vCPU {self.vcpu} at {self.source}"
+        elif self.registers:
+            yield f"vCPU {self.vcpu}"
+        wide = [f"{name}={n:08x}" for name, n in self.registers.items() if name not in _SELECTORS]
+        for at in range(0, len(wide), _REGISTERS_PER_LINE):
+            yield " ".join(wide[at : at + _REGISTERS_PER_LINE])
+        selectors = [f"{n}={self.registers[n]:04x}" for n in _SELECTORS if n in self.registers]
+        if selectors:
+            yield " ".join(selectors)
+        yield from map(describe_record, self.last_exits)
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """The outcome of :meth:`pyvmm.machine.Machine.run`.
 
     ``exit_code`` is None unless a guest wrote one; ``reason`` is one line when the
-    result is not pass; ``details`` are further lines for people: registers, last exits.
+    result is not pass; ``where`` is None when it was no vCPU's failure. ``unclaimed`` has
+    the first ports and addresses that were missed; ``unclaimed_ports`` and
+    ``unclaimed_mmio`` count all such accesses.
     """
 
     result: Result
@@ -84,8 +132,11 @@ class RunReport:
     reason: str = ""
     backend: str = ""
     mechanism: str = ""
+    platform: str = "protocol"
+    mode: str = "real"
     console: str = ""
     console_dropped: int = 0
+    serial: str = ""
     exits: dict[str, int] = field(default_factory=dict)
     conversions: Conversions = field(default_factory=Conversions)
     exit_latency: Latency = field(default_factory=Latency)
@@ -97,8 +148,96 @@ class RunReport:
     spurious_exits: int = 0
     unclaimed_ports: int = 0
     unclaimed_mmio: int = 0
-    details: tuple[str, ...] = ()
+    unclaimed: tuple[Unclaimed, ...] = ()
+    where: Where | None = None
 
     @property
     def passed(self) -> bool:
         return self.result is Result.PASS
+
+
+def describe_record(record: ExitRecord) -> str:
+    """One line about an exit; its time is the VMM's, from KVM_RUN's return to the next call."""
+    took = duration(record.time_out - record.time_in)
+    if not record.size:  # an exit that is no access
+        return f"exit {record.reason}, {took}"
+    direction = "write" if record.is_write else "read"
+    line = f"exit {record.reason} {direction} {record.address:#x} size {record.size}, {took}"
+    if record.conversion is None:
+        return line
+    return f"{line}, to {record.conversion.name.lower()} in {duration(record.conversion_ns)}"
+
+
+def duration(nanoseconds: float) -> str:
+    """Three figures and a unit: ``850 ns``, ``12.3 us``, ``1.05 s``."""
+    unit, value = "ns", nanoseconds
+    for larger in ("us", "ms", "s"):
+        if value < 999.5:
+            break
+        unit, value = larger, value / 1000
+    digits = 0 if unit == "ns" or value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+def to_json(report: RunReport) -> dict[str, Any]:
+    """The object of ``pyvmm run --json``; README.md says what its keys are."""
+    return {
+        "schema": SCHEMA,
+        "result": report.result.value,
+        "exit_code": report.exit_code,
+        "reason": report.reason,
+        "platform": report.platform,
+        "mode": report.mode,
+        "backend": report.backend,
+        "mechanism": report.mechanism,
+        "kernel": kernel_release(),
+        "console": report.console,
+        "console_dropped": report.console_dropped,
+        "serial": report.serial
+        "exits": report.exits,
+        "times": {reason: asdict(times) for reason, times in report.by_reason.items()},
+        "conversions": asdict(report.conversions),
+        "spurious_exits": report.spurious_exits,
+        "latency_ns": {
+            "exit": asdict(report.exit_latency),
+            "conversion": asdict(report.conversion_latency),
+        },
+        "measures": list(report.measures),
+        "measures_dropped": report.measures_dropped,
+        "memory": [
+            {"gpa": region.gpa, "size": region.size, "private": [list(r) for r in region.private]}
+            for region in report.memory
+        ],
+        "unclaimed": [_unclaimed_to_json(each) for each in report.unclaimed],
+        "unclaimed_ports": report.unclaimed_ports,
+        "unclaimed_mmio": report.unclaimed_mmio,
+        "where": None if report.where is None else _where_to_json(report.where),
+        "host": host_facts(),
+    }
+
+
+def _unclaimed_to_json(each: Unclaimed) -> dict[str, int]:
+    place = {"gpa": each.gpa} if each.port is None else {"port": each.port}
+    return {**{name: n for name, n in place.items() if n is not None}, "count": each.count}
+
+
+def _where_to_json(where: Where) -> dict[str, Any]:
+    return {
+        "vcpu": where.vcpu,
+        "source": where.source,
+        "registers": where.registers,
+        "last_exits": [_record_to_json(record) for record in where.last_exits],
+    }
+
+
+def _record_to_json(record: ExitRecord) -> dict[str, Any]:
+    conversion = record.conversion
+    return {
+        "reason": record.reason,
+        "address": record.address if record.size else None,
+        "size": record.size,
+        "is_write": record.is_write,
+        "ns": record.time_out - record.time_in,
+        "conversion": None if conversion is None else conversion.name.lower(),
+        "conversion_ns": record.conversion_ns,
+    }

@@ -10,19 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
 from pyvmm.guest.assembler import load_guest
-from pyvmm.host import host_facts, kernel_release
 from pyvmm.machine import LogFunction, Machine
 from pyvmm.memory.backends import BACKENDS
-from pyvmm.report import Result, RunReport
+from pyvmm.report import Result, RunReport, to_json
 from pyvmm.vcpu_loop import ExitRecord
 
 if TYPE_CHECKING:
@@ -233,28 +232,3 @@ def _nothing() -> None:
 def _show_live(machine: Machine, console: ConsoleText) -> None:
     console.take(machine.console())
     console.show()
-
-
-def to_json(report: RunReport) -> dict[str, Any]:
-    """The object of ``--json``."""
-    return {
-        "result": report.result.value,
-        "exit_code": report.exit_code,
-        "reason": report.reason,
-        "backend": report.backend,
-        "mechanism": report.mechanism,
-        "kernel": kernel_release(),
-        "console": report.console,
-        "exits": report.exits,
-        "conversions": asdict(report.conversions),
-        "latency_ns": {
-            "exit": asdict(report.exit_latency),
-            "conversion": asdict(report.conversion_latency),
-        },
-        "measures": list(report.measures),
-        "memory": [
-            {"gpa": region.gpa, "size": region.size, "private": [list(r) for r in region.private]}
-            for region in report.memory
-        ],
-        "host": host_facts(),
-    }

@@ -10,7 +10,7 @@ from typing import TextIO
 from pyvmm.host import kernel_release
 from pyvmm.mapping import PAGE_SIZE
 from pyvmm.printable import printable
-from pyvmm.report import Latency, RegionReport, Result, RunReport
+from pyvmm.report import Latency, RegionReport, Result, RunReport, duration
 
 _PAGES_PER_ROW = 64
 _MOST_ROWS = 16
@@ -87,7 +87,7 @@ def _lines(report: RunReport, console: ConsoleText, guest: str, seconds: float) 
         ("Pages at the end", _picture(report)),
         ("Measures", _measures(report)),
         ("Lost and unclaimed", _lost(report)),
-        ("Where it ended", report.details),
+        ("Where it ended", report.where.lines() if report.where else ()),
     ):
         lines = list(part)
         if lines:
@@ -138,17 +138,6 @@ def _latency_table(report: RunReport) -> Iterator[str]:
 def _points(latency: Latency) -> tuple[int, ...]:
     points = (latency.min, latency.p50, latency.p90, latency.p99, latency.p999, latency.max)
     return tuple(point for point in points if point is not None)
-
-
-def duration(nanoseconds: float) -> str:
-    """Three figures and a unit: ``850 ns``, ``12.3 us``, ``1.05 s``."""
-    unit, value = "ns", nanoseconds
-    for larger in ("us", "ms", "s"):
-        if value < 999.5:
-            break
-        unit, value = larger, value / 1000
-    digits = 0 if unit == "ns" or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {unit}"
 
 
 def _conversions(report: RunReport) -> Iterator[str]:

@@ -14,8 +14,8 @@ from conftest import holdings
 from pyvmm_command import pyvmm
 
 from pyvmm import Kvm, Machine, Result
-from pyvmm.cli.run import to_json
 from pyvmm.memory.backends import BACKENDS, probe
+from pyvmm.report import to_json
 
 # More is run by hand: PYVMM_FUZZ_GUESTS=5000 pytest tests/host/test_cli_fuzz.py
 GUESTS = int(os.environ.get("PYVMM_FUZZ_GUESTS", "60"))

@@ -135,5 +135,5 @@ def test_vcpus_on_two_cpus_keep_their_registers() -> None:
     for _ in range(4):
         with Machine(image, vcpus=2) as machine:
             report = machine.run(120)
-        assert report.passed, (report.reason, report.details)
+        assert report.passed, (report.reason, report.where)
         assert report.exits == {"io": 2 * (2 * 3000 + 1)}

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from pyvmm.diagnosis import describe_exit, register_lines
+from pyvmm.diagnosis import describe_exit, where_it_stands
 from pyvmm.errors import KvmError
 from pyvmm.exits import exit_decoder
 from pyvmm.guest.image import Image
 from pyvmm.mapping import PAGE_SIZE
 from pyvmm.native import ffi, lib
+from pyvmm.report import Where
 
 
 class MadeUpVcpu:
@@ -78,5 +79,7 @@ def test_a_vcpu_that_cannot_be_asked_has_no_registers() -> None:
             raise KvmError("KVM_GET_REGS", 5)
 
     vcpu: Any = Mute(lib.KVM_EXIT_SHUTDOWN)
-    assert list(register_lines(vcpu, Image("guest", ()))) == []
+    loop: Any = SimpleNamespace(vcpu=vcpu, last_exits=lambda count: [])
+    assert where_it_stands(loop, 2, Image("guest", ())) == Where(2)
+    assert list(Where(2).lines()) == []
     assert "an unknown place" in described(vcpu)

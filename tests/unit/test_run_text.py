@@ -8,10 +8,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyvmm.cli.run_text import ConsoleText, duration, render
+from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.memory.guest_memory import Conversions
 from pyvmm.printable import printable
-from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport
+from pyvmm.report import (
+    Latency,
+    ReasonStatistics,
+    RegionReport,
+    Result,
+    RunReport,
+    Where,
+    duration,
+)
+from pyvmm.uapi import PageState
+from pyvmm.vcpu_loop import ExitRecord
 
 
 def text_of(report: RunReport, console: bytes = b"", guest: str = "guest.S") -> str:
@@ -98,8 +108,15 @@ def test_what_was_lost_is_said_only_if_there_was_something() -> None:
 
 
 def test_details_of_a_failure() -> None:
-    report = ran(Result.FAIL, reason="triple fault", details=("eip=7c00", "exit io"))
-    assert text_of(report).endswith("Where it ended\neip=7c00\nexit io\n")
+    exits = (
+        ExitRecord(1000, 2500, "mmio", 0x40000, 2, True, PageState.PRIVATE, 900),
+        ExitRecord(3000, 3043, "hlt", 0, 0, False, None, 0),
+    )
+    where = Where(1, "x.S:7", {"eip": 0x7C00, "eax": 1, "cs": 0x10}, exits)
+    assert text_of(ran(Result.FAIL, reason="triple fault", where=where)).endswith(
+        "Where it ended\nvCPU 1 at x.S:7\neip=00007c00 eax=00000001\ncs=0010\n"
+        "exit mmio write 0x40000 size 2, 1.50 us, to private in 900 ns\nexit hlt, 43 ns\n"
+    )
 
 
 def test_a_hostile_name_or_reason_is_escaped() -> None:
