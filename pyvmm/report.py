@@ -193,7 +193,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "kernel": kernel_release(),
         "console": report.console,
         "console_dropped": report.console_dropped,
-        "serial": report.serial
+        "serial": report.serial,
         "exits": report.exits,
         "times": {reason: asdict(times) for reason, times in report.by_reason.items()},
         "conversions": asdict(report.conversions),
