@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-import signal
-import threading
 import time
+from collections.abc import Callable
 
 from pyvmm.errors import KvmError
 from pyvmm.native import ffi, lib
 from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.beside import CallBeside
+from pyvmm.validate.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
+from pyvmm.validate.cases.memory_regions import again_and_again, expect_mmio
 from pyvmm.validate.check import (
     CheckFailed,
     Missing,
@@ -22,10 +23,17 @@ from pyvmm.validate.check import (
     expect_errno,
 )
 from pyvmm.validate.guest import Cpu, GuestVm
+from pyvmm.validate.known import (
+    PRE_FAULT_OF_A_DELETED_SLOT,
+    PRE_FAULT_WITH_AN_OBSOLETE_ROOT,
+    Known,
+)
 from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
 from pyvmm.validate.toolbox import Toolbox
 
+GPA = 4 * GIB
 SIZE = HUGE + PAGE
+_ATTEMPTS = 5
 STATES = ("shared", "private")
 
 
@@ -37,8 +45,6 @@ def pre_fault(cpu: Cpu, gpa: int, size: int) -> tuple[int, int]:
         try:
             cpu.vcpu.ioctl("KVM_PRE_FAULT_MEMORY", request)
         except KvmError as error:
-            if error.errno == errno.EINTR:
-                continue
             return int(request.size), error.errno or 0
         expect(int(request.gpa), gpa + size - int(request.size), "gpa beside the size that is left")
         check(request.size < before, "KVM_PRE_FAULT_MEMORY succeeded and did nothing")
@@ -102,65 +108,153 @@ def past_the_end(tools: Toolbox, state: str, gpa: int) -> None:
     expect(pre_fault(vm.cpu, gpa + SIZE, PAGE), (PAGE, errno.ENOENT), "bytes left and errno")
 
 
+def deletable(tools: Toolbox, state: str, size: int) -> tuple[GuestVm, Callable[[int], None]]:
+    """A VM whose vCPU can pre-fault, and what makes its one slot (0: deletes it)."""
+    vm = a_vm(tools, state)
+    shared = tools.shared_side(GPA, size)
+    file = tools.keep(vm.vm.create_guest_memfd(size)) if state == "private" else None
+    flags, fd = (lib.KVM_MEM_GUEST_MEMFD, file.fileno()) if file else (0, 0)
+    if file:
+        vm.vm.set_memory_attributes(GPA, size, ATTRIBUTE)
+    slot = vm.new_slot()
+    vm.cpu.prepare(routines.HALT)
+    return vm, lambda size: vm.vm.set_user_memory_region2(
+        slot, GPA, size, shared.address, flags, fd
+    )
+
+
+def expect_whole(vm: GuestVm, size: int, what: str) -> None:
+    """Pre-fault all of a slot that nothing happens to. The vCPU has not run for some time."""
+    left = [(size, 0)]
+    with CallBeside(lambda: left.append(pre_fault(vm.cpu, GPA, size))) as call:
+        if call.spins(lambda: mapped_pages(vm)):
+            check(call.interrupt(), f"{what}: KVM_PRE_FAULT_MEMORY spins, and no signal ends it")
+            vm.cpu.finish(f"{what}: a guest whose memory was pre-faulted")
+            vm.cpu.prepare(routines.HALT)
+            what = f"{what}: after it span and the vCPU has run, bytes left and errno"
+            expect(pre_fault(vm.cpu, GPA, size), (0, 0), what)
+            raise Known(
+                PRE_FAULT_WITH_AN_OBSOLETE_ROOT,
+                "KVM_PRE_FAULT_MEMORY of a vCPU that has not run since a slot was deleted spins "
+                "until a signal comes",
+            )
+    expect(left[-1], (0, 0), f"{what}: bytes left and errno")
+
+
+def mapped_pages(vm: GuestVm) -> int:
+    return sum(vm.counter(f"pages_{size}") for size in ("4k", "2m", "1g"))
+
+
+def deadlock() -> Known:
+    return Known(
+        PRE_FAULT_OF_A_DELETED_SLOT,
+        "KVM_PRE_FAULT_MEMORY of a slot that is being deleted spins until a signal comes, and the "
+        "deletion waits for it",
+    )
+
+
+# What pre-faulting may end with while its slot goes: no slot any more; EAGAIN where the kernel
+# does not wait for the deletion (commit 3ccbf6f47098); no slot, of a private page.
+MEANWHILE = {
+    "shared": (0, errno.ENOENT, errno.EAGAIN),
+    "private": (0, errno.ENOENT, errno.EAGAIN, errno.EFAULT),
+}
+
+
 @case(
     "PF4",
     "a slot deleted meanwhile: what is mapped is right, the error ENOENT or EAGAIN",
-    needs=("pre_fault", "two_cpus"),
+    needs=("pre_fault", "two_cpus", "statistics"),
     vary={"state": STATES},
 )
 def slot_deleted(tools: Toolbox, state: str) -> None:
-    gpa = 4 * GIB
-    vm = a_vm(tools, state)
-    shared = tools.shared_side(gpa, SIZE)
-    file = vm.vm.create_guest_memfd(SIZE) if state == "private" else None
-    flags = lib.KVM_MEM_GUEST_MEMFD if file else 0
-    if file:
-        tools.keep(file)
-        vm.vm.set_memory_attributes(gpa, SIZE, ATTRIBUTE)
-    slot = vm.new_slot()
-    vm.cpu.prepare(routines.HALT)
+    vm, make = deletable(tools, state, SIZE)
+    calls = deletions = 0
+    stop = False
 
-    def make(size: int) -> None:
-        vm.vm.set_user_memory_region2(
-            slot, gpa, size, shared.address, flags, file.fileno() if file else 0
-        )
-
-    stop = threading.Event()
+    def pre_fault_again_and_again() -> None:
+        nonlocal calls
+        until = time.monotonic() + 4
+        while time.monotonic() < until and not stop:
+            error = errno_of(lambda: vm.cpu.vcpu.pre_fault_memory(GPA, SIZE))
+            if not stop and error not in MEANWHILE[state]:
+                raise CheckFailed(f"pre-faulting while the slot is deleted: {errno_name(error)}")
+            calls += 1
 
     def delete() -> None:
-        while not stop.is_set():
-            make(SIZE)
-            make(0)
+        nonlocal deletions
+        make(0)
+        deletions += 1
 
-    def interrupt() -> None:
-        # Before Linux 6.18 the call and the deletion wait for each other until a signal comes.
-        while not stop.wait(0.02):
-            signal.pthread_kill(caller, signal.SIGUSR1)
-
-    caller = threading.get_ident()
-    handler = signal.signal(signal.SIGUSR1, lambda *_: None)
-    allowed = {0, errno.ENOENT, errno.EAGAIN, errno.EINTR}
-    if state == "private":
-        allowed.add(errno.EFAULT)
-    threads = [threading.Thread(target=each, daemon=True) for each in (delete, interrupt)]
-    for thread in threads:
-        thread.start()
-    try:
-        until = time.monotonic() + 4
-        while time.monotonic() < until:
-            error = errno_of(lambda: vm.cpu.vcpu.pre_fault_memory(gpa, SIZE))
-            if error not in allowed:
-                raise CheckFailed(f"pre-faulting while the slot is deleted: {errno_name(error)}")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        signal.signal(signal.SIGUSR1, handler)
+    slots = again_and_again(lambda: make(SIZE), delete)
+    with slots, CallBeside(pre_fault_again_and_again) as call:
+        spins = call.spins(lambda: calls + deletions)
+        stop = True
+        if spins:
+            check(call.interrupt(), "KVM_PRE_FAULT_MEMORY spins, and no signal ends it")
+    if not spins:
+        check(deletions > 0, "no slot was deleted in all that time")
     make(SIZE)
-    # Before Linux 6.15 a vCPU forgets its old page tables only when it runs.
-    vm.cpu.finish("a guest whose slots came and went")
-    vm.cpu.prepare(routines.HALT)
-    expect(pre_fault(vm.cpu, gpa, SIZE), (0, 0), "bytes left and errno when all is quiet")
+    expect_whole(vm, SIZE, "a slot that came and went")
+    if spins:
+        raise deadlock()
+
+
+@case(
+    "PF12",
+    "a large slot that is deleted while it is pre-faulted: neither call waits for the other",
+    needs=("pre_fault", "two_cpus", "statistics"),
+    vary={"state": STATES},
+)
+def deleted_meanwhile(tools: Toolbox, state: str) -> None:
+    size = 128 * MIB
+    vm, make = deletable(tools, state, size)
+    left = [(size, 0)]
+    for _ in range(_ATTEMPTS):
+        make(size)
+        before = mapped_pages(vm)
+        with CallBeside(lambda: left.append(pre_fault(vm.cpu, GPA, size))) as call:
+            while mapped_pages(vm) == before and not call.ends(0):
+                pass
+            with CallBeside(lambda: make(0)) as deletion:
+                if call.spins(lambda: mapped_pages(vm)):
+                    check(not deletion.ends(0), "KVM_PRE_FAULT_MEMORY spins, its slot is gone")
+                    check(call.interrupt(), "KVM_PRE_FAULT_MEMORY spins, and no signal ends it")
+                    check(deletion.ends(), "a deletion goes on though pre-faulting has ended")
+                    raise deadlock()
+        if left[-1] != (0, 0):
+            break
+        vm.cpu.finish("a guest whose memory was pre-faulted")
+        vm.cpu.prepare(routines.HALT)
+    else:
+        raise Missing("a deletion before pre-faulting has ended: no race happened here")
+    bytes_left, error = left[-1]
+    allowed = MEANWHILE[state][1:]
+    check(error in allowed, f"pre-faulting while its slot is deleted: {errno_name(error)}")
+    check(0 < bytes_left < size, "bytes left of it", f"{bytes_left:#x}")
+    # The guest does not see what the slot had.
+    if state == "shared":
+        expect_mmio(vm, GPA, "a slot that was deleted while it was pre-faulted")
+    else:
+        vm.cpu.prepare(routines.READ[8], rdi=GPA)
+        vm.cpu.expect_fault(GPA, "a private page whose slot was deleted while it was pre-faulted")
+
+
+@case(
+    "PF13",
+    "a vCPU that has not run since another slot was deleted can pre-fault",
+    needs=("pre_fault", "statistics"),
+    vary={"state": STATES},
+)
+def after_a_deletion(tools: Toolbox, state: str) -> None:
+    vm, make = deletable(tools, state, SIZE)
+    make(SIZE)
+    other, slot = tools.shared_side(5 * GIB, SIZE), vm.new_slot()
+    for _ in range(3):
+        expect_whole(vm, SIZE, "a slot beside one that was deleted")
+        vm.vm.set_user_memory_region(slot, 5 * GIB, SIZE, other.address)
+        vm.vm.set_user_memory_region(slot, 5 * GIB, 0, other.address)
+    expect_whole(vm, SIZE, "a slot beside one that was deleted")
 
 
 @case(
