@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Protocol, Self, SupportsIndex
@@ -268,7 +268,7 @@ class Machine:
             raise errors[0]
         return self.report()
 
-    def exits(self, deadline_s: float = 30.0) -> Iterator[Exit]:
+    def exits(self, deadline_s: float = 30.0) -> Generator[Exit, None, None]:
         """Run a machine of one vCPU; yield every exit that C does not answer.
 
         Answer a read with :meth:`answer` or in ``machine.vcpus[0].kvm_run``, then go on; one

@@ -157,7 +157,7 @@ def _runs_inside(item: pytest.Item) -> bool:
 
 def _seconds_for(item: pytest.Item) -> float:
     """How long a test may take in the lab: the usual, or what it says itself if that is more."""
-    own = (mark.args[0] for mark in item.iter_markers("timeout") if mark.args)
+    own = (float(mark.args[0]) for mark in item.iter_markers("timeout") if mark.args)
     return max(_SECONDS_PER_LAB_TEST, *own, 0)
 
 

@@ -106,7 +106,7 @@ def test_msrs() -> None:
 
 def test_all_saved_msrs_go_round() -> None:
     with BareVm() as bare:
-        readable = {}
+        readable: dict[int, int] = {}
         for index in bare.kvm.get_msr_index_list():
             try:
                 readable |= bare.vcpu.get_msrs([index])

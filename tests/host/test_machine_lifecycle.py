@@ -487,7 +487,7 @@ def test_28_vcpus() -> None:
 # ---- fork ----
 
 
-def in_child(act: Callable[[], None]) -> int:
+def in_child(act: Callable[[], object]) -> int:
     """The exit status of a forked child that does this; 0 when nothing was raised."""
     pid = os.fork()
     if pid == 0:

@@ -147,7 +147,7 @@ def test_the_kernels_parser_accepts_the_ktap(tmp_path: Path) -> None:
         pytest.skip("no xz")
     parser = "tools/testing/kunit"
     subprocess.run(
-        ["tar", "-C", tmp_path, "--strip-components=1", "--wildcards", "-xf", _SOURCES[0]]
+        ["tar", "-C", str(tmp_path), "--strip-components=1", "--wildcards", "-xf", str(_SOURCES[0])]
         + [f"*/{parser}/*"],
         check=True,
     )

@@ -22,7 +22,7 @@ from pyvmm.validate.model.play import Play
 from pyvmm.validate.model.script import Layout, Script, to_text
 from pyvmm.validate.toolbox import Toolbox
 
-SUBJECTS = (
+SUBJECTS: tuple[str, ...] = (
     "attributes",
     "capabilities",
     "conversions",

@@ -146,10 +146,12 @@ def test_every_named_reason_and_every_type_is_covered() -> None:
 def test_exits_of_different_kinds_differ() -> None:
     assert exits.HltExit() == exits.HltExit()
     assert hash(exits.HltExit()) == hash(exits.HltExit())
-    assert exits.HltExit() != exits.ShutdownExit()
-    assert exits.HltExit() != ()
+    hlt: object = exits.HltExit()
+    assert hlt != exits.ShutdownExit()
+    assert hlt != ()
     payload = bytes(256)
-    assert exits.XenExit(1, payload) != exits.HypervExit(1, payload)
+    xen: object = exits.XenExit(1, payload)
+    assert xen != exits.HypervExit(1, payload)
     assert exits.IoExit(1, 1, 1, True, b"\1") != exits.IoExit(1, 1, 1, True, b"\2")
     assert len({exits.HltExit(), exits.ShutdownExit(), exits.HltExit()}) == 2
 

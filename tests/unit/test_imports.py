@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,10 +166,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     import pyvmm
 
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = pyvmm.nonsense  # type: ignore[attr-defined]
+        _ = pyvmm.nonsense
 
 
-def test_import_times(record_property: pytest.RecordProperty) -> None:
+def test_import_times(record_property: Callable[[str, object], None]) -> None:
     """Printed, not judged: `pytest -s` shows them."""
     for module in ("cffi", "pyvmm", "pyvmm.machine"):
         times = []

@@ -96,7 +96,8 @@ def host() -> Iterator[Host]:
 def test_frames_survive_any_fragmentation(rng: random.Random) -> None:
     frames = [(b"O", rng.randbytes(rng.choice([0, 1, 5, 1000]))) for _ in range(50)]
     stream = b"".join(agent.pack(kind, payload) for kind, payload in frames)
-    unpacker, got = agent.Unpacker(), []
+    unpacker = agent.Unpacker()
+    got: list[tuple[bytes, bytes]] = []
     while stream:
         size = rng.randint(1, 40)
         got += unpacker.feed(stream[:size])

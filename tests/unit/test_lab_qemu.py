@@ -229,7 +229,7 @@ def test_the_initramfs_is_an_archive(tmp_path: Path) -> None:
     busybox = find_busybox()
     (tmp_path / "out").mkdir()
     with open(tmp_path / "archive", "rb") as archive:
-        command = [busybox, "cpio", "-i", "-d", "-m"]
+        command = [str(busybox), "cpio", "-i", "-d", "-m"]
         subprocess.run(command, stdin=archive, cwd=tmp_path / "out", check=True)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(

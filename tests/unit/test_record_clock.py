@@ -24,9 +24,9 @@ def clock() -> Any:
 
 def distance(clock: Any) -> int:
     """Nanoseconds by which a reading lies outside of two readings of CLOCK_MONOTONIC."""
-    before = lib.monotonic_ns()
-    reading = lib.record_clock_ns(clock)
-    after = lib.monotonic_ns()
+    before: int = lib.monotonic_ns()
+    reading: int = lib.record_clock_ns(clock)
+    after: int = lib.monotonic_ns()
     return max(0, before - reading, reading - after)
 
 
@@ -54,7 +54,7 @@ def test_readings_stay_near_the_clock(clock: Any) -> None:
 def test_readings_never_go_back(clock: Any) -> None:
     latest = 0
     for _ in range(100_000):
-        reading = lib.record_clock_ns(clock)
+        reading: int = lib.record_clock_ns(clock)
         assert reading >= latest
         latest = reading
 

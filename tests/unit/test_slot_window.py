@@ -104,7 +104,7 @@ class MemslotTable:
         self.calls = 0
         self.complaints: list[str] = []
 
-    def set(self, slot: int, gpa: int, size: int, address: int) -> int:
+    def set_slot(self, slot: int, gpa: int, size: int, address: int) -> int:
         self.calls += 1
         if not SLOT_BASE <= slot < SLOT_BASE + self.slot_count:
             self.complaints.append(f"slot {slot} is somebody else's")
@@ -154,7 +154,7 @@ def test_slot_window_against_a_set_of_pages(
         @initialize()
         def start(self) -> None:
             self.table = MemslotTable(slot_count)
-            self.handler = HANDLER(self.table.set)
+            self.handler = HANDLER(self.table.set_slot)
             library.set_handler(self.handler)
             self.window = Window(
                 vm_fd=42,
@@ -170,6 +170,7 @@ def test_slot_window_against_a_set_of_pages(
 
         def change(self, call: Any, range_: tuple[int, int], wanted: set[int]) -> None:
             before = set(self.model)
+            assert self.window is not None
             result = call(ctypes.byref(self.window), *range_)
             if result == 0:
                 self.model = wanted

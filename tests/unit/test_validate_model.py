@@ -189,7 +189,8 @@ def test_a_bug_is_found_and_shrinks_to_a_few_steps(bug: str, tmp_path: Path) -> 
     layout = Layout((4 << 30) + 0x5000, 24, slots=3, file_pages=40, file_offset=7)
 
     def player(script: Script, tools: Toolbox) -> None:
-        Play(RULES, GuestMemfdState(layout), FakeKvm(layout, bug)).all(script.steps)
+        fake: Any = FakeKvm(layout, bug)
+        Play(RULES, GuestMemfdState(layout), fake).all(script.steps)
 
     script = explored(tmp_path / "running.json", layout=layout, player=player)
     assert script is not None
@@ -199,7 +200,8 @@ def test_a_bug_is_found_and_shrinks_to_a_few_steps(bug: str, tmp_path: Path) -> 
 @pytest.mark.usefixtures("all_steps")
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:
     def player(script: Script, tools: Toolbox) -> None:
-        Play(RULES, GuestMemfdState(LAYOUT), FakeKvm(LAYOUT)).all(script.steps)
+        fake: Any = FakeKvm(LAYOUT)
+        Play(RULES, GuestMemfdState(LAYOUT), fake).all(script.steps)
 
     assert explored(tmp_path / "running.json", examples=60, player=player) is None
 

@@ -40,8 +40,7 @@ def test_ktap_lines() -> None:
     ]
     assert ktap.lines(4, result(state=State.HANG, message="no end"))[-1].endswith("# HANG")
     assert ktap.lines(5, known()) == [
-        "ok 5 X1.a a title # XFAIL it hangs; fixed by 0123456789ab "
-        '("KVM: Do it right", Linux 6.18)'
+        'ok 5 X1.a a title # XFAIL it hangs; fixed by 0123456789ab ("KVM: Do it right", Linux 6.18)'
     ]
 
 

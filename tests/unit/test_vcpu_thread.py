@@ -51,7 +51,7 @@ def test_debuggers_and_coverage_see_it() -> None:
             thread.start()
             thread.join()
         finally:
-            threading.settrace(before[0])  # type: ignore[arg-type]
+            threading.settrace(before[0])
             threading.setprofile(before[1])
         assert event in seen
 
