@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "guest_cpu.h"
 #include "page_range.h"
 #include "protocol.h"
 
@@ -59,6 +60,7 @@ static void answer(struct kvm_run *run)
 int bare_exits(int vcpu, struct kvm_run *run, uint32_t reason, uint64_t exits, uint64_t parts,
 	       struct kvm_coalesced_mmio_ring *ring, struct histogram *latency)
 {
+	ON_GUEST_CPU;
 	uint64_t start = 0;
 	int error;
 
@@ -116,6 +118,7 @@ int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency)
 int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
 		    struct histogram *latency)
 {
+	ON_GUEST_CPU;
 	struct kvm_interrupt request = { .irq = vector };
 	uint64_t start = 0;
 	int error;
@@ -232,6 +235,7 @@ static void add_latency(uint64_t nanoseconds, uint64_t *sum, struct histogram *l
 int bare_kicks(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t kicks,
 	       uint64_t *sum, struct histogram *latency)
 {
+	ON_GUEST_CPU;
 	struct kicker kicker = {
 		.run = run,
 		.vcpu_thread = (pid_t)syscall(SYS_gettid),
@@ -410,6 +414,7 @@ int bare_conversions(int vcpu, struct kvm_run *run, struct bare_direction *to_pr
 		     struct bare_direction *to_shared, uint64_t conversions,
 		     enum bare_timing timing)
 {
+	ON_GUEST_CPU;
 	struct bare_direction *direction = NULL, *previous;
 	uint64_t start = 0, now;
 	int offset, error;
@@ -714,6 +719,7 @@ static void close_all(struct life *life)
 int bare_life(const void *image, uint64_t size, int timer_signal, bool prot_none, bool with_reset,
 	      uint64_t phases_ns[BARE_PHASES])
 {
+	ON_GUEST_CPU;
 	struct life life = {
 		.kvm = -1, .vm = -1, .vcpu = -1, .private_fd = -1, .shared_fd = -1,
 		.timer_signal = timer_signal,

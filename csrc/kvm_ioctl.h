@@ -4,17 +4,27 @@
 #define PYVMM_KVM_IOCTL_H
 
 #include <errno.h>
+#include <linux/kvm.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 
+#include "guest_cpu.h"
+
 static inline long kvm_ioctl(int fd, unsigned long request, uintptr_t argument)
 {
-	const int result = ioctl(fd, request, argument);
+	long result;
 
-	return result < 0 ? -errno : result;
+	if (request == KVM_RUN)
+		guest_cpu_enter();
+	result = ioctl(fd, request, argument);
+	if (result < 0)
+		result = -errno;
+	if (request == KVM_RUN)
+		guest_cpu_leave();
+	return result;
 }
 
 /* The same with what the argument points to. */

@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "guest_cpu.h"
+
 /* initial-exec: the signal handler must not allocate thread-local storage. */
 static __thread struct vcpu_loop *current_loop __attribute__((tls_model("initial-exec")));
 static __thread bool tick_seen __attribute__((tls_model("initial-exec")));
@@ -575,7 +577,9 @@ enum loop_stop loop_run(struct vcpu_loop *loop)
 	/* A second thread would wait in the kernel for the vCPU, and take the first one's timer. */
 	if (!enter(loop))
 		return STOP_BUSY;
+	guest_cpu_enter();
 	stop = run_alone(loop);
+	guest_cpu_leave();
 	leave(loop);
 	return stop;
 }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from pyvmm import uapi
 from pyvmm.cpuid import ask_cpuid
-from pyvmm.errors import KvmError, PyvmmError
+from pyvmm.errors import ConfigurationError, KvmError, PyvmmError
 from pyvmm.fd import KvmFd
 from pyvmm.msrs import get_msr_list, get_msrs
 from pyvmm.native import lib
@@ -17,6 +18,23 @@ from pyvmm.vm import Vm
 
 # The stable API; Documentation/virt/kvm/api.rst, 4.1: refuse to run with any other.
 API_VERSION = 12
+# Set in a lab whose CPUs must not run guests at the same time; see csrc/guest_cpu.h.
+_GUEST_CPU = "PYVMM_GUEST_CPU"
+
+
+@cache
+def _choose_guest_cpu() -> None:
+    """Let guests of this process run on the CPU that the environment names, if it names one."""
+    cpu = os.environ.get(_GUEST_CPU)
+    if cpu is None:
+        return
+    number = int(cpu) if cpu.isascii() and cpu.isdecimal() and len(cpu) < 5 else -1
+    if lib.guest_cpu_choose(number) < 0:
+        raise ConfigurationError(
+            f"{_GUEST_CPU}={cpu}",
+            "this process may not run there",
+            f"unset it, or name one of {sorted(os.sched_getaffinity(0))}",
+        )
 
 
 class Kvm(KvmFd):
@@ -27,6 +45,7 @@ class Kvm(KvmFd):
     """
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/kvm") -> None:
+        _choose_guest_cpu()
         name = os.fspath(path)
         try:
             fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)

@@ -239,6 +239,9 @@ void *host_map(size_t size, int protection, int flags, int fd, int64_t offset);
 void host_unmap(size_t size, void *address);
 void name_thread(const char *name);
 
+/* guest_cpu.h */
+int guest_cpu_choose(int cpu);
+
 /* page_range.h */
 int page_range_allocate(int fd, uint64_t offset, uint64_t size);
 int page_range_punch(int fd, uint64_t offset, uint64_t size);
