@@ -239,7 +239,7 @@ class LaneRunner:
         self._say(f"booting the lab's kernel {kernel!r} for {len(items)} tests")
         output = _Output(self._take)
         try:
-            with Lab(chosen, announce=self._say) as lab:
+            with Lab(chosen, tcg="multi", announce=self._say) as lab:
                 if lab.lacks_private_memory:
                     self._missing[kernel] = f"skip no private memory: {lab.lacks_private_memory}"
                     return

@@ -5,10 +5,11 @@ Everything it says itself goes to stderr, so that stdout is the command's alone.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pyvmm.cli.lab_command import build_progress, guarded, say
 if TYPE_CHECKING:
     from pyvmm.lab.kernel_log import Splat
     from pyvmm.lab.lab import Lab, RunResult
+    from pyvmm.lab.qemu import Tcg
 
 
 def add_parser(subparsers: Any) -> None:
@@ -106,6 +108,13 @@ def _add_machine_arguments(parser: ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="for the kernel's command line, for instance kvm_amd.npt=0",
     )
+    parser.add_argument(
+        "--tcg",
+        choices=("single", "multi"),
+        help="how QEMU emulates CPUs: by turns, or on a thread for each, where races are seen; "
+        "multi is for guests of pyvmm, which then share a CPU (default: multi for pyvmm on a "
+        "kernel that the lab built, otherwise single)",
+    )
 
 
 def _setup(arguments: Namespace) -> int:
@@ -134,7 +143,7 @@ def _build(arguments: Namespace) -> int:
 
 def _run(arguments: Namespace) -> int:
     command = _command(arguments, None)
-    with _lab(arguments, arguments.results, arguments.results_limit) as lab:
+    with _lab(arguments, arguments.results, arguments.results_limit, command=command) as lab:
         result = lab.run(
             command,
             timeout=arguments.timeout,
@@ -208,13 +217,19 @@ def _kernel_log(arguments: Namespace) -> int:
     return 0
 
 
-def _lab(arguments: Namespace, results: Path | None = None, results_mib: int = 1) -> Lab:
+def _lab(
+    arguments: Namespace,
+    results: Path | None = None,
+    results_mib: int = 1,
+    command: Sequence[str] = (),
+) -> Lab:
     """The lab that was asked for, its kernel built first if need be."""
     from pyvmm.lab.lab import Lab
 
     with build_progress() as progress:
         return Lab(
             arguments.kernel,
+            tcg=arguments.tcg or usual_tcg(arguments.kernel, command),
             cpus=arguments.cpus,
             memory_mib=arguments.memory,
             params=arguments.param,
@@ -223,6 +238,23 @@ def _lab(arguments: Namespace, results: Path | None = None, results_mib: int = 1
             announce=say,
             progress=progress,
         )
+
+
+def usual_tcg(kernel: str, command: Sequence[str]) -> Tcg:
+    """How CPUs are emulated for this command on this kernel unless it is said."""
+    # Distributions' kernels patch their own code, which QEMU 7.2 does not always survive with a
+    # thread for each CPU; those that the lab builds do not.
+    is_foreign_kernel = Path(kernel).is_file()
+    return "multi" if _is_pyvmm(command) and not is_foreign_kernel else "single"
+
+
+def _is_pyvmm(command: Sequence[str]) -> bool:
+    """Whether a command is pyvmm itself, by its name or as a module of Python."""
+    program = os.path.basename(command[0]) if command else ""
+    if not program.startswith("python"):
+        return program == "pyvmm"
+    options = list(itertools.takewhile(lambda word: word.startswith("-"), command[1:]))
+    return options[-1:] == ["-m"] and command[len(options) + 1 :][:1] == ["pyvmm"]
 
 
 def _command(arguments: Namespace, default: str | None) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from pyvmm.lab import agent
 from pyvmm.lab.build import find_or_build
@@ -27,7 +27,7 @@ from pyvmm.lab.initramfs import build_initramfs, find_busybox
 from pyvmm.lab.kernel_log import Splat, find_splats
 from pyvmm.lab.kernels import Kernel, save_last_log
 from pyvmm.lab.make import Progress
-from pyvmm.lab.qemu import Machine, Qemu, find_qemu
+from pyvmm.lab.qemu import Machine, Qemu, Tcg, find_qemu
 
 #: Seconds that a kernel may take to come up; it needs two to five.
 BOOT_SECONDS = 90.0
@@ -38,6 +38,8 @@ RESULTS_MIB = 1024
 #: The status for trouble with the kernel rather than with the command, as git bisect wants it.
 KERNEL_TROUBLE = 125
 TIMED_OUT = 124
+#: What tells pyvmm in the lab on which CPU alone guests may run: see csrc/guest_cpu.h.
+GUEST_CPU = "PYVMM_GUEST_CPU"
 
 _MAX_CPUS = 32  # CONFIG_NR_CPUS in kernel.config
 _MIN_MEMORY_MIB = 256
@@ -131,8 +133,13 @@ class Lab:
     `kernel` is a name, a path of a bzImage or a Kernel; `cpus` and `memory_mib` the machine's
     size; `params` go to the kernel's command line (``kvm_amd.npt=0``). `results` is a folder
     of the host that is writable inside, at the same path and as $PYVMM_RESULTS, and may grow
-    to `results_mib`. `announce` is given one line for each thing that a person would want to
-    know, such as a second attempt to boot; `progress` is told how far a build is.
+    to `results_mib`. `tcg` is how QEMU emulates several CPUs. With "single" they take turns of a
+    tenth of a second, which is safe for whatever runs and hides races. With "multi" each has a
+    thread; QEMU then fails when two of them run guests at once, so each command is told by
+    $PYVMM_GUEST_CPU of one CPU for all guests, and pyvmm does as it is told.
+
+    `announce` is given one line for each thing that a person would want to know, such as a
+    second attempt to boot; `progress` is told how far a build is.
 
     Raises LabError when the kernel cannot be had or does not boot, LabUsageError for
     arguments that cannot be right.
@@ -149,11 +156,14 @@ class Lab:
         params: Sequence[str] = (),
         results: Path | str | None = None,
         results_mib: int = RESULTS_MIB,
+        tcg: Tcg = "single",
         boot_timeout: float = BOOT_SECONDS,
         announce: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> None:
         check_machine(cpus, memory_mib, params)
+        if tcg not in get_args(Tcg):
+            raise LabUsageError(f"tcg {tcg!r}", f"want {' or '.join(get_args(Tcg))}")
         if results_mib < 1:
             raise LabUsageError(f"limit of {results_mib} MiB for results", "want at least 1")
         self._announce = announce if announce is not None else lambda line: None
@@ -170,6 +180,7 @@ class Lab:
             memory_mib=memory_mib,
             command_line=_command_line(params),
             results=self._results,
+            tcg=tcg,
         )
         self._boot_timeout = boot_timeout
         self._qemu: Qemu | None = None
@@ -235,6 +246,8 @@ class Lab:
         environment = dict(os.environ if env is None else env)
         if self._results is not None:
             environment["PYVMM_RESULTS"] = str(self._results)
+        if self._machine.tcg == "multi" and self._machine.cpus > 1:
+            environment[GUEST_CPU] = str(self._machine.cpus - 1)
         job = {
             "argv": [os.fspath(word) for word in argv],
             "cwd": str(cwd) if cwd is not None else _working_folder(),

@@ -17,12 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from pyvmm.lab.agent import PORT_NAME
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.processes import die_with_parent
 
 QEMU = "qemu-system-x86_64"
+#: How QEMU emulates several CPUs: in turns on one thread, or on a thread for each.
+Tcg = Literal["single", "multi"]
 _FOLDER_PREFIX = "pyvmm-lab-"
 #: A folder this new may not have been locked yet by its owner.
 _NEW_SECONDS = 60
@@ -31,13 +34,14 @@ _NEW_SECONDS = 60
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What is booted: files on the host, CPUs, memory in MiB, the kernel's command line, and
-    the host folder that is writable inside."""
+    the host folder that is writable inside, and how CPUs are emulated."""
 
     kernel: Path
     cpus: int
     memory_mib: int
     command_line: str
     results: Path | None
+    tcg: Tcg = "single"
 
 
 def find_qemu() -> str:
@@ -139,10 +143,7 @@ def remove_stale_folders() -> None:
 
 def _arguments(machine: Machine) -> list[str]:
     arguments = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-    # With a thread for each CPU, two CPUs that run guests at the same time now and then get the
-    # host's registers written into a guest's VMCB (QEMU 7.2 and 10.0: in 3 of 100 runs or more).
-    # One thread for all of them is as fast, since the guests inside wait for each other.
-    arguments += ["-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max"]
+    arguments += ["-machine", "q35", "-accel", f"tcg,thread={machine.tcg}", "-cpu", "max"]
     arguments += ["-smp", str(machine.cpus), "-m", str(machine.memory_mib)]
     arguments += ["-kernel", str(machine.kernel), "-initrd", "initramfs"]
     arguments += ["-append", machine.command_line, "-serial", "file:console"]

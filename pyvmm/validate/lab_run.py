@@ -96,6 +96,7 @@ def run_in_lab(
         memory_mib=machine.memory_mib,
         params=machine.parameters,
         results=folder,
+        tcg="multi",
         announce=announce,
     ) as lab:
         command = [sys.executable, "-P", "-c", _COMMAND, _PACKAGES, "validate", "--json-lines"]

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -287,12 +288,35 @@ static struct kvm_regs registers(struct machine *m, int vcpu)
 	return regs;
 }
 
+/*
+ * The lab's QEMU must not run guests on two CPUs at once: they run on the one that it names.
+ * Afterwards a thread goes to the others, where it can race with those that are still in there.
+ */
+static void move_to_guest_cpu(int there)
+{
+	const char *named = getenv("PYVMM_GUEST_CPU");
+	cpu_set_t set;
+
+	if (!named)
+		return;
+	CPU_ZERO(&set);
+	for (int cpu = 0; cpu <= atoi(named); cpu++)
+		if ((cpu == atoi(named)) == there)
+			CPU_SET(cpu, &set);
+	MUST(sched_setaffinity(0, sizeof(set), &set));
+}
+
 /* KVM_RUN once: 0 or the errno. */
 static int enter(struct machine *m, int vcpu)
 {
+	int error;
+
+	move_to_guest_cpu(1);
 	m->run[vcpu]->exit_reason = 0xdead;
 	memset((char *)m->run[vcpu] + 32, 0xee, sizeof(struct memory_error));
-	return ioctl(m->vcpu[vcpu], KVM_RUN, 0) ? errno : 0;
+	error = ioctl(m->vcpu[vcpu], KVM_RUN, 0) ? errno : 0;
+	move_to_guest_cpu(0);
+	return error;
 }
 
 static const struct memory_error *error_of(struct machine *m, int vcpu)

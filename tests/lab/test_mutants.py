@@ -26,7 +26,7 @@ def test_mutant_is_caught(mutant: Mutant) -> None:
     recipe = Recipe(default_tarball("6.12"), mutant.patches)
     kernel = build(recipe, f"mutant-{mutant.name}", announce=print)
     command = [sys.executable, "-m", "pyvmm", "validate", "--json", "-k", mutant.select]
-    with Lab(kernel) as lab:
+    with Lab(kernel, tcg="multi") as lab:
         result = lab.run(command, timeout=400)
     assert result.status == 1, (result.problem, result.errors.decode(), result.splats)
     failed = [each for each in json.loads(result.output)["results"] if each["state"] != "pass"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import signal
 import subprocess
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.lab.agent import HELLO, pack_structure
+from pyvmm.cli.lab import usual_tcg
+from pyvmm.lab.agent import HELLO, RUN, Unpacker, pack_structure
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.initramfs import build_initramfs, find_busybox
 from pyvmm.lab.kernels import Kernel, last_log
 from pyvmm.lab.lab import Lab
-from pyvmm.lab.qemu import Machine, Qemu, remove_stale_folders
+from pyvmm.lab.qemu import Machine, Qemu, Tcg, remove_stale_folders
 
 _SILENT = "exec sleep 1000"
 _REFUSES = "echo 'qemu-system-x86_64: invalid kernel header' >&2; exit 1"
@@ -197,6 +199,45 @@ def test_what_qemu_is_told(stand_in: StandIn, kernel: Kernel, tmp_path: Path) ->
     assert "\n-append\nquiet kvm_amd.npt=0\n" in words
     assert f"path={tmp_path}/a,,b," in words
     assert "path=/,security_model=none,readonly=on" in words
+    assert "\n-accel\ntcg,thread=single\n" in words
+
+
+@pytest.mark.parametrize(
+    ("tcg", "cpus", "guest_cpu"), [("single", 2, ""), ("multi", 3, "2"), ("multi", 1, "")]
+)
+def test_what_a_command_is_told_of_the_cpus(
+    stand_in: StandIn, kernel: Kernel, tmp_path: Path, tcg: Tcg, cpus: int, guest_cpu: str
+) -> None:
+    hello = pack_structure(HELLO, {"release": "", "log": [], "kvm": True, "private": True})
+    (tmp_path / "hello").write_bytes(hello)
+    stand_in(f"echo $* >{tmp_path}/words; cat {tmp_path}/hello; cat >{tmp_path}/request")
+    with Lab(kernel, tcg=tcg, cpus=cpus) as lab:
+        lab.run(["true"], timeout=1, env={"ENOUGH": "x" * 100})
+    assert f" tcg,thread={tcg} " in (tmp_path / "words").read_text()
+    ((kind, job),) = Unpacker().feed((tmp_path / "request").read_bytes().partition(b"I")[0])
+    assert kind == RUN
+    assert marshal.loads(job)["env"].get("PYVMM_GUEST_CPU", "") == guest_cpu
+
+
+@pytest.mark.parametrize(
+    ("command", "tcg"),
+    [
+        ("pyvmm validate", "multi"),
+        ("/opt/bin/pyvmm run a.S", "multi"),
+        ("python3.11 -P -m pyvmm validate", "multi"),
+        ("python -m pyvmm", "multi"),
+        ("python -m pytest -m pyvmm", "single"),
+        ("python -c pyvmm", "single"),
+        ("python", "single"),
+        ("python pyvmm", "single"),
+        ("sh -c pyvmm", "single"),
+        ("", "single"),
+    ],
+)
+def test_how_cpus_are_emulated_for_a_command(command: str, tcg: str, tmp_path: Path) -> None:
+    assert usual_tcg("default", command.split()) == tcg
+    (tmp_path / "bzImage").touch()
+    assert usual_tcg(str(tmp_path / "bzImage"), command.split()) == "single"
 
 
 @pytest.mark.parametrize(
@@ -210,6 +251,7 @@ def test_what_qemu_is_told(stand_in: StandIn, kernel: Kernel, tmp_path: Path) ->
         ({"params": ["a\nb"]}, "NAME=VALUE"),
         ({"params": ["x" * 1000, "y" * 1000]}, "drops the rest"),
         ({"results_mib": 0}, "0 MiB"),
+        ({"tcg": "both"}, "want single or multi"),
         ({"results": "/"}, "a folder of its own"),
         ({"results": "/proc/nowhere"}, "/proc/nowhere"),
         ({"results": "/etc/passwd"}, "/etc/passwd"),
