@@ -18,6 +18,8 @@
 #include "page_range.h"
 #include "protocol.h"
 
+#define CALIBRATION_NS 5000000 /* more than the record clock takes to find the TSC's rate */
+
 /* ---- exits ---- */
 
 /* 0, or -errno. A signal is run over. */
@@ -113,6 +115,27 @@ int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency)
 			histogram_record(latency, monotonic_ns() - start);
 	}
 	return 0;
+}
+
+uint64_t bare_record_ns(uint64_t records)
+{
+	const uint64_t until = monotonic_ns() + CALIBRATION_NS;
+	uint64_t before = 0, now, least = UINT64_MAX;
+	struct record_clock clock;
+
+	record_clock_init(&clock);
+	while (monotonic_ns() < until)
+		record_clock_ns(&clock);
+	for (; records > 0; records--) {
+		/* Where an anchor may be taken, nothing is measured. */
+		if (records % 1000 == 0)
+			before = record_clock_ns(&clock);
+		now = record_clock_later_ns(&clock);
+		if (before && now - before < least)
+			least = now - before;
+		before = now;
+	}
+	return least;
 }
 
 int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
@@ -362,7 +385,7 @@ static int convert(struct bare_direction *direction, enum bare_timing timing)
 				return -errno;
 		}
 		if (timed && step->part < BARE_PARTS) {
-			end = record_clock_ns(&direction->clock);
+			end = record_clock_later_ns(&direction->clock);
 			direction->parts_ns[step->part] += end - start;
 			start = end;
 		}

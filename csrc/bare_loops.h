@@ -31,6 +31,8 @@ int bare_exits(int vcpu, struct kvm_run *run, uint32_t reason, uint64_t exits, u
 int bare_immediate_exits(int vcpu, struct kvm_run *run, uint64_t calls, struct histogram *latency);
 /* KVM_GET_API_VERSION: the least that an ioctl can do. */
 int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency);
+/* The least nanoseconds from one reading of the record clock to the next. */
+uint64_t bare_record_ns(uint64_t records);
 /* KVM_INTERRUPT, then KVM_RUN until the guest has taken it and exits. */
 int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
 		    struct histogram *latency);

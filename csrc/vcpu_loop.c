@@ -233,7 +233,7 @@ static void finish_record(struct vcpu_loop *loop)
 	if (!loop->exit_pending)
 		return;
 	loop->exit_pending = false;
-	loop->pending.time_out = record_clock_ns(&loop->clock);
+	loop->pending.time_out = record_clock_later_ns(&loop->clock);
 	nanoseconds = loop->pending.time_out - loop->pending.time_in;
 	histogram_record(&loop->exit_latency, nanoseconds);
 	if (loop->pending.reason < LOOP_REASONS) {
@@ -490,6 +490,8 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 		if (stop != STOP_NONE)
 			return stop;
 	}
+	if (!loop->recording) /* any more: the last record ends here, not at some later time */
+		finish_record(loop);
 	for (;;) {
 		if (loop->recording) {
 			finish_record(loop);

@@ -156,14 +156,17 @@ struct record_clock {
 	bool uses_tsc;
 	uint64_t anchor_tsc;
 	uint64_t anchor_ns;
+	uint64_t anchor_clock_ns;
 	uint64_t rate;
 	uint64_t lifetime;
+	uint64_t latest_tsc;
 	...;
 };
 
 uint64_t monotonic_ns(void);
 void record_clock_init(struct record_clock *clock);
 uint64_t record_clock_ns(struct record_clock *clock);
+uint64_t record_clock_later_ns(struct record_clock *clock);
 
 /* exit_log.h */
 void histogram_clear(struct histogram *histogram);
@@ -291,6 +294,7 @@ int bare_exits(int vcpu, struct kvm_run *run, uint32_t reason, uint64_t exits, u
 	       struct kvm_coalesced_mmio_ring *ring, struct histogram *latency);
 int bare_immediate_exits(int vcpu, struct kvm_run *run, uint64_t calls, struct histogram *latency);
 int bare_system_ioctls(int kvm, uint64_t calls, struct histogram *latency);
+uint64_t bare_record_ns(uint64_t records);
 int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t interrupts,
 		    struct histogram *latency);
 int bare_kicks(int vcpu, struct kvm_run *run, int kick_signal, int kicker_cpu, uint64_t kicks,

@@ -84,6 +84,70 @@ def test_a_small_jump_lasts_no_longer_than_an_anchor(clock: Any) -> None:
     assert is_near(clock)
 
 
+def error_of_a_record(clock: Any, wait_s: float) -> int:
+    """Nanoseconds by which a record is shorter or longer than it can have been."""
+    before = lib.monotonic_ns()
+    begin = lib.record_clock_ns(clock)
+    begun = lib.monotonic_ns()
+    until = time.monotonic() + wait_s
+    while time.monotonic() < until:
+        pass
+    ending = lib.monotonic_ns()
+    taken = lib.record_clock_later_ns(clock) - begin
+    ended = lib.monotonic_ns()
+    return max(0, ending - begun - taken, taken - (ended - before))
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.002, 0.03])
+def test_a_record_is_as_long_as_it_was(clock: Any, wait_s: float) -> None:
+    read_until_calibrated(clock)
+    assert max(error_of_a_record(clock, wait_s) for _ in range(10)) <= NEAR_NS
+
+
+def test_no_anchor_is_taken_in_a_record(clock: Any) -> None:
+    """A clock that is 900 ns ahead does not take that off the record it finds it out in."""
+    for _ in range(10):
+        read_until_calibrated(clock)
+        lib.record_clock_ns(clock)
+        clock.anchor_ns += 900
+        # The anchor serves for 10 ms; the record begins before that and ends behind it.
+        while clock.uses_tsc and time.monotonic_ns() - clock.anchor_clock_ns < 9_000_000:
+            lib.record_clock_ns(clock)
+        assert error_of_a_record(clock, 0.002) <= 300
+
+
+def test_the_clock_goes_on_where_it_is(clock: Any) -> None:
+    """900 ns ahead is made good little by little: no reading equals the one before."""
+    read_until_calibrated(clock)
+    clock.anchor_ns += 900
+    until = time.monotonic() + 0.05
+    latest = 0
+    while time.monotonic() < until:
+        reading = lib.record_clock_ns(clock)
+        assert reading > latest
+        latest = reading
+    assert is_near(clock)
+
+
+@pytest.mark.parametrize("ticks", [-(10**12), 10**12, -(1 << 62), 1 << 62])
+def test_a_tsc_that_jumps_in_a_record_is_noticed(clock: Any, ticks: int) -> None:
+    read_until_calibrated(clock)
+    for _ in range(10):
+        before = lib.monotonic_ns()
+        begin = lib.record_clock_ns(clock)
+        begun = lib.monotonic_ns()
+        clock.latest_tsc = (clock.latest_tsc + ticks) % (1 << 64)
+        clock.anchor_tsc = (clock.anchor_tsc + ticks) % (1 << 64)
+        ending = lib.monotonic_ns()
+        taken = lib.record_clock_later_ns(clock) - begin
+        assert ending - begun - NEAR_NS <= taken <= lib.monotonic_ns() - before + NEAR_NS
+    assert is_near(clock)
+
+
+def test_the_least_that_can_be_measured_is_more_than_nothing() -> None:
+    assert 0 < lib.bare_record_ns(1_000_000) < 1000
+
+
 def test_a_wrong_rate_is_found_out(clock: Any) -> None:
     read_until_calibrated(clock)
     clock.rate += clock.rate // 50
