@@ -13,6 +13,8 @@ from pyvmm.native import ffi
 
 # Far more than KVM_MAX_CPUID_ENTRIES: the question is not asked for ever.
 _MOST_ENTRIES = 4096
+_ADDRESS_SIZES = 0x8000_0008
+_FEWEST_ADDRESS_BITS = 36  # of a CPU without that leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,14 @@ def cpuid_table(entries: Iterable[CpuidEntry]) -> Any:
     """A ``struct kvm_cpuid2 *`` for KVM_SET_CPUID2."""
     fields = [asdict(entry) for entry in entries]
     return ffi.new("struct kvm_cpuid2 *", {"nent": len(fields), "entries": fields})
+
+
+def physical_address_bits(table: Any) -> int:
+    """How many bits a guest physical address has, by a ``struct kvm_cpuid2 *``."""
+    for entry in cpuid_entries(table):
+        if entry.function == _ADDRESS_SIZES:
+            return entry.eax & 0xFF
+    return _FEWEST_ADDRESS_BITS
 
 
 def ask_cpuid(fd: KvmFd, name: str) -> Any:

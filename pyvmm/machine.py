@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Generator
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import NoReturn, Protocol, Self, SupportsIndex
+from types import GeneratorType, TracebackType
+from typing import ClassVar, NoReturn, Protocol, Self, SupportsIndex
 
+from pyvmm.cpuid import physical_address_bits
+from pyvmm.devices import in_kernel
 from pyvmm.devices.bus import Bus
 from pyvmm.diagnosis import describe_exit, read_assert, where_it_stands
-from pyvmm.errors import ClosedError, ConfigurationError, KvmError, UnsupportedError
+from pyvmm.errors import (
+    ClosedError,
+    ConfigurationError,
+    KvmError,
+    PyvmmError,
+    UnsupportedError,
+)
 from pyvmm.exits import Exit, MemoryErrorExit, io_data
 from pyvmm.guest.boot import MAX_VCPUS, START, low_memory, set_boot_state
 from pyvmm.guest.image import Image, flat_image
 from pyvmm.kvm import Kvm
+from pyvmm.mapping import PAGE_SIZE
 from pyvmm.memory.backends import choose_backend
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
+from pyvmm.printable import printable
 from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport, Where
 from pyvmm.uapi import Mechanism, PageState, Policy, reason_name
 from pyvmm.vcpu import Vcpu
@@ -33,11 +45,23 @@ SHARED_VIEW_GPA = 0xC0000
 # Three pages and one that Intel CPUs without unrestricted guest need, far from everything.
 TSS_GPA = 0xFFFB_D000
 IDENTITY_MAP_GPA = 0xFFFB_C000
+_PAGES_OF_KVM = (
+    ("KVM's TSS", TSS_GPA, 3 * PAGE_SIZE),
+    ("KVM's page table", IDENTITY_MAP_GPA, PAGE_SIZE),
+)
+
+# No device can have them, though C answers each in one width and direction only.
+_PROTOCOL_PORTS = (
+    range(lib.PORT_CONSOLE, lib.PORT_CONSOLE + 1),
+    range(lib.PORT_EXIT, lib.PORT_EXIT + 1),
+    range(lib.PORT_DOORBELL_GPA, lib.PORT_FEATURES + 4),
+)
 
 _DEFAULT_LOG = 1024
 _LONGEST_S = 1_000_000
 
 _STOP_EXIT: int = lib.STOP_EXIT
+_STOP_KICK: int = lib.STOP_KICK
 # Exits after which there is nothing to go on with.
 _FATAL = frozenset((lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_EXIT_FAIL_ENTRY))
 
@@ -101,7 +125,7 @@ class Machine:
             )
         if not 1 <= vcpus <= MAX_VCPUS:
             raise ConfigurationError(
-                f"{vcpus} vCPUs", "the guest protocol has room for 1 to 28", "use --vcpus 1 to 28"
+                f"{vcpus} vCPUs", f"the guest protocol has room for 1 to {MAX_VCPUS}"
             )
         if views not in (1, 2):
             raise ConfigurationError(f"{views} views", "a region has one or two")
@@ -121,6 +145,11 @@ class Machine:
         self._closed = False
         self._started = False
         self._running = False
+        self._iteration: weakref.ref[Generator[Exit, None, None]] | None = None
+        self._finished = False
+        # What exits() has yielded and the caller may deny; whether it did.
+        self._question: MemoryErrorExit | None = None
+        self._denied = False
         self._resources: list[Closeable] = []
         try:
             self._build(kvm, backend, views, vcpus, irqchip, asked, recording, log_capacity)
@@ -145,7 +174,7 @@ class Machine:
         chosen, mechanism = choose_backend(kvm, backend)
         if views not in chosen.views:
             raise UnsupportedError(
-                f"{views} view", f"the {chosen.name} backend has no such regions", "use --views 2"
+                f"{views} view", f"the {chosen.name} backend has no such regions", "use 2 views"
             )
         # Closed last to first: the loops, the vCPUs, the memory, the VM.
         self.vm = kvm.create_vm(chosen.vm_type)
@@ -174,10 +203,9 @@ class Machine:
             self._protocol.features |= lib.FEATURE_TWO_VIEWS
         if chosen.hypercall and self.vm.map_gpa_range_exits():
             self._protocol.features |= lib.FEATURE_HYPERCALL
-        self.bus = Bus(self._protocol)
-        self._resources.append(self.bus)
         sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS)
         cpuid = kvm.get_supported_cpuid()
+        self._add_bus(physical_address_bits(cpuid), irqchip)
         for index in range(vcpus):
             vcpu = self.vm.create_vcpu(index)
             self._resources.append(vcpu)
@@ -196,6 +224,21 @@ class Machine:
             )
             self._resources.append(loop)
             self.loops.append(loop)
+
+    def _add_bus(self, address_bits: int, irqchip: bool) -> None:
+        """The bus, and what is no device's: the protocol's ports and what KVM has itself."""
+        self.bus = Bus(self._protocol, self.memory.keep_free, address_bits)
+        self._resources.append(self.bus)
+        for ports in _PROTOCOL_PORTS:
+            self.bus.reserve_ports("the guest protocol", ports)
+        for name, gpa, size in _PAGES_OF_KVM:
+            self.memory.keep_free(name, gpa, size)
+        if not irqchip:
+            return
+        for name, ports in in_kernel.PORTS:
+            self.bus.reserve_ports(name, ports)
+        for name, gpa, size in in_kernel.WINDOWS:
+            self.memory.keep_free(name, gpa, size)
 
     def _load(self, ram: memoryview) -> None:
         low = low_memory()
@@ -241,7 +284,7 @@ class Machine:
 
         def run_in_thread(index: int) -> None:
             try:
-                self._run_vcpu(index, deadline)
+                _exhaust(self._run_vcpu(index, deadline, for_caller=False))
             except BaseException as error:
                 self._end_all()
                 errors.append(error)
@@ -250,7 +293,7 @@ class Machine:
             for index in range(1, len(self.loops)):
                 threads.append(VcpuThread(index, run_in_thread))
                 threads[-1].start()
-            self._run_vcpu(0, deadline)
+            _exhaust(self._run_vcpu(0, deadline, for_caller=False))
         except BaseException:
             self._end_all()
             raise
@@ -259,44 +302,44 @@ class Machine:
                 _join(threads, self._end_all)
             finally:
                 self._running = False
-                if self._closed:
-                    self._close_parts()
-                else:
-                    self._finish()
+                self._finish_or_close()
         errors.extend(thread.error for thread in threads if thread.error is not None)
         if errors:
             raise errors[0]
         return self.report()
 
     def exits(self, deadline_s: float = 30.0) -> Generator[Exit, None, None]:
-        """Run a machine of one vCPU; yield every exit that C does not answer.
+        """Run a machine of one vCPU; yield every exit that nothing answers.
 
-        Answer a read with :meth:`answer` or in ``machine.vcpus[0].kvm_run``, then go on; one
-        that is not answered reads all ones. Ports and memory that nobody claims are yielded
-        too. What ends the run is not: see :meth:`report`.
+        Devices, a policy that is a function, :meth:`log_exits` and :attr:`on_tick` are asked
+        first, as in :meth:`run`. Answer a read with :meth:`answer` or in
+        ``machine.vcpus[0].kvm_run``, then go on; one that is not answered reads all ones. With
+        Policy.ASK a :class:`MemoryErrorExit` is yielded, too: to go on converts, unless
+        :meth:`deny` is called. What ends the run is not yielded: see :meth:`report`.
         """
         if len(self.loops) != 1:
             raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")
         deadline = self._start(deadline_s)
-        loop = self.loops[0]
-        run, decode = loop.vcpu.kvm_run, loop.vcpu.exit
         self._protocol.unclaimed_to_python = True
-        loop.limit(deadline)
-        try:
-            while True:
-                stop = loop.run()
-                if stop == _STOP_EXIT and run.exit_reason not in _FATAL:
-                    yield decode()
-                elif stop == lib.STOP_MEMORY_ERROR and self.memory.raw.policy == Policy.ASK:
-                    yield loop.memory_error()
-                    loop.answer_convert()
-                elif stop == lib.STOP_LOG_FULL:
-                    self._drain(0)
-                elif stop != lib.STOP_SIGNAL:
-                    self._end(self._judge(0, stop))
-                    return
-        finally:
-            self._finish()
+        iteration = self._run_vcpu(0, deadline, for_caller=True)
+        self._iteration = weakref.ref(iteration)
+        return iteration
+
+    def _asks_the_caller(self) -> bool:
+        return self._ask is None and bool(self.memory.raw.policy == Policy.ASK)
+
+    def deny(self) -> None:
+        """Refuse the conversion that :meth:`exits` has yielded last: to go on then ends the run.
+
+        Raises :class:`ConfigurationError` when it has yielded something else.
+        """
+        if self._question is None:
+            raise ConfigurationError(
+                "deny()",
+                "exits() has not asked for a conversion",
+                "call it after a MemoryErrorExit",
+            )
+        self._denied = True
 
     def answer(self, value: int, index: int = 0) -> None:
         """Complete the read that vCPU ``index`` waits for: an IN or an MMIO read.
@@ -305,6 +348,12 @@ class Machine:
         Raises :class:`ConfigurationError` when the last exit was no read.
         """
         run = self.vcpus[index].kvm_run
+        if self._question is not None:
+            raise ConfigurationError(
+                "answer",
+                f"vCPU {index} waits for a conversion, not for a value",
+                "go on to convert, or call deny()",
+            )
         if run.exit_reason == lib.KVM_EXIT_IO and run.io.direction == lib.KVM_EXIT_IO_IN:
             size, buffer = run.io.size, io_data(run)
         elif run.exit_reason == lib.KVM_EXIT_MMIO and not run.mmio.is_write:
@@ -331,55 +380,105 @@ class Machine:
         self._started = True
         return max(1, time.monotonic_ns() + int(deadline_s * 1e9))  # 0 would be none
 
-    def _run_vcpu(self, index: int, deadline: int) -> None:
+    def _run_vcpu(self, index: int, deadline: int, for_caller: bool) -> Generator[Exit, None, None]:
+        """Run a vCPU until it ends; what nothing answers is yielded, or ends it."""
         loop = self.loops[index]
-        run = loop.vcpu.kvm_run
         loop.limit(deadline)
-        while not self._ending:
-            stop = loop.run()
-            if stop == lib.STOP_EXIT and self.bus.answer(run):
-                continue
-            if stop == lib.STOP_SIGNAL:
-                if self.on_tick is not None and index == 0:
-                    self.on_tick()
-                continue
-            if stop == lib.STOP_LOG_FULL:
-                self._drain(index)
-                continue
-            if stop == lib.STOP_MEMORY_ERROR and self._asks_to_convert(index):
-                loop.answer_convert()
-                continue
+        run, decode = loop.vcpu.kvm_run, loop.vcpu.exit
+        devices, answer = self.bus.devices, self.bus.answer
+        try:
+            while True:
+                try:
+                    stop = loop.run()
+                    if stop == _STOP_EXIT:
+                        if devices and answer(run):
+                            continue
+                    elif (goes_on := self._handlers.get(stop)) is not None and goes_on(self, index):
+                        continue
+                except Exception as error:
+                    self._ends.append(self._failed(index, error))
+                    raise
+                if for_caller and stop == _STOP_EXIT and run.exit_reason not in _FATAL:
+                    yield decode()
+                    continue
+                if for_caller and stop == lib.STOP_MEMORY_ERROR and self._asks_the_caller():
+                    self._question = loop.memory_error()
+                    yield self._question
+                    self._question = None
+                    if not self._denied:
+                        loop.answer_convert()
+                        continue
+                break
             end = self._judge(index, stop)
-            self._end(end)
-            if end.result is not None or end.exit_code:
+            self._ends.append(end)
+            if (end.result is not None or end.exit_code) and not self._ending:
                 self._end_all()
-            return
+        finally:
+            if for_caller:
+                self._finish_or_close()
+        if for_caller:
+            self._check_open()
 
-    def _asks_to_convert(self, index: int) -> bool:
-        return self._ask is not None and self._ask(self.loops[index].memory_error(), index)
+    def _tick(self, index: int) -> bool:
+        if self.on_tick is not None and index == 0:
+            self.on_tick()
+        return True
 
-    def _end(self, end: VcpuEnd) -> None:
-        self._ends.append(end)
+    def _converts(self, index: int) -> bool:
+        """Ask the policy, if it is a function, and let the loop convert if it says so."""
+        if self._ask is None:
+            return False
+        loop = self.loops[index]
+        exit = loop.memory_error()
+        try:
+            converts = self._ask(exit, index)
+        except Exception as error:
+            error.add_note(f"policy, asked for GPA {exit.gpa:#x}")
+            raise
+        if converts is None:
+            raise ConfigurationError(
+                f"policy, asked for GPA {exit.gpa:#x}",
+                "it returned None",
+                "return True to convert or False to deny",
+            )
+        if converts:
+            loop.answer_convert()
+        return bool(converts)
 
     def _end_all(self) -> None:
         self._ending = True
         for loop in self.loops:
             loop.kick()
 
+    def _finish_or_close(self) -> None:
+        if self._closed:  # while it ran
+            self._close_parts()
+        else:
+            self._finish()
+
     def _finish(self) -> None:
-        if self._closed:  # an iterator over exits() that was left behind
+        """Stop the ticks and give out the rest of the log; once."""
+        if self._closed or self._finished:
             return
+        self._finished = True
         for index, loop in enumerate(self.loops):
             loop.disarm()
             lib.loop_finish_record(loop.raw)
             if self.on_exit_record is not None:
                 self._drain(index)
 
-    def _drain(self, index: int) -> None:
-        if self.on_exit_record is None:
-            return
-        for record in self.loops[index].drain_log():
-            self.on_exit_record(index, record)
+    def _drain(self, index: int) -> bool:
+        if self.on_exit_record is not None:
+            for record in self.loops[index].drain_log():
+                self.on_exit_record(index, record)
+        return True
+
+    # What a vCPU's stop asks of the machine; False if the vCPU does not go on by that.
+    _handlers: ClassVar[dict[int, Callable[[Machine, int], bool]]] = {
+        lib.STOP_SIGNAL: _tick,
+        lib.STOP_LOG_FULL: _drain,
+        lib.STOP_MEMORY_ERROR: _converts,
+    }
 
     def log_exits(self, take: LogFunction) -> None:
         """Give every exit to ``take(vcpu_index, record)``, in order for each vCPU.
@@ -394,6 +493,20 @@ class Machine:
             loop.raw.stop_on_full_log = True
 
     # ---- judging ----
+
+    def _failed(self, index: int, error: Exception) -> VcpuEnd:
+        """The end of a vCPU whose device, policy or log has raised."""
+        # The notes say where it was raised.
+        words = [f"vCPU {index}", *getattr(error, "__notes__", ())]
+        if not isinstance(error, PyvmmError):
+            words.append(type(error).__name__)
+        reason = printable(": ".join([*words, *filter(None, [str(error)])]))
+        try:
+            lib.loop_finish_record(self.loops[index].raw)
+            where = where_it_stands(self.loops[index], index, self._image)
+        except ClosedError:
+            where = None
+        return VcpuEnd(index, Result.ERROR, None, reason, where)
 
     def _judge(self, index: int, stop: int) -> VcpuEnd:
         loop = self.loops[index]
@@ -437,7 +550,8 @@ class Machine:
         verb = "fetched" if access.is_fetch else "wrote" if access.is_write else "touched"
         wanted = PageState(raw.memory_exit.wanted).name.lower()
         if stop == lib.STOP_MEMORY_ERROR:
-            return f"{who} {verb} GPA {access.gpa:#x} as {wanted} and the policy denied it"
+            denied_by = "deny()" if self._denied else "the policy"
+            return f"{who} {verb} GPA {access.gpa:#x} as {wanted} and {denied_by} denied it"
         if stop == lib.STOP_CONVERSION_FAILED:
             error = KvmError("conversion", -raw.memory_exit.error, f"GPA {access.gpa:#x}")
             return f"{who}: {error}"
@@ -527,10 +641,16 @@ class Machine:
 
     def close(self) -> None:
         """Give everything back. A run that is under way ends first, and does it then."""
-        self._closed = True
-        if self._running:
+        iteration = None if self._iteration is None else self._iteration()
+        if self._running or (isinstance(iteration, GeneratorType) and iteration.gi_running):
+            self._closed = True
             self._end_all()
-        else:
+            return
+        try:
+            with suppress(ClosedError):  # of a part
+                self._finish()  # exits() may have been left in the middle
+        finally:
+            self._closed = True
             self._close_parts()
 
     def _close_parts(self) -> None:
@@ -550,6 +670,11 @@ class Machine:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _exhaust(exits: Iterator[Exit]) -> None:
+    for exit in exits:
+        raise AssertionError(f"nobody wants {exit}")
 
 
 def _join(threads: list[VcpuThread], end_all: Callable[[], None]) -> None:

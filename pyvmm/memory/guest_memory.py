@@ -203,6 +203,13 @@ class GuestMemory:
         self.regions.append(region)
         return region
 
+    def keep_free(self, name: str, gpa: int, size: int) -> None:
+        """Let no memory be added at these GPAs: ``name`` is there, a device or KVM itself.
+
+        Raises :class:`ConfigurationError` where memory, or another such, is already.
+        """
+        self._slots.claim_addresses(name, gpa, size)
+
     def convert(self, gpa: int, size: int, state: PageState) -> int:
         """Change pages on the host's behalf; returns how many changed.
 

@@ -49,14 +49,18 @@ class SlotTable:
         del self._ranges[ranges:]
 
     def claim_range(self, name: str, gpa: int, size: int) -> GpaRange:
-        """Take a GPA range. Raises :class:`ConfigurationError` if it cannot be one."""
-        wanted, end = GpaRange(gpa, size, name), gpa + size
+        """Take a GPA range for memory. Raises :class:`ConfigurationError` if it cannot be one."""
         if size <= 0 or gpa < 0 or gpa % PAGE_SIZE or size % PAGE_SIZE:
             raise ConfigurationError(
                 f"{name} at {gpa:#x}, {size:#x} bytes",
                 "it is empty or not aligned",
                 f"use multiples of {PAGE_SIZE}",
             )
+        return self.claim_addresses(name, gpa, size)
+
+    def claim_addresses(self, name: str, gpa: int, size: int) -> GpaRange:
+        """Take GPAs for whatever it is. Raises :class:`ConfigurationError` if they are taken."""
+        wanted, end = GpaRange(gpa, size, name), gpa + size
         if end > 1 << 52:
             raise ConfigurationError(str(wanted), "no x86 CPU has addresses of more than 52 bits")
         for taken in self._ranges:

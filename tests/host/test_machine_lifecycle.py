@@ -633,7 +633,11 @@ def test_an_exception_of_a_device_ends_the_run_and_comes_out(vcpus: int) -> None
         machine.bus.add_ports(range(0x10, 0x11), Broken())
         with pytest.raises(Refusal):
             machine.run(20)
-        assert machine.report().result is Result.INTERRUPTED
+        report = machine.report()
+    assert report.result is Result.ERROR
+    assert report.reason == (
+        f"vCPU {vcpus - 1}: device Broken at port 0x10, write of 1 byte: Refusal"
+    )
 
 
 def test_an_exception_of_a_policy_comes_out() -> None:
