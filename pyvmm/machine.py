@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from types import GeneratorType, TracebackType
 from typing import ClassVar, NoReturn, Protocol, Self, SupportsIndex
 
 from pyvmm.cpuid import physical_address_bits
 from pyvmm.devices import in_kernel
 from pyvmm.devices.bus import Bus
-from pyvmm.diagnosis import describe_exit, read_assert, where_it_stands
 from pyvmm.errors import (
     ClosedError,
     ConfigurationError,
-    KvmError,
-    PyvmmError,
     UnsupportedError,
 )
 from pyvmm.exits import Exit, MemoryErrorExit, io_data
@@ -30,12 +25,12 @@ from pyvmm.mapping import PAGE_SIZE
 from pyvmm.memory.backends import choose_backend
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
-from pyvmm.printable import printable
-from pyvmm.report import Latency, ReasonStatistics, RegionReport, Result, RunReport, Where
-from pyvmm.uapi import Mechanism, PageState, Policy, reason_name
+from pyvmm.report import RegionReport, RunReport, latency_of, statistics_of
+from pyvmm.uapi import Mechanism, Policy
 from pyvmm.vcpu import Vcpu
 from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
 from pyvmm.vcpu_thread import VcpuThread
+from pyvmm.verdict import Judge, VcpuEnd, verdict
 
 RAM_SIZE = 0x40000
 REGION_GPA = 0x40000
@@ -65,26 +60,12 @@ _STOP_KICK: int = lib.STOP_KICK
 # Exits after which there is nothing to go on with.
 _FATAL = frozenset((lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_EXIT_FAIL_ENTRY))
 
-# KVM_RUN failed for want of something that the host has too little of.
-_HOST_ERRORS = (errno.EAGAIN, errno.ENOMEM)
-
 PolicyFunction = Callable[[MemoryErrorExit, int], bool]
 LogFunction = Callable[[int, ExitRecord], None]
 
 
 class Closeable(Protocol):
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class VcpuEnd:
-    """Why a vCPU stopped. ``reason`` is empty when that was no failure."""
-
-    index: int
-    result: Result | None
-    exit_code: int | None = None
-    reason: str = ""
-    where: Where | None = None
 
 
 class Machine:
@@ -186,6 +167,7 @@ class Machine:
             self.vm.enable_cap(lib.KVM_CAP_DISABLE_QUIRKS2, lib.KVM_X86_QUIRK_SLOT_ZAP_ALL)
         self.memory = GuestMemory(self.vm, chosen, mechanism, policy)
         self._resources.append(self.memory)
+        self._judge = Judge(self.memory, self._image)
         if self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
             # Otherwise KVM also queues #UD, and a repeated fetch would be met by that.
             self.vm.enable_cap(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
@@ -396,7 +378,7 @@ class Machine:
                     elif (goes_on := self._handlers.get(stop)) is not None and goes_on(self, index):
                         continue
                 except Exception as error:
-                    self._ends.append(self._failed(index, error))
+                    self._ends.append(self._judge.raised(loop, index, error))
                     raise
                 if for_caller and stop == _STOP_EXIT and run.exit_reason not in _FATAL:
                     yield decode()
@@ -409,9 +391,14 @@ class Machine:
                         loop.answer_convert()
                         continue
                 break
-            end = self._judge(index, stop)
+            if stop == _STOP_KICK and self._ending and not self._kicked:
+                end = VcpuEnd(index, None)  # another vCPU has ended the run
+            else:
+                end = self._judge.stopped(
+                    loop, index, stop, "deny()" if self._denied else "the policy"
+                )
             self._ends.append(end)
-            if (end.result is not None or end.exit_code) and not self._ending:
+            if end.ends_the_run and not self._ending:
                 self._end_all()
         finally:
             if for_caller:
@@ -492,102 +479,14 @@ class Machine:
         for loop in self.loops:
             loop.raw.stop_on_full_log = True
 
-    # ---- judging ----
-
-    def _failed(self, index: int, error: Exception) -> VcpuEnd:
-        """The end of a vCPU whose device, policy or log has raised."""
-        # The notes say where it was raised.
-        words = [f"vCPU {index}", *getattr(error, "__notes__", ())]
-        if not isinstance(error, PyvmmError):
-            words.append(type(error).__name__)
-        reason = printable(": ".join([*words, *filter(None, [str(error)])]))
-        try:
-            lib.loop_finish_record(self.loops[index].raw)
-            where = where_it_stands(self.loops[index], index, self._image)
-        except ClosedError:
-            where = None
-        return VcpuEnd(index, Result.ERROR, None, reason, where)
-
-    def _judge(self, index: int, stop: int) -> VcpuEnd:
-        loop = self.loops[index]
-        raw = loop.raw
-        if stop == lib.STOP_BUSY:  # and so are the vCPU's registers
-            reason = f"vCPU {index}: another thread is in its run loop"
-            return VcpuEnd(index, Result.ERROR, None, reason)
-        lib.loop_finish_record(raw)  # the time that judging takes is not the exit's
-        if stop == lib.STOP_GUEST_EXIT:
-            code = raw.guest.exit_code
-            reason = f"vCPU {index} wrote exit code {code} ({code:#x})" if code else ""
-            if 0x100 <= code < 0x120:
-                reason += f": exception or interrupt vector {code - 0x100}"
-            return VcpuEnd(index, None, code, reason)
-        if stop == lib.STOP_ASSERT:
-            reason = f"vCPU {index}: {read_assert(self.memory, raw.guest.assert_gpa, self._image)}"
-            return VcpuEnd(index, None, 1, reason)
-        if stop == lib.STOP_HLT:
-            return VcpuEnd(index, None)
-        if stop == lib.STOP_KICK:
-            if self._ending and not self._kicked:
-                return VcpuEnd(index, None)
-            return VcpuEnd(index, Result.INTERRUPTED, None, "the run was kicked")
-        where = where_it_stands(loop, index, self._image)
-        if stop == lib.STOP_DEADLINE:
-            return VcpuEnd(
-                index, Result.DEADLINE, None, f"vCPU {index} still ran at the deadline", where
-            )
-        # What the host could not do is no failure of the guest.
-        host_failed = stop == lib.STOP_CONVERSION_FAILED or (
-            stop == lib.STOP_RUN_FAILED and raw.error in _HOST_ERRORS
-        )
-        result = Result.ERROR if host_failed else Result.FAIL
-        return VcpuEnd(index, result, None, self._failure(index, stop), where)
-
-    def _failure(self, index: int, stop: int) -> str:
-        loop = self.loops[index]
-        raw = loop.raw
-        who = f"vCPU {index}"
-        access = raw.memory_exit.access
-        verb = "fetched" if access.is_fetch else "wrote" if access.is_write else "touched"
-        wanted = PageState(raw.memory_exit.wanted).name.lower()
-        if stop == lib.STOP_MEMORY_ERROR:
-            denied_by = "deny()" if self._denied else "the policy"
-            return f"{who} {verb} GPA {access.gpa:#x} as {wanted} and {denied_by} denied it"
-        if stop == lib.STOP_CONVERSION_FAILED:
-            error = KvmError("conversion", -raw.memory_exit.error, f"GPA {access.gpa:#x}")
-            return f"{who}: {error}"
-        if stop == lib.STOP_EMULATED_ACCESS:
-            return (
-                f"{who}: KVM's emulator tried to reach private memory at GPA {access.gpa:#x} "
-                "(KVM_EXIT_MMIO inside a region); use no string I/O or MMIO instruction there"
-            )
-        if stop == lib.STOP_GUARD:
-            return (
-                f"{who}: {lib.GUARD_LIMIT} memory exits in a row by one instruction, the last "
-                f"for GPA {access.gpa:#x} as {wanted}; it needs a page in both states at once, "
-                "or the kernel does not see the conversion"
-            )
-        if stop == lib.STOP_RUN_FAILED and raw.error == errno.EAGAIN:
-            # KVM_RUN's own EAGAIN never comes here; this is the deadline's timer.
-            remedy = "raise the limit of pending signals (ulimit -i)"
-            return str(KvmError("timer_create", raw.error, who, remedy))
-        if stop == lib.STOP_RUN_FAILED:
-            return str(
-                KvmError(
-                    "KVM_RUN",
-                    raw.error,
-                    f"{who}, exit_reason {reason_name(loop.vcpu.kvm_run.exit_reason)}",
-                )
-            )
-        return f"{who}: {describe_exit(loop.vcpu)}"
-
     def report(self) -> RunReport:
         """What happened until now."""
         self._check_open()
-        result, exit_code, reason, where = self._verdict()
+        result, exit_code, reason, where = verdict(self._ends, len(self.loops))
         protocol = self._protocol
         kept = min(protocol.console_written, lib.CONSOLE_SIZE)
         measures = min(protocol.measures_written, lib.MEASURES_SIZE)
-        exits, by_reason = _statistics(self.loops)
+        exits, by_reason = statistics_of(self.loops)
         return RunReport(
             result=result,
             exit_code=exit_code,
@@ -598,8 +497,8 @@ class Machine:
             console_dropped=protocol.console_written - kept,
             exits=exits,
             conversions=self.memory.conversions(),
-            exit_latency=_latency(self.loops, "exit_latency"),
-            conversion_latency=_latency(self.loops, "conversion_latency"),
+            exit_latency=latency_of(self.loops, "exit_latency"),
+            conversion_latency=latency_of(self.loops, "conversion_latency"),
             measures=tuple(protocol.measures[0:measures]),
             measures_dropped=protocol.measures_written - measures,
             memory=tuple(
@@ -612,20 +511,6 @@ class Machine:
             unclaimed_mmio=protocol.unclaimed_mmio,
             where=where,
         )
-
-    def _verdict(self) -> tuple[Result, int | None, str, Where | None]:
-        codes = [end.exit_code for end in self._ends if end.exit_code is not None]
-        code = next((code for code in codes if code), codes[0] if codes else None)
-        for end in self._ends:
-            if end.result is not None:
-                return end.result, code, end.reason, end.where
-            if end.exit_code:
-                return Result.FAIL, end.exit_code, end.reason, end.where
-        if len(self._ends) < len(self.loops):
-            return Result.INTERRUPTED, code, "the run was interrupted", None
-        if code is None:
-            return Result.FAIL, None, "every vCPU ended in HLT and none wrote an exit code", None
-        return Result.PASS, code, "", None
 
     def console(self) -> bytes:
         """The console's bytes until now; at most 1 MiB is kept."""
@@ -690,29 +575,3 @@ def _join(threads: list[VcpuThread], end_all: Callable[[], None]) -> None:
                 interrupted = error
     if interrupted is not None:
         raise interrupted
-
-
-def _latency(loops: list[VcpuLoop], name: str) -> Latency:
-    """The sum of the loops' histograms called ``name``."""
-    parts = [part for loop in loops if (part := ffi.addressof(loop.raw, name)).count]
-    if len(parts) < 2:
-        return Latency.of(parts[0]) if parts else Latency()
-    total = ffi.new("struct histogram *")
-    lib.histogram_clear(total)
-    for part in parts:
-        lib.histogram_add(total, part)
-    return Latency.of(total)
-
-
-def _statistics(loops: list[VcpuLoop]) -> tuple[dict[str, int], dict[str, ReasonStatistics]]:
-    """How many exits of each reason all loops had, and the times of those that were recorded."""
-    counts: dict[str, int] = {}
-    by_reason: dict[str, ReasonStatistics] = {}
-    for loop in loops:
-        for name, count, times in loop.exits_by_reason():
-            counts[name] = counts.get(name, 0) + count
-            if times is None or not times.count:
-                continue
-            found = ReasonStatistics(times.count, times.total, times.min, times.max)
-            by_reason[name] = by_reason[name] + found if name in by_reason else found
-    return counts, by_reason

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from pyvmm.host import host_facts, kernel_release
 from pyvmm.memory.guest_memory import Conversions
-from pyvmm.native import lib
-from pyvmm.vcpu_loop import ExitRecord
+from pyvmm.native import ffi, lib
+from pyvmm.vcpu_loop import ExitRecord, VcpuLoop
 
 # Changes when a key goes or means something else, not when one is added.
 SCHEMA = 1
@@ -154,6 +154,34 @@ class RunReport:
     @property
     def passed(self) -> bool:
         return self.result is Result.PASS
+
+
+def latency_of(loops: Sequence[VcpuLoop], name: str) -> Latency:
+    """The sum of the loops' histograms called ``name``."""
+    parts = [part for loop in loops if (part := ffi.addressof(loop.raw, name)).count]
+    if len(parts) < 2:
+        return Latency.of(parts[0]) if parts else Latency()
+    total = ffi.new("struct histogram *")
+    lib.histogram_clear(total)
+    for part in parts:
+        lib.histogram_add(total, part)
+    return Latency.of(total)
+
+
+def statistics_of(
+    loops: Sequence[VcpuLoop],
+) -> tuple[dict[str, int], dict[str, ReasonStatistics]]:
+    """How many exits of each reason all loops had, and the times of those that were recorded."""
+    counts: dict[str, int] = {}
+    by_reason: dict[str, ReasonStatistics] = {}
+    for loop in loops:
+        for name, count, times in loop.exits_by_reason():
+            counts[name] = counts.get(name, 0) + count
+            if times is None or not times.count:
+                continue
+            found = ReasonStatistics(times.count, times.total, times.min, times.max)
+            by_reason[name] = by_reason[name] + found if name in by_reason else found
+    return counts, by_reason
 
 
 def describe_record(record: ExitRecord) -> str:
