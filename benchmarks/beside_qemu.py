@@ -18,9 +18,9 @@ from pathlib import Path
 
 from interleaved import describe_machine
 
+from pyvmm import load_guest
 from pyvmm.bench.priority import real_time
 from pyvmm.bench.statistics import lower_quartile, median
-from pyvmm.guest.assembler import assemble_file
 from pyvmm.kvm import Kvm
 
 GUEST = Path(__file__).resolve().parent / "inl.S"
@@ -48,7 +48,7 @@ def blocks(console: str) -> list[float]:
 
 def boot_sector(folder: str) -> Path:
     """A floppy disk with the guest as its first sector."""
-    (segment,) = assemble_file(GUEST, {}).segments
+    (segment,) = load_guest(GUEST).segments
     code = segment.data
     assert len(code) <= 510, "a boot sector has room for 510 bytes"
     path = Path(folder) / "floppy"

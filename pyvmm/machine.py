@@ -18,7 +18,7 @@ from pyvmm.errors import (
     UnsupportedError,
 )
 from pyvmm.exits import Exit, MemoryErrorExit, io_data
-from pyvmm.guest.boot import MAX_VCPUS, START, low_memory, set_boot_state
+from pyvmm.guest.boot import MAX_VCPUS, RAM_SIZE, START, low_memory, set_boot_state
 from pyvmm.guest.image import Image, flat_image
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import PAGE_SIZE
@@ -32,7 +32,6 @@ from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
 from pyvmm.vcpu_thread import VcpuThread
 from pyvmm.verdict import Judge, VcpuEnd, verdict
 
-RAM_SIZE = 0x40000
 REGION_GPA = 0x40000
 REGION_SIZE = 0x40000
 SHARED_VIEW_GPA = 0xC0000
@@ -71,9 +70,9 @@ class Closeable(Protocol):
 class Machine:
     """A VM with the guest protocol's memory and vCPUs, and a guest loaded into it.
 
-    ``guest`` is an :class:`Image` or the bytes of a flat binary. ``policy`` says what
-    happens when the guest touches a page through the wrong view: a :class:`Policy`, or
-    a function that is given the :class:`MemoryErrorExit` and the vCPU's index and
+    ``guest`` is an :class:`Image` or the bytes of a flat binary, which run as they are,
+    whatever they look like: a file is for :func:`load_guest`. ``policy`` says what happens
+    when the guest touches a page through the wrong view: a :class:`Policy`, or a function that is given the :class:`MemoryErrorExit` and the vCPU's index and
     returns whether to convert. Policy.ASK itself asks whoever iterates over :meth:`exits`.
     ``recording`` keeps latencies and the last ``log_capacity`` exits of each vCPU (a power
     of two).

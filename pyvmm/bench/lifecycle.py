@@ -15,11 +15,10 @@ from typing import Any
 
 from pyvmm.bench.case import Bench, Case, Promise, Times
 from pyvmm.bench.exits import check, guest, unexpected
-from pyvmm.guest.boot import START, low_memory, set_boot_state
+from pyvmm.guest.boot import RAM_SIZE, START, low_memory, set_boot_state
 from pyvmm.kvm import Kvm
 from pyvmm.machine import (
     IDENTITY_MAP_GPA,
-    RAM_SIZE,
     REGION_GPA,
     REGION_SIZE,
     SHARED_VIEW_GPA,

@@ -18,7 +18,7 @@ from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
-from pyvmm.guest.assembler import load_guest
+from pyvmm.guest.assembler import MODES, load_guest
 from pyvmm.machine import LogFunction, Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.report import Result, RunReport, to_json
@@ -49,6 +49,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
     parser.add_argument("--views", type=int, choices=(1, 2), default=2)
     parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="1 to 28 (default: 1)")
+    parser.add_argument(
+        "--mode",
+        type=_mode,
+        help="real: run GUEST as a real-mode guest, though it looks like something else",
+    )
     parser.add_argument("--irqchip", action="store_true", help="in-kernel PIC, LAPIC and PIT")
     parser.add_argument(
         "--deadline", type=_seconds, default=30.0, metavar="S", help="seconds (default: 30)"
@@ -67,6 +72,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--timeline", metavar="FILE", help="write a timeline for ui.perfetto.dev (JSON)"
     )
     parser.set_defaults(func=run, unblocks_signals=True)
+
+
+def _mode(text: str) -> str:
+    if text not in MODES:
+        raise argparse.ArgumentTypeError(f"{text!r}: pyvmm has real-mode guests only, say real")
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -135,7 +146,7 @@ def _report(
     try:
         with ExitStack() as stack:
             # Both may wait for somebody (an assembler, a FIFO), so a signal ends them at once.
-            image = load_guest(options.guest, dict(options.param))
+            image = load_guest(options.guest, dict(options.param), options.mode)
             files = _ExitFiles(options, stack)
             # A machine is built too quickly for that, and what a signal raises in a destructor
             # would be lost.

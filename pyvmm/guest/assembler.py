@@ -11,12 +11,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pyvmm.errors import GuestError, KvmError
+from pyvmm.errors import ConfigurationError, GuestError, KvmError
 from pyvmm.guest.boot import START
-from pyvmm.guest.image import Image, elf_image, flat_image, is_elf, read_guest_file
+from pyvmm.guest.elf import is_elf
+from pyvmm.guest.identify import kind_of, refusal
+from pyvmm.guest.image import Image, elf_image, flat_image, read_guest_file
+from pyvmm.guest.source import check_source, read_source, why_not_assembled, why_not_linked
 from pyvmm.memfd import Memfd
+from pyvmm.printable import printable
 
 _ASSEMBLY = (".S", ".s", ".asm")
+MODES = ("real",)
 _TIMEOUT_S = 60
 # A line of assembly can ask for gigabytes, of memory and of the file that as writes. By the
 # shell's letters: what is limited, the most that there may be, and the shell's unit of it.
@@ -48,19 +53,35 @@ def _built_guest(path: Path) -> Path | None:
     return built if shipped and shutil.which("as") is None else None
 
 
-def load_guest(name: str, parameters: Mapping[str, int] | None = None) -> Image:
+def load_guest(
+    name: str | os.PathLike[str],
+    parameters: Mapping[str, int] | None = None,
+    mode: str | None = None,
+) -> Image:
     """An image from assembly, a flat binary or an ELF file, told apart by name and content.
 
-    ``parameters`` become symbols of an assembly file. Raises :class:`GuestError`.
+    ``parameters`` become symbols of an assembly file. What cannot be a real-mode guest is
+    refused with what it is, unless ``mode`` is "real": then it is run all the same. Raises
+    :class:`GuestError`, and :class:`ConfigurationError` for another mode.
     """
+    if mode is not None and mode not in MODES:
+        raise ConfigurationError(f"mode {mode!r}", "pyvmm runs real-mode guests only", "use real")
+    name = os.fspath(name)
     if not name:
         raise GuestError("guest", "its name is empty", "name a file")
+    if name == "-":
+        raise GuestError(
+            "-", "no guest is read from standard input", "name a file (./- for one of that name)"
+        )
     path = find_guest(name)
     data = read_guest_file(path)
     if path.suffix in _ASSEMBLY:
         if not parameters and (built := _built_guest(path)) is not None:
             return elf_image(name, read_guest_file(built))
-        return assemble_file(path, parameters or {})
+        return _assemble(path, str(path.absolute()), read_source(path, data, mode), parameters)
+    kind = kind_of(path, data, len(data))
+    if kind is not None and (mode is None or not kind.is_loadable):
+        raise refusal(path, kind)
     if parameters:
         raise GuestError(name, "only an assembly file takes parameters", "drop --param")
     return elf_image(name, data) if is_elf(data) else flat_image(name, data)
@@ -70,26 +91,34 @@ def assemble(source: str, parameters: Mapping[str, int] | None = None) -> Image:
     """An image from assembly text (GNU as syntax, begin it with ``.code16``)."""
     if not isinstance(source, str):
         raise TypeError(f"source: {type(source).__name__} is no str of assembly")
-    return _assemble(Path("guest"), "-", source, parameters or {})
+    check_source("guest", source)
+    return _assemble(Path("guest"), "-", source, parameters)
 
 
-def assemble_file(path: Path, parameters: Mapping[str, int]) -> Image:
-    """Assemble and link a file at 0x7C00. The assembler's own message is the error's cause."""
-    return _assemble(path, str(path.absolute()), "", parameters)
+def _assemble(
+    path: Path, argument: str, source: str, parameters: Mapping[str, int] | None
+) -> Image:
+    """Assemble and link ``source`` at 0x7C00, which as reads from ``argument`` ("-": its input).
 
-
-def _assemble(path: Path, source: str, text: str, parameters: Mapping[str, int]) -> Image:
-    """``source`` is as's argument; ``text`` its standard input."""
+    The error's cause is what as or ld say, with the name that the user gave to the file.
+    """
+    # One line, whatever the file is called.
+    name = printable(str(path))
+    shown = "{standard input}" if argument == "-" else argument
     # Memory files: whatever ends this process, no temporary file stays behind.
     with Memfd("guest.o", 0) as unlinked, Memfd("guest.elf", 0) as linked:
-        symbols = [f"--defsym={name}={value}" for name, value in parameters.items()]
+        symbols = [f"--defsym={name}={value}" for name, value in (parameters or {}).items()]
         include = ["-I", str(path.parent), "-I", str(guests_dir() / "include")]
-        assembler = ["as", "-g", "--32", *include, *symbols, "-o", _path_of(unlinked), source]
-        _call(path, assembler, text, "not assembling", unlinked)
+        assembler = ["as", "-g", "--32", *include, *symbols, "-o", _path_of(unlinked), argument]
+        said = _call(path, assembler, source if argument == "-" else "", unlinked)
+        if said:
+            raise why_not_assembled(name, said.replace(shown, name), source)
         layout = ["-m", "elf_i386", "-N", f"-Ttext={START:#x}", f"--entry={START:#x}"]
         quiet = ["--build-id=none", "-z", "noexecstack"]
         linker = ["ld", *layout, *quiet, "-o", _path_of(linked), _path_of(unlinked)]
-        _call(path, linker, "", "not linking", unlinked, linked)
+        said = _call(path, linker, "", unlinked, linked)
+        if said:
+            raise why_not_linked(name, said.replace(shown, name), source)
         size = os.fstat(linked.fileno()).st_size
         elf = os.pread(linked.fileno(), size, 0)
         return replace(elf_image(path.name, elf), elf=elf)
@@ -99,7 +128,8 @@ def _path_of(file: Memfd) -> str:
     return f"/proc/self/fd/{file.fileno()}"
 
 
-def _call(path: Path, command: list[str], text: str, what: str, *files: Memfd) -> None:
+def _call(path: Path, command: list[str], text: str, *files: Memfd) -> str:
+    """What the command said when it failed, and "" when it did not."""
     if shutil.which(command[0]) is None:
         raise GuestError(
             str(path), f"{command[0]} is not installed", "install binutils (apt install binutils)"
@@ -107,6 +137,7 @@ def _call(path: Path, command: list[str], text: str, what: str, *files: Memfd) -
     lowered = [letter for letter in _MOST if _lowers(letter)]
     # What is preloaded here is for this process, and a sanitizer needs more than these limits.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    environment["LC_ALL"] = "C"  # its messages are read here
     limits = [f"ulimit -S -{each} {_MOST[each][1] // _MOST[each][2]}" for each in lowered]
     try:
         result = subprocess.run(
@@ -129,8 +160,7 @@ def _call(path: Path, command: list[str], text: str, what: str, *files: Memfd) -
     if result.returncode < 0:
         number = -result.returncode
         raise GuestError(str(path), f"{command[0]} was ended by signal {number}", _limits(number))
-    if result.returncode != 0:
-        raise GuestError(str(path), f"{what}: {_first_message(result.stderr)}")
+    return (result.stderr or "no message") if result.returncode else ""
 
 
 def _lowers(letter: str) -> bool:
@@ -147,16 +177,3 @@ def _limits(number: int) -> str:
         signal.SIGXCPU: "CPU time",
     }
     return f"raise the limit of {limits[number]}" if number in limits else ""
-
-
-def _first_message(stderr: str) -> str:
-    """The first line that says what is wrong, and how many more there are."""
-    heading, warning = "Assembler messages:", "warning: "
-    said = [
-        line
-        for line in stderr.splitlines()
-        if line.strip() and warning not in line.lower() and not line.endswith(heading)
-    ]
-    lines = [line for line in said if "error: " in line.lower()] or said or ["no message"]
-    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-    return lines[0].strip() + more

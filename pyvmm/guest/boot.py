@@ -9,6 +9,7 @@ from pyvmm.native import ffi
 from pyvmm.vcpu import Vcpu
 
 START = 0x7C00
+RAM_SIZE = 0x40000
 STACK_PER_VCPU = 0x400
 MAX_VCPUS = 28
 

@@ -1,0 +1,99 @@
+"""What the header of an ELF file says, read with every bound checked: the file may be hostile."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+from pyvmm.errors import GuestError
+
+_MAGIC = b"\x7fELF"
+_PT_LOAD, _PT_INTERP, _PT_NOTE = 1, 3, 4
+ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
+EM_386, EM_X86_64 = 3, 62
+# The layout of the header after e_machine, from e_version to e_phnum, and of a program header.
+_HEADER = {32: struct.Struct("<IIIIIHHH"), 64: struct.Struct("<IQQQIHHH")}
+_PROGRAM = {32: struct.Struct("<IIIIIIII"), 64: struct.Struct("<IIQQQQQQ")}
+_HEADER_AT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a PT_LOAD or PT_NOTE header places: ``size`` bytes from ``offset`` of the file at
+    ``gpa``, and zeros up to ``memory`` bytes; ``address`` is the virtual one."""
+
+    offset: int
+    address: int
+    gpa: int
+    size: int
+    memory: int
+
+    @property
+    def end(self) -> int:
+        return self.gpa + self.memory
+
+
+@dataclass(frozen=True, slots=True)
+class Elf:
+    """``kind`` is e_type and ``machine`` e_machine; ``loads`` have no empty ones."""
+
+    bits: int
+    kind: int
+    machine: int
+    entry: int
+    loads: tuple[Part, ...]
+    notes: tuple[Part, ...]
+    has_interpreter: bool
+
+    def is_notes(self, load: Part) -> bool:
+        """Whether a linker put nothing but notes there, as it does with the build-id."""
+        return any(note.gpa <= load.gpa and load.end <= note.end for note in self.notes)
+
+
+def is_elf(data: bytes) -> bool:
+    return data.startswith(_MAGIC)
+
+
+def order_and_machine(data: bytes) -> tuple[Literal["little", "big"], int] | None:
+    """The byte order and e_machine of an ELF file; None if it is broken or cut short."""
+    if len(data) < _HEADER_AT or data[5] not in (1, 2):
+        return None
+    order: Literal["little", "big"] = "little" if data[5] == 1 else "big"
+    return order, int.from_bytes(data[18:20], order)
+
+
+def read_elf(name: str, data: bytes) -> Elf:
+    """The header and program headers of a little-endian file. Raises :class:`GuestError`."""
+    try:
+        return _read(name, data)
+    except (struct.error, IndexError):
+        raise GuestError(name, "the ELF file is cut short") from None
+
+
+def _read(name: str, data: bytes) -> Elf:
+    if data[4] not in (1, 2):
+        raise GuestError(name, f"the ELF file is of class {data[4]}, neither of 32 nor of 64 bits")
+    if data[5] != 1:
+        raise GuestError(name, "the ELF file is not little-endian")
+    bits = 32 * data[4]
+    kind, machine = struct.unpack_from("<HH", data, 16)
+    _, entry, table, _, _, _, each, count = _HEADER[bits].unpack_from(data, _HEADER_AT)
+    program = _PROGRAM[bits]
+    if count and each < program.size:
+        raise GuestError(name, f"the ELF file's program headers are of {each} bytes, too few")
+    if count and table + count * each > len(data):
+        raise GuestError(name, "the ELF file is cut short")
+    loads, notes, has_interpreter = [], [], False
+    for at in range(table, table + count * each, each or 1):
+        if bits == 64:
+            what, _, offset, address, gpa, size, memory, _ = program.unpack_from(data, at)
+        else:
+            what, offset, address, gpa, size, memory, _, _ = program.unpack_from(data, at)
+        has_interpreter = has_interpreter or what == _PT_INTERP
+        part = Part(offset, address, gpa, size, memory)
+        if what == _PT_LOAD and memory:
+            loads.append(part)
+        elif what == _PT_NOTE and memory:
+            notes.append(part)
+    return Elf(bits, kind, machine, entry, tuple(loads), tuple(notes), has_interpreter)

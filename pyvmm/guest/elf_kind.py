@@ -1,0 +1,99 @@
+"""ELF files that are no real-mode guests."""
+
+from __future__ import annotations
+
+from pyvmm.errors import GuestError
+from pyvmm.guest.boot import RAM_SIZE, START
+from pyvmm.guest.elf import (
+    EM_386,
+    EM_X86_64,
+    ET_CORE,
+    ET_DYN,
+    ET_EXEC,
+    ET_REL,
+    Elf,
+    order_and_machine,
+    read_elf,
+)
+from pyvmm.guest.formats import has_multiboot_header
+from pyvmm.guest.kind import Kind
+
+# The first address that real mode cannot form while A20 is masked.
+REAL_MODE_END = 1 << 20
+_LINK = f"ld -m elf_i386 -N -Ttext {START:#x} -e _start -o guest.elf"
+# gcc's build-id would lie at 0x8048000.
+_RELINK = (
+    "link it again with gcc -m32 -nostdlib -static -no-pie "
+    f"-Wl,-N,-Ttext={START:#x},--build-id=none (C code: -m16 -ffreestanding -fno-pic, too)"
+)
+_SIXTEEN_BITS = f"pyvmm runs 16-bit code only so far: .code16, as --32, {_LINK}"
+_MACHINES = {
+    2: "SPARC",
+    4: "m68k",
+    8: "MIPS",
+    20: "PowerPC",
+    21: "PowerPC64",
+    22: "s390",
+    40: "ARM",
+    43: "SPARC",
+    83: "AVR",
+    94: "Xtensa",
+    183: "AArch64",
+    243: "RISC-V",
+    247: "BPF",
+    258: "LoongArch",
+}
+
+
+def elf_kind(data: bytes) -> Kind | None:
+    """What an ELF file is; None for one that may be a real-mode guest or is broken."""
+    found = order_and_machine(data)
+    if found is None:
+        return None
+    order, machine = found
+    if machine not in (EM_386, EM_X86_64) or order == "big":
+        name = _MACHINES.get(machine, f"machine {machine}")
+        endian = f", {order}-endian" if order == "big" else ""
+        return Kind(f"an ELF file for {name}{endian}", "build it for x86", is_loadable=False)
+    try:
+        elf = read_elf("", data)
+    except GuestError:
+        return None
+    what = {ET_EXEC: "executable", ET_REL: "object (.o)", ET_CORE: "core dump"}.get(elf.kind)
+    if elf.kind == ET_DYN:
+        what = "PIE or shared object"
+    if what is None:
+        return Kind(f"an ELF file of type {elf.kind}", _SIXTEEN_BITS, is_loadable=False)
+    name = f"{elf.bits}-bit ELF {what}"
+    if machine == EM_X86_64 and elf.bits == 32:
+        name = f"x32 (64-bit code) ELF {what}"
+    is_fixed = elf.kind == ET_EXEC
+    fits = is_fixed and elf.entry <= 0xFFFF and all(load.end <= RAM_SIZE for load in elf.loads)
+    if elf.bits == 64 or machine == EM_X86_64:
+        if is_fixed and _is_linux(elf):
+            name = f"Linux kernel (vmlinux), a {name}"
+        article = "an" if name.startswith("x32") else "a"
+        return Kind(f"{article} {name}", _SIXTEEN_BITS, fits)
+    if elf.kind == ET_REL:
+        return Kind(f"a {name}", f"link it: {_LINK} FILE", is_loadable=False)
+    if not is_fixed:
+        return Kind(f"a {name}", _RELINK, is_loadable=False)
+    return _protected_mode(elf, name, has_multiboot_header(data), fits)
+
+
+def _is_linux(elf: Elf) -> bool:
+    """Linked at -2 GiB and loaded at a physical address, as x86-64's vmlinux is."""
+    return any(load.address >= 0xFFFFFFFF80000000 > load.gpa for load in elf.loads)
+
+
+def _protected_mode(elf: Elf, name: str, multiboot: str, fits: bool) -> Kind | None:
+    if multiboot:
+        what = f"a {name} with a {multiboot} header, which starts in protected mode"
+        return Kind(what, _SIXTEEN_BITS, fits)
+    if elf.has_interpreter:
+        return Kind(f"a dynamically linked {name} of an operating system", _RELINK, fits)
+    code = [load.gpa for load in elf.loads if not elf.is_notes(load)]
+    beyond = [address for address in (elf.entry, *code) if address >= REAL_MODE_END]
+    if beyond:
+        return Kind(f"a {name} for protected mode, linked at {min(beyond):#x}", _RELINK, fits)
+    return None

@@ -1,0 +1,33 @@
+"""Whether a file can be a real-mode guest, told by its content; a name only chooses words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pyvmm.errors import GuestError
+from pyvmm.guest.boot import RAM_SIZE, START
+from pyvmm.guest.elf import is_elf
+from pyvmm.guest.elf_kind import elf_kind
+from pyvmm.guest.formats import binary_kind
+from pyvmm.guest.kind import Kind
+from pyvmm.guest.texts import text_kind
+
+
+def kind_of(path: Path, data: bytes, size: int) -> Kind | None:
+    """What the file is, from ``data``, its first bytes of ``size``; None if it may be a guest."""
+    if is_elf(data):
+        return elf_kind(data)
+    if len(data) == size and not data.strip(b"\0"):
+        return Kind("nothing but zeros", "is it built, or a sparse disk?")
+    kind = binary_kind(data, size) or text_kind(data, path.name, path.suffix)
+    if kind is not None and size > RAM_SIZE - START:
+        return replace(kind, is_loadable=False)
+    return kind
+
+
+def refusal(path: Path, kind: Kind) -> GuestError:
+    """The error that says what the file is and what to do."""
+    remedies = [kind.remedy, "--mode real runs it all the same" if kind.is_loadable else ""]
+    cause = f"it is {kind.name}, no real-mode guest"
+    return GuestError(str(path), cause, "; ".join(remedy for remedy in remedies if remedy))

@@ -1,0 +1,84 @@
+"""ELF files from anybody: an image or one error, whatever their headers say."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from foreign_images import CODE, EM_X86_64, elf
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyvmm.errors import GuestError
+from pyvmm.guest.elf_kind import elf_kind
+from pyvmm.guest.identify import kind_of
+from pyvmm.guest.image import MAX_FILE, elf_image
+
+WHOLE = (elf(), elf(64, machine=EM_X86_64), elf(interpreter=True))
+BORDERS = (0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 63, (1 << 64) - 1)
+
+
+def taken_or_refused(data: bytes) -> None:
+    kind = elf_kind(data)
+    assert kind is None or kind.name
+    try:
+        image = elf_image("guest", data)
+    except GuestError as error:
+        assert "\n" not in str(error)
+        return
+    assert 0 <= image.entry <= 0xFFFF
+    assert sum(len(segment.data) for segment in image.segments) <= MAX_FILE
+
+
+@given(st.sampled_from(WHOLE), st.data())
+def test_headers_with_other_numbers(whole: bytes, data: st.DataObject) -> None:
+    changed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        width = data.draw(st.sampled_from((1, 2, 4, 8)))
+        at = data.draw(st.integers(4, len(changed) - width))
+        any_number = st.integers(0, (1 << 8 * width) - 1)
+        number = data.draw(any_number | st.sampled_from(BORDERS)) % (1 << 8 * width)
+        changed[at : at + width] = number.to_bytes(width, "little")
+    taken_or_refused(bytes(changed[: data.draw(st.integers(4, len(changed)))]))
+
+
+@given(st.binary(max_size=200))
+@example(b"")
+def test_anything_after_the_magic_number(tail: bytes) -> None:
+    taken_or_refused(b"\x7fELF" + tail)
+
+
+@given(st.binary(max_size=2000))
+def test_any_bytes_have_a_kind_or_none(data: bytes) -> None:
+    kind = kind_of(Path("guest.bin"), data, len(data))
+    assert kind is None or kind.name
+
+
+@pytest.mark.parametrize("at", range(4, len(CODE) + 52 + 32))
+def test_a_file_that_is_cut_anywhere(at: int) -> None:
+    with pytest.raises(GuestError, match="cut short"):
+        elf_image("guest", elf()[:at])
+
+
+def test_program_headers_beyond_any_file() -> None:
+    whole = bytearray(elf(64))
+    for table in BORDERS[3:]:
+        struct.pack_into("<Q", whole, 32, table)
+        with pytest.raises(GuestError, match="cut short"):
+            elf_image("guest", bytes(whole))
+
+
+def test_program_headers_of_another_size() -> None:
+    whole = bytearray(elf())
+    for size in (0, 31):
+        struct.pack_into("<H", whole, 42, size)
+        with pytest.raises(GuestError, match=f"headers are of {size} bytes"):
+            elf_image("guest", bytes(whole))
+
+
+def test_an_entry_outside_of_all_segments() -> None:
+    whole = bytearray(elf())
+    struct.pack_into("<I", whole, 24, 0x7C00 + len(CODE))
+    with pytest.raises(GuestError, match=r"entry 0x7c05 lies in none of its segments; .*ld -e"):
+        elf_image("guest", bytes(whole))

@@ -1,0 +1,69 @@
+"""What cannot be a real-mode guest is refused in one line that names what it is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from foreign_images import Foreign, built_by_hand, by_gcc
+
+from pyvmm import ConfigurationError, GuestError, load_guest
+from pyvmm.cli.main import main
+
+IMAGES = list(built_by_hand())
+
+
+def refused(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that `pyvmm run` says of the file, with all of ``words``; status 2."""
+    assert main(["run", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1 and err.startswith(f"pyvmm: {path}: it"), err
+    for word in words:
+        assert word in err
+    return err
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=[image.name for image in IMAGES])
+def test_a_file_that_is_no_real_mode_guest(
+    image: Foreign, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / image.name
+    path.write_bytes(image.data)
+    line = refused(path, capsys, *image.words)
+    assert "no real-mode guest" in line or "too many" in line
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is missing (apt install gcc)")
+def test_what_gcc_makes_unless_told_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = 0
+    for image in by_gcc(tmp_path):
+        refused(tmp_path / image.name, capsys, *image.words)
+        count += 1
+    assert count > 5
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(IMAGES) >= 40 and len({image.words[0] for image in IMAGES}) >= 15
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=[image.name for image in IMAGES])
+def test_mode_real_takes_what_it_is_offered_for(image: Foreign, tmp_path: Path) -> None:
+    path = tmp_path / image.name
+    path.write_bytes(image.data)
+    with pytest.raises(GuestError) as refusal:
+        load_guest(path)
+    if "--mode real runs it all the same" in str(refusal.value):
+        assert load_guest(path, mode="real").segments
+    else:
+        with pytest.raises(GuestError) as again:
+            load_guest(path, mode="real")
+        assert str(again.value) == str(refusal.value)
+
+
+def test_other_modes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"mode 'long': .*real"):
+        load_guest(tmp_path, mode="long")
