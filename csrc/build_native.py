@@ -24,7 +24,10 @@ HEADERS = """
 #include "memory.h"
 #include "protocol.h"
 #include "vcpu_loop.h"
-#include "bare_loops.h"
+#include "bench/exits.h"
+#include "bench/kicks.h"
+#include "bench/conversions.h"
+#include "bench/life.h"
 """
 
 # Object-like macros of these families become constants, if they are integers on x86.
@@ -79,7 +82,7 @@ def constants(compiler: str) -> list[str]:
 
 
 def sources() -> list[str]:
-    files = [*HERE.glob("*.c"), *HERE.glob("backends/*.c")]
+    files = HERE.rglob("*.c")
     # setuptools wants paths relative to setup.py.
     return sorted(str(path.relative_to(HERE.parent)) for path in files)
 

@@ -251,7 +251,7 @@ int guest_cpu_choose(int cpu);
 int page_range_allocate(int fd, uint64_t offset, uint64_t size);
 int page_range_punch(int fd, uint64_t offset, uint64_t size);
 
-/* bare_loops.h */
+/* bench/ */
 enum bare_call {
 	BARE_ALLOCATE, BARE_PUNCH, BARE_PROTECT, BARE_ADD_SLOT, BARE_DELETE_SLOT,
 	BARE_ATTRIBUTES, ...
