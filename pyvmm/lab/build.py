@@ -17,12 +17,12 @@ from pyvmm.lab.config import check_config, own_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, read_image
 from pyvmm.lab.make import Make, Progress
+from pyvmm.lab.programs import OF_A_BUILD, require
 from pyvmm.lab.sources import Tree, default_tarball, open_source
 
 DEFAULT_VERSION = "6.12"
 #: Patches that belong to the lab; each is the name of the kernel that it makes.
 _OWN_PATCHES = Path(__file__).parent / "patches"
-_TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "tar", "xz", "lz4", "patch")
 #: Room for the objects of one configuration, in MiB.
 _BUILD_MIB = 600
 _UNBUILDABLE = re.compile(r"[\s:]")
@@ -88,7 +88,7 @@ def find_or_build(
         return built
     if built is None:
         open_source(recipe.source)
-        _check_tools()
+        require(*OF_A_BUILD)
         announce(f"kernel {name!r} was never built: building it now, which takes minutes")
     return build(recipe, name, announce, progress)
 
@@ -114,7 +114,7 @@ def build(
     tree = Tree(source)
     if not source.is_folder and (folder := _kept(recipe, tree)):
         return give_name(name or _default_name(recipe, tree), folder)
-    _check_tools()
+    require(*OF_A_BUILD)
     if _UNBUILDABLE.search(str(tree.folder)):
         raise LabError(
             f"cache folder {cache_folder()}",
@@ -216,9 +216,3 @@ def _objects_folder(tree: Tree, config: str) -> Path:
             objects.mkdir()
     label.write_text(wanted)
     return objects
-
-
-def _check_tools() -> None:
-    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
-    if missing:
-        raise LabError(", ".join(missing), "not found", "run 'pyvmm lab setup'")

@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 
 from pyvmm.lab.errors import LabError
+from pyvmm.lab.programs import remedy
 
 _FOLDERS = ("bin", "dev", "proc", "host", "upper", "root")
 _HERE = Path(__file__).parent
@@ -21,9 +22,9 @@ def find_busybox() -> Path:
     """The host's statically linked busybox; a LabError when there is none."""
     found = shutil.which("busybox", path=os.environ.get("PATH", "") + ":/bin:/usr/bin")
     if found is None:
-        raise LabError("busybox", "not found", "run 'pyvmm lab setup' or install busybox-static")
+        raise LabError("busybox", "not found", remedy("busybox"))
     if _has_interpreter(Path(found)):
-        raise LabError(found, "not statically linked", "install busybox-static")
+        raise LabError(found, "not statically linked", remedy("busybox"))
     return Path(found)
 
 

@@ -14,28 +14,15 @@ from pathlib import Path
 
 from pyvmm.lab.build import DEFAULT_VERSION
 from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.programs import PACKAGES
 from pyvmm.lab.sources import default_tarball
 
-#: Debian's and Ubuntu's names.
-_PACKAGES = (
-    "qemu-system-x86",
-    "busybox-static",
-    "build-essential",
-    "flex",
-    "bison",
-    "bc",
-    "libelf-dev",
-    "lz4",
-    "xz-utils",
-    "patch",
-)
-#: Where kernel sources are that are newer than the distribution: Debian's own backports.
+#: Debian's own backports, for kernel sources newer than the distribution; the mirror is apt's.
 _BACKPORTS = """\
 Types: deb
-URIs: http://deb.debian.org/debian
+URIs: {mirror}
 Suites: trixie-backports
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+Components: {components}
 """
 _VERSION = re.compile(r"\d+\.\d+")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -57,10 +44,10 @@ def install(version: str | None, announce: Announce) -> None:
         raise LabError(
             "'pyvmm lab setup'",
             "it knows apt only, and there is none",
-            f"install QEMU for x86-64, a static busybox, {', '.join(_PACKAGES[2:])},"
+            f"install the like of {', '.join(PACKAGES)},"
             " and give 'pyvmm lab build' a kernel source with --source",
         )
-    missing = [package for package in _PACKAGES if not _installed(package)]
+    missing = [package for package in PACKAGES if not _installed(package)]
     wanted = missing if default_tarball(version).exists() else [*missing, source]
     if not wanted:
         announce(f"nothing is missing; {after}")
@@ -87,13 +74,12 @@ def install(version: str | None, announce: Announce) -> None:
 
 def _install_from_backports(source: str, announce: Announce) -> None:
     """Install one package from a suite that apt is told of for this one time only."""
-    if not _KEYRING.exists():
-        raise LabError(source, "no configured suite of apt has it", "add one that does")
+    backports = _backports(source)
     announce(f"{source} is in none of apt's suites: looking in Debian's backports")
     with tempfile.TemporaryDirectory() as place:
         Path(place, "parts").mkdir()
         Path(place, "lists").mkdir()
-        Path(place, "parts", "backports.sources").write_text(_BACKPORTS)
+        Path(place, "parts", "backports.sources").write_text(backports)
         options = [
             "-oDir::Etc::sourcelist=/dev/null",
             f"-oDir::Etc::sourceparts={place}/parts",
@@ -103,6 +89,28 @@ def _install_from_backports(source: str, announce: Announce) -> None:
         if not _offered(source, options):
             raise LabError(source, "neither apt's suites nor Debian's backports have it")
         _apt([*options, "install", "--yes", "--no-install-recommends", source])
+
+
+def _backports(source: str) -> str:
+    """What to tell apt of Debian's backports, at the mirror from which it has Debian itself."""
+    targets = [line.split() for line in _index_targets() if len(line.split()) == 2]
+    if not targets:
+        raise LabError(
+            source,
+            "none of apt's suites has it, and none is Debian's",
+            "add a Debian mirror to /etc/apt/sources.list.d and type 'apt-get update'",
+        )
+    mirror = targets[0][0]
+    components = dict.fromkeys(component for site, component in targets if site == mirror)
+    signed = f"Signed-By: {_KEYRING}\n" if _KEYRING.exists() else ""
+    return _BACKPORTS.format(mirror=mirror, components=" ".join(components)) + signed
+
+
+def _index_targets() -> list[str]:
+    """A line "URI component" for each index of Debian's own suites that apt has."""
+    command = ["apt-get", "indextargets", "--format", "$(SITE) $(COMPONENT)"]
+    command += ["Created-By: Packages", "Origin: Debian", "Label: Debian"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 def _installed(package: str) -> bool:

@@ -22,8 +22,8 @@ from typing import Literal
 from pyvmm.lab.agent import PORT_NAME
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.processes import die_with_parent
+from pyvmm.lab.programs import QEMU, remedy
 
-QEMU = "qemu-system-x86_64"
 #: How QEMU emulates several CPUs: in turns on one thread, or on a thread for each.
 Tcg = Literal["single", "multi"]
 _FOLDER_PREFIX = "pyvmm-lab-"
@@ -48,7 +48,7 @@ def find_qemu() -> str:
     """Path of QEMU's x86-64 system emulator; a LabError when there is none."""
     found = shutil.which(QEMU)
     if found is None:
-        raise LabError(QEMU, "not found", "run 'pyvmm lab setup' or install qemu-system-x86")
+        raise LabError(QEMU, "not found", remedy(QEMU))
     return found
 
 

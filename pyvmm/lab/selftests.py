@@ -14,6 +14,7 @@ from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
 from pyvmm.lab.make import Make
+from pyvmm.lab.programs import OF_SELFTESTS, require
 from pyvmm.lab.sources import Tree, open_source
 
 #: The selftests that are about private memory, with their arguments.
@@ -53,6 +54,7 @@ def build_selftests(
         raise LabUsageError(
             f"kernel {kernel.name}", "its source is unknown: the lab did not build it"
         )
+    require(*OF_SELFTESTS)
     tree = Tree(open_source(Path(kernel.source)))
     programs = make_folder(cache_folder() / "selftests" / kernel.image.parent.name)
     log = programs / "build.log"

@@ -22,6 +22,7 @@ from pathlib import Path
 from pyvmm.lab.cache import cache_folder, check_room, write_whole
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.processes import die_with_parent
+from pyvmm.lab.programs import require
 
 _TARBALLS = Path("/usr/src")
 #: An unpacked source and one build of it.
@@ -39,6 +40,8 @@ _NAMING_LINES = (
 )
 #: What patch(1) says of trouble; for the last of these its status is 0.
 _PATCH_FAILURES = ("FAILED", "can't find", "malformed", "not supported")
+#: What tar calls to unpack a tarball, by the end of its name.
+_UNPACKERS = {".xz": "xz", ".bz2": "bzip2", ".zst": "zstd"}
 _LONGEST_STEM = 40
 _LONGEST_NAME = 255  # NAME_MAX of linux/limits.h
 
@@ -163,6 +166,8 @@ class Tree:
     def _unpack(self, lock: int) -> None:
         for left_over in self.folder.glob("unpacking-*"):
             shutil.rmtree(left_over)
+        if unpacker := _UNPACKERS.get(self.source.path.suffix):
+            require(unpacker)
         with tempfile.TemporaryDirectory(prefix="unpacking-", dir=self.folder) as name:
             place = Path(name)
             done = subprocess.run(

@@ -11,6 +11,7 @@ import pytest
 from pyvmm.lab import install as install_module
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.install import install
+from pyvmm.lab.programs import PACKAGES
 
 Machine = Callable[..., list[list[str]]]
 
@@ -20,9 +21,21 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """A machine that has some packages; gives the list of what apt-get is then told to do."""
 
     def make(
-        *, installed: Sequence[str] = (), offered: Sequence[str] = (), root: bool = True
+        *,
+        installed: Sequence[str] = (),
+        offered: Sequence[str] = (),
+        root: bool = True,
+        suites: Sequence[str] = ("http://mirror.invalid/debian main",),
     ) -> list[list[str]]:
         told: list[list[str]] = []
+
+        def tell(words: Sequence[str]) -> None:
+            """What apt is told, and with a source of its own what is in that."""
+            told.append(list(words))
+            for word in words:
+                if word.startswith("-oDir::Etc::sourceparts="):
+                    (told_source,) = Path(word.partition("=")[2]).iterdir()
+                    told[-1].append(told_source.read_text())
 
         def is_offered(package: str, options: Sequence[str]) -> bool:
             return package in offered or (bool(options) and f"backports:{package}" in offered)
@@ -31,14 +44,15 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
         monkeypatch.setattr("os.geteuid", lambda: 0 if root else 1000)
         monkeypatch.setattr(install_module, "_installed", lambda package: package in installed)
         monkeypatch.setattr(install_module, "_offered", is_offered)
-        monkeypatch.setattr(install_module, "_apt", lambda words: told.append(list(words)))
+        monkeypatch.setattr(install_module, "_apt", tell)
+        monkeypatch.setattr(install_module, "_index_targets", lambda: [*suites])
         monkeypatch.setattr(install_module, "default_tarball", lambda version: tmp_path / version)
         return told
 
     return make
 
 
-_ALL = install_module._PACKAGES
+_ALL = PACKAGES
 
 
 def test_nothing_to_do_needs_no_root(machine: Machine, tmp_path: Path) -> None:
@@ -90,8 +104,26 @@ def test_root_gets_what_is_missing(machine: Machine) -> None:
 def test_a_newer_source_comes_from_backports(machine: Machine) -> None:
     told = machine(installed=_ALL, offered=["backports:linux-source-7.3"])
     install("7.3", lambda line: None)
-    assert told[-1][-1] == "linux-source-7.3"
-    assert any("sourceparts" in word for word in told[-1])
+    assert "linux-source-7.3" in told[-1]
+    assert "Suites: trixie-backports\n" in told[-1][-1]
+
+
+def test_backports_come_from_the_mirror_that_apt_has_debian_from(machine: Machine) -> None:
+    suites = [
+        "http://one.invalid/debian main",
+        "http://one.invalid/debian contrib",
+        "http://two.invalid/debian non-free",
+    ]
+    told = machine(installed=_ALL, offered=["backports:linux-source-7.3"], suites=suites)
+    install("7.3", lambda line: None)
+    assert "URIs: http://one.invalid/debian\n" in told[-1][-1]
+    assert "Components: main contrib\n" in told[-1][-1]
+
+
+def test_without_a_debian_mirror_there_are_no_backports(machine: Machine) -> None:
+    machine(installed=_ALL, suites=[])
+    with pytest.raises(LabError, match=r"7\.3: none of apt's suites.*; add a Debian mirror"):
+        install("7.3", lambda line: None)
 
 
 def test_a_source_that_nobody_has(machine: Machine) -> None:
@@ -102,7 +134,7 @@ def test_a_source_that_nobody_has(machine: Machine) -> None:
 
 def test_a_machine_without_apt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(LabError, match=r"apt only.*install QEMU"):
+    with pytest.raises(LabError, match=r"apt only.*install the like of qemu"):
         install(None, lambda line: None)
 
 
