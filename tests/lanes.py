@@ -4,9 +4,9 @@ A test's lane is its folder. ``unit`` needs nothing; ``host`` needs a usable /de
 needs a kernel with private memory. Tests of the lab lane run inside the lab: pytest collects
 them here, boots one lab per kernel, runs pytest in there for exactly those tests, and hands
 their results on as if they had run here. A test says which kernel it wants by
-``@pytest.mark.lab(kernel="memory-error")``; one that boots labs itself is marked ``boots`` and
-runs here. Booting takes its time, so the lab lane runs only when it is asked for: required, or
-named on the command line.
+``@pytest.mark.lab(kernel="memory-error")``; one that boots labs itself, or needs no more than the
+programs that ``pyvmm lab setup`` installs, is marked ``boots`` and runs here. Booting takes its
+time, so the lab lane runs only when it is asked for: required, or named on the command line.
 
 At the end of a run each lane gets a line. ``--require-lanes unit,host`` makes a lane that ran
 nothing, or that could not run, a failure.

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from pyvmm_command import pyvmm
 
-from pyvmm.validate import ktap
-
 pytestmark = pytest.mark.usefixtures("no_leak")
-
-_SOURCES = sorted(Path("/usr/src").glob("linux-source-*.tar.xz"))
 
 
 @pytest.fixture(scope="module")
@@ -139,31 +132,3 @@ def test_compared_with_an_earlier_run(tmp_path: Path) -> None:
     data["schema"] = 2
     file.write_text(json.dumps(data))
     pyvmm("validate", *choice, "--baseline", file).error(2, "schema 2, not 1")
-
-
-@pytest.mark.skipif(not _SOURCES, reason="no kernel source in /usr/src (linux-source-6.12)")
-def test_the_kernels_parser_accepts_the_ktap(tmp_path: Path) -> None:
-    if shutil.which("xz") is None:
-        pytest.skip("no xz")
-    parser = "tools/testing/kunit"
-    subprocess.run(
-        ["tar", "-C", str(tmp_path), "--strip-components=1", "--wildcards", "-xf", str(_SOURCES[0])]
-        + [f"*/{parser}/*"],
-        check=True,
-    )
-    outcome = pyvmm("validate", "-k", "memory_regions or misuse", "--ktap")
-    known = ktap.verdict(1, "X1.a a title", "known", ['it hangs; fixed by 0 ("Mend")'])
-    for text in (outcome.stdout, "\n".join([*ktap.heading(1), *known, ""])):
-        file = tmp_path / "ktap"
-        file.write_text(text)
-        parsed = subprocess.run(
-            [sys.executable, tmp_path / parser / "kunit.py", "parse", file],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=tmp_path,
-        )
-        assert parsed.returncode == 0, parsed.stdout[-2000:]
-        count = sum(line.startswith(("ok", "not ok")) for line in text.splitlines())
-        assert f"Ran {count} tests" in parsed.stdout
-        assert "[ERROR]" not in parsed.stdout

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.lab.errors import LabError
+from pyvmm.lab.initramfs import build_initramfs, find_busybox
 from pyvmm.lab.lab import Lab
 
 pytestmark = pytest.mark.boots
@@ -311,3 +312,19 @@ def test_bad_requests_are_one_line(tmp_path: Path) -> None:
         assert done.returncode == status, done.stderr
         assert done.stderr.count(b"\n") == 1, done.stderr
         assert complaint in done.stderr.decode()
+
+
+def test_the_initramfs_is_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(build_initramfs("/usr/bin/python3", "/results/are here"))
+    busybox = find_busybox()
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "archive", "rb") as archive:
+        command = [str(busybox), "cpio", "-i", "-d", "-m"]
+        subprocess.run(command, stdin=archive, cwd=tmp_path / "out", check=True)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted(
+        ["agent.py", "bin", "dev", "host", "init", "proc", "python", "results", "root", "upper"]
+    )
+    assert (tmp_path / "out/results").read_text() == "/results/are here\n"
+    assert os.access(tmp_path / "out/init", os.X_OK)
+    subprocess.run([busybox, "sh", "-n", tmp_path / "out/init"], check=True)

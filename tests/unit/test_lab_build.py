@@ -1,4 +1,4 @@
-"""Building kernels, with a stand-in for make: what is kept, what is said when it fails."""
+"""Building kernels, with stand-ins for what builds them: what is kept, what is said of failures."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pyvmm.lab.cache import check_room, locked
 from pyvmm.lab.config import check_config, own_fragment, parse_config, read_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import built_kernels, find_built, read_image
+from pyvmm.lab.programs import OF_A_BUILD
 
 _MAKE = r"""#!/bin/sh
 # Stands in for make: the goals are the last argument.
@@ -39,6 +40,11 @@ bzImage)
     cp "$BZIMAGE" "$out/arch/x86/boot/bzImage" ;;
 esac
 """
+# Stands in for patch: whatever it is given, svm.c is another afterwards.
+_PATCH = """#!/bin/sh
+while [ "$1" != -d ]; do shift; done
+echo patched >>"$2/arch/x86/kvm/svm.c"
+"""
 
 
 def fake_bzimage(release: str = "9.9.1-test") -> bytes:
@@ -52,12 +58,14 @@ def fake_bzimage(release: str = "9.9.1-test") -> bytes:
 
 @pytest.fixture(autouse=True)
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache, a kernel source folder, and a make that only looks like one."""
+    """A cache, a kernel source folder, and tools that only look like tools."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "make").write_text(_MAKE)
-    (tools / "make").chmod(0o755)
+    scripts = {"make": _MAKE, "patch": _PATCH}
+    for name in {*OF_A_BUILD} - {"tar"}:
+        (tools / name).write_text(scripts.get(name, "#!/bin/sh\nexit 1\n"))
+        (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("MADE", str(tmp_path / "made"))
     monkeypatch.setenv("BZIMAGE", str(tmp_path / "image"))
@@ -69,9 +77,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _tarball(world: Path, name: str = "linux-source-9.9.tar.xz") -> Path:
+def _tarball(world: Path, name: str = "linux-source-9.9.tar.gz") -> Path:
     path = world / name
-    subprocess.run(["tar", "-cJf", path, "-C", world, "linux"], check=True)
+    subprocess.run(["tar", "-czf", path, "-C", world, "linux"], check=True)
     return path
 
 
@@ -213,8 +221,10 @@ def test_an_unreadable_patch(world: Path) -> None:
 
 def test_missing_tools_are_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(_tarball(world))
+    for name in ("flex", "xz"):
+        (world / "tools" / name).unlink()
     monkeypatch.setenv("PATH", str(world / "tools"))
-    with pytest.raises(LabError, match=r"gcc, .*flex.*pyvmm lab setup"):
+    with pytest.raises(LabError, match=r"^flex, tar, xz: .* or install flex tar xz-utils$"):
         build(recipe, None, _silent)
 
 
@@ -282,7 +292,7 @@ def test_nothing_is_announced_that_cannot_begin(
     with pytest.raises(LabUsageError, match="none"):
         find_or_build("default", said.append)
     monkeypatch.setattr(build_module, "default_tarball", lambda version: world / "linux")
-    monkeypatch.setenv("PATH", str(world / "tools"))
+    monkeypatch.setenv("PATH", str(world / "none"))
     with pytest.raises(LabError, match="gcc"):
         find_or_build("default", said.append)
     assert said == []

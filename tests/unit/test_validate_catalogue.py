@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,4 +124,4 @@ def test_loading_the_plugin_imports_no_compiled_module() -> None:
         "assert 'pyvmm._native' not in sys.modules\n"
         "assert 'pyvmm.validate' not in sys.modules"
     )
-    subprocess.run(["python3", "-c", code], check=True, env=os.environ)
+    subprocess.run([sys.executable, "-c", code], check=True)

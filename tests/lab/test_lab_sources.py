@@ -13,6 +13,8 @@ from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import check_name
 from pyvmm.lab.sources import Tree, default_tarball, list_files, open_source, patched_files
 
+pytestmark = pytest.mark.boots  # boots nothing, but patch(1) is what the lab lane has
+
 _FILES = {
     "Kbuild": "# top\n",
     "arch/x86/kvm/svm.c": "one\ntwo\nthree\n",
