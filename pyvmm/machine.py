@@ -492,7 +492,7 @@ class Machine:
             reason=reason,
             backend=self.memory.backend.name,
             mechanism=self.memory.mechanism.name.lower(),
-            console=bytes(ffi.buffer(protocol.console, kept)).decode("utf-8", "replace"),
+            console_bytes=bytes(ffi.buffer(protocol.console, kept)),
             console_dropped=protocol.console_written - kept,
             exits=exits,
             conversions=self.memory.conversions(),

@@ -203,11 +203,13 @@ def machine(kvm: Kvm) -> RunGuest:
 
 
 def _told(report: RunReport) -> str:
+    from pyvmm.printable import printable, shown
+
     lines = [f"{report.result}: {report.reason or 'no exit code'}"]
     if report.where is not None:
         lines += report.where.lines()
     if report.console:
-        lines += ["console:", *report.console.splitlines()]
+        lines += ["console:", *map(printable, shown(report.console).splitlines())]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -134,7 +135,7 @@ class RunReport:
     mechanism: str = ""
     platform: str = "protocol"
     mode: str = "real"
-    console: str = ""
+    console_bytes: bytes = b""
     console_dropped: int = 0
     serial: str = ""
     exits: dict[str, int] = field(default_factory=dict)
@@ -154,6 +155,11 @@ class RunReport:
     @property
     def passed(self) -> bool:
         return self.result is Result.PASS
+
+    @property
+    def console(self) -> str:
+        """What the guest printed, with U+FFFD for each byte that is no UTF-8."""
+        return self.console_bytes.decode("utf-8", "replace")
 
 
 def latency_of(loops: Sequence[VcpuLoop], name: str) -> Latency:
@@ -220,6 +226,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "mechanism": report.mechanism,
         "kernel": kernel_release(),
         "console": report.console,
+        "console_base64": _base64_unless_text(report.console_bytes),
         "console_dropped": report.console_dropped,
         "serial": report.serial,
         "exits": report.exits,
@@ -242,6 +249,15 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "where": None if report.where is None else _where_to_json(report.where),
         "host": host_facts(),
     }
+
+
+def _base64_unless_text(data: bytes) -> str | None:
+    """What text would lose."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return b2a_base64(data, newline=False).decode("ascii")
+    return None
 
 
 def _unclaimed_to_json(each: Unclaimed) -> dict[str, int]:

@@ -118,11 +118,13 @@ def run(options: argparse.Namespace) -> int:
             report = RunReport(Result.INTERRUPTED)
         if report.result is Result.INTERRUPTED:
             report = replace(report, reason=f"{interruption.name} ended the run")
+        seconds = time.monotonic() - started
         try:
             if options.json:
-                print(json.dumps(to_json(report)))
+                found = {**to_json(report), "guest": options.guest, "seconds": round(seconds, 3)}
+                print(json.dumps(found))
             elif console is not None and (report.backend or not _is_complaint(report)):
-                render(report, console, options.guest, time.monotonic() - started)
+                render(report, console, options.guest, seconds)
             sys.stdout.flush()
         except BrokenPipeError:
             # As with `| head`: who reads has seen enough, and the run was what it was.

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from typing import TextIO
 
-from pyvmm.host import kernel_release
+from pyvmm.host import host_facts, kernel_release
 from pyvmm.mapping import PAGE_SIZE
-from pyvmm.printable import printable
+from pyvmm.printable import printable, shown
 from pyvmm.report import Latency, RegionReport, Result, RunReport, duration
 
 _PAGES_PER_ROW = 64
@@ -23,7 +23,8 @@ _COLOURS = {Result.PASS: _GREEN, Result.DEADLINE: _YELLOW, Result.INTERRUPTED: _
 class ConsoleText:
     """Shows a guest's console on ``out``, where nothing but newline and tab is obeyed.
 
-    The rest of what a terminal acts on is written as escapes: a guest is hostile.
+    The rest of what a terminal acts on is written as escapes: a guest is hostile. A terminal
+    is shown only the beginning of a long one; a pipe gets all of it.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -31,9 +32,11 @@ class ConsoleText:
         self.is_live = out.isatty()
         self.has_colour = self.is_live and has_colour()
         self._taken = b""
-        self._shown = 0
+        self._decoded = 0
         self._held = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text = ""
+        self._hidden = 0
         self._at_line_start = True
 
     def take(self, console: bytes) -> None:
@@ -42,19 +45,30 @@ class ConsoleText:
 
     def show(self, final: bool = False) -> None:
         """Print what has been taken and not shown; a half character waits unless ``final``."""
-        new = self._taken[self._shown :]
-        self._shown = len(self._taken)
+        new = self._taken[self._decoded :]
+        self._decoded = len(self._taken)
         decoded = self._held + self._decoder.decode(new, final)
         # The \r of \r\n moves nothing; any other one would overwrite what was printed.
         self._held = "\r" if decoded.endswith("\r") and not final else ""
-        whole = decoded.removesuffix(self._held)
-        text = printable(whole.replace("\r\n", "\n"), "\n\t")
+        text = printable(self._fitting(decoded.removesuffix(self._held)), "\n\t")
         if text:
             self._at_line_start = text.endswith("\n")
         if final and not self._at_line_start:
             text += "\n"
+        if final and self._hidden:
+            text += f"[{self._hidden} more bytes; --json has them, and a pipe]\n"
         self.out.write(text)
         self.out.flush()
+
+    def _fitting(self, new: str) -> str:
+        new = new.replace("\r\n", "\n")
+        if not self.is_live:
+            return new
+        before = len(self._text)
+        self._text = shown(self._text + new)
+        fitting = "" if self._hidden else self._text[before:]
+        self._hidden += len(new[len(fitting) :].encode("utf-8", "surrogateescape"))
+        return fitting
 
     def styled(self, text: str, style: str) -> str:
         return f"\x1b[{style}m{text}\x1b[0m" if self.has_colour else text
@@ -80,12 +94,15 @@ def _lines(report: RunReport, console: ConsoleText, guest: str, seconds: float) 
         return
     backend = f"{report.backend} ({report.mechanism})"
     yield f"{backend} on Linux {kernel_release()}, {seconds:.3f} s in all"
+    code = "no exit code" if report.exit_code is None else f"exit code {report.exit_code}"
+    yield f"{report.mode} mode ({report.platform}), {code}; {_host()}"
     for title, part in (
         ("", _exit_table(report)),
         ("Latency", _latency_table(report)),
         ("Conversions", _conversions(report)),
         ("Pages at the end", _picture(report)),
         ("Measures", _measures(report)),
+        ("Serial port", printable(report.serial, "\n\t").splitlines()),
         ("Lost and unclaimed", _lost(report)),
         ("Where it ended", report.where.lines() if report.where else ()),
     ):
@@ -99,22 +116,34 @@ def _lines(report: RunReport, console: ConsoleText, guest: str, seconds: float) 
             yield from lines
 
 
+def _host() -> str:
+    facts = host_facts()
+    modules = facts["kvm_modules"]
+    assert isinstance(modules, list)
+    parts = (facts["cpu"], f"{facts['cpus']} CPUs", *modules, f"Python {facts['python']}")
+    return printable(", ".join(map(str, parts)))
+
+
 def _exit_table(report: RunReport) -> Iterator[str]:
     """As `perf kvm stat` prints it. A time is the VMM's: from KVM_RUN's return to its next call."""
-    rows = sorted(report.by_reason.items(), key=lambda row: -row[1].count)
-    if not rows:
+    if not report.exits:
         return
-    samples = sum(row.count for _, row in rows)
-    total = sum(row.total_ns for _, row in rows)
+    samples = sum(report.exits.values())
+    total = sum(row.total_ns for row in report.by_reason.values())
     times = "".join(f"{head:>13}" for head in ("Min", "Max", "Avg"))
     yield f"{'VM-EXIT':<18}{'Samples':>9}{'Samples%':>10}{'Time%':>9}{times}"
-    for name, row in rows:
+    for name, count in sorted(report.exits.items(), key=lambda row: -row[1]):
+        line = f"{name:<18}{count:>9}{count / samples:>10.2%}"
+        row = report.by_reason.get(name)
+        if row is None:  # not recorded
+            yield line
+            continue
         times = "".join(
             f"{nanoseconds / 1000:>11.2f}us"
             for nanoseconds in (row.min_ns, row.max_ns, row.total_ns / row.count)
         )
         share = row.total_ns / total if total else 0.0
-        yield f"{name:<18}{row.count:>9}{row.count / samples:>10.2%}{share:>9.2%}{times}"
+        yield f"{line}{share:>9.2%}{times}"
 
 
 def _latency_table(report: RunReport) -> Iterator[str]:
@@ -188,15 +217,32 @@ def _measures(report: RunReport) -> Iterator[str]:
 
 
 def _lost(report: RunReport) -> Iterator[str]:
-    for count, what in (
-        (report.console_dropped, "console bytes dropped: the first 1 MiB is kept"),
-        (report.measures_dropped, "measures dropped: the first 4096 are kept"),
+    ports = {each.port: each.count for each in report.unclaimed if each.port is not None}
+    gpas = {each.gpa: each.count for each in report.unclaimed if each.gpa is not None}
+    for count, what, places in (
+        (report.console_dropped, "console bytes dropped: the first 1 MiB is kept", {}),
+        (report.measures_dropped, "measures dropped: the first 4096 are kept", {}),
         (
             report.unclaimed_ports,
             "accesses to ports that nobody has: read all ones, writes ignored",
+            ports,
         ),
-        (report.unclaimed_mmio, "accesses where no memory is: read all ones, writes ignored"),
-        (report.spurious_exits, "memory exits that found the page already as they wanted it"),
+        (
+            report.unclaimed_mmio,
+            "accesses where no memory is: read all ones, writes ignored",
+            gpas,
+        ),
+        (report.spurious_exits, "memory exits that found the page already as they wanted it", {}),
     ):
         if count:
             yield f"{count} {what}"
+            yield from _places(places, count)
+
+
+def _places(places: dict[int, int], total: int) -> Iterator[str]:
+    """How many accesses there were to each, a few to a line, and what is left of ``total``."""
+    words = [f"{address:#x}: {count}" for address, count in places.items()]
+    if words and (rest := total - sum(places.values())):
+        words.append(f"elsewhere: {rest}")
+    for at in range(0, len(words), 6):
+        yield "  " + ", ".join(words[at : at + 6])

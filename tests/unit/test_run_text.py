@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 
 import pytest
 from hypothesis import example, given
@@ -17,8 +19,10 @@ from pyvmm.report import (
     RegionReport,
     Result,
     RunReport,
+    Unclaimed,
     Where,
     duration,
+    to_json,
 )
 from pyvmm.uapi import PageState
 from pyvmm.vcpu_loop import ExitRecord
@@ -43,10 +47,11 @@ def test_only_a_verdict_when_nothing_ran() -> None:
 
 def test_exit_table() -> None:
     report = ran(
+        exits={"io": 1, "mmio": 3},
         by_reason={
             "io": ReasonStatistics(1, 1000, 1000, 1000),
             "mmio": ReasonStatistics(3, 9000, 2000, 4000),
-        }
+        },
     )
     rows = [line.split() for line in text_of(report).splitlines()]
     assert ["VM-EXIT", "Samples", "Samples%", "Time%", "Min", "Max", "Avg"] in rows
@@ -57,7 +62,29 @@ def test_exit_table() -> None:
 
 
 def test_an_exit_that_took_no_time_at_all() -> None:
-    assert "0.00%" in text_of(ran(by_reason={"io": ReasonStatistics(1, 0, 0, 0)}))
+    report = ran(exits={"io": 1}, by_reason={"io": ReasonStatistics(1, 0, 0, 0)})
+    assert "0.00%" in text_of(report)
+
+
+def test_exits_that_were_not_recorded_are_counted_all_the_same() -> None:
+    report = ran(exits={"io": 1, "other": 3}, by_reason={"io": ReasonStatistics(1, 9, 9, 9)})
+    rows = [line.split() for line in text_of(report).splitlines()]
+    assert ["other", "3", "75.00%"] in rows
+
+
+def test_what_nobody_has_is_named_and_the_rest_counted() -> None:
+    report = ran(
+        unclaimed=(Unclaimed(0x20, None, 4), Unclaimed(None, 0xB0000, 2), Unclaimed(0x21, None, 1)),
+        unclaimed_ports=12,
+        unclaimed_mmio=2,
+    )
+    lines = text_of(report).splitlines()
+    assert "  0x20: 4, 0x21: 1, elsewhere: 7" in lines and "  0xb0000: 2" in lines
+    assert to_json(report)["unclaimed"] == [
+        {"port": 0x20, "count": 4},
+        {"gpa": 0xB0000, "count": 2},
+        {"port": 0x21, "count": 1},
+    ]
 
 
 def test_latencies_and_conversions() -> None:
@@ -143,6 +170,60 @@ def shown_in_parts(*taken: bytes) -> str:
     console.take(taken[-1])
     console.show(final=True)
     return out.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("console", "most", "hidden"),
+    [
+        (bytes(range(256)) * 256, 6_000, 63_700),
+        (b"\xff" * 65_536, 4_000, 64_536),
+        (b"x" * (1 << 20), 65_537, (1 << 20) - (1 << 16)),
+        (b"\n" * 65_536, 1_000, 64_536),
+        (b"\r\n" * 2_000, 1_000, 1_000),
+        (("\u00e9" * 70_000).encode(), 65_537, 2 * (70_000 - 65_536)),
+    ],
+    ids=["any", "no text", "long", "lines", "crlf", "characters of two bytes"],
+)
+@pytest.mark.parametrize("part", [1 << 20, 5_000])
+def test_a_terminal_is_not_flooded_and_a_pipe_gets_all(
+    console: bytes, most: int, hidden: int, part: int
+) -> None:
+    shown = {}
+    for out in (Terminal(), io.StringIO()):
+        text = ConsoleText(out)
+        for end in range(part, len(console), part):
+            text.take(console[:end])
+            text.show()
+        text.take(console)
+        text.show(final=True)
+        shown[type(out)] = out.getvalue()
+    cut, note = shown[Terminal].removesuffix("\n").rsplit("\n", 1)
+    assert len(cut) <= most
+    assert shown[io.StringIO].startswith(cut)
+    assert len(shown[io.StringIO]) >= len(console) // 2
+    (count,) = map(int, re.findall(r"^\[(\d+) more bytes; --json has them, and a pipe\]$", note))
+    assert abs(count - hidden) < 300
+
+
+def test_a_console_that_a_terminal_can_take_has_no_note() -> None:
+    out = Terminal()
+    text = ConsoleText(out)
+    text.take(b"\x1b[1mhello\x1b[0m\n" * 499)
+    text.show(final=True)
+    assert out.getvalue() == "\\x1b[1mhello\\x1b[0m\n" * 499
+
+
+def test_json_has_the_console_whole() -> None:
+    text = to_json(ran(console_bytes="a\u00e9\0".encode()))
+    assert (text["console"], text["console_base64"]) == ("a\u00e9\0", None)
+    noise = to_json(ran(console_bytes=b"a\xff\xfe"))
+    assert noise["console"] == "a\ufffd\ufffd"
+    assert base64.b64decode(noise["console_base64"]) == b"a\xff\xfe"
 
 
 @given(st.text())
