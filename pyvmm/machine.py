@@ -72,8 +72,9 @@ class Machine:
 
     ``guest`` is an :class:`Image` or the bytes of a flat binary, which run as they are,
     whatever they look like: a file is for :func:`load_guest`. ``policy`` says what happens
-    when the guest touches a page through the wrong view: a :class:`Policy`, or a function that is given the :class:`MemoryErrorExit` and the vCPU's index and
-    returns whether to convert. Policy.ASK itself asks whoever iterates over :meth:`exits`.
+    when the guest touches a page through the wrong view: a :class:`Policy`, or a function
+    that is given the :class:`MemoryErrorExit` and the vCPU's index and returns whether to
+    convert. Policy.ASK itself asks whoever iterates over :meth:`exits`.
     ``recording`` keeps latencies and the last ``log_capacity`` exits of each vCPU (a power
     of two).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -104,7 +105,6 @@ def _assemble(
     """
     # One line, whatever the file is called.
     name = printable(str(path))
-    shown = "{standard input}" if argument == "-" else argument
     # Memory files: whatever ends this process, no temporary file stays behind.
     with Memfd("guest.o", 0) as unlinked, Memfd("guest.elf", 0) as linked:
         symbols = [f"--defsym={name}={value}" for name, value in (parameters or {}).items()]
@@ -112,16 +112,23 @@ def _assemble(
         assembler = ["as", "-g", "--32", *include, *symbols, "-o", _path_of(unlinked), argument]
         said = _call(path, assembler, source if argument == "-" else "", unlinked)
         if said:
-            raise why_not_assembled(name, said.replace(shown, name), source)
+            raise why_not_assembled(name, _named(said, argument, name), source)
         layout = ["-m", "elf_i386", "-N", f"-Ttext={START:#x}", f"--entry={START:#x}"]
         quiet = ["--build-id=none", "-z", "noexecstack"]
         linker = ["ld", *layout, *quiet, "-o", _path_of(linked), _path_of(unlinked)]
         said = _call(path, linker, "", unlinked, linked)
         if said:
-            raise why_not_linked(name, said.replace(shown, name), source)
+            raise why_not_linked(name, _named(said, argument, name), source)
         size = os.fstat(linked.fileno()).st_size
         elf = os.pread(linked.fileno(), size, 0)
         return replace(elf_image(path.name, elf), elf=elf)
+
+
+def _named(said: str, argument: str, name: str) -> str:
+    """What as or ld said, with the user's ``name`` for the file that they were given."""
+    if argument != "-":
+        return said.replace(argument, name)
+    return re.sub(r"[^:\n]*\{standard input\}", lambda _: name, said)
 
 
 def _path_of(file: Memfd) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _LONGEST_LINE = 300
-_BLOCK_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 
 _OF_GAS = re.compile(
     r"(?:[\w.$]+:\s*)?\.(?:code16|code32|code64|code16gcc|intel_syntax|globl|global|text|section|"
@@ -78,10 +77,19 @@ class Dialect(NamedTuple):
 
 def lines(text: str) -> Iterator[Line]:
     """The lines that are not empty, without block comments and cut to a bearable length."""
-    without = _BLOCK_COMMENT.sub(lambda comment: "\n" * comment[0].count("\n"), text)
-    for number, line in enumerate(without.splitlines(), 1):
+    for number, line in enumerate(_without_block_comments(text).splitlines(), 1):
         if stripped := line[:_LONGEST_LINE].strip():
             yield Line(number, stripped)
+
+
+def _without_block_comments(text: str) -> str:
+    """``text`` with the line ends of its ``/*`` comments alone, in one pass."""
+    kept = []
+    at = 0
+    while (begin := text.find("/*", at)) >= 0 and (end := text.find("*/", begin + 2)) >= 0:
+        kept += [text[at:begin], "\n" * text.count("\n", begin, end)]
+        at = end + 2
+    return "".join([*kept, text[at:]])
 
 
 def is_gas(text: str) -> bool:
@@ -96,8 +104,8 @@ def dialect(text: str, name: str) -> Dialect | None:
     fasm = f"make a flat binary (fasm {shlex.quote(name)} GUEST.bin) and run that"
     own = "make a flat binary with that assembler and run that"
     for pattern, which, remedy in (
-        (_OF_NASM, "NASM", nasm),
         (_OF_FASM, "fasm", fasm),
+        (_OF_NASM, "NASM", nasm),
         (_OF_MASM, "MASM or TASM", own),
         (_OF_SEVERAL, "NASM", nasm),
     ):
@@ -120,9 +128,13 @@ def preprocessor_line(text: str) -> Line | None:
     return None
 
 
-def preprocessor_cause(text: str, words: str) -> Line | None:
-    """A line for the C preprocessor that explains why as or ld rejects what ``words`` say."""
-    mentioned = set(re.findall(r"\w+", words))
+def preprocessor_cause(text: str, words: str, number: int) -> Line | None:
+    """A line for the C preprocessor that explains why as or ld rejects line ``number``.
+
+    ``words`` are what they say of it.
+    """
+    rejected = " ".join(line.text for line in lines(text) if line.number == number)
+    mentioned = set(re.findall(r"\w+", f"{words} {rejected}"))
     for line in lines(text):
         defined = _DEFINES.match(line.text)
         if _INCLUDES.match(line.text) or (defined and defined[1] in mentioned):

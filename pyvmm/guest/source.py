@@ -59,7 +59,7 @@ def why_not_assembled(name: str, stderr: str, source: str) -> GuestError:
         shown = f"{found.name} syntax (line {found.line.number}: {found.line.text})"
         return GuestError(name, f"it is {shown}, and pyvmm assembles with GNU as", found.remedy)
     cause = f"not assembling: {complaint}"
-    for_cpp = preprocessor_cause(source, complaint.text)
+    for_cpp = preprocessor_cause(source, complaint.text, complaint.line)
     if for_cpp is not None:
         note = f"line {for_cpp.number} is for the C preprocessor: {for_cpp.text}"
         return GuestError(name, f"{cause}; {note}", preprocessor_remedy(name))
@@ -71,7 +71,7 @@ def why_not_linked(name: str, stderr: str, source: str) -> GuestError:
     cause = f"not linking: {complaint}"
     if not complaint.symbol:
         return GuestError(name, cause)
-    for_cpp = preprocessor_cause(source, complaint.symbol)
+    for_cpp = preprocessor_cause(source, complaint.symbol, complaint.line)
     if for_cpp is not None:
         note = f"line {for_cpp.number} is for the C preprocessor: {for_cpp.text}"
         return GuestError(name, f"{cause}; {note}", preprocessor_remedy(name))

@@ -13,7 +13,7 @@ _OBJECT = re.compile(r"^(?:\S*ld(?:\.\w+)?: )?(?:/proc/self/fd/\d+:)?")
 _UNDEFINED = re.compile(r"(?P<where>.*): undefined reference to [`'](?P<symbol>.*)'")
 _TRUNCATED = re.compile(
     r"(?P<where>.*?):?(?:\([^()]*\))?: relocation truncated to fit: R_386_(?:PC)?(?P<bits>8|16) "
-    r"against (?:symbol )?[`'](?P<symbol>[^`']*)'"
+    r"against (?:symbol )?[`'](?P<symbol>[^`']*)'.*"
 )
 
 
