@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -57,7 +58,11 @@ class KernelTrace:
                 str(_ROOT), error.strerror or str(error), "tracing needs root"
             ) from None
         try:
+            self._check_numbers()
             self._start()
+        except UnsupportedError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
             raise UnsupportedError(str(error.filename), error.strerror or str(error)) from None
@@ -72,6 +77,19 @@ class KernelTrace:
             cause = (done.stderr.strip().splitlines() or ["this kernel has none"])[-1]
             raise UnsupportedError("tracefs", cause, "mount it as root, or do without")
         self._mounted = True
+
+    def _check_numbers(self) -> None:
+        """A trace numbers threads as the first PID namespace does; so must this process."""
+        self._write("tracing_on", "1")
+        self._write("trace_marker", "pyvmm")
+        self._write("tracing_on", "0")
+        lines = (self._folder / "trace").read_text(errors="replace").splitlines()
+        numbers = [int(found["tid"]) for line in lines if (found := _LINE.match(line))]
+        self._write("trace", "")  # empties it
+        if numbers != [threading.get_native_id()]:
+            raise UnsupportedError(
+                "tracefs", "this process is in a PID namespace of its own", "run it outside of that"
+            )
 
     def _start(self) -> None:
         self._write("tracing_on", "0")

@@ -104,6 +104,16 @@ def test_without_tracefs_the_rest_is_still_shown(tmp_path: Path) -> None:
     assert [each["name"] for each in named(events(file), 1, "X") if each["cat"] == "exit"]
 
 
+def test_in_a_pid_namespace_there_is_no_view_of_the_kernel_s(tmp_path: Path) -> None:
+    """The kernel's trace would number the threads otherwise than this process does."""
+    if not has_tracefs():
+        pytest.skip("no tracefs that may be used here")
+    inside = ["unshare", "--pid", "--fork", "--mount-proc"]
+    outcome = pyvmm("run", "guests/hello.S", "--timeline", tmp_path / "t.json", prefix=inside)
+    assert outcome.status == 0, outcome
+    assert "no tracepoints of the kernel: tracefs: this process is in a PID name" in outcome.stderr
+
+
 @pytest.mark.parametrize("name", ["/nonexistent/t.json", "/dev/full", "/"])
 def test_a_file_that_cannot_be_written_is_one_line(name: str) -> None:
     pyvmm("run", "guests/hello.S", "--timeline", name).error(2, "--timeline", name)
