@@ -75,7 +75,8 @@ static enum port_verdict unclaimed(struct protocol *protocol, const struct kvm_r
 	if (protocol->unclaimed_to_python ||
 	    (protocol->python_ports[run->io.port / 8] >> (run->io.port % 8) & 1))
 		return PORT_PYTHON;
-	__atomic_fetch_add(&protocol->unclaimed_ports, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&protocol->has_unclaimed_ports, true, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&protocol->unclaimed_ports[run->io.port], 1, __ATOMIC_RELAXED);
 	return PORT_DONE;
 }
 
@@ -150,6 +151,27 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 	return PORT_DONE;
 }
 
+static void count_gpa(struct protocol *protocol, uint64_t gpa)
+{
+	const uint64_t wanted = gpa + 1;
+	uint32_t i;
+
+	for (i = 0; i < UNCLAIMED_GPAS; i++) {
+		struct unclaimed *at = &protocol->unclaimed_gpas[i];
+		uint64_t there = __atomic_load_n(&at->address, __ATOMIC_RELAXED);
+
+		/* Another vCPU may take the place first, maybe for the same GPA. */
+		if (there == 0 && __atomic_compare_exchange_n(&at->address, &there, wanted, false,
+							      __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+			there = wanted;
+		if (there == wanted) {
+			__atomic_fetch_add(&at->count, 1, __ATOMIC_RELAXED);
+			return;
+		}
+	}
+	__atomic_fetch_add(&protocol->unclaimed_elsewhere, 1, __ATOMIC_RELAXED);
+}
+
 bool protocol_mmio(struct protocol *protocol, struct kvm_run *run)
 {
 	uint32_t i;
@@ -164,6 +186,47 @@ bool protocol_mmio(struct protocol *protocol, struct kvm_run *run)
 	}
 	if (protocol->unclaimed_to_python)
 		return false;
-	__atomic_fetch_add(&protocol->unclaimed_mmio, 1, __ATOMIC_RELAXED);
+	count_gpa(protocol, run->mmio.phys_addr);
 	return true;
+}
+
+uint32_t protocol_unclaimed_ports(const struct protocol *protocol, struct unclaimed *most,
+				  uint32_t room, uint64_t *total)
+{
+	uint32_t port, at, known = 0;
+
+	*total = 0;
+	if (!__atomic_load_n(&protocol->has_unclaimed_ports, __ATOMIC_RELAXED))
+		return 0;
+	for (port = 0; port < PORTS; port++) {
+		const uint64_t count = __atomic_load_n(&protocol->unclaimed_ports[port],
+						       __ATOMIC_RELAXED);
+
+		*total += count;
+		if (count == 0 || (known == room && (room == 0 || most[room - 1].count >= count)))
+			continue;
+		/* Sorted as they come; the last one makes room. */
+		known += known < room;
+		for (at = known - 1; at > 0 && most[at - 1].count < count; at--)
+			most[at] = most[at - 1];
+		most[at] = (struct unclaimed){ port, count };
+	}
+	return known;
+}
+
+uint32_t protocol_unclaimed_gpas(const struct protocol *protocol, struct unclaimed *first,
+				 uint32_t room, uint64_t *total)
+{
+	uint32_t i, known = 0;
+
+	*total = __atomic_load_n(&protocol->unclaimed_elsewhere, __ATOMIC_RELAXED);
+	for (i = 0; i < UNCLAIMED_GPAS; i++) {
+		const struct unclaimed *at = &protocol->unclaimed_gpas[i];
+		const uint64_t count = __atomic_load_n(&at->count, __ATOMIC_RELAXED);
+
+		*total += count;
+		if (count && known < room)
+			first[known++] = (struct unclaimed){ at->address - 1, count };
+	}
+	return known;
 }

@@ -3,7 +3,8 @@
  * The guest protocol's ports: console, exit, doorbell, assert, measures, features.
  *
  * Guarantees: a guest cannot make any of it grow. The console and the measures
- * are fixed buffers; what does not fit is counted and dropped. The state that
+ * are fixed buffers; what does not fit is counted and dropped. Accesses that nobody
+ * claims are counted by port, and by GPA for the first UNCLAIMED_GPAS of them. The state that
  * all vCPUs share is only changed by atomic operations; the doorbell's registers
  * belong to one vCPU. Python owns struct protocol and frees it last.
  */
@@ -36,16 +37,24 @@
 #define MEASURES_SIZE 4096u
 #define PORTS 65536u
 #define PYTHON_WINDOWS 64u
+#define UNCLAIMED_GPAS 16u
+
+/* Accesses to a port or GPA that read all ones or were ignored. */
+struct unclaimed {
+	uint64_t address;
+	uint64_t count;
+};
 
 struct protocol {
 	uint32_t features;
 	bool enabled;		/* off: every port goes to Python */
 	bool unclaimed_to_python; /* ports and memory that nobody claims */
+	bool has_unclaimed_ports;
 	uint32_t python_window_count;
 	uint64_t console_written; /* bytes ever; the first CONSOLE_SIZE are kept */
 	uint64_t measures_written;
-	uint64_t unclaimed_ports; /* accesses that read all ones or were ignored */
-	uint64_t unclaimed_mmio;
+	struct unclaimed unclaimed_gpas[UNCLAIMED_GPAS]; /* GPA + 1, in order; 0: none yet */
+	uint64_t unclaimed_elsewhere; /* accesses to GPAs that came after those */
 
 	/* What most guests never need comes last: a page that is not touched costs nothing. */
 	struct gpa_window {
@@ -55,6 +64,7 @@ struct protocol {
 	uint8_t python_ports[PORTS / 8];
 	char console[CONSOLE_SIZE];
 	uint32_t measures[MEASURES_SIZE];
+	uint64_t unclaimed_ports[PORTS]; /* accesses to each */
 };
 
 /* One vCPU's side of the protocol. */
@@ -82,5 +92,13 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 				uint64_t *conversion_ns, uint64_t *converted);
 /* KVM_EXIT_MMIO outside every region. False: Python answers. */
 bool protocol_mmio(struct protocol *protocol, struct kvm_run *run);
+/*
+ * The unclaimed ports with the most accesses, most first, and the first unclaimed GPAs.
+ * At most `room` are put into `most`; returns how many. `total` is of all of them.
+ */
+uint32_t protocol_unclaimed_ports(const struct protocol *protocol, struct unclaimed *most,
+				  uint32_t room, uint64_t *total);
+uint32_t protocol_unclaimed_gpas(const struct protocol *protocol, struct unclaimed *first,
+				 uint32_t room, uint64_t *total);
 
 #endif

@@ -27,6 +27,7 @@ from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
 from pyvmm.report import RegionReport, RunReport, latency_of, statistics_of
 from pyvmm.uapi import Mechanism, Policy
+from pyvmm.unclaimed import unclaimed_accesses
 from pyvmm.vcpu import Vcpu
 from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
 from pyvmm.vcpu_thread import VcpuThread
@@ -487,6 +488,7 @@ class Machine:
         kept = min(protocol.console_written, lib.CONSOLE_SIZE)
         measures = min(protocol.measures_written, lib.MEASURES_SIZE)
         exits, by_reason = statistics_of(self.loops)
+        unclaimed, unclaimed_ports, unclaimed_mmio = unclaimed_accesses(protocol)
         return RunReport(
             result=result,
             exit_code=exit_code,
@@ -507,8 +509,9 @@ class Machine:
             ),
             by_reason=by_reason,
             spurious_exits=sum(region.spurious_exits() for region in self.memory.regions),
-            unclaimed_ports=protocol.unclaimed_ports,
-            unclaimed_mmio=protocol.unclaimed_mmio,
+            unclaimed=unclaimed,
+            unclaimed_ports=unclaimed_ports,
+            unclaimed_mmio=unclaimed_mmio,
             where=where,
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 from pyvmm.host import host_facts, kernel_release
 from pyvmm.memory.guest_memory import Conversions
 from pyvmm.native import ffi, lib
+from pyvmm.unclaimed import Unclaimed
 from pyvmm.vcpu_loop import ExitRecord, VcpuLoop
 
 # Changes when a key goes or means something else, not when one is added.
@@ -82,15 +83,6 @@ class ReasonStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Unclaimed:
-    """Accesses to one port, or to one GPA, that nobody has. The other one is None."""
-
-    port: int | None
-    gpa: int | None
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
 class Where:
     """Where the vCPU stood that ended the run.
 
@@ -124,7 +116,7 @@ class RunReport:
 
     ``exit_code`` is None unless a guest wrote one; ``reason`` is one line when the
     result is not pass; ``where`` is None when it was no vCPU's failure. ``unclaimed`` has
-    the first ports and addresses that were missed; ``unclaimed_ports`` and
+    the ports that were missed most and the first addresses; ``unclaimed_ports`` and
     ``unclaimed_mmio`` count all such accesses.
     """
 

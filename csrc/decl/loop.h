@@ -82,11 +82,17 @@ int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size,
 #define CONSOLE_SIZE ...
 #define MEASURES_SIZE ...
 #define PYTHON_WINDOWS ...
+#define UNCLAIMED_GPAS ...
 
 struct gpa_window {
 	uint64_t gpa;
 	uint64_t size;
 	...;
+};
+
+struct unclaimed {
+	uint64_t address;
+	uint64_t count;
 };
 
 struct protocol {
@@ -96,8 +102,6 @@ struct protocol {
 	uint32_t python_window_count;
 	uint64_t console_written;
 	uint64_t measures_written;
-	uint64_t unclaimed_ports;
-	uint64_t unclaimed_mmio;
 	struct gpa_window python_windows[...];
 	uint8_t python_ports[...];
 	char console[...];
@@ -235,6 +239,10 @@ int loop_kick_signal(void);
 
 struct protocol *protocol_create(void);
 void protocol_destroy(struct protocol *protocol);
+uint32_t protocol_unclaimed_ports(const struct protocol *protocol, struct unclaimed *most,
+				  uint32_t room, uint64_t *total);
+uint32_t protocol_unclaimed_gpas(const struct protocol *protocol, struct unclaimed *first,
+				 uint32_t room, uint64_t *total);
 
 /* kvm_ioctl.h */
 long kvm_ioctl(int fd, unsigned long request, uintptr_t argument);

@@ -217,32 +217,27 @@ def _measures(report: RunReport) -> Iterator[str]:
 
 
 def _lost(report: RunReport) -> Iterator[str]:
-    ports = {each.port: each.count for each in report.unclaimed if each.port is not None}
-    gpas = {each.gpa: each.count for each in report.unclaimed if each.gpa is not None}
-    for count, what, places in (
-        (report.console_dropped, "console bytes dropped: the first 1 MiB is kept", {}),
-        (report.measures_dropped, "measures dropped: the first 4096 are kept", {}),
+    for count, what in (
+        (report.console_dropped, "console bytes dropped: the first 1 MiB is kept"),
+        (report.measures_dropped, "measures dropped: the first 4096 are kept"),
+        (report.spurious_exits, "memory exits that found the page already as they wanted it"),
         (
             report.unclaimed_ports,
             "accesses to ports that nobody has: read all ones, writes ignored",
-            ports,
         ),
-        (
-            report.unclaimed_mmio,
-            "accesses where no memory is: read all ones, writes ignored",
-            gpas,
-        ),
-        (report.spurious_exits, "memory exits that found the page already as they wanted it", {}),
+        (report.unclaimed_mmio, "accesses where no memory is: read all ones, writes ignored"),
     ):
         if count:
             yield f"{count} {what}"
-            yield from _places(places, count)
+    yield from _unclaimed(report)
 
 
-def _places(places: dict[int, int], total: int) -> Iterator[str]:
-    """How many accesses there were to each, a few to a line, and what is left of ``total``."""
-    words = [f"{address:#x}: {count}" for address, count in places.items()]
-    if words and (rest := total - sum(places.values())):
-        words.append(f"elsewhere: {rest}")
-    for at in range(0, len(words), 6):
-        yield "  " + ", ".join(words[at : at + 6])
+def _unclaimed(report: RunReport) -> Iterator[str]:
+    """Which those were; in a line for all others those that the report does not name."""
+    others = {"ports": report.unclaimed_ports, "addresses": report.unclaimed_mmio}
+    for each in report.unclaimed:
+        others["addresses" if each.port is None else "ports"] -= each.count
+        yield f"unclaimed: {each}"
+    for kind, count in others.items():
+        if count:
+            yield f"unclaimed: other {kind} {count} times"

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.kvm",),
     ("pyvmm.vcpu_loop", "pyvmm.vcpu_thread", "pyvmm.guest", "pyvmm.devices"),
     ("pyvmm.memory",),
-    ("pyvmm.report", "pyvmm.diagnosis", "pyvmm.verdict"),
+    ("pyvmm.unclaimed", "pyvmm.report", "pyvmm.diagnosis", "pyvmm.verdict"),
     ("pyvmm.machine",),
     ("pyvmm.bench", "pyvmm.validate", "pyvmm.doctor", "pyvmm.timeline"),
     ("pyvmm.pytest_plugin", "pyvmm.cli"),

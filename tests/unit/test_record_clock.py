@@ -95,7 +95,8 @@ def error_of_a_record(clock: Any, wait_s: float) -> int:
     ending = lib.monotonic_ns()
     taken = lib.record_clock_later_ns(clock) - begin
     ended = lib.monotonic_ns()
-    return max(0, ending - begun - taken, taken - (ended - before))
+    error: int = max(0, ending - begun - taken, taken - (ended - before))
+    return error
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.002, 0.03])

@@ -79,7 +79,9 @@ def test_what_nobody_has_is_named_and_the_rest_counted() -> None:
         unclaimed_mmio=2,
     )
     lines = text_of(report).splitlines()
-    assert "  0x20: 4, 0x21: 1, elsewhere: 7" in lines and "  0xb0000: 2" in lines
+    assert "unclaimed: port 0x20 4 times (the PIC: there is one with --irqchip)" in lines
+    assert "unclaimed: GPA 0xb0000 2 times" in lines
+    assert "unclaimed: other ports 7 times" in lines
     assert to_json(report)["unclaimed"] == [
         {"port": 0x20, "count": 4},
         {"gpa": 0xB0000, "count": 2},
