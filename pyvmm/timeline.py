@@ -1,4 +1,4 @@
-"""``--timeline FILE``: a run as one timeline, for https://ui.perfetto.dev or chrome://tracing.
+"""A run as one timeline, for https://ui.perfetto.dev or chrome://tracing.
 
 The format is Chrome's JSON ("Trace Event Format"). Each vCPU has a row: its exits, the
 conversions in them, the guest in between, its kicks. Where tracefs can be used it has a
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from pyvmm.errors import ConfigurationError
 from pyvmm.ioctls import IOCTLS
 from pyvmm.machine import Machine
+from pyvmm.output_file import OutputFile
 from pyvmm.tracefs import Tracepoint
 from pyvmm.vcpu_loop import ExitRecord
+
+SCHEMA = 1  # of what is in the events; the format is Chrome's
 
 _GUEST, _KERNEL = 1, 2  # "processes" in the format's words: groups of rows
 _PUNCH = 0x2  # FALLOC_FL_PUNCH_HOLE
@@ -51,25 +52,19 @@ _CALLS = {
 }
 
 
-class TimelineFile:
+class TimelineFile(OutputFile):
     """The open file. Raises :class:`ConfigurationError` when it cannot be opened or written.
 
-    Exits are written as they come, so a long run does not grow; one exit more than was
-    written is kept for each vCPU. Threads of several vCPUs may write: a binary file takes
-    one write at a time.
+    ``called`` is how messages name it. Exits are written as they come, so a long run does
+    not grow; one exit more than was written is kept for each vCPU.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._failed = False
+    def __init__(self, name: str, called: str = "") -> None:
+        super().__init__(name, called or f"timeline {name}")
         self._last: dict[int, ExitRecord] = {}
-        try:
-            self._file = open(name, "wb")  # noqa: SIM115
-        except OSError as error:
-            raise self._error(error) from None
-        self._write_bytes(b'{"displayTimeUnit":"ns","traceEvents":[')
+        self.write(b'{"schema":%d,"displayTimeUnit":"ns","traceEvents":[' % SCHEMA)
         # The first event has no comma before it.
-        self._write_bytes(self._bytes(_name_of("process_name", _GUEST, 0, "vCPUs")))
+        self.write(self._bytes(_name_of("process_name", _GUEST, 0, "vCPUs")))
         self._event(_name_of("process_name", _KERNEL, 0, "kernel"))
 
     def exit(self, vcpu: int, record: ExitRecord) -> None:
@@ -178,47 +173,18 @@ class TimelineFile:
         )
 
     def _event(self, event: dict[str, Any]) -> None:
-        self._write_bytes(b",\n" + self._bytes(event))
+        self.write(b",\n" + self._bytes(event))
 
     @staticmethod
     def _bytes(event: dict[str, Any]) -> bytes:
         return json.dumps(event).encode()
 
-    def _write_bytes(self, data: bytes) -> None:
-        if self._failed:
-            return  # said once already
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self._failed = True
-            raise self._error(error) from None
-
     def close(self) -> None:
-        """Complete the file. Raises :class:`ConfigurationError` unless it was said before."""
+        """Complete the file."""
         try:
-            self._write_bytes(b"]}\n")
-            self._file.close()
-        except OSError as error:
-            if not self._failed:
-                self._failed = True
-                raise self._error(error) from None
-
-    def _error(self, error: OSError) -> ConfigurationError:
-        cause = error.strerror or str(error)
-        return ConfigurationError(
-            f"--timeline {self._name}", cause, "name a file that can be written, with room for it"
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+            self.write(b"]}\n")
+        finally:
+            super().close()
 
 
 def _name_of(what: str, group: int, row: int, name: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import Any
 from pyvmm.bench.result import BenchResult, CaseResult
 from pyvmm.bench.statistics import Interval, bootstrap_of_median, median
 
+SCHEMA = 1
+
 THRESHOLD = 0.025
 # Facts that change by themselves say nothing about whether two results can be compared.
 _PASSING = ("load_before", "load_after", "steal_percent", "other_work_percent", "pinned_to")
@@ -140,6 +142,7 @@ def merge(results: Sequence[BenchResult]) -> BenchResult:
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The object of ``compare --json``."""
     return {
+        "schema": SCHEMA,
         "changes": [
             {**asdict(change), "verdict": change.verdict.value, "interval": list(change.interval)}
             for change in comparison.changes

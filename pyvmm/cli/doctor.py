@@ -14,6 +14,8 @@ from pyvmm.cli.run_text import has_colour
 from pyvmm.doctor import BackendFacts, Checkup, DeviceFacts, examine
 from pyvmm.host import host_facts, is_virtual
 
+SCHEMA = 1
+
 _BOLD, _GREEN, _RED, _YELLOW = "1", "32", "31", "33"
 
 
@@ -40,9 +42,9 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def to_json(checkup: Checkup) -> dict[str, Any]:
-    """The object of ``--json``: ``usable``, ``host``, and the fields of :class:`Checkup`."""
+    """The object of ``--json``; with ``schema``, ``usable`` and ``host`` a :class:`Checkup`."""
     host = {**host_facts(), "virtual": is_virtual()}
-    return {"usable": checkup.usable, "host": host, **asdict(checkup)}
+    return {"schema": SCHEMA, "usable": checkup.usable, "host": host, **asdict(checkup)}
 
 
 def _lines(checkup: Checkup, colour: bool) -> Iterator[str]:
@@ -54,7 +56,8 @@ def _lines(checkup: Checkup, colour: bool) -> Iterator[str]:
 
     host = host_facts()
     virtual = ", itself virtual" if is_virtual() else ""
-    yield f"{host['cpu']}, {host['cpus']} CPUs{virtual}, Linux {host['kernel']}"
+    python = f"Python {host['python']}"
+    yield f"{host['cpu']}, {host['cpus']} CPUs{virtual}, Linux {host['kernel']}, {python}"
     yield from _device_lines(checkup.device, mark)
 
     yield ""

@@ -195,11 +195,12 @@ class _ExitFiles:
         if options.log is not None:
             from pyvmm.cli.exit_log import ExitLogFile
 
-            self._takers.append(stack.enter_context(ExitLogFile(options.log)).write)
+            self._takers.append(stack.enter_context(ExitLogFile(options.log)).take)
         if options.timeline is not None:
             from pyvmm.timeline import TimelineFile
 
-            self._timeline = stack.enter_context(TimelineFile(options.timeline))
+            called = f"--timeline {options.timeline}"
+            self._timeline = stack.enter_context(TimelineFile(options.timeline, called))
             self._takers.append(self._timeline.exit)
 
     def attach(self, machine: Machine, stack: ExitStack) -> None:

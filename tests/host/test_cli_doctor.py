@@ -8,8 +8,8 @@ from pathlib import Path
 from pyvmm_command import pyvmm, quoted, with_mounts
 
 SHAPE = {
-    "usable", "host", "device", "vm_types", "backends", "behaviours", "capabilities", "limits",
-    "tools", "kernels",
+    "schema", "usable", "host", "device", "vm_types", "backends", "behaviours", "capabilities",
+    "limits", "tools", "kernels",
 }  # fmt: skip
 
 

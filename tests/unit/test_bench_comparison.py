@@ -79,6 +79,7 @@ def test_cases_of_one_side_and_other_machines_are_told() -> None:
     assert (comparison.only_a, comparison.only_b) == (("left",), ("right",))
     assert comparison.differing == ("kernel: 6.1 and 6.2",)
     assert to_json(comparison)["only_b"] == ["right"]
+    assert to_json(comparison)["schema"] == 1
 
 
 def test_facts_of_one_side_are_one_line() -> None:
