@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyvmm.arguments import need
 from pyvmm.mapping import PAGE_SIZE
 from pyvmm.native import ffi, lib
 from pyvmm.vcpu import Vcpu
@@ -32,6 +33,7 @@ class CoalescedRing:
     """
 
     def __init__(self, vcpu: Vcpu) -> None:
+        need("vcpu", vcpu, Vcpu)
         self._vcpu = vcpu
 
     def drain(self) -> list[CoalescedWrite]:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pyvmm.arguments import need, pointer, structure
 from pyvmm.errors import KvmError
 from pyvmm.fd import KvmFd
+from pyvmm.ioctls import IOCTLS
 from pyvmm.native import ffi
 
 # Far more than KVM_MAX_CPUID_ENTRIES: the question is not asked for ever.
@@ -31,7 +33,12 @@ class CpuidEntry:
 
 
 def cpuid_entries(table: Any) -> Iterator[CpuidEntry]:
-    """The entries of a ``struct kvm_cpuid2 *``."""
+    """The entries of a ``struct kvm_cpuid2 *``, which is checked as KVM_SET_CPUID2 does it."""
+    return _entries(pointer(IOCTLS["KVM_SET_CPUID2"], table, {}))
+
+
+def _entries(kept: Any) -> Iterator[CpuidEntry]:
+    table = ffi.cast("struct kvm_cpuid2 *", kept)
     for at in range(table.nent):
         entry = table.entries[at]
         yield CpuidEntry(
@@ -41,8 +48,16 @@ def cpuid_entries(table: Any) -> Iterator[CpuidEntry]:
 
 def cpuid_table(entries: Iterable[CpuidEntry]) -> Any:
     """A ``struct kvm_cpuid2 *`` for KVM_SET_CPUID2."""
-    fields = [asdict(entry) for entry in entries]
-    return ffi.new("struct kvm_cpuid2 *", {"nent": len(fields), "entries": fields})
+    fields = []
+    for entry in entries:
+        need("CPUID entry", entry, CpuidEntry)
+        fields.append(asdict(entry))
+    try:
+        return ffi.new("struct kvm_cpuid2 *", {"nent": len(fields), "entries": fields})
+    except (OverflowError, TypeError):
+        for each in fields:
+            structure("struct kvm_cpuid_entry2", **each)
+        raise
 
 
 def physical_address_bits(table: Any) -> int:

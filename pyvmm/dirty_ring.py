@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pyvmm.mapping import PAGE_SIZE, Mapping
+from pyvmm.arguments import need, number
+from pyvmm.errors import ConfigurationError
+from pyvmm.mapping import PAGE_SIZE, Mapping, is_present
 from pyvmm.native import ffi, lib
 from pyvmm.vcpu import Vcpu
+
+# Far more than any kernel's KVM_DIRTY_RING_MAX_ENTRIES.
+_MOST_ENTRIES = 1 << 24
 
 
 class DirtyPage(NamedTuple):
@@ -29,11 +34,20 @@ class DirtyRing:
     ENTRY_SIZE: int = ffi.sizeof("struct kvm_dirty_gfn")
 
     def __init__(self, vcpu: Vcpu, entries: int) -> None:
+        need("vcpu", vcpu, Vcpu)
+        number("entries", entries, 1, _MOST_ENTRIES)
         self._mapping = Mapping(
             entries * self.ENTRY_SIZE,
             fd=vcpu.fileno(),
             offset=lib.KVM_DIRTY_LOG_PAGE_OFFSET * PAGE_SIZE,
         )
+        if not is_present(self._mapping, entries * self.ENTRY_SIZE - 1):
+            self._mapping.close()
+            raise ConfigurationError(
+                f"dirty ring of {entries} entries",
+                f"{vcpu.name} has no ring of that size",
+                "enable KVM_CAP_DIRTY_LOG_RING with it before the first vCPU",
+            )
         self._entries = entries
         self._next = 0
 

@@ -1,4 +1,10 @@
-"""Errors: each message names the thing, the cause and, where known, the remedy."""
+"""Errors: each message names the thing, the cause and, where known, the remedy.
+
+One rule for what callers give. A number that cannot be is a :class:`ConfigurationError`,
+which is a ValueError too; something of another type, a float, a str or None for an integer,
+another structure for an ioctl's, is a :class:`WrongTypeError`, which is a TypeError too. So
+every call that cannot be made raises a :class:`PyvmmError`, and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +33,10 @@ class PyvmmError(Exception):
 
 class ConfigurationError(PyvmmError, ValueError):
     """What was asked for cannot be: overlapping regions, too many vCPUs, a bad option."""
+
+
+class WrongTypeError(PyvmmError, TypeError):
+    """Something of another type than what is wanted; the cause names both."""
 
 
 class GuestError(PyvmmError):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self, SupportsIndex
 
+from pyvmm.arguments import MOST_DESCRIPTOR, not_a_number, number, pointer, structure
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.ioctls import IOCTLS, Ioctl
 from pyvmm.native import lib
+from pyvmm.uapi import Capability
 
 
 class Fd:
@@ -18,7 +20,7 @@ class Fd:
     _fd = -1  # of one that could not be opened
 
     def __init__(self, fd: int, name: str) -> None:
-        self._fd = fd
+        self._fd = number("descriptor", fd, -1, MOST_DESCRIPTOR)
         self.name = name
 
     def fileno(self) -> int:
@@ -64,6 +66,8 @@ class KvmFd(Fd):
 
     def __init__(self, fd: int, name: str) -> None:
         self._before_close: list[Callable[[], None]] = []
+        # How many bytes the kernel takes here, by ioctl, where that is more than its type has.
+        self._sizes: dict[str, int] = {}
         super().__init__(fd, name)
 
     def before_close(self, call: Callable[[], None]) -> None:
@@ -80,23 +84,46 @@ class KvmFd(Fd):
     ) -> int:
         """Issue an ioctl, by its name in the table or as an :class:`Ioctl` of one's own.
 
-        ``argument`` is an int or a cffi pointer. Returns the kernel's non-negative result.
-        Raises :class:`KvmError` with the ioctl's name, the errno and ``about % values``, which
-        is put together only then.
+        ``argument`` is an int for an ioctl without a type. For the others it is a cffi
+        pointer to the type, an array of it or of bytes, or a bytes-like object; its type and
+        size are checked, as far as they can be known, before the kernel is called. A pointer
+        that was cast is believed, and so are addresses inside a structure.
+
+        Returns the kernel's non-negative result. Raises :class:`WrongTypeError`,
+        :class:`ConfigurationError`, and :class:`KvmError` with the ioctl's name, the errno
+        and ``about % values``, which is put together only then.
         """
-        entry = IOCTLS.get(request) if isinstance(request, str) else request
-        if entry is None:
-            raise ConfigurationError(
-                str(request), "it is not in the ioctl table", "make it with pyvmm.ioctls.iow()"
-            )
+        try:
+            entry = IOCTLS[request]  # type: ignore[index]
+        except (KeyError, TypeError):
+            if not isinstance(request, Ioctl):
+                raise ConfigurationError(
+                    str(request), "it is not in the ioctl table", "make it with pyvmm.ioctls.iow()"
+                ) from None
+            entry = request
         fd = self._fd
         if fd < 0:
             raise ClosedError(self.name)
         result: int
-        if isinstance(argument, int):
-            result = lib.kvm_ioctl(fd, entry.number, argument)
+        if entry.type is None:
+            try:
+                result = lib.kvm_ioctl(fd, entry.number, argument)
+            except (TypeError, OverflowError):
+                raise not_a_number(entry, argument) from None
         else:
-            result = lib.kvm_ioctl_on(fd, entry.number, argument)
+            result = lib.kvm_ioctl_on(fd, entry.number, pointer(entry, argument, self._sizes))
         if result < 0:
             raise KvmError(entry.name, -result, about % values if values else about or self.name)
         return result
+
+    def _enable_cap(self, capability: int, arguments: Sequence[int], flags: int) -> int:
+        request = structure("struct kvm_enable_cap", cap=capability, flags=flags)
+        if len(arguments) > len(request.args):
+            raise ConfigurationError(
+                str(Capability(capability)),
+                f"{len(arguments)} arguments, and KVM takes {len(request.args)}",
+            )
+        for at, argument in enumerate(arguments):
+            request.args[at] = number(f"argument {at}", argument)
+        about = self.name, Capability(capability)
+        return self.ioctl("KVM_ENABLE_CAP", request, "%s, %s", *about)

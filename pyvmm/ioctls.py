@@ -12,10 +12,12 @@ with :func:`io`, :func:`ior`, :func:`iow` or :func:`iowr` and given to ``ioctl()
 
 from __future__ import annotations
 
+from operator import index
 from typing import NamedTuple
 
 import ioctl_opt
 
+from pyvmm.errors import ConfigurationError
 from pyvmm.native import ffi
 
 KVMIO = 0xAE
@@ -24,7 +26,8 @@ KVMIO = 0xAE
 class Ioctl(NamedTuple):
     """An ioctl: its name, the number for the kernel, and the C type it points to.
 
-    ``type`` is None where the argument is a plain integer or nothing.
+    ``type`` is None where the argument is a plain integer or nothing. ``ioctl()`` refuses an
+    argument of another type, so without one any address can be given as an integer, unchecked.
     """
 
     name: str
@@ -34,12 +37,23 @@ class Ioctl(NamedTuple):
 
 def _encode(direction: int, name: str, number: int, type: str) -> Ioctl:
     # A flexible array member does not count, in C as here.
-    return Ioctl(name, ioctl_opt.IOC(direction, KVMIO, number, ffi.sizeof(type)), type)
+    return Ioctl(name, _number(direction, name, number, ffi.sizeof(type)), type)
+
+
+def _number(direction: int, name: str, number: int, size: int) -> int:
+    try:
+        encoded: int = ioctl_opt.IOC(direction, KVMIO, index(number), size)
+    except (AssertionError, TypeError):
+        cause = f"number {number!r} and a size of {size} do not fit into 8 and 14 bits"
+        raise ConfigurationError(name, cause) from None
+    if not 0 <= encoded < 1 << 32:
+        raise ConfigurationError(name, f"there is no ioctl number {number}")
+    return encoded
 
 
 def io(name: str, number: int, type: str | None = None) -> Ioctl:
     """``_IO``: a plain argument, or a structure whose size is not in the number."""
-    return Ioctl(name, ioctl_opt.IOC(ioctl_opt.IOC_NONE, KVMIO, number, 0), type)
+    return Ioctl(name, _number(ioctl_opt.IOC_NONE, name, number, 0), type)
 
 
 def ior(name: str, number: int, type: str) -> Ioctl:
@@ -176,3 +190,61 @@ _TABLE = (
 )
 
 IOCTLS: dict[str, Ioctl] = {entry.name: entry for entry in _TABLE}
+
+
+# ---- what the numbers do not say ----
+
+
+class Tail(NamedTuple):
+    """How a structure goes on behind its end.
+
+    ``length`` is the field with the number of ``array``'s elements; without ``array`` it is
+    the size of all in bytes.
+    """
+
+    length: str
+    array: str = ""
+
+
+TAILS: dict[str, Tail] = {
+    "struct kvm_cpuid": Tail("nent", "entries"),
+    "struct kvm_cpuid2": Tail("nent", "entries"),
+    "struct kvm_irq_routing": Tail("nr", "entries"),
+    "struct kvm_msr_list": Tail("nmsrs", "indices"),
+    "struct kvm_msrs": Tail("nmsrs", "entries"),
+    "struct kvm_nested_state": Tail("size"),
+    "struct kvm_pmu_event_filter": Tail("nevents", "events"),
+    "struct kvm_reg_list": Tail("n", "reg"),
+    "struct kvm_signal_mask": Tail("len", "sigset"),
+}
+
+# The types that are taken where they are others, or more, than the one in the number.
+ALSO_TAKEN: dict[str, tuple[str, ...]] = {
+    "KVM_MEMORY_ENCRYPT_OP": ("struct kvm_sev_cmd",),
+    "KVM_SET_USER_MEMORY_REGION": (
+        "struct kvm_userspace_memory_region",
+        "struct kvm_userspace_memory_region_ext",
+    ),
+}
+
+# A null pointer has a meaning: the thread's own mask; whether there is encryption.
+MAY_BE_NULL = frozenset(("KVM_SET_SIGNAL_MASK", "KVM_MEMORY_ENCRYPT_OP"))
+
+# The type is a beginning; KVM_CAP_XSAVE2 says how much this host's kernel reads or writes.
+SIZED_BY_THE_HOST = frozenset(("KVM_GET_XSAVE2", "KVM_SET_XSAVE"))
+
+# Their numbers say that the kernel writes, and it reads.
+_READ_ALONE = frozenset(
+    (
+        "KVM_SET_IRQCHIP",
+        "KVM_SET_PIT",
+        "KVM_MEMORY_ENCRYPT_REG_REGION",
+        "KVM_MEMORY_ENCRYPT_UNREG_REGION",
+    )
+)
+
+
+def is_written(entry: Ioctl) -> bool:
+    """Whether the kernel may write what the ioctl points to."""
+    direction: int = ioctl_opt.IOC_DIR(entry.number)
+    return direction & ioctl_opt.IOC_READ != 0 and entry.name not in _READ_ALONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pyvmm.arguments import MOST_U32, need, number
 from pyvmm.native import ffi, lib
 
 
@@ -29,14 +30,16 @@ def routing_table(routes: Sequence[IrqchipRoute | MsiRoute]) -> Any:
     table = ffi.new("struct kvm_irq_routing *", {"entries": len(routes)})
     table.nr = len(routes)
     for at, route in enumerate(routes):
+        need("route", route, IrqchipRoute, MsiRoute)
         entry = table.entries[at]
-        entry.gsi = route.gsi
+        entry.gsi = number("GSI", route.gsi, 0, MOST_U32)
         if isinstance(route, IrqchipRoute):
             entry.type = lib.KVM_IRQ_ROUTING_IRQCHIP
-            entry.u.irqchip.irqchip, entry.u.irqchip.pin = route.irqchip, route.pin
+            entry.u.irqchip.irqchip = number("irqchip", route.irqchip, 0, MOST_U32)
+            entry.u.irqchip.pin = number("pin", route.pin, 0, MOST_U32)
         else:
             entry.type = lib.KVM_IRQ_ROUTING_MSI
-            entry.u.msi.address_lo = route.address & 0xFFFF_FFFF
-            entry.u.msi.address_hi = route.address >> 32
-            entry.u.msi.data = route.data
+            address = number("address", route.address)
+            entry.u.msi.address_lo, entry.u.msi.address_hi = address & MOST_U32, address >> 32
+            entry.u.msi.data = number("data", route.data, 0, MOST_U32)
     return table

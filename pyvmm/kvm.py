@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from pyvmm import uapi
+from pyvmm.arguments import need
 from pyvmm.cpuid import ask_cpuid
 from pyvmm.errors import ConfigurationError, KvmError, PyvmmError
 from pyvmm.fd import KvmFd
@@ -46,11 +47,14 @@ class Kvm(KvmFd):
 
     def __init__(self, path: str | os.PathLike[str] = "/dev/kvm") -> None:
         _choose_guest_cpu()
+        need("path", path, str, os.PathLike)
         name = os.fspath(path)
         try:
             fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise KvmError("open", error.errno or 0, name) from None
+        except ValueError as error:  # a null character
+            raise ConfigurationError(repr(name), str(error)) from None
         super().__init__(fd, name)
         try:
             version = self.get_api_version()

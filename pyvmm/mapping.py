@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import os
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from pyvmm.arguments import MOST_DESCRIPTOR, MOST_I64, number
 from pyvmm.errors import ClosedError, KvmError
 from pyvmm.native import ffi, lib
 
@@ -19,6 +21,10 @@ def map_memory(
     size: int, protection: int, flags: int, fd: int, offset: int, type: str, about: str
 ) -> Any:
     """mmap(2). The mapping lives for as long as the returned pointer, a ``type``, does."""
+    number("size", size, 0, MOST_I64)
+    number("protection", protection, 0, MOST_DESCRIPTOR)
+    number("descriptor", fd, -1, MOST_DESCRIPTOR)
+    number("offset", offset, 0, MOST_I64)
     address = lib.host_map(size, protection, flags, fd, offset)
     if not address:
         raise KvmError("mmap", ffi.errno, about)
@@ -36,7 +42,8 @@ class Mapping:
     def __init__(
         self, size: int, *, fd: int = -1, offset: int = 0, protection: int = PROT_READ_WRITE
     ) -> None:
-        flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        is_file = number("descriptor", fd, -1, MOST_DESCRIPTOR) >= 0
+        flags = mmap.MAP_SHARED if is_file else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.size = size
         self._pointer = map_memory(size, protection, flags, fd, offset, "void *", f"{size} bytes")
 
@@ -69,3 +76,18 @@ class Mapping:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+def is_present(mapping: Mapping, offset: int) -> bool:
+    """Whether a byte of a mapping can be read, which a file that is too short does not allow.
+
+    The kernel reads it: a touch of ours would end the process.
+    """
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, mapping.view[offset : offset + 1])
+    except OSError:
+        return False
+    finally:
+        os.close(reading)
+        os.close(writing)
+    return True

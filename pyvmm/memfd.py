@@ -6,8 +6,10 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
+from typing import Any
 
-from pyvmm.errors import KvmError
+from pyvmm.arguments import MOST_DESCRIPTOR, integer, need, number
+from pyvmm.errors import ConfigurationError, KvmError
 from pyvmm.fd import Fd
 from pyvmm.mapping import PROT_READ_WRITE, Mapping
 from pyvmm.native import lib
@@ -22,21 +24,36 @@ class MemoryFile(Fd):
 
     def allocate(self, offset: int, size: int) -> None:
         """Make pages present, reading zero where they were not. Idempotent."""
-        result = lib.page_range_allocate(self.fileno(), offset, size)
-        if result < 0:
-            raise KvmError("fallocate", -result, self._range(offset, size))
+        self._fallocate(lib.page_range_allocate, "", offset, size)
 
     def punch(self, offset: int, size: int) -> None:
         """Give pages back; they are absent afterwards and read zero. Idempotent."""
-        result = lib.page_range_punch(self.fileno(), offset, size)
+        self._fallocate(lib.page_range_punch, "punch ", offset, size)
+
+    def _fallocate(self, call: Any, verb: str, offset: int, size: int) -> None:
+        try:
+            result = call(self.fileno(), offset, size)
+        except (OverflowError, TypeError):
+            integer("offset", offset)
+            integer("size", size)
+            result = -errno.EINVAL  # what fallocate(2) says to what is negative
         if result < 0:
-            raise KvmError("fallocate", -result, f"punch {self._range(offset, size)}")
+            raise KvmError("fallocate", -result, f"{verb}{self._range(offset, size)}")
 
     def map(
         self, offset: int = 0, size: int | None = None, protection: int = PROT_READ_WRITE
     ) -> Mapping:
-        """Map a range, shared; to the end of the file without a size."""
-        length = self.size - offset if size is None else size
+        """Map a range, shared; to the end of the file without a size.
+
+        Raises :class:`ConfigurationError` for one that reaches past it, where a touch would
+        end the process.
+        """
+        number("offset", offset)
+        length = self.size - offset if size is None else number("size", size)
+        if not 0 <= length <= self.size - offset:
+            raise ConfigurationError(
+                self._range(offset, length), f"it reaches past the end at {self.size:#x}"
+            )
         return Mapping(length, fd=self.fileno(), offset=offset, protection=protection)
 
     def allocated_bytes(self) -> int:
@@ -54,22 +71,31 @@ class Memfd(MemoryFile):
     """
 
     def __init__(self, name: str, size: int, *, huge_page_size: int = 0) -> None:
+        need("name", name, str)
+        integer("size", size)
+        number("huge_page_size", huge_page_size, 0, 1 << 62)
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        if huge_page_size & (huge_page_size - 1):
+            raise ConfigurationError(f"huge pages of {huge_page_size:#x}", "it is no power of two")
         if huge_page_size:
             flags |= os.MFD_HUGETLB | (huge_page_size.bit_length() - 1 << os.MFD_HUGE_SHIFT)
         try:
             fd = os.memfd_create(name, flags)
         except OSError as error:
             raise KvmError("memfd_create", error.errno or 0, name) from None
+        except ValueError as error:  # a null character
+            raise ConfigurationError(f"memfd {name!r}", str(error)) from None
         super().__init__(fd, f"memfd {name}", size)
         try:
             os.ftruncate(fd, size)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             self.close()
-            raise KvmError("ftruncate", error.errno or 0, f"{name}, {size:#x} bytes") from None
+            code = error.errno or 0 if isinstance(error, OSError) else errno.EINVAL
+            raise KvmError("ftruncate", code, f"{name}, {size:#x} bytes") from None
 
     def seal(self, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW) -> None:
         """Forbid changes for good, fcntl(F_ADD_SEALS); by default of the size."""
+        number("seals", seals, 0, MOST_DESCRIPTOR)
         try:
             fcntl.fcntl(self.fileno(), fcntl.F_ADD_SEALS, seals)
         except OSError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from pyvmm.arguments import MOST_U32, need, number
 from pyvmm.errors import ConfigurationError, KvmError, UnsupportedError
 from pyvmm.fd import KvmFd
 from pyvmm.native import ffi, lib
@@ -78,12 +79,17 @@ def msr_filter(ranges: Sequence[MsrFilterRange], deny_others: bool) -> tuple[Any
     request.flags = lib.KVM_MSR_FILTER_DEFAULT_DENY if deny_others else 0
     kept = []
     for entry, range_ in zip(request.ranges, ranges, strict=False):
+        need("MSR filter range", range_, MsrFilterRange)
+        need("bitmap", range_.bitmap, bytes, bytearray)
+        number("base", range_.base, 0, MOST_U32)
+        number("count", range_.count, 0, MOST_U32)
+        number("flags", range_.flags, 0, MOST_U32)
         if len(range_.bitmap) * 8 < range_.count:
             raise ConfigurationError(
                 f"MSR filter range {range_.base:#x}",
                 f"{len(range_.bitmap)} bytes of bitmap for {range_.count} MSRs",
             )
-        bitmap = ffi.new("__u8[]", range_.bitmap)
+        bitmap = ffi.new("__u8[]", bytes(range_.bitmap))
         kept.append(bitmap)
         entry.flags, entry.base, entry.nmsrs = range_.flags, range_.base, range_.count
         entry.bitmap = bitmap
@@ -99,8 +105,13 @@ def _chunks(indices: Iterable[int]) -> Iterator[list[int]]:
 def _request(entries: list[tuple[int, int]]) -> Any:
     request = ffi.new("struct kvm_msrs *", {"entries": len(entries)})
     request.nmsrs = len(entries)
-    for at, (index, data) in enumerate(entries):
-        request.entries[at].index, request.entries[at].data = index, data
+    try:
+        for at, (index, data) in enumerate(entries):
+            request.entries[at].index, request.entries[at].data = index, data
+    except (OverflowError, TypeError):
+        number("MSR", index, 0, MOST_U32)
+        number(f"value of MSR {index:#x}", data)
+        raise
     return request
 
 

@@ -6,15 +6,15 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from pyvmm.arguments import MOST_U32, number, structure
 from pyvmm.cpuid import ask_cpuid
-from pyvmm.errors import ClosedError, KvmError
+from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.exits import Exit, exit_decoder
 from pyvmm.fd import KvmFd
 from pyvmm.mapping import PROT_READ_WRITE, map_memory
 from pyvmm.msrs import get_msrs, set_msrs
 from pyvmm.native import ffi
 from pyvmm.stats import Stats
-from pyvmm.uapi import Capability
 
 # What the kernel calls sigset_t: one bit for each of 64 signals.
 _SIGNALS = 64
@@ -25,7 +25,8 @@ class Vcpu(KvmFd):
 
     Register files are pointers to the kernel's own structures, to be changed and given
     back; what they hold is in ``arch/x86/include/uapi/asm/kvm.h``. All methods raise
-    :class:`KvmError`; the sections are those of Documentation/virt/kvm/api.rst in Linux 7.3.
+    :class:`KvmError`, and as :mod:`pyvmm.errors` says for what cannot be given; the sections
+    are those of Documentation/virt/kvm/api.rst in Linux 7.3.
 
     Synchronization: KVM's vCPU ioctls belong to the thread that runs the vCPU.
     """
@@ -35,6 +36,7 @@ class Vcpu(KvmFd):
         self.index = index
         self.mmap_size = mmap_size
         self._xsave_size = xsave_size
+        self._sizes = {"KVM_GET_XSAVE2": xsave_size, "KVM_SET_XSAVE": xsave_size}
         try:
             # Whoever still holds the pointer after close() keeps the memory mapped.
             self._run = map_memory(
@@ -90,7 +92,8 @@ class Vcpu(KvmFd):
             return
         mask = ffi.new("struct kvm_signal_mask *", {"len": _SIGNALS // 8, "sigset": _SIGNALS // 8})
         for signal in blocked:
-            mask.sigset[(signal - 1) // 8] |= 1 << (signal - 1) % 8
+            bit = number("signal", signal, 1, _SIGNALS) - 1
+            mask.sigset[bit // 8] |= 1 << bit % 8
         self.ioctl("KVM_SET_SIGNAL_MASK", mask)
 
     def set_guest_debug(self, control: int, debug_registers: Sequence[int] = ()) -> None:
@@ -98,27 +101,30 @@ class Vcpu(KvmFd):
 
         With KVM_GUESTDBG_USE_HW_BP, ``debug_registers`` are DR0 to DR7.
         """
-        request = ffi.new("struct kvm_guest_debug *", {"control": control})
+        request = structure("struct kvm_guest_debug", control=control)
+        if len(debug_registers) > len(request.arch.debugreg):
+            raise ConfigurationError(
+                f"{len(debug_registers)} debug registers", "there are DR0 to DR7"
+            )
         for at, value in enumerate(debug_registers):
-            request.arch.debugreg[at] = value
+            request.arch.debugreg[at] = number(f"DR{at}", value)
         self.ioctl("KVM_SET_GUEST_DEBUG", request, "%s, control %#x", self.name, control)
 
     def translate(self, linear: int) -> int | None:
         """KVM_TRANSLATE (4.15): the GPA of a linear address, None where it is not mapped."""
-        request = ffi.new("struct kvm_translation *", {"linear_address": linear})
+        request = structure("struct kvm_translation", linear_address=linear)
         self.ioctl("KVM_TRANSLATE", request, "linear address %#x", linear)
         return int(request.physical_address) if request.valid else None
 
     def pre_fault_memory(self, gpa: int, size: int, flags: int = 0) -> int:
         """KVM_PRE_FAULT_MEMORY (4.143, Linux 6.11): the number of bytes that are left."""
-        request = ffi.new("struct kvm_pre_fault_memory *", (gpa, size, flags))
+        request = structure("struct kvm_pre_fault_memory", gpa=gpa, size=size, flags=flags)
         self.ioctl("KVM_PRE_FAULT_MEMORY", request, "GPA %#x, %#x bytes", gpa, size)
         return int(request.size)
 
     def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> int:
         """KVM_ENABLE_CAP (4.37) on the vCPU, with up to four arguments."""
-        request = ffi.new("struct kvm_enable_cap *", (capability, flags, list(arguments)))
-        return self.ioctl("KVM_ENABLE_CAP", request, "%s, %s", self.name, Capability(capability))
+        return self._enable_cap(capability, arguments, flags)
 
     def get_stats_fd(self) -> Stats:
         """KVM_GET_STATS_FD (4.133, Linux 5.14): the counters of this vCPU."""
@@ -170,8 +176,18 @@ class Vcpu(KvmFd):
 
     def set_xsave(self, area: bytes) -> None:
         """KVM_SET_XSAVE (4.43) from what :meth:`get_xsave` or :meth:`get_xsave2` gave."""
-        # The kernel reads all of it, however short what was given is.
-        self.ioctl("KVM_SET_XSAVE", ffi.new("char[]", area.ljust(self._xsave_size, b"\0")))
+        if not isinstance(area, (bytes, bytearray, memoryview)):
+            self.ioctl("KVM_SET_XSAVE", area)
+            return
+        least, most = ffi.sizeof("struct kvm_xsave"), self._xsave_size
+        if not least <= len(area) <= most:
+            raise ConfigurationError(
+                "KVM_SET_XSAVE",
+                f"wants struct kvm_xsave * ({least} to {most} bytes), "
+                f"was given {type(area).__name__} ({len(area)} bytes)",
+            )
+        # The kernel reads all that this host has.
+        self.ioctl("KVM_SET_XSAVE", bytes(area).ljust(most, b"\0"))
 
     def get_xcrs(self) -> dict[int, int]:
         """KVM_GET_XCRS (4.44): the extended control registers by number; XCR0 is 0."""
@@ -181,8 +197,11 @@ class Vcpu(KvmFd):
     def set_xcrs(self, values: Mapping[int, int]) -> None:
         """KVM_SET_XCRS (4.45)."""
         xcrs = ffi.new("struct kvm_xcrs *", {"nr_xcrs": len(values)})
-        for at, (number, value) in enumerate(values.items()):
-            xcrs.xcrs[at].xcr, xcrs.xcrs[at].value = number, value
+        if len(values) > len(xcrs.xcrs):
+            raise ConfigurationError(f"{len(values)} XCRs", f"KVM takes {len(xcrs.xcrs)}")
+        for at, (register, value) in enumerate(values.items()):
+            xcrs.xcrs[at].xcr = number("XCR", register, 0, MOST_U32)
+            xcrs.xcrs[at].value = number(f"value of XCR{register}", value)
         self.ioctl("KVM_SET_XCRS", xcrs, "%s, %s", self.name, dict(values))
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
@@ -228,7 +247,7 @@ class Vcpu(KvmFd):
 
     def set_nested_state(self, state: bytes) -> None:
         """KVM_SET_NESTED_STATE (4.115) from what :meth:`get_nested_state` gave."""
-        self.ioctl("KVM_SET_NESTED_STATE", ffi.new("char[]", state))
+        self.ioctl("KVM_SET_NESTED_STATE", state)
 
     # ---- CPUID ----
 
@@ -247,7 +266,7 @@ class Vcpu(KvmFd):
 
         The guest must be able to take it: see ``kvm_run.ready_for_interrupt_injection``.
         """
-        request = ffi.new("struct kvm_interrupt *", (vector,))
+        request = structure("struct kvm_interrupt", irq=vector)
         self.ioctl("KVM_INTERRUPT", request, "%s, vector %#x", self.name, vector)
 
     def nmi(self) -> None:
@@ -272,12 +291,12 @@ class Vcpu(KvmFd):
 
     def set_mp_state(self, state: int) -> None:
         """KVM_SET_MP_STATE (4.39); a secondary vCPU of an irqchip VM waits until runnable."""
-        request = ffi.new("struct kvm_mp_state *", (state,))
+        request = structure("struct kvm_mp_state", mp_state=state)
         self.ioctl("KVM_SET_MP_STATE", request, "%s, state %s", self.name, state)
 
     def tpr_access_reporting(self, enabled: bool) -> None:
         """KVM_TPR_ACCESS_REPORTING: exit when the guest touches its APIC's TPR."""
-        request = ffi.new("struct kvm_tpr_access_ctl *", {"enabled": enabled})
+        request = structure("struct kvm_tpr_access_ctl", enabled=enabled)
         self.ioctl("KVM_TPR_ACCESS_REPORTING", request)
 
     # ---- time ----
@@ -288,6 +307,7 @@ class Vcpu(KvmFd):
 
     def set_tsc_khz(self, khz: int) -> None:
         """KVM_SET_TSC_KHZ (4.55); other speeds than the host's need TSC scaling."""
+        number("kHz", khz, 0, MOST_U32)  # the kernel would cut it
         self.ioctl("KVM_SET_TSC_KHZ", khz, "%s, %s kHz", self.name, khz)
 
     def kvmclock_ctrl(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyvmm import uapi
+from pyvmm.arguments import MOST_U32, integer, need, number, structure
 from pyvmm.clock import Clock
 from pyvmm.dirty_log import DirtyBitmap, bitmap_size
 from pyvmm.errors import ConfigurationError, KvmError
@@ -21,11 +22,17 @@ from pyvmm.vcpu import Vcpu
 _XSAVE_SIZE: int = ffi.sizeof("struct kvm_xsave")
 
 
+def _descriptor(what: str, fd: int) -> int:
+    """A descriptor's number, or -1, as structures without a sign have it."""
+    return number(what, fd, -1, MOST_U32) & MOST_U32
+
+
 class Vm(KvmFd):
     """A virtual machine. Made by :meth:`pyvmm.kvm.Kvm.create_vm`.
 
-    All addresses and sizes are in bytes. All methods raise :class:`KvmError`; the
-    sections are those of Documentation/virt/kvm/api.rst in Linux 7.3.
+    All addresses and sizes are in bytes. All methods raise :class:`KvmError`, and as
+    :mod:`pyvmm.errors` says for what cannot be given; the sections are those of
+    Documentation/virt/kvm/api.rst in Linux 7.3.
     """
 
     def __init__(self, fd: int, vm_type: int, vcpu_mmap_size: int) -> None:
@@ -53,8 +60,7 @@ class Vm(KvmFd):
 
     def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> int:
         """KVM_ENABLE_CAP (4.37) with up to four arguments."""
-        request = ffi.new("struct kvm_enable_cap *", (capability, flags, list(arguments)))
-        return self.ioctl("KVM_ENABLE_CAP", request, "%s", uapi.Capability(capability))
+        return self._enable_cap(capability, arguments, flags)
 
     def map_gpa_range_exits(self) -> bool:
         """Ask for KVM_EXIT_HYPERCALL on KVM_HC_MAP_GPA_RANGE. False where it cannot be had."""
@@ -85,11 +91,13 @@ class Vm(KvmFd):
         """KVM_CREATE_VCPU (4.7), and its kvm_run mapped."""
         # First: nobody would close the vCPU if this failed.
         xsave_size = max(self.check_extension(lib.KVM_CAP_XSAVE2), _XSAVE_SIZE)
+        number("vCPU id", index, 0, MOST_U32)  # kernels cut it
         fd = self.ioctl("KVM_CREATE_VCPU", index, "vCPU %s", index)
         return Vcpu(fd, index, self._vcpu_mmap_size, xsave_size)
 
     def set_boot_cpu_id(self, index: int) -> None:
         """KVM_SET_BOOT_CPU_ID (4.41): which vCPU is the bootstrap processor; before any vCPU."""
+        number("vCPU id", index, 0, MOST_U32)
         self.ioctl("KVM_SET_BOOT_CPU_ID", index, "vCPU %s", index)
 
     # ---- memory ----
@@ -98,7 +106,14 @@ class Vm(KvmFd):
         self, slot: int, gpa: int, size: int, address: int, flags: int = 0
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION (4.35); size 0 deletes the slot."""
-        request = ffi.new("struct kvm_userspace_memory_region *", (slot, flags, gpa, size, address))
+        request = structure(
+            "struct kvm_userspace_memory_region",
+            slot=slot,
+            flags=flags,
+            guest_phys_addr=gpa,
+            memory_size=size,
+            userspace_addr=address,
+        )
         self._set_slot("KVM_SET_USER_MEMORY_REGION", request, slot, gpa, size)
 
     def set_user_memory_region_ext(
@@ -109,11 +124,18 @@ class Vm(KvmFd):
         Kernels look at ``fd`` and ``offset`` only when ``flags`` has KVM_MEM_PRIVATE; those
         without that ABI say EINVAL then.
         """
-        region = (slot, flags, gpa, size, address)
-        request = ffi.new(
-            "struct kvm_userspace_memory_region_ext *",
-            {"region": region, "ofs": offset, "fd": fd & 0xFFFFFFFF},
+        region = structure(
+            "struct kvm_userspace_memory_region",
+            slot=slot,
+            flags=flags,
+            guest_phys_addr=gpa,
+            memory_size=size,
+            userspace_addr=address,
         )
+        request = structure(
+            "struct kvm_userspace_memory_region_ext", ofs=offset, fd=_descriptor("fd", fd)
+        )
+        request.region = region[0]
         self._set_slot("KVM_SET_USER_MEMORY_REGION", request, slot, gpa, size)
 
     def set_user_memory_region2(
@@ -127,14 +149,16 @@ class Vm(KvmFd):
         guest_memfd_offset: int = 0,
     ) -> None:
         """KVM_SET_USER_MEMORY_REGION2 (4.140, Linux 6.8), which can bind a guest_memfd."""
-        request = ffi.new("struct kvm_userspace_memory_region2 *")
-        request.slot = slot
-        request.flags = flags
-        request.guest_phys_addr = gpa
-        request.memory_size = size
-        request.userspace_addr = address
-        request.guest_memfd_offset = guest_memfd_offset
-        request.guest_memfd = guest_memfd & 0xFFFFFFFF
+        request = structure(
+            "struct kvm_userspace_memory_region2",
+            slot=slot,
+            flags=flags,
+            guest_phys_addr=gpa,
+            memory_size=size,
+            userspace_addr=address,
+            guest_memfd_offset=guest_memfd_offset,
+            guest_memfd=_descriptor("guest_memfd", guest_memfd),
+        )
         self._set_slot("KVM_SET_USER_MEMORY_REGION2", request, slot, gpa, size)
 
     def _set_slot(self, name: str, request: Any, slot: int, gpa: int, size: int) -> None:
@@ -146,13 +170,15 @@ class Vm(KvmFd):
 
     def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES (4.141, Linux 6.8) for ``size`` bytes from ``gpa``."""
-        request = ffi.new("struct kvm_memory_attributes *", (gpa, size, attributes, 0))
+        request = structure(
+            "struct kvm_memory_attributes", address=gpa, size=size, attributes=attributes
+        )
         about = "GPA %#x, %#x bytes, attributes %#x"
         self.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request, about, gpa, size, attributes)
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> GuestMemfd:
         """KVM_CREATE_GUEST_MEMFD (4.142, Linux 6.8): ``size`` bytes that only this VM can map."""
-        request = ffi.new("struct kvm_create_guest_memfd *", {"size": size, "flags": flags})
+        request = structure("struct kvm_create_guest_memfd", size=size, flags=flags)
         fd = self.ioctl("KVM_CREATE_GUEST_MEMFD", request, "%#x bytes, flags %#x", size, flags)
         return GuestMemfd(fd, size)
 
@@ -162,7 +188,8 @@ class Vm(KvmFd):
 
     def set_identity_map_addr(self, gpa: int) -> None:
         """KVM_SET_IDENTITY_MAP_ADDR (4.40): one page, needed like the TSS; before any vCPU."""
-        self.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ffi.new("uint64_t *", gpa), "GPA %#x", gpa)
+        address = ffi.new("uint64_t *", number("GPA", gpa))
+        self.ioctl("KVM_SET_IDENTITY_MAP_ADDR", address, "GPA %#x", gpa)
 
     # ---- dirty pages ----
 
@@ -177,7 +204,8 @@ class Vm(KvmFd):
         :class:`ConfigurationError` otherwise. What ``ioctl()`` alone made or changed is not
         known here; ``ioctl()`` gets its log.
         """
-        size = self._slot_sizes.get(slot)
+        integer("pages", pages)
+        size = self._slot_sizes.get(number("slot", slot, 0, MOST_U32))
         if size is None:
             raise ConfigurationError(
                 f"dirty log of slot {slot}",
@@ -200,16 +228,16 @@ class Vm(KvmFd):
 
         Its first page must be a multiple of 64, and so must its size but at a slot's end.
         """
-        bits = ffi.new("char[]", bitmap.bits.ljust(bitmap_size(bitmap.pages), b"\0"))
-        request = ffi.new(
-            "struct kvm_clear_dirty_log *",
-            {
-                "slot": slot,
-                "num_pages": bitmap.pages,
-                "first_page": bitmap.first_page,
-                "dirty_bitmap": bits,
-            },
+        need("bitmap", bitmap, DirtyBitmap)
+        request = structure(
+            "struct kvm_clear_dirty_log",
+            slot=slot,
+            num_pages=bitmap.pages,
+            first_page=bitmap.first_page,
         )
+        need("bits of the bitmap", bitmap.bits, bytes)
+        bits = ffi.new("char[]", bitmap.bits.ljust(bitmap_size(bitmap.pages), b"\0"))
+        request.dirty_bitmap = bits
         about = f"slot {slot}, pages {bitmap.first_page} to {bitmap.first_page + bitmap.pages - 1}"
         self.ioctl("KVM_CLEAR_DIRTY_LOG", request, about)
 
@@ -228,7 +256,7 @@ class Vm(KvmFd):
         self._coalesced_mmio("KVM_UNREGISTER_COALESCED_MMIO", address, size, is_port)
 
     def _coalesced_mmio(self, name: str, address: int, size: int, is_port: bool) -> None:
-        zone = ffi.new("struct kvm_coalesced_mmio_zone *", (address, size, is_port))
+        zone = structure("struct kvm_coalesced_mmio_zone", addr=address, size=size, pio=is_port)
         self.ioctl(name, zone, "%s %#x, %s bytes", "port" if is_port else "GPA", address, size)
 
     # ---- interrupts ----
@@ -243,22 +271,22 @@ class Vm(KvmFd):
 
     def get_irqchip(self, chip: int) -> Any:
         """KVM_GET_IRQCHIP (4.26): a ``struct kvm_irqchip *``; ``chip`` is KVM_IRQCHIP_*."""
-        request = ffi.new("struct kvm_irqchip *", {"chip_id": chip})
+        request = structure("struct kvm_irqchip", chip_id=chip)
         self.ioctl("KVM_GET_IRQCHIP", request, "chip %s", chip)
         return request
 
     def set_irqchip(self, irqchip: Any) -> None:
         """KVM_SET_IRQCHIP (4.27) from a ``struct kvm_irqchip *``."""
-        self.ioctl("KVM_SET_IRQCHIP", irqchip, "chip %s", irqchip.chip_id)
+        self.ioctl("KVM_SET_IRQCHIP", irqchip)
 
     def irq_line(self, gsi: int, level: bool) -> None:
         """KVM_IRQ_LINE (4.25): set an interrupt line."""
-        request = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
+        request = structure("struct kvm_irq_level", irq=gsi, level=level)
         self.ioctl("KVM_IRQ_LINE", request, "GSI %s", gsi)
 
     def irq_line_status(self, gsi: int, level: bool) -> int:
         """KVM_IRQ_LINE_STATUS: the same; 0 masked, 1 delivered, -1 ignored, more: coalesced."""
-        request = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": level})
+        request = structure("struct kvm_irq_level", irq=gsi, level=level)
         self.ioctl("KVM_IRQ_LINE_STATUS", request, "GSI %s", gsi)
         return int(request.status)
 
@@ -268,7 +296,10 @@ class Vm(KvmFd):
 
     def signal_msi(self, address: int, data: int) -> bool:
         """KVM_SIGNAL_MSI (4.71): send an MSI; whether the guest got it."""
-        request = ffi.new("struct kvm_msi *", (address & 0xFFFF_FFFF, address >> 32, data))
+        number("address", address)
+        request = structure(
+            "struct kvm_msi", address_lo=address & 0xFFFF_FFFF, address_hi=address >> 32, data=data
+        )
         return self.ioctl("KVM_SIGNAL_MSI", request, "address %#x, data %#x", address, data) > 0
 
     def irqfd(
@@ -280,8 +311,10 @@ class Vm(KvmFd):
         there.
         """
         flags = lib.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
-        request = ffi.new("struct kvm_irqfd *", (eventfd.fileno(), gsi, flags))
+        need("eventfd", eventfd, Fd)
+        request = structure("struct kvm_irqfd", fd=eventfd.fileno(), gsi=gsi, flags=flags)
         if resample is not None:
+            need("resample", resample, Fd)
             request.flags |= lib.KVM_IRQFD_FLAG_RESAMPLE
             request.resamplefd = resample.fileno()
         self.ioctl("KVM_IRQFD", request, "GSI %s", gsi)
@@ -300,14 +333,13 @@ class Vm(KvmFd):
 
         ``size`` 0 means any size; with ``value`` only writes of that value signal.
         """
-        request = ffi.new(
-            "struct kvm_ioeventfd *", {"addr": address, "len": size, "fd": eventfd.fileno()}
-        )
+        need("eventfd", eventfd, Fd)
+        request = structure("struct kvm_ioeventfd", addr=address, len=size, fd=eventfd.fileno())
         if is_port:
             request.flags |= lib.KVM_IOEVENTFD_FLAG_PIO
         if value is not None:
             request.flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH
-            request.datamatch = value
+            request.datamatch = number("value", value)
         if deassign:
             request.flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN
         kind = "port" if is_port else "GPA"
@@ -317,7 +349,7 @@ class Vm(KvmFd):
 
     def create_pit2(self, flags: int = 0) -> None:
         """KVM_CREATE_PIT2 (4.71): the timer at its usual ports; needs the irqchip."""
-        self.ioctl("KVM_CREATE_PIT2", ffi.new("struct kvm_pit_config *", {"flags": flags}))
+        self.ioctl("KVM_CREATE_PIT2", structure("struct kvm_pit_config", flags=flags))
 
     def get_pit2(self) -> Any:
         """KVM_GET_PIT2 (4.72): a ``struct kvm_pit_state2 *``."""
@@ -331,7 +363,7 @@ class Vm(KvmFd):
 
     def reinject_control(self, reinject: bool) -> None:
         """KVM_REINJECT_CONTROL (4.99): whether the PIT makes up for ticks that were missed."""
-        request = ffi.new("struct kvm_reinject_control *", {"pit_reinject": reinject})
+        request = structure("struct kvm_reinject_control", pit_reinject=reinject)
         self.ioctl("KVM_REINJECT_CONTROL", request)
 
     def get_clock(self) -> Clock:
@@ -347,9 +379,10 @@ class Vm(KvmFd):
 
     def set_clock(self, clock_ns: int, realtime_ns: int | None = None) -> None:
         """KVM_SET_CLOCK (4.30). The time since ``realtime_ns`` is added, if it is given."""
-        data = ffi.new("struct kvm_clock_data *", {"clock": clock_ns})
+        data = structure("struct kvm_clock_data", clock=clock_ns)
         if realtime_ns is not None:
-            data.flags, data.realtime = lib.KVM_CLOCK_REALTIME, realtime_ns
+            data.flags = lib.KVM_CLOCK_REALTIME
+            data.realtime = number("realtime_ns", realtime_ns)
         self.ioctl("KVM_SET_CLOCK", data, "%s ns", clock_ns)
 
     def get_tsc_khz(self) -> int:
@@ -358,4 +391,5 @@ class Vm(KvmFd):
 
     def set_tsc_khz(self, khz: int) -> None:
         """KVM_SET_TSC_KHZ (4.55) of the VM (Linux 5.18), before any vCPU."""
+        number("kHz", khz, 0, MOST_U32)  # the kernel would cut it
         self.ioctl("KVM_SET_TSC_KHZ", khz, "%s kHz", khz)

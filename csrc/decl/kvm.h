@@ -40,6 +40,7 @@ struct kvm_translation {
 	__u8 usermode; ...;
 };
 struct kvm_enc_region { __u64 addr; __u64 size; ...; };
+struct kvm_sev_cmd { __u32 id; __u64 data; __u32 error; __u32 sev_fd; ...; };
 
 /* ---- capabilities, devices, clock ---- */
 struct kvm_enable_cap { __u32 cap; __u32 flags; __u64 args[4]; ...; };

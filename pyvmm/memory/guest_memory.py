@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pyvmm.arguments import MOST_U32, integer, need, number
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError, PyvmmError
 from pyvmm.mapping import PAGE_SIZE, Mapping
 from pyvmm.memory.backing import Backend, Backing
@@ -19,6 +20,7 @@ from pyvmm.vm import Vm
 
 #: A region with fewer memslots could keep hardly any page apart from its neighbours.
 _FEWEST_SLOTS = 8
+_STATES = tuple(PageState)
 
 
 class PrivatePageError(PyvmmError):
@@ -112,6 +114,8 @@ class GuestMemory:
     """
 
     def __init__(self, vm: Vm, backend: Backend, mechanism: Mechanism, policy: Policy) -> None:
+        need("vm", vm, Vm)
+        number("policy", policy, 0, MOST_U32)
         self.backend = backend
         self.mechanism = mechanism
         self._vm = vm
@@ -170,6 +174,7 @@ class GuestMemory:
 
     def _add_region(self, gpa: int, size: int, shared_gpa: int | None) -> Region:
         views = 1 if shared_gpa is None else 2
+        integer("GPA", gpa)
         if len(self.regions) == lib.MEMORY_MAX_REGIONS:
             raise ConfigurationError(
                 f"region at {gpa:#x}", f"there are {len(self.regions)} regions already"
@@ -215,8 +220,12 @@ class GuestMemory:
 
         ``gpa`` may lie in either view. Raises :class:`KvmError` with EINVAL for what the
         guest's doorbell refuses too: unaligned, empty, outside, past the view's end; and
-        ValueError for what is no :class:`PageState`.
+        :class:`ConfigurationError` for what is no number or no :class:`PageState`.
         """
+        integer("GPA", gpa)
+        integer("size", size)
+        if integer("state", state) not in _STATES:
+            raise ConfigurationError(f"state {state}", "it is no PageState")
         about = f"GPA {gpa:#x}, {size:#x} bytes to {PageState(state).name.lower()}"
         self._vm.fileno()  # C has its number, which may be another file's once it is closed
         self._refuse_a_fork("convert", about)
@@ -236,6 +245,8 @@ class GuestMemory:
         :class:`ConfigurationError` where no memory is.
         """
         raw = self.raw
+        integer("GPA", gpa)
+        integer("size", size)
         for ram, mapping in self._ram:
             if ram.gpa <= gpa and gpa + size <= ram.end and size >= 0:
                 return bytes(mapping.view[gpa - ram.gpa : gpa - ram.gpa + size])
@@ -248,6 +259,9 @@ class GuestMemory:
     def write(self, gpa: int, data: bytes) -> None:
         """Store bytes as the host: into RAM, or into shared pages. Raises as :meth:`read`."""
         raw = self.raw
+        integer("GPA", gpa)
+        need("data", data, bytes, bytearray, memoryview)
+        data = bytes(data)
         for ram, mapping in self._ram:
             if ram.gpa <= gpa and gpa + len(data) <= ram.end:
                 mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data

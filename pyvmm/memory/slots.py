@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyvmm.arguments import integer
 from pyvmm.errors import ConfigurationError
 from pyvmm.mapping import PAGE_SIZE
 
@@ -50,6 +51,8 @@ class SlotTable:
 
     def claim_range(self, name: str, gpa: int, size: int) -> GpaRange:
         """Take a GPA range for memory. Raises :class:`ConfigurationError` if it cannot be one."""
+        integer("GPA", gpa)
+        integer("size", size)
         if size <= 0 or gpa < 0 or gpa % PAGE_SIZE or size % PAGE_SIZE:
             raise ConfigurationError(
                 f"{name} at {gpa:#x}, {size:#x} bytes",

@@ -152,7 +152,8 @@ def test_every_ioctl_is_reached_by_its_name() -> None:
             read, write = os.pipe()
             os.close(write)
             with pytest.raises(KvmError) as caught, type(bare.vm)(read, 0, 0) as pipe:
-                pipe.ioctl(name, 0)
+                kind = IOCTLS[name].type
+                pipe.ioctl(name, ffi.new(ffi.getctype(kind, "*")) if kind else 0)
             assert caught.value.call == name
             assert caught.value.errno == errno.ENOTTY
 

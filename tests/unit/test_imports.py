@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.errors", "pyvmm.host", "pyvmm.printable", "pyvmm.tracefs", "pyvmm._native"),
     ("pyvmm.native",),
     ("pyvmm.uapi", "pyvmm.ioctls", "pyvmm.output_file"),
+    ("pyvmm.arguments",),
     ("pyvmm.fd", "pyvmm.mapping"),
     ("pyvmm.stats", "pyvmm.memfd", "pyvmm.exits", "pyvmm.clock", "pyvmm.cpuid"),
     ("pyvmm.msrs", "pyvmm.irq_routing", "pyvmm.eventfd", "pyvmm.dirty_log"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvmm.guest_memfd import GuestMemfd
+from pyvmm.ioctls import IOCTLS
 from pyvmm.memfd import Memfd
 from pyvmm.native import ffi, lib
 from pyvmm.validate.capabilities import missing
@@ -369,7 +370,9 @@ def bad_pointers(tools: Toolbox) -> None:
     for name in names:
         for address in (8, TOP, (1 << 64) - 8):
             expect_errno(
-                lambda name=name, address=address: vm.ioctl(name, address),  # type: ignore[misc]
+                lambda name=name, address=address: vm.ioctl(  # type: ignore[misc]
+                    IOCTLS[name]._replace(type=None), address
+                ),
                 errno.EFAULT,
                 f"{name} at address {address:#x}",
             )
