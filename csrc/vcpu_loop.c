@@ -74,6 +74,9 @@ int loop_init(struct vcpu_loop *loop, uint64_t log_capacity)
 		return -EBUSY;
 	if (log_capacity & (log_capacity - 1))
 		return -EINVAL;
+	/* A struct memory that memory_init() has not seen would be met at the first exit. */
+	if (!loop->run || !loop->memory || !loop->memory->backend || !loop->protocol)
+		return -EINVAL;
 	record_clock_init(&loop->clock);
 	/* The rest is zero, as the caller made it: to clear it twice would cost the caches. */
 	loop->exit_latency.min = UINT64_MAX;

@@ -133,7 +133,10 @@ struct vcpu_loop {
 	} guard;
 };
 
-/* `loop` is zero but for what is given. log_capacity: records, a power of two, or 0. 0 or -errno. */
+/*
+ * `loop` is zero but for what is given. log_capacity: records, a power of two, or 0. 0, or
+ * -EINVAL for a structure that is missing or was not made ready, or another -errno.
+ */
 int loop_init(struct vcpu_loop *loop, uint64_t log_capacity);
 void loop_deinit(struct vcpu_loop *loop);
 /*

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
+from pyvmm.arguments import MOST_U32, c_structure, integer, need, number
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.exits import MemoryErrorExit
 from pyvmm.native import ffi, lib
@@ -26,6 +27,19 @@ def create_protocol() -> Any:
     if protocol == ffi.NULL:
         raise KvmError("protocol_create", errno.ENOMEM, "console and measures")
     return ffi.gc(protocol, lib.protocol_destroy)
+
+
+def _no_protocol() -> Any:
+    protocol = create_protocol()
+    protocol.enabled = False
+    protocol.unclaimed_to_python = True
+    return protocol
+
+
+def _no_memory() -> Any:
+    memory = ffi.new("struct memory *")
+    lib.memory_init(memory, -1, b"emulated", lib.POLICY_CONVERT)
+    return memory
 
 
 class ExitRecord(NamedTuple):
@@ -54,7 +68,8 @@ def _deinit(kept: tuple[Any, ...], loop: Any) -> None:
 class VcpuLoop:
     """Runs a vCPU in C until there is something for Python.
 
-    ``memory`` and ``protocol`` are the C structures of the machine, ``sync_registers`` what
+    ``memory`` and ``protocol`` are the C structures of the machine. Without memory there are
+    no private pages, and without a protocol every exit is for Python. ``sync_registers`` is what
     KVM_CAP_SYNC_REGS can do there (``KVM_SYNC_X86_*``). ``log_capacity`` (records, a power
     of two) bounds the exit log; 0 and recording off cost nothing.
 
@@ -64,21 +79,26 @@ class VcpuLoop:
     def __init__(
         self,
         vcpu: Vcpu,
-        memory: Any,
-        protocol: Any,
+        memory: Any = None,
+        protocol: Any = None,
         *,
         sync_registers: int = 0,
         log_capacity: int = 0,
     ) -> None:
+        need("vcpu", vcpu, Vcpu)
         self.vcpu = vcpu
+        memory = _no_memory() if memory is None else memory
+        protocol = _no_protocol() if protocol is None else protocol
+        number("sync_registers", sync_registers, 0, MOST_U32)
+        integer("log_capacity", log_capacity)
         if not 0 <= log_capacity < 1 << 64 or log_capacity & (log_capacity - 1):
             raise ConfigurationError(f"an exit log of {log_capacity}", "it is no power of two or 0")
         loop = ffi.new("struct vcpu_loop *")
         loop.vcpu_fd = vcpu.fileno()
         loop.run = vcpu.kvm_run
         loop.run_size = vcpu.mmap_size
-        loop.memory = memory
-        loop.protocol = protocol
+        loop.memory = c_structure("struct memory *", memory)
+        loop.protocol = c_structure("struct protocol *", protocol)
         loop.sync_registers = sync_registers
         result = lib.loop_init(loop, log_capacity)
         if result < 0:
@@ -109,7 +129,8 @@ class VcpuLoop:
         ``max_exits`` exits of one run: STOP_MAX_EXITS.
         """
         raw = self.raw
-        raw.deadline, raw.max_exits = deadline_ns, max_exits
+        raw.deadline = number("deadline_ns", deadline_ns)
+        raw.max_exits = number("max_exits", max_exits)
 
     def kick(self) -> None:
         """End the current :meth:`run`, or the next one. From any thread; never lost."""
@@ -161,7 +182,7 @@ class VcpuLoop:
     def last_exits(self, count: int) -> list[ExitRecord]:
         """The newest ``count`` records, oldest first, taken or not."""
         log = self.raw.log
-        first = max(0, log.written - min(count, log.capacity))
+        first = max(0, log.written - min(number("count", count), log.capacity))
         return [self._record(log.records[at % log.capacity]) for at in range(first, log.written)]
 
     @staticmethod

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from operator import index
 from typing import Any, Protocol
 
+from pyvmm.arguments import c_structure
 from pyvmm.errors import ClosedError, ConfigurationError
 from pyvmm.exits import io_data
 from pyvmm.native import ffi, lib
@@ -40,7 +41,7 @@ class Bus:
     """
 
     def __init__(self, protocol: Any, claim: ClaimFunction, address_bits: int) -> None:
-        self._protocol = protocol
+        self._protocol = c_structure("struct protocol *", protocol)
         self._claim = claim
         self._address_bits = address_bits
         self.devices: list[Device] = []

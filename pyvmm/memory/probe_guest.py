@@ -7,8 +7,8 @@ from typing import Any
 
 from pyvmm.guest.boot import set_real_mode
 from pyvmm.kvm import Kvm
-from pyvmm.native import ffi, lib
-from pyvmm.vcpu_loop import VcpuLoop, create_protocol
+from pyvmm.native import lib
+from pyvmm.vcpu_loop import VcpuLoop
 from pyvmm.vm import Vm
 
 # A probe that spins is one that found nothing.
@@ -17,14 +17,9 @@ _DEADLINE_NS = 500_000_000
 
 def run_probe(vm: Vm, kvm: Kvm, start: int) -> Any:
     """Run from GPA ``start`` to the first exit; its kvm_run, or None if KVM_RUN failed."""
-    memory = ffi.new("struct memory *")
-    lib.memory_init(memory, vm.fileno(), b"emulated", lib.POLICY_CONVERT)
-    protocol = create_protocol()
-    protocol.enabled = False
-    protocol.unclaimed_to_python = True
     with vm.create_vcpu(0) as vcpu:
         set_real_mode(vcpu, start)
-        loop = VcpuLoop(vcpu, memory, protocol)
+        loop = VcpuLoop(vcpu)
         deadline = time.monotonic_ns() + _DEADLINE_NS
         loop.limit(deadline)
         while (stop := loop.run()) == lib.STOP_SIGNAL:

@@ -17,7 +17,7 @@ from pyvmm.guest.assembler import assemble
 from pyvmm.guest.boot import START, low_memory, set_real_mode
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import Mapping
-from pyvmm.native import ffi, lib
+from pyvmm.native import lib
 from pyvmm.vcpu_loop import VcpuLoop
 from pyvmm.vm import Vm
 
@@ -81,12 +81,7 @@ class BareVm:
         self.vcpu = self._resources.enter_context(self.vm.create_vcpu(0))
         self.vcpu.set_cpuid2(self.kvm.get_supported_cpuid())
         set_real_mode(self.vcpu, START, rsp=STACK)
-        self._memory = ffi.new("struct memory *")
-        lib.memory_init(self._memory, self.vm.fileno(), b"emulated", lib.POLICY_CONVERT)
-        self._protocol = ffi.gc(lib.protocol_create(), lib.protocol_destroy)
-        self._protocol.enabled = False
-        self._protocol.unclaimed_to_python = True
-        self._loop = VcpuLoop(self.vcpu, self._memory, self._protocol)
+        self._loop = VcpuLoop(self.vcpu)
         self._resources.callback(self._loop.close)
 
     def run(self) -> Exit:
