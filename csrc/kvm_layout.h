@@ -123,6 +123,12 @@ SIZE(struct kvm_enc_region, 16);
 OFFSET(struct kvm_enc_region, addr, 0);
 OFFSET(struct kvm_enc_region, size, 8);
 
+SIZE(struct kvm_sev_cmd, 24);
+OFFSET(struct kvm_sev_cmd, id, 0);
+OFFSET(struct kvm_sev_cmd, data, 8);
+OFFSET(struct kvm_sev_cmd, error, 16);
+OFFSET(struct kvm_sev_cmd, sev_fd, 20);
+
 /* ---- capabilities, devices, clock ---- */
 
 SIZE(struct kvm_enable_cap, 104);

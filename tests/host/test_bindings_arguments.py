@@ -10,6 +10,7 @@ import array
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_raw(bare: Bare, name: str) -> None:
     for fd in (bare.kvm, bare.vm, bare.vcpu):
         for what, thing, given in wrong(name, wanted_by(name)[:-2]):
             kept = bytes(ffi.buffer(thing)) if is_owner(thing) else None
-            check(lambda fd=fd, thing=thing: fd.ioctl(name, thing), name, wanted_by(name), given)
+            check(partial(fd.ioctl, name, thing), name, wanted_by(name), given)
             assert kept is None or bytes(ffi.buffer(thing)) == kept, what
     assert bare.state() == before
 
@@ -175,7 +176,7 @@ def test_methods(bare: Bare, method: str) -> None:
     for what, thing, given in wrong(name, POINTERS[name]):
         if isinstance(thing, bytes) or "read-only" in given:
             continue
-        check(lambda thing=thing: getattr(owner, method)(thing), name, wanted_by(name), given)
+        check(partial(getattr(owner, method), thing), name, wanted_by(name), given)
         del what
     assert bare.state() == before
 
@@ -211,7 +212,7 @@ def test_right_ones_are_taken(bare: Bare) -> None:
         assert vcpu.get_regs().rbx == 0x1234
     for buffer in (bytearray(size), array.array("Q", bytes(size)), memoryview(bytearray(size + 8))):
         vcpu.ioctl("KVM_GET_REGS", buffer)
-        assert memoryview(buffer).cast("B")[8:10] == b"\x34\x12"
+        assert bytes(memoryview(buffer).cast("B")[8:10]) == b"\x34\x12"
     for integer in ("uint64_t", "unsigned long", "__u64", "int64_t"):
         bare.kvm.check_extension(0)
         with pytest.raises(KvmError):  # the vCPU is there already
@@ -291,9 +292,9 @@ def test_one_of_ones_own(bare: Bare) -> None:
     for senseless in (Ioctl("X", -1), Ioctl("X", 1 << 64), Ioctl("X", 1, "struct nothing")):
         with pytest.raises(PyvmmError, match="X"):
             bare.vm.ioctl(senseless, 0)
-    for make in (lambda: iow("X", 256, "char"), lambda: iow("X", 1, "char[16384]")):
+    for number, kind in ((256, "char"), (1, "char[16384]")):
         with pytest.raises(ConfigurationError, match="X"):
-            make()
+            iow("X", number, kind)
     for request in (None, 5, "KVM_NOTHING", b"KVM_RUN", ("KVM_RUN", 0xAE80, None)):
         with pytest.raises(ConfigurationError, match="not in the ioctl table"):
             bare.vm.ioctl(request)  # type: ignore[arg-type]
