@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -71,6 +72,7 @@ def holdings() -> Holdings:
 @pytest.fixture
 def no_leak() -> Iterator[None]:
     """The test leaves as many descriptors, mappings, threads and children as it found."""
+    gc.collect()  # what earlier tests dropped must not vanish from under this one
     before = holdings()
     yield
     assert holdings() == before
