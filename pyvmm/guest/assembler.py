@@ -17,7 +17,7 @@ from pyvmm.guest.boot import START
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.identify import kind_of, refusal
 from pyvmm.guest.image import Image, elf_image, flat_image, read_guest_file
-from pyvmm.guest.source import check_source, read_source, why_not_assembled, why_not_linked
+from pyvmm.guest.source import check_source, read_source
 from pyvmm.memfd import Memfd
 from pyvmm.printable import printable
 
@@ -112,12 +112,16 @@ def _assemble(
         assembler = ["as", "-g", "--32", *include, *symbols, "-o", _path_of(unlinked), argument]
         said = _call(path, assembler, source if argument == "-" else "", unlinked)
         if said:
+            from pyvmm.guest.rejected import why_not_assembled
+
             raise why_not_assembled(name, _named(said, argument, name), source)
         layout = ["-m", "elf_i386", "-N", f"-Ttext={START:#x}", f"--entry={START:#x}"]
         quiet = ["--build-id=none", "-z", "noexecstack"]
         linker = ["ld", *layout, *quiet, "-o", _path_of(linked), _path_of(unlinked)]
         said = _call(path, linker, "", unlinked, linked)
         if said:
+            from pyvmm.guest.rejected import why_not_linked
+
             raise why_not_linked(name, _named(said, argument, name), source)
         size = os.fstat(linked.fileno()).st_size
         elf = os.pread(linked.fileno(), size, 0)

@@ -11,7 +11,7 @@ from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import elf_kind
 from pyvmm.guest.formats import binary_kind
 from pyvmm.guest.kind import Kind
-from pyvmm.guest.texts import text_kind
+from pyvmm.guest.text import text_of
 
 
 def kind_of(path: Path, data: bytes, size: int) -> Kind | None:
@@ -20,7 +20,12 @@ def kind_of(path: Path, data: bytes, size: int) -> Kind | None:
         return elf_kind(data)
     if len(data) == size and not data.strip(b"\0"):
         return Kind("nothing but zeros", "is it built, or a sparse disk?")
-    kind = binary_kind(data, size) or text_kind(data, path.name, path.suffix)
+    kind = binary_kind(data, size)
+    if kind is None and (text := text_of(data)) is not None:
+        # Slow to import, for its many patterns.
+        from pyvmm.guest.languages import language_of
+
+        kind = language_of(text, path.name, path.suffix)
     if kind is not None and size > RAM_SIZE - START:
         return replace(kind, is_loadable=False)
     return kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from pyvmm.guest.dialects import lines
+from pyvmm.guest.preprocessor import lines
 
 _PLACE = re.compile(r"(?P<file>.+?):(?P<number>\d+): (?P<what>.*)")
 _INVOKED = re.compile(r"(?P<place>.+:\d+):\s+Info: macro invoked from here")

@@ -10,7 +10,8 @@ import pytest
 from pyvmm import GuestError, assemble, load_guest
 from pyvmm.cli.main import main
 from pyvmm.guest import tool_messages
-from pyvmm.guest.dialects import dialect, preprocessor_line
+from pyvmm.guest.dialects import dialect
+from pyvmm.guest.preprocessor import line_for_it
 
 CALLS_WHAT_IS_NOWHERE = """\
         .code16
@@ -197,20 +198,20 @@ COMMENTS = """\
 
 
 def test_comments_that_look_like_directives() -> None:
-    assert preprocessor_line(COMMENTS) is None
+    assert line_for_it(COMMENTS) is None
     assert assemble(COMMENTS).segments[0].data == b"\xb0\0\xe6\xf4"
 
 
 @pytest.mark.parametrize("line", ["#include <x.h>", '  #include "x.h" // why', '#include "a b"'])
 def test_each_include_of_the_preprocessor(line: str) -> None:
-    assert preprocessor_line(f"nop\n{line}\n") == (2, line.strip())
+    assert line_for_it(f"nop\n{line}\n") == (2, line.strip())
 
 
 @pytest.mark.parametrize("line", ["#if X > 1", "# ifdef X", "#ifndef X // why", "#if 0"])
 def test_each_condition_of_the_preprocessor(line: str) -> None:
-    assert preprocessor_line(f"{line}\nnop\n#endif\n") == (1, line)
-    assert preprocessor_line(f"{line}\nnop\n#endif // X\n") == (1, line)
-    assert preprocessor_line(f"#endif\n{line}\n") is None
+    assert line_for_it(f"{line}\nnop\n#endif\n") == (1, line)
+    assert line_for_it(f"{line}\nnop\n#endif // X\n") == (1, line)
+    assert line_for_it(f"#endif\n{line}\n") is None
 
 
 def test_the_preprocessor_as_comments_in_mode_real(tmp_path: Path) -> None:
@@ -280,5 +281,5 @@ def test_words_that_nobody_foresaw(said: str) -> None:
 def test_source_with_lines_without_end_is_read_in_time() -> None:
     for piece in (" ", "\n", "/* ", "#if ", "x: ", "times ", "[bits", '#include "', "db '"):
         source = piece * (1 << 18)
-        assert preprocessor_line(source) is None
+        assert line_for_it(source) is None
         dialect(source, "x.asm")

@@ -1,25 +1,16 @@
-"""Text that is no machine code, and in what language it is written.
-
-Text is told by its bytes: printable characters and line ends alone. Code of such bytes cannot
-even write to a port, unless it changes itself. Which language it is only chooses the words.
-"""
+"""In what language a text is written. It only chooses the words that refuse it."""
 
 from __future__ import annotations
 
 import re
 import shlex
 
-from pyvmm.guest.dialects import dialect, is_gas, lines
+from pyvmm.guest.dialects import dialect, is_gas
 from pyvmm.guest.kind import Kind
+from pyvmm.guest.preprocessor import lines
 
-# So much of a text is looked at to name its language.
+# So much of a text is looked at.
 _HEAD = 1 << 16
-_ASCII = re.compile(rb"[\t\n\v\f\r\x1a\x20-\x7e]*")
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x19\x1b-\x1f\x7f]")
-UTF8_MARK = b"\xef\xbb\xbf"
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-# A few bytes of code may be right UTF-8 by chance, so many hardly.
-_SURELY_UTF8 = 64
 
 _NO_C = "pyvmm builds no C guests so far: write assembly (.S), or compile and link an ELF file"
 _BUILD = "build a flat binary or an ELF file of it"
@@ -58,38 +49,9 @@ _S_RECORD = re.compile(r"S[0-9]((?:[0-9A-F]{2}){4,})$", re.IGNORECASE)
 _HEX_DUMP = re.compile(r"[0-9a-f]{6,8}:?\s+(?:[0-9a-f]{2,8}\s+)+", re.IGNORECASE)
 
 
-def decoded(data: bytes) -> str | None:
-    """``data`` as text without its byte order mark; None if it is none."""
-    if data.startswith(UTF16_MARKS):
-        text = data.decode("utf-16", errors="replace")
-        return None if _CONTROL.search(text) or "\ufffd" in text else text
-    if _ASCII.fullmatch(data):
-        return data.decode("ascii")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-    return None if _CONTROL.search(text) else text
-
-
-def text_kind(data: bytes, name: str, suffix: str) -> Kind | None:
-    """What text ``data`` is, of a file called ``name``; None for what may be code."""
-    head = data[:_HEAD]
-    text = decoded(head) if len(data) <= _HEAD else decoded(_whole_characters(head))
-    is_certain = head.startswith((UTF8_MARK, *UTF16_MARKS)) or len(data) >= _SURELY_UTF8
-    if text is None or not (text.isascii() or is_certain):
-        return None
-    if len(data) > _HEAD and decoded(data) is None:
-        return None
-    return _language(text, name, suffix)
-
-
-def _whole_characters(head: bytes) -> bytes:
-    """Without the character that the end of ``head`` may have cut."""
-    return head[:-1] if head.startswith(UTF16_MARKS) and len(head) % 2 else head.rsplit(b"\n", 1)[0]
-
-
-def _language(text: str, name: str, suffix: str) -> Kind:
+def language_of(text: str, name: str, suffix: str) -> Kind:
+    """What text it is, of a file called ``name``."""
+    text = text[:_HEAD]
     shown = shlex.quote(name)
     first = text.lstrip().split("\n", 1)[0].strip()
     if first.startswith("#!/"):
