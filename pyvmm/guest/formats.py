@@ -156,22 +156,45 @@ def _coff(data: bytes, size: int) -> Kind | None:
 
 
 def _compressed(data: bytes, size: int) -> Kind | None:
-    if data[:3] == b"\x1f\x8b\x08":
-        try:
-            zlib.decompressobj(31).decompress(data, 1)
-        except zlib.error:
-            return None
+    if data[:3] == b"\x1f\x8b\x08" and _is_gzip(data):
         return Kind("a gzip archive", _UNPACK.format("gzip -d"))
     blocks = (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90")
     if data[:3] == b"BZh" and data[3:4] in b"123456789" and data[4:10] in blocks:
         return Kind("a bzip2 archive", _UNPACK.format("bzip2 -d"))
-    if data[:4] == b"\x28\xb5\x2f\xfd" and len(data) > 8 and not data[4] & 8:
+    if data[:4] == b"\x28\xb5\x2f\xfd" and _is_zstd(data, size):
         return Kind("a zstd archive", _UNPACK.format("zstd -d"))
-    if data[:4] == b"\x04\x22\x4d\x18" and len(data) > 6 and data[4] >> 6 == 1:
+    if data[:4] == b"\x04\x22\x4d\x18" and len(data) > 6 and _is_lz4(*data[4:6]):
         return Kind("an lz4 archive", _UNPACK.format("lz4 -d"))
     if data[:3] == b"\x5d\0\0" and data[5:13] == b"\xff" * 8:
         return Kind("an lzma archive", _UNPACK.format("xz -d"))
     return None
+
+
+def _is_gzip(data: bytes) -> bool:
+    """Whether the header has a method and a system that exist, and what follows unpacks."""
+    if len(data) < 18 or data[8] not in (0, 2, 4) or data[9] not in (*range(14), 255):
+        return False
+    unpacking = zlib.decompressobj(31)
+    try:
+        return bool(unpacking.decompress(data, 1 << 12)) or unpacking.eof
+    except zlib.error:
+        return False
+
+
+def _is_zstd(data: bytes, size: int) -> bool:
+    """Whether the frame's header is right, and its first block lies in the file."""
+    if len(data) < 9 or data[4] & 0x18:
+        return False
+    whole, dictionary, length = data[4] >> 5 & 1, data[4] & 3, data[4] >> 6
+    at = 6 - whole + (0, 1, 2, 4)[dictionary] + (whole, 2, 4, 8)[length]
+    block = int.from_bytes(data[at : at + 3], "little")
+    kind, block_size = block >> 1 & 3, block >> 3
+    return kind < 3 and at + 3 + (1 if kind == 1 else block_size) <= size
+
+
+def _is_lz4(flags: int, block: int) -> bool:
+    """Whether the frame's descriptor has its version, its block size and zeros for the rest."""
+    return flags & 0xC2 == 0x40 and block & 0x8F == 0 and block >> 4 >= 4
 
 
 def _archive(data: bytes, size: int) -> Kind | None:

@@ -19,7 +19,8 @@ def text_of(data: bytes) -> str | None:
     """The text that ``data`` is, without its byte order mark; None if it may be code."""
     if data.startswith(UTF16_MARKS):
         text = data.decode("utf-16", errors="replace")
-        return None if _CONTROL.search(text) or "\ufffd" in text else text
+        is_latin = 2 * sum(char.isascii() for char in text) >= len(text)
+        return text if is_latin and not _CONTROL.search(text) else None
     if _ASCII.fullmatch(data):
         return data.decode("ascii")
     if len(data) < _SURELY_UTF8 and not data.startswith(UTF8_MARK):
