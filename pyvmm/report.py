@@ -252,9 +252,10 @@ def _base64_unless_text(data: bytes) -> str | None:
     return None
 
 
-def _unclaimed_to_json(each: Unclaimed) -> dict[str, int]:
+def _unclaimed_to_json(each: Unclaimed) -> dict[str, Any]:
     place = {"gpa": each.gpa} if each.port is None else {"port": each.port}
-    return {**{name: n for name, n in place.items() if n is not None}, "count": each.count}
+    hint = {"hint": each.hint} if each.hint else {}
+    return {**place, "count": each.count, **hint}
 
 
 def _where_to_json(where: Where) -> dict[str, Any]:

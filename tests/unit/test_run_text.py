@@ -19,12 +19,12 @@ from pyvmm.report import (
     RegionReport,
     Result,
     RunReport,
-    Unclaimed,
     Where,
     duration,
     to_json,
 )
 from pyvmm.uapi import PageState
+from pyvmm.unclaimed import Unclaimed
 from pyvmm.vcpu_loop import ExitRecord
 
 
@@ -83,9 +83,9 @@ def test_what_nobody_has_is_named_and_the_rest_counted() -> None:
     assert "unclaimed: GPA 0xb0000 2 times" in lines
     assert "unclaimed: other ports 7 times" in lines
     assert to_json(report)["unclaimed"] == [
-        {"port": 0x20, "count": 4},
+        {"port": 0x20, "count": 4, "hint": "the PIC: there is one with --irqchip"},
         {"gpa": 0xB0000, "count": 2},
-        {"port": 0x21, "count": 1},
+        {"port": 0x21, "count": 1, "hint": "the PIC: there is one with --irqchip"},
     ]
 
 
