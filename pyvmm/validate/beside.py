@@ -19,10 +19,12 @@ _END_S = 20.0
 
 
 class CallBeside:
-    """A system call that goes on beside the case. A context manager, which waits for its end, and
-    fails if only a signal ends it.
+    """A system call that goes on beside the case.
 
-    ``error`` is the errno that it ended with, 0 for none. Synchronization: its methods belong to the thread that made it.
+    A context manager, which waits for its end, and fails if only a signal ends it. ``error`` is
+    the errno that it ended with, 0 for none.
+
+    Synchronization: its methods belong to the thread that made it.
     """
 
     def __init__(self, call: Callable[[], object]) -> None:
