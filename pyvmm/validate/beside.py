@@ -6,6 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from pyvmm.errors import KvmError
@@ -65,6 +67,17 @@ class CallBeside:
                 seen, since = now, self.cpu_s
             elif self.cpu_s - since > _SPIN_S:
                 return not self.ends(0)
+        return False
+
+    def waits(self, timeout_s: float = 5.0) -> bool:
+        """Whether it comes to wait for something in the kernel before it ends."""
+        until = time.monotonic() + timeout_s
+        state = Path(f"/proc/self/task/{self._thread.native_id}/stat")
+        while not self.ends(0) and time.monotonic() < until:
+            with suppress(OSError):
+                # The state follows the name, which may have brackets.
+                if state.read_text().rpartition(") ")[2].startswith("D"):
+                    return True
         return False
 
     def interrupt(self) -> bool:

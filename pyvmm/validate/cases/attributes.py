@@ -344,3 +344,51 @@ def returns(tools: Toolbox, to: str, slot: bool) -> None:
         expect(
             vm.vm.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request), 0, f"what a change of {what} returns"
         )
+
+
+# So many blocks of 2 MiB that what KVM keeps of them fills whole pages of its own: behind it
+# nothing is mapped, and whoever looks there dies at once.
+_BLOCKS = 1024 * HUGE
+
+
+@case(
+    "AT13",
+    "a change at the edges of a slot looks at no block that the slot does not have",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    # Where the slot begins in its GiB; its end is as far from the next one's.
+    vary={"offset": (0, HUGE, GIB // 2, GIB - HUGE)},
+)
+def at_the_edges_of_a_slot(tools: Toolbox, offset: int) -> None:
+    vm = tools.private_vm()
+    start = 4 * GIB + offset
+    end = start + _BLOCKS
+    shared = tools.shared_side(start, _BLOCKS, "shmem")
+    vm.vm.set_user_memory_region(vm.new_slot(), start, _BLOCKS, shared.address)
+    # From the border of a GiB inside the slot to its end, and from its start to such a border.
+    last, first = (end - PAGE) // GIB * GIB, -(-(start + PAGE) // GIB) * GIB
+    ranges = [
+        (last, end - last),
+        (start, first - start),
+        (end - HUGE, HUGE),
+        (start, HUGE),
+        (end - PAGE, PAGE),
+        (start, PAGE),
+        (end - PAGE, HUGE),
+        (end - HUGE - PAGE, HUGE),
+        (start - HUGE, HUGE + PAGE),
+        (start - PAGE, 2 * PAGE),
+    ]
+    for gpa, size in ranges:
+        vm.vm.set_memory_attributes(gpa, size, ATTRIBUTE)
+        what = f"in a slot with a private range at {gpa - start:#x} of it, {size:#x} bytes"
+        for page in (start, end - PAGE, gpa - PAGE, gpa, gpa + size - PAGE, gpa + size):
+            if not start <= page < end:
+                continue
+            if gpa <= page < gpa + size:
+                vm.cpu.prepare(routines.READ[8], rdi=page)
+                vm.cpu.expect_fault(page, f"a private page {what}")
+            else:
+                vm.cpu.expect_read(page, 0, f"a shared page {what}")
+        vm.vm.set_memory_attributes(gpa, size, 0)
+        vm.cpu.expect_read(max(gpa, start), 0, f"a page that is shared again {what}")
