@@ -2,7 +2,8 @@
 
 A head is like a mail's: ``Key: value``, a line that begins with a blank goes on. Keys:
 Subject and Breaks (what is broken), Plausible (how it could have happened), Caught-by
-(``PC7.edges: words of the message``, one or more), Select (the ``-k`` that finds it quickly),
+(``PC7.edges: words of the message``, or
+``AT13.edges: splat BUG: how a line begins`` where the kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly),
 Always (yes: tested in every run of the lab lane), License; and first Upon, for a patch that
 comes after one of the lab's own. The patch follows an empty line.
 """
@@ -23,7 +24,10 @@ KEYS = ("Subject", "Breaks", "Plausible", "Caught-by", "Select", "Always", "Lice
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """The id and function of a case, and words of the message with which it fails."""
+    """The id and function of a case, and words of the message with which it fails.
+
+    Or, after "splat", how the trouble begins that is in the kernel's log then.
+    """
 
     case: str
     words: str
@@ -32,6 +36,11 @@ class Promise:
         """Whether this result, of ``pyvmm validate --json``, is the promised failure."""
         name, failed = result["name"], result["state"] == "fail"
         return failed and name.partition("[")[0] == self.case and self.words in result["message"]
+
+    def is_kept_by_log(self, title: str) -> bool:
+        """Whether this trouble in the kernel's log is what was promised."""
+        first, _, begins = self.words.partition(" ")
+        return first == "splat" and title.startswith(begins)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,3 +45,8 @@ PRE_FAULT_WITH_AN_OBSOLETE_ROOT = KnownBug(
     "KVM: x86/mmu: Check and free obsolete roots in kvm_mmu_reload()",
     "6.15",
 )
+HYPERCALL_WITH_A_STALE_ANSWER = KnownBug(
+    "9a1dfeff4414",
+    "KVM: x86: clear vcpu->run->hypercall.ret before exiting for KVM_EXIT_HYPERCALL",
+    "6.14",
+)

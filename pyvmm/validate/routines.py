@@ -79,6 +79,11 @@ VMCALL_OUT = _routine("vmcall; out %al, $0x80; hlt", "0f01c1e680f4")
 # String I/O: a byte from rsi to port dx, and from port dx to rdi. KVM emulates both.
 OUTSB = _routine("outsb; hlt", "6ef4")
 INSB = _routine("insb; hlt", "6cf4")
+# Port I/O and MSRs: what is read ends in rax, and for an MSR in rdx too.
+OUTL = _routine("out %eax, (%dx); hlt", "eff4")
+INL = _routine("in (%dx), %eax; hlt", "edf4")
+RDMSR = _routine("rdmsr; hlt", "0f32f4")
+WRMSR = _routine("wrmsr; hlt", "0f30f4")
 # An exception.
 DIVIDE = _routine("xor %ecx, %ecx; div %ecx; hlt", "31c9f7f1f4")
 HALT = _routine("hlt", "f4")
@@ -98,6 +103,10 @@ ALL: tuple[Routine, ...] = (
     VMCALL_OUT,
     OUTSB,
     INSB,
+    OUTL,
+    INL,
+    RDMSR,
+    WRMSR,
     DIVIDE,
     HALT,
 )

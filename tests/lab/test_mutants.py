@@ -28,6 +28,9 @@ def test_mutant_is_caught(mutant: Mutant) -> None:
     command = [sys.executable, "-m", "pyvmm", "validate", "--json", "-k", mutant.select]
     with Lab(kernel, tcg="multi") as lab:
         result = lab.run(command, timeout=400)
+    cries = [each.title for each in result.splats]
+    if any(promise.is_kept_by_log(cry) for promise in mutant.promises for cry in cries):
+        return
     assert result.status == 1, (result.problem, result.errors.decode(), result.splats)
     failed = [each for each in json.loads(result.output)["results"] if each["state"] != "pass"]
     said = [(each["name"], each["state"], each["message"]) for each in failed]

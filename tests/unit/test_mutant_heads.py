@@ -52,3 +52,6 @@ def test_a_promise_is_kept_by_that_failure_alone() -> None:
     assert not promise.is_kept_by({**kept, "state": "hang"})
     assert not promise.is_kept_by({**kept, "name": "PC77.edges"})
     assert not promise.is_kept_by({**kept, "message": "the first page"})
+    assert not promise.is_kept_by_log("the last page")
+    assert Promise("AT13.x", "splat BUG: unable").is_kept_by_log("BUG: unable to handle a fault")
+    assert not Promise("AT13.x", "splat BUG: unable").is_kept_by_log("WARNING: BUG: unable")

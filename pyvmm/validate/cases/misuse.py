@@ -92,6 +92,13 @@ def _slot_1(scene: Scene, **change: int) -> dict[str, int]:
     return {**made, **change}
 
 
+def _slot_2(scene: Scene) -> dict[str, int]:
+    """A slot that was made without a file, and shall have one."""
+    made = {"slot": 2, "gpa": GPA + 8 * SIZE, "address": scene.shared.address}
+    Call(**made, size=SIZE, fd=-1, flags=0).make(scene.vm)
+    return made
+
+
 # What is wrong: how the call changes, and the errnos that are right.
 Change = Callable[[Scene], dict[str, int]]
 ROWS: dict[str, tuple[int | tuple[int, ...], Change]] = {
@@ -165,6 +172,7 @@ ROWS: dict[str, tuple[int | tuple[int, ...], Change]] = {
     ),
     "another offset for a slot that is there": (EINVAL, lambda scene: _slot_1(scene, offset=SIZE)),
     "no file for a slot that has one": (EINVAL, lambda scene: _slot_1(scene, flags=0)),
+    "a file for a slot that has none": (EINVAL, lambda scene: _slot_2(scene)),
     "a slot that is there made again as it is": (EINVAL, lambda scene: _slot_1(scene)),
     "logging for a slot with a file": (
         EINVAL,
