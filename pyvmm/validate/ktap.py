@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pyvmm.printable import printable
-from pyvmm.validate.result import CaseResult
+from pyvmm.validate.result import CaseResult, State
 
 _DIRECTIVES = {"skip": "SKIP", "known": "XFAIL"}
 
@@ -15,7 +15,7 @@ def heading(count: int) -> list[str]:
 
 
 def verdict(number: int, name: str, state: str, messages: Iterable[str] = ()) -> list[str]:
-    """The lines of one result: what is wrong as diagnostics, then the verdict.
+    """The lines of one result: what is wrong, or was seen, as diagnostics, then the verdict.
 
     ``state`` is one of :class:`pyvmm.validate.result.State`; for skip and known the first message
     is the reason.
@@ -27,7 +27,7 @@ def verdict(number: int, name: str, state: str, messages: Iterable[str] = ()) ->
         reason = told[0] if told else ""
         return [f"ok {number} {name} # {_DIRECTIVES[state]} {reason}".rstrip()]
     if state == "pass":
-        return [f"ok {number} {name}"]
+        return [*(f"# {line}" for line in told), f"ok {number} {name}"]
     directive = "" if state == "fail" else f" # {state.upper()}"
     return [*(f"# {line}" for line in told), f"not ok {number} {name}{directive}"]
 
@@ -35,6 +35,6 @@ def verdict(number: int, name: str, state: str, messages: Iterable[str] = ()) ->
 def lines(number: int, result: CaseResult) -> list[str]:
     """The lines of a case's result."""
     messages = [text for text in (result.words, result.detail) if text]
-    if result.state.bad:
+    if result.state.bad or result.state is State.PASS:
         messages = [f"{result.name}: {text}" for text in messages]
     return verdict(number, f"{result.name} {result.title}", result.state, messages)

@@ -32,6 +32,7 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True)
 class CaseResult:
     """``message`` is empty for pass; for skip it names what is missing. ``bug`` is there for known.
+    The ``detail`` of a case about races says how many it provoked.
 
     The same failure has the same ``message`` in every run; ``detail`` may differ.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, TypeVar
@@ -23,12 +25,17 @@ Closable = TypeVar("Closable", bound=Any)
 class Toolbox:
     """A context manager; everything it made is closed in reverse order.
 
-    ``random`` is seeded from the run's seed and the case's name.
+    ``random`` is seeded from the run's seed and the case's name. A case that needs two CPUs, or
+    that has told of races, ``is_race``: it passes only when there were ``races``.
     """
 
     def __init__(self, seed: str, case: Case | None = None) -> None:
         self.case = case
         self.random = random.Random(seed)
+        self.is_race = case is not None and "two_cpus" in case.needs
+        self.races = 0
+        self._provoked: list[str] = []
+        self._tried: dict[str, list[bool]] = {}
         self._resources = ExitStack()
 
     @cached_property
@@ -49,6 +56,34 @@ class Toolbox:
     def private_vm(self, cpus: int = 1) -> GuestVm:
         """A software-protected VM: its pages can be private."""
         return self.vm(lib.KVM_X86_SW_PROTECTED_VM, cpus)
+
+    # ---- races ----
+
+    def provoked(self, count: int, what: str) -> None:
+        """So many races came about: "5 lost races in 100 flips"."""
+        self.is_race = True
+        self.races += count
+        self._provoked.append(f"{count:,} {what}")
+
+    def tried(self, was_race: bool, what: str) -> None:
+        """One try, and whether it became a race: "5 of 8 calls began while another went on"."""
+        self.is_race = True
+        self.races += was_race
+        self._tried.setdefault(what, []).append(was_race)
+
+    def enough(self, least: int, limit_s: float = 5.0) -> Iterator[int]:
+        """Count ``least`` rounds, and more as long as there was no race; no longer than this."""
+        until = time.monotonic() + limit_s
+        for number in itertools.count():
+            if (number >= least and self.races) or time.monotonic() >= until:
+                return
+            yield number
+
+    @property
+    def told(self) -> str:
+        """What :meth:`provoked` and :meth:`tried` were told, for the detail of a result."""
+        tried = (f"{sum(each):,} of {len(each):,} {what}" for what, each in self._tried.items())
+        return ", ".join([*self._provoked, *tried])
 
     def need(self, name: str) -> None:
         """Skip the case unless the host has this capability; for what a parameter needs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from pyvmm.exits import HltExit
@@ -14,6 +15,9 @@ from pyvmm.validate.case import PAGE
 from pyvmm.validate.check import CheckFailed
 from pyvmm.validate.guest import Cpu, Outcome
 from pyvmm.validate.routines import Routine
+
+#: What :meth:`Watch.during` tells, in the words of :meth:`Toolbox.tried`.
+INSIDE = "calls found the vCPU inside the guest"
 
 
 class Watch:
@@ -107,6 +111,12 @@ class Watch:
                 raise CheckFailed(f"the vCPU that reads GPA {self.gpa:#x} does not go on")
             # Give the vCPU's thread the CPU; it may need Python to re-enter.
             time.sleep(0)
+
+    def during(self, call: Callable[..., object], *arguments: object) -> bool:
+        """Make a call of the host; whether the vCPU went on inside the guest meanwhile."""
+        before = self.rounds
+        call(*arguments)
+        return self.rounds != before
 
     def join(self, timeout_s: float) -> None:
         """Wait until the thread has ended, by ``stop_at_exit``, but not for ever."""

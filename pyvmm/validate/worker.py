@@ -20,6 +20,8 @@ from pyvmm.validate.toolbox import Toolbox
 # Whoever waits for the worker kills it at the case's deadline. Should nobody be left to do
 # so, its own alarm ends it a little later.
 _GRACE_S = 30
+#: Why a case is skipped that is about what happens at the same time, when nothing did.
+NO_RACE = "no race happened here"
 
 
 def serve(connection: Connection, cases: list[Case], seed: int) -> None:
@@ -66,20 +68,23 @@ def _outcome(each: Case, seed: int) -> tuple[State, str, str]:
         lack = missing(name)
         if lack:
             return State.SKIP, f"{name}: {lack}", ""
+    tools = Toolbox(f"{seed} {each.name}", each)
     try:
-        with Toolbox(f"{seed} {each.name}", each) as tools:
+        with tools:
             each.function(tools, **each.parameters)
+        if tools.is_race and not tools.races:
+            raise Missing(NO_RACE)
     except CheckFailed as error:
         return State.FAIL, str(error), error.detail
     except Missing as error:
-        return State.SKIP, str(error), ""
+        return State.SKIP, str(error), tools.told
     except Known:
         raise
     except PyvmmError as error:
         return State.FAIL, f"a call that must succeed failed: {error}", ""
     except Exception as error:  # a fault of the case is no reason to stop the others
         return State.FAIL, f"{type(error).__name__}: {error}", _where(error)
-    return State.PASS, "", ""
+    return State.PASS, "", tools.told
 
 
 def _where(error: BaseException) -> str:

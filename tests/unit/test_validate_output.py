@@ -31,6 +31,10 @@ def known(name: str = "X1.a", seen: str = "it hangs") -> CaseResult:
 def test_ktap_lines() -> None:
     assert ktap.heading(2) == ["KTAP version 1", "1..2"]
     assert ktap.lines(1, result()) == ["ok 1 X1.a a title"]
+    assert ktap.lines(1, replace(result(), detail="5 lost races")) == [
+        "# X1.a: 5 lost races",
+        "ok 1 X1.a a title",
+    ]
     assert ktap.lines(2, result(state=State.SKIP, message="no KVM")) == [
         "ok 2 X1.a a title # SKIP no KVM"
     ]

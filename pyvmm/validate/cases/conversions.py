@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.check import check
 from pyvmm.validate.memory import BACKINGS, Memory
+from pyvmm.validate.race import Overlaps
 from pyvmm.validate.toolbox import Toolbox
 
 # Tags of the patterns: who wrote, and in which state the page was. No page begins with a zero.
@@ -225,17 +226,18 @@ def disjoint_ranges(tools: Toolbox, slots: int, cpus: int) -> None:
     each = HUGE + PAGE
     vm = tools.private_vm(cpus)
     memory = tools.memory(vm, 4 * GIB, each * cpus, slots=slots)
+    beside = Overlaps(tools)
 
     def work(cpu: int) -> None:
         start = cpu * each
         for offset, size in ((0, PAGE), (PAGE, 15 * PAGE), (HUGE - PAGE, 2 * PAGE)):
             at = start + offset
-            memory.guest_fill(at, size, SHARED + cpu, cpu)
-            memory.to_private(at, size)
+            beside(memory.guest_fill, at, size, SHARED + cpu, cpu)
+            beside(memory.to_private, at, size)
             memory.expect_guest_zero(at, size, "a vCPU's new private pages", cpu)
-            memory.guest_fill(at, size, PRIVATE + cpu, cpu)
+            beside(memory.guest_fill, at, size, PRIVATE + cpu, cpu)
             memory.expect_guest(at, size, PRIVATE + cpu, "a vCPU's private pages", cpu)
-            memory.to_shared(at, size)
+            beside(memory.to_shared, at, size)
             memory.expect_guest_zero(at, size, "a vCPU's pages that are shared again", cpu)
 
     in_threads(work, cpus)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 from pyvmm.mapping import PROT_NONE, Mapping
 from pyvmm.native import lib
 from pyvmm.validate import routines
 from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE
+from pyvmm.validate.cases.memory_regions import again_and_again
 from pyvmm.validate.check import CheckFailed, expect
 from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
 from pyvmm.validate.toolbox import Toolbox
@@ -28,36 +27,23 @@ def slot_being_deleted(tools: Toolbox) -> None:
     memory = tools.memory(vm, 4 * GIB, SIZE)
     memory.set_private(0, SIZE)
     memory.guest_fill(0, SIZE, PRIVATE)
-    stop = threading.Event()
-
-    def delete() -> None:
-        while not stop.is_set():
-            memory.delete()
-            memory.create()
-
-    thread = threading.Thread(target=delete, daemon=True)
-    thread.start()
-    exits = 0
-    try:
-        for index in range(600):
+    with again_and_again(memory.delete, memory.create):
+        for index in tools.enough(600, 20):
             page = tools.random.randrange(16) * PAGE
             vm.cpu.prepare(routines.READ[8], rdi=memory.gpa + page)
             outcome = vm.cpu.enter()
+            tools.tried(outcome.error != 0, "accesses found their slot deleted")
             while outcome.error:
                 wanted = (EFAULT, (ATTRIBUTE, memory.gpa + page, PAGE))
                 if (outcome.error, outcome.fault) != wanted:
                     raise CheckFailed(
                         f"a private access while its slot is deleted: the guest got {outcome}"
                     )
-                exits += 1
                 outcome = vm.cpu.enter()
             value = int(vm.cpu.vcpu.get_regs().rax)
             expect(value, PRIVATE + memory.gpa + page, "a private page whose slot comes and goes")
-            if exits > 50 and index > 100:
+            if tools.races > 50 and index > 100:
                 break
-    finally:
-        stop.set()
-        thread.join()
 
 
 @case(

@@ -19,8 +19,9 @@ from pyvmm.validate.cases.conversions import in_threads
 from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, fallocate
 from pyvmm.validate.check import check, errno_of, expect, expect_errno
 from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.race import Overlaps
 from pyvmm.validate.toolbox import Toolbox
-from pyvmm.validate.watch import Watch
+from pyvmm.validate.watch import INSIDE, Watch
 
 NEEDS = ("memory_error",)
 BACKEND = "memory_error"
@@ -364,10 +365,11 @@ def running(tools: Toolbox, to: str) -> None:
 
     at = views(tools)
     view, wanted = (at.shared, TO_SHARED) if to == "private" else (at.private, TO_PRIVATE)
-    for _ in range(20):
+    for _ in tools.enough(20):
         (at.to_shared if to == "private" else at.to_private)(0, PAGE)
         with Watch(at.vm.cpu, view, stop_at_exit=True) as watch:
-            (at.to_private if to == "private" else at.to_shared)(0, PAGE)
+            convert = at.to_private if to == "private" else at.to_shared
+            tools.tried(watch.during(convert, 0, PAGE), INSIDE)
             watch.join(10)
         outcome = watch.outcome
         check(
@@ -401,7 +403,7 @@ def stale_fault(tools: Toolbox, end: str) -> None:
         with Watch(at.vm.cpu, view, stop_at_exit=True, wait=False) as watch:
             for _ in range(tools.random.randrange(200)):
                 pass
-            last(0, PAGE)
+            tools.tried(watch.during(last, 0, PAGE), INSIDE)
             watch.join(5)
         outcome = watch.outcome
         check(
@@ -424,6 +426,7 @@ def fight(tools: Toolbox, base: int) -> None:
 
     vm = tools.private_vm(cpus=2)
     at = Views(tools, vm, base, GIB)
+    beside = Overlaps(tools)
 
     def work(cpu: int) -> None:
         view = (at.private, at.shared)[cpu]
@@ -435,7 +438,7 @@ def fight(tools: Toolbox, base: int) -> None:
                 outcome = vm.cpus[cpu].enter()
                 while outcome.error == errno.EPERM and outcome.fault is not None:
                     convert = at.to_private if outcome.fault.flags == TO_PRIVATE else at.to_shared
-                    convert(outcome.fault.gpa - view, PAGE)
+                    beside(convert, outcome.fault.gpa - view, PAGE)
                     outcome = vm.cpus[cpu].enter()
                 expect(outcome.reason, lib.KVM_EXIT_HLT, "exit after conversions")
             value = int(vm.cpus[cpu].vcpu.get_regs().rax)
@@ -489,7 +492,7 @@ def fault_meanwhile(tools: Toolbox) -> None:
     at = views(tools, size=size)
     page = at.shared + size - PAGE
     with Watch(at.vm.cpu, page, stop_at_exit=True) as watch:
-        at.file.allocate(0, size)
+        tools.tried(watch.during(at.file.allocate, 0, size), INSIDE)
         watch.join(10)
     outcome = watch.outcome
     check(

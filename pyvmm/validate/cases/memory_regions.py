@@ -14,6 +14,7 @@ from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.check import CheckFailed, Missing, check, expect, expect_errno
 from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.memory import SharedSide
+from pyvmm.validate.race import Overlaps
 from pyvmm.validate.toolbox import Toolbox
 
 SIZE = 16 * PAGE
@@ -187,9 +188,11 @@ def moved(tools: Toolbox, rounds: int) -> None:
         expect_mmio(vm, one, "a slot's old GPA")
         vm.cpu.expect_read(other, TAG + one, "a slot at its new GPA")
         move(one)
-    with again_and_again(lambda: move(other), lambda: move(one)):
-        for _ in range(20 * rounds):
-            read_or_mmio(vm, tools.random.choice((one, other)), TAG + one, "a slot that moves")
+    beside = Overlaps(tools)
+    with again_and_again(lambda: beside(move, other), lambda: beside(move, one)):
+        for _ in tools.enough(20 * rounds):
+            gpa = tools.random.choice((one, other))
+            beside(read_or_mmio, vm, gpa, TAG + one, "a slot that moves")
 
 
 @contextmanager
@@ -257,10 +260,11 @@ def deleted(tools: Toolbox, backing: str) -> None:
     def make(size: int) -> None:
         vm.vm.set_user_memory_region(slot, gpa, size, shared.address)
 
-    with again_and_again(lambda: make(0), lambda: make(HUGE)):
-        for _ in range(200):
+    beside = Overlaps(tools)
+    with again_and_again(lambda: beside(make, 0), lambda: beside(make, HUGE)):
+        for _ in tools.enough(200):
             at = gpa + tools.random.randrange(512) * PAGE
-            read_or_mmio(vm, at, TAG + at, "a slot that comes and goes")
+            beside(read_or_mmio, vm, at, TAG + at, "a slot that comes and goes")
 
 
 @case(

@@ -30,6 +30,7 @@ _SHOWN = 12  # steps; the file has all
 def run(tools: Toolbox, abi: str, layout: Layout) -> None:
     each = tools.case
     assert each is not None
+    races: list[int] = []
     found = explore(
         abi,
         layout,
@@ -39,8 +40,11 @@ def run(tools: Toolbox, abi: str, layout: Layout) -> None:
         seconds=_EXPLORING * each.deadline_s,
         shrink_seconds=_SHRINKING * each.deadline_s,
         watch=each.alone,
+        raced=races.append,
     )
     if found is None:
+        if each.alone:
+            tools.provoked(sum(races), f"steps of {len(races)} scripts found the vCPU at work")
         return
     script, failure = found
     path = files.save(each.name, script)

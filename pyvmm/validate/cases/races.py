@@ -21,7 +21,7 @@ from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
 from pyvmm.validate.memory import Memory
 from pyvmm.validate.toolbox import Toolbox
 from pyvmm.validate.userfault import HeldPage
-from pyvmm.validate.watch import Watch
+from pyvmm.validate.watch import INSIDE, Watch
 
 NEEDS = ("private_memory", "two_cpus", "native_guests")
 SIZE = 8 * PAGE
@@ -65,12 +65,9 @@ def attribute_change(tools: Toolbox, to: str, gpa: int, backing: str) -> None:
         change, undo, expected = undo, change, SHARED
     undo(page, PAGE)
     with Watch(memory.vm.cpu, gpa + page) as watch:
-        until, flips = time.monotonic() + _STALE_S, 0
-        while flips < _ROUNDS and time.monotonic() < until:
-            flips += 1
-            change(page, PAGE)
-            rounds = watch.rounds
-            value = watch.after(rounds)
+        for _ in tools.enough(_ROUNDS):
+            tools.tried(watch.during(change, page, PAGE), INSIDE)
+            value = watch.after(watch.rounds)
             check(
                 value == expected,
                 f"after a conversion to {to} had returned, a vCPU that stayed in the guest still "
@@ -95,11 +92,11 @@ def punch(tools: Toolbox, slots: int, gpa: int) -> None:
     memory.set_private(0, SIZE)
     page = 5 * PAGE
     with Watch(vm.cpu, gpa + page, routines.COUNT) as watch:
-        for _ in range(_ROUNDS):
+        for _ in tools.enough(_ROUNDS, 4 * _STALE_S):
             began = watch.rounds
             watch.after(began + 200)
             before = watch.rounds
-            memory.punch(page, PAGE)
+            tools.tried(watch.during(memory.punch, page, PAGE), INSIDE)
             value = watch.after(watch.rounds)
             rounds = watch.rounds
             # The guest counts in the page: a new page has counted only since the punch began.
@@ -152,6 +149,7 @@ def stale_fault(tools: Toolbox, end: str) -> None:
         "(stale-fault check missing)",
         f"after {flips} flips, {watch.lost_races} lost races",
     )
+    tools.provoked(watch.lost_races, f"lost races in {flips:,} flips")
 
 
 @case(
@@ -166,15 +164,20 @@ def stale_punch(tools: Toolbox) -> None:
     memory = tools.memory(vm, 4 * GIB, SIZE)
     memory.set_private(0, SIZE)
     lost = punches = 0
+
+    def punch_twice(delay: range) -> None:
+        memory.punch(0, PAGE)
+        for _ in delay:
+            pass
+        memory.punch(0, PAGE)
+
     with Watch(vm.cpu, memory.gpa, routines.COUNT) as watch:
         until = time.monotonic() + _STALE_S
         while time.monotonic() < until:
             punches += 1
             delay = range(tools.random.randrange(60))
-            memory.punch(0, PAGE)
-            for _ in delay:
-                pass
-            memory.punch(0, PAGE)
+            met = watch.during(punch_twice, delay)
+            tools.tried(met, "pairs of punches found the vCPU inside the guest")
             # The guest counts in the page that it has mapped; unmapped, it faults in the file's.
             counted = watch.after(watch.rounds + 20)
             memory.set_shared(0, PAGE)
@@ -202,17 +205,18 @@ def shared_discard(tools: Toolbox, backing: str) -> None:
     vm.vm.set_user_memory_region(vm.new_slot(), gpa, size, shared.address)
     page = 7 * PAGE
     with Watch(vm.cpu, gpa + page) as watch:
-        for index in range(1, _ROUNDS):
-            shared.view[page : page + 8] = index.to_bytes(8, "little")
+        for index in tools.enough(_ROUNDS):
+            written = index + 1
+            shared.view[page : page + 8] = written.to_bytes(8, "little")
             value = watch.after(watch.rounds)
-            check(value == index, "the guest does not see what the host wrote", f"{value:#x}")
-            shared.discard(page, PAGE)
+            check(value == written, "the guest does not see what the host wrote", f"{value:#x}")
+            tools.tried(watch.during(shared.discard, page, PAGE), INSIDE)
             value = watch.after(watch.rounds)
             check(
                 value == 0,
                 f"a vCPU reads {backing} memory that the host discarded (MMU notifier or TLB "
                 "flush missing)",
-                f"it read {value:#x} for {index:#x}",
+                f"it read {value:#x} for {written:#x}",
             )
 
 
@@ -234,14 +238,14 @@ def random_conversions(tools: Toolbox, cpus: int) -> None:
             stack.enter_context(Watch(cpu, memory.gpa + (index % 2) * PAGE))
             for index, cpu in enumerate(memory.vm.cpus)
         ]
-        until, flips = time.monotonic() + _STALE_S, 0
-        while flips < 300 and time.monotonic() < until:
-            flips += 1
+        for _ in tools.enough(300):
             first = tools.random.randrange(4)
             count = tools.random.randrange(1, 5)
             private = tools.random.random() < 0.5
             change = memory.set_private if private else memory.set_shared
+            before = [watch.rounds for watch in watches]
             change(first * PAGE, count * PAGE)
+            tools.tried([watch.rounds for watch in watches] != before, INSIDE)
             states[first : first + count] = [private] * count
             for index, watch in enumerate(watches):
                 expected = PRIVATE if states[index % 2] else SHARED
@@ -251,6 +255,7 @@ def random_conversions(tools: Toolbox, cpus: int) -> None:
                     "a vCPU reads the side that its page is not on any more",
                     f"vCPU {index} read {value:#x}",
                 )
+    tools.provoked(sum(watch.lost_races for watch in watches), "lost races")
 
 
 @case(
@@ -264,11 +269,11 @@ def slots_beside(tools: Toolbox) -> None:
     memory = watched_memory(tools, 4 * GIB)
     beside = tools.memory(memory.vm, 5 * GIB, SIZE)
     with Watch(memory.vm.cpu, memory.gpa) as watch:
-        for _ in range(30):
-            beside.delete()
+        for _ in tools.enough(30):
+            tools.tried(watch.during(beside.delete), INSIDE)
             check(watch.after(watch.rounds) == PRIVATE, "a page beside a slot that was deleted")
             memory.set_shared(0, PAGE)
-            beside.create()
+            tools.tried(watch.during(beside.create), INSIDE)
             check(watch.after(watch.rounds) == SHARED, "a page beside a slot that was made")
             memory.set_private(0, PAGE)
             check(watch.after(watch.rounds) == PRIVATE, "a page beside a slot that was made")
@@ -286,8 +291,8 @@ def slot_deletion(tools: Toolbox, state: str) -> None:
     memory = watched_memory(tools, 4 * GIB)
     if state == "shared":
         memory.set_shared(0, SIZE)
-    for _ in range(5):
-        outcome = run_until_exit(memory, PAGE)
+    for _ in tools.enough(5):
+        outcome = run_until_exit(tools, memory, PAGE)
         if state == "private":
             wanted = (ATTRIBUTE, memory.gpa + PAGE, PAGE)
             check(
@@ -305,11 +310,11 @@ def slot_deletion(tools: Toolbox, state: str) -> None:
         memory.create()
 
 
-def run_until_exit(memory: Memory, offset: int) -> Outcome:
+def run_until_exit(tools: Toolbox, memory: Memory, offset: int) -> Outcome:
     """Delete the slot under a vCPU that reads a page in it; the exit that it gets."""
     watch = Watch(memory.vm.cpu, memory.gpa + offset, stop_at_exit=True)
     with watch:
-        memory.delete()
+        tools.tried(watch.during(memory.delete), INSIDE)
         rounds = watch.rounds
         watch.join(10)
     check(
@@ -337,11 +342,16 @@ def run_until_exit(memory: Memory, offset: int) -> Outcome:
 )
 def file_closed(tools: Toolbox, slots: int) -> None:
     vm = tools.private_vm()
-    memory = tools.memory(vm, 4 * GIB, SIZE, slots=slots)
-    memory.set_private(0, SIZE)
+    for attempt in tools.enough(1):
+        memory = tools.memory(vm, 4 * GIB + attempt * SIZE, SIZE, slots=slots)
+        memory.set_private(0, SIZE)
+        close_file(tools, memory)
+
+
+def close_file(tools: Toolbox, memory: Memory) -> None:
     gpa = memory.gpa + SIZE - PAGE
-    with Watch(vm.cpu, gpa, stop_at_exit=True) as watch:
-        memory.file.close()
+    with Watch(memory.vm.cpu, gpa, stop_at_exit=True) as watch:
+        tools.tried(watch.during(memory.file.close), INSIDE)
         rounds = watch.rounds
         watch.join(10)
     outcome = watch.outcome
@@ -380,6 +390,7 @@ def held_fault(tools: Toolbox, gpa: int) -> None:
         with ThreadPoolExecutor(1) as pool, HeldPage(address) as held:
             read = pool.submit(vm.cpu.read, gpa + page)
             held.wait()
+            tools.tried(True, "faults waited while their page was converted")
             memory.set_private(page, PAGE)
             held.fill(SHARED.to_bytes(8, "little"))
             value = read.result()
@@ -413,7 +424,7 @@ def huge_page_over_an_end(tools: Toolbox, end: str) -> None:
     outside, inside = (0, PAGE) if end == "first" else (HUGE - PAGE, 0)
     start = gpa + PAGE if end == "first" else gpa + HUGE - PAGE - _LONG
     with Watch(vm.cpu, gpa + outside) as watch:
-        vm.vm.set_memory_attributes(start, _LONG, ATTRIBUTE)
+        tools.tried(watch.during(vm.vm.set_memory_attributes, start, _LONG, ATTRIBUTE), INSIDE)
         check(watch.after(watch.rounds) == SHARED, "a shared page beside a large private range")
     vm.cpu.expect_zero(
         gpa + inside,
@@ -457,7 +468,7 @@ def fault_meanwhile(tools: Toolbox, what: str, slot: str) -> None:
         with Watch(vm.cpu, gpa + page, routines.COUNT) as watch:
             watch.after(2000)
             before = watch.rounds
-            memory.file.punch(0, lead + SIZE)
+            tools.tried(watch.during(memory.file.punch, 0, lead + SIZE), INSIDE)
             counted, rounds = watch.after(watch.rounds), watch.rounds
         check(
             counted <= rounds - before + 1,
@@ -467,7 +478,8 @@ def fault_meanwhile(tools: Toolbox, what: str, slot: str) -> None:
         )
         return
     with Watch(vm.cpu, gpa + page) as watch:
-        vm.vm.set_memory_attributes(start, size, ATTRIBUTE if what == "to private" else 0)
+        attributes = ATTRIBUTE if what == "to private" else 0
+        tools.tried(watch.during(vm.vm.set_memory_attributes, start, size, attributes), INSIDE)
         value = watch.after(watch.rounds)
     check(
         value == expected,

@@ -76,13 +76,15 @@ def explore(
     shrink_seconds: float,
     watch: bool = True,
     player: Callable[[Script, Toolbox], None] = play,
+    raced: Callable[[int], None] = lambda races: None,
 ) -> Found | None:
     """Play random scripts; one that fails, shrunk, or None.
 
     Deterministic: the same ``seed`` makes the same scripts, unless ``seconds`` end it early.
     A script that fails is shrunk for ``shrink_seconds``. Each script is in the file ``running``
     before it is played, for one that ends the process; later the best that failed is.
-    Without ``watch`` no vCPU stays inside the guest, which needs a CPU for itself.
+    Without ``watch`` no vCPU stays inside the guest, which needs a CPU for itself; with it
+    ``raced`` is told after each script how many steps found it at work.
     Raises :class:`Missing` where Hypothesis, or what the layout needs, is not there.
     """
     start = time.monotonic()
@@ -97,7 +99,7 @@ def explore(
     names = [
         name for name in STEPS if name in rules.steps and name not in left_out and not _lacks(name)
     ]
-    search = _Search(abi, layout, seed, running, player, start + seconds)
+    search = _Search(abi, layout, seed, running, player, start + seconds, raced)
     search.try_out(())  # a layout that cannot be had is no failure
     scripts = _scripts(layout, rules, names)
 
@@ -138,11 +140,13 @@ class _Search:
         running: Path,
         player: Callable[[Script, Toolbox], None],
         until: float,
+        raced: Callable[[int], None],
     ) -> None:
         self.empty = Script(abi, layout, (), seed, kernel=os.uname().release)
         self.running = running
         self.player = player
         self.until = until
+        self.raced = raced
         self.found: Found | None = None
 
     def try_out(self, steps: Sequence[Step]) -> CheckFailed | None:
@@ -151,6 +155,7 @@ class _Search:
         try:
             with Toolbox(str(script.seed)) as tools:
                 self.player(script, tools)
+                self.raced(tools.races)
         except CheckFailed as error:
             return error
         except Missing:

@@ -38,6 +38,7 @@ class System:
         self.vm = vm
         self.slot_numbers = [vm.new_slot() for _ in range(layout.slots)]
         self._watch: Watch | None = None
+        self._rounds = 0  # of the watch, when it was last asked
         self._hypercall: Routine | None = None
         tools.on_close(self.unwatch)
 
@@ -177,6 +178,7 @@ class System:
         self._watch = Watch(self.vm.cpus[-1], self.gpa(page), stop_at_exit=True)
         try:
             self._watch.__enter__()
+            self._rounds = self._watch.rounds
         except BaseException:
             self.unwatch()
             raise
@@ -185,7 +187,9 @@ class System:
         """A word that was read after this call began, or the exit that ended the watch."""
         watch = self._watch
         assert watch is not None
+        self.tools.tried(watch.rounds > self._rounds, "steps found the watched vCPU at work")
         value = watch.after(watch.rounds)
+        self._rounds = watch.rounds
         if watch.outcome is None:
             return value
         return access_exit(watch.outcome)
