@@ -179,8 +179,10 @@ def _run(
     options: argparse.Namespace, cases: list[Case], seed: int, interruption: Interruption
 ) -> tuple[report.Report, bool]:
     """Run the cases and show each result as it comes; is a process left that does not end?"""
+    from pyvmm.validate.calibration import races_here
     from pyvmm.validate.runner import Runner
 
+    facts = report.machine_facts()
     start = time.monotonic()
     show = _Progress(options, cases, seed)
     runner = Runner(
@@ -194,6 +196,8 @@ def _run(
     coming = iter(runner)
     try:
         interruption.unblock()
+        facts["races"] = races_here(cases, seed)
+        show.begin(facts)
         for result in coming:
             results.append(result)
             show.result(len(results), result)
@@ -208,7 +212,6 @@ def _run(
     place = {each.name: at for at, each in enumerate(cases)}
     results.sort(key=lambda result: place[result.name])
     duration = time.monotonic() - start
-    facts = report.machine_facts()
     return report.Report(facts, seed, duration, tuple(results)), runner.left_behind
 
 
@@ -230,6 +233,8 @@ class _Progress:
         self.ktap = options.ktap
         self.lines = options.json_lines
         self.quiet = options.json
+        self.names = [each.name for each in cases]
+        self.seed = seed
         self.count = count = len(cases)
         self.done = 0
         self.colour = sys.stdout.isatty() and has_colour()
@@ -238,11 +243,18 @@ class _Progress:
         if self.ktap:
             print("\n".join(ktap.heading(count)), flush=True)
             print(f"# seed {seed}", flush=True)
-        elif self.lines:
-            names = [each.name for each in cases]
-            print(lines.first(report.machine_facts(), seed, names), flush=True)
-        elif not self.quiet:
+        elif not self.lines and not self.quiet:
             print(f"{count} cases, seed {seed}", flush=True)
+
+    def begin(self, machine: dict[str, Any]) -> None:
+        """What is known of the machine when the first case begins."""
+        races = f"races: {printable(machine['races'])}"
+        if self.lines:
+            print(lines.first(machine, self.seed, self.names), flush=True)
+        elif self.ktap and machine["races"]:
+            print(f"# {races}", flush=True)
+        elif machine["races"] and not self.quiet:
+            print(races, flush=True)
 
     def started(self, each: Case) -> None:
         if self.lines:

@@ -1,7 +1,8 @@
 """A whole run as JSON, and read back.
 
 One object: ``schema`` (1), ``pyvmm`` (version), ``machine`` {``kernel``, ``cpu``, ``cpus``,
-``kvm_modules``, ``parameters`` (of the KVM modules)}, ``seed``, ``duration_s``, ``summary``
+``kvm_modules``, ``parameters`` (of the KVM modules), ``races`` (what it can see of them, in words;
+"" where no case was about them)}, ``seed``, ``duration_s``, ``summary``
 {state: count} and ``results``, each {``name``, ``id``, ``title``, ``subject``, ``state``
 (known, pass, fail, skip, hang, crash), ``message``, ``detail``, ``duration_s``, ``bug``}. The
 same failure has the same ``message`` in every run; ``detail`` may differ. ``bug`` is null, or for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ def test_json_lines_come_as_it_happens() -> None:
     told = [each.get("started") or each["ended"]["name"] for each in middle]
     assert told == [name for name in first["cases"] for _ in range(2)]
     assert set(last) == {"duration_s"}
+
+
+def test_what_the_machine_can_see_of_races_comes_first() -> None:
+    words = ("validate", "-k", "MR7")
+    data = pyvmm(*words, "--json").json
+    (result,) = data["results"]
+    if result["message"].startswith("two_cpus"):
+        pytest.skip(result["message"])
+    seen = r"[\d,]+ of [\d,]+ discards found the vCPU inside the guest"
+    assert re.fullmatch(seen, data["machine"]["races"]) or "guests" in data["machine"]["races"]
+    assert re.fullmatch(r"[\d,]+ of [\d,]+ calls began while another went on", result["detail"])
+    assert pyvmm(*words).stdout.splitlines()[1].startswith("races: ")
+    assert pyvmm(*words, "--ktap").stdout.splitlines()[3].startswith("# races: ")
+    first = json.loads(pyvmm(*words, "--json-lines").stdout.splitlines()[0])
+    assert first["machine"]["races"]
+    # Nothing is measured for cases that are about something else.
+    assert pyvmm("validate", "-k", "MR6", "--json").json["machine"]["races"] == ""
 
 
 def test_a_table_for_people() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -91,6 +92,16 @@ def test_the_rfcs_abi() -> None:
 def test_a_newer_kernel(subject: str) -> None:
     report = validate("-k", f"{subject} and not MODEL")
     assert states(report, "pass")
+
+
+def test_races_happen_here() -> None:
+    report = validate("-k", "RC1 or RC4 or RC7 or PE1 or MR8")
+    assert not states(report, "skip")
+    assert all(re.match(r"[1-9]", each["detail"]) for each in report["results"])
+    lost = re.match(r"([\d,]+) lost races in ([\d,]+) flips", report["machine"]["races"])
+    assert lost, report["machine"]
+    lost_races, flips = (int(number.replace(",", "")) for number in lost.groups())
+    assert lost_races >= 0.005 * flips
 
 
 def test_the_model() -> None:
