@@ -284,7 +284,7 @@ def _try_code(kvm: Kvm, vm: Vm, code: bytes) -> str:
         view[_START : _START + len(code)] = code
         del view
         vm.set_user_memory_region(0, 0, _SIZE, with_code.address)
-        run = run_probe(vm, kvm, _START)
+        run = run_probe(vm, _START)
         return "" if run is None else reason_name(run.exit_reason)
     finally:
         vm.close()

@@ -77,6 +77,7 @@ class Mapping:
     ) -> None:
         self.close()
 
+
 def is_present(mapping: Mapping, offset: int) -> bool:
     """Whether a byte of a mapping can be read, which a file that is too short does not allow.
 

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from pyvmm.bare import BareVcpu, NoExitError
 from pyvmm.guest.boot import set_real_mode
-from pyvmm.kvm import Kvm
-from pyvmm.native import lib
-from pyvmm.vcpu_loop import VcpuLoop
 from pyvmm.vm import Vm
 
 # A probe that spins is one that found nothing.
-_DEADLINE_NS = 500_000_000
+_DEADLINE_S = 0.5
 
 
-def run_probe(vm: Vm, kvm: Kvm, start: int) -> Any:
+def run_probe(vm: Vm, start: int) -> Any:
     """Run from GPA ``start`` to the first exit; its kvm_run, or None if KVM_RUN failed."""
-    with vm.create_vcpu(0) as vcpu:
+    with vm.create_vcpu(0) as vcpu, BareVcpu(vcpu) as bare:
         set_real_mode(vcpu, start)
-        loop = VcpuLoop(vcpu)
-        deadline = time.monotonic_ns() + _DEADLINE_NS
-        loop.limit(deadline)
-        while (stop := loop.run()) == lib.STOP_SIGNAL:
-            pass
-        run = vcpu.kvm_run
-        loop.close()
-        return run if stop == lib.STOP_EXIT else None
+        try:
+            return vcpu.kvm_run if bare.enter(_DEADLINE_S) == 0 else None
+        except NoExitError:
+            return None

@@ -7,52 +7,34 @@ eight GiB of guest-physical memory at the same linear addresses.
 from __future__ import annotations
 
 import errno
-import struct
 import time
 from contextlib import ExitStack
-from functools import cache
 from typing import Any, NamedTuple
 
+from pyvmm.bare import BareVcpu, NoExitError
 from pyvmm.exits import Exit, HltExit
 from pyvmm.guest.boot import set_real_mode
+from pyvmm.guest.long_mode import page_tables, set_long_mode
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import Mapping
 from pyvmm.native import ffi, lib
 from pyvmm.stats import Stats
 from pyvmm.uapi import reason_name
 from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, HUGE, PAGE
+from pyvmm.validate.case import PAGE
 from pyvmm.validate.check import CheckFailed, Missing, errno_name, words
 from pyvmm.validate.routines import Routine
-from pyvmm.vcpu_loop import VcpuLoop
 
 PLAIN_SLOT = 0
 PLAIN_SIZE = 0x40000
 # In the plain memory: code, a mailbox for each vCPU, a stack, page tables.
 CODE, MAILBOX, STACK, TABLES = 0x1000, 0x2000, 0x8000, 0x10000
 MAILBOX_SIZE = 0x40
-REACH = 8 * GIB
 
 _RUN_S = 20.0
 # How long a vCPU that does not come back is looked at, and how many faults are too many then.
 _LOOK_NS, _MANY_FAULTS = 200_000_000, 20
 _PAYLOAD = ffi.offsetof("struct kvm_run", "hw")
-# CR0.PE, ET, PG; CR4.PAE; EFER.LME, LMA.
-_CR0, _CR4, _EFER = 0x8000_0011, 0x20, 0x500
-
-
-@cache
-def page_tables() -> bytes:
-    """Identity mapping of the first eight GiB by 2 MiB pages: one PML4, one PDPT, eight PDs."""
-    present_write, huge = 0x7, 0x80  # for user mode too
-    first = TABLES + 2 * PAGE
-    pml4 = struct.pack("<Q", TABLES + PAGE | present_write).ljust(PAGE, b"\0")
-    directories = REACH // GIB
-    pdpt = struct.pack(
-        f"<{directories}Q", *(first + index * PAGE | present_write for index in range(directories))
-    ).ljust(PAGE, b"\0")
-    pages = [gpa | present_write | huge for gpa in range(0, REACH, HUGE)]
-    return pml4 + pdpt + struct.pack(f"<{len(pages)}Q", *pages)
 
 
 class Fault(NamedTuple):
@@ -94,13 +76,14 @@ class Cpu:
         self.index = index
         self.vcpu = vm.vm.create_vcpu(index)
         self.vcpu.set_cpuid2(vm.kvm.get_supported_cpuid())
-        self.loop = VcpuLoop(self.vcpu, vm.no_memory, vm.protocol)
+        self._bare = BareVcpu(self.vcpu)
+        self.loop = self._bare.loop
         self.mailbox = MAILBOX + index * MAILBOX_SIZE
         self._in_long_mode = False
         self._answered = False
 
     def close(self) -> None:
-        self.loop.close()
+        self._bare.close()
         self.vcpu.close()
 
     # ---- one KVM_RUN ----
@@ -108,7 +91,8 @@ class Cpu:
     def prepare(self, routine: Routine | int, **registers: int) -> None:
         """Set the registers for a routine (or for code at a GPA); the others are zero."""
         if not self._in_long_mode:
-            self._enter_long_mode()
+            set_long_mode(self.vcpu, TABLES)
+            self._in_long_mode = True
         regs = ffi.new("struct kvm_regs *")
         regs.rip = routine if isinstance(routine, int) else self.vm.entries[routine]
         regs.rflags, regs.rsp = 2, STACK
@@ -124,17 +108,6 @@ class Cpu:
             setattr(regs, name, value)
         self.vcpu.set_regs(regs)
 
-    def _enter_long_mode(self) -> None:
-        sregs = self.vcpu.get_sregs()
-        for segment in (sregs.cs, sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
-            segment.base, segment.limit, segment.selector = 0, 0xFFFFFFFF, 0x10
-            segment.type, segment.s, segment.present, segment.dpl = 3, 1, 1, 0
-            segment.db, segment.l, segment.g = 1, 0, 1
-        sregs.cs.selector, sregs.cs.type, sregs.cs.db, sregs.cs.l = 0x08, 11, 0, 1
-        sregs.cr3, sregs.cr4, sregs.cr0, sregs.efer = TABLES, _CR4, _CR0, _EFER
-        self.vcpu.set_sregs(sregs)
-        self._in_long_mode = True
-
     def enter(self, deadline_s: float = _RUN_S) -> Outcome:
         """KVM_RUN from where the vCPU stands to the next exit. Fails if there is none in time."""
         run = self.vcpu.kvm_run
@@ -144,17 +117,14 @@ class Cpu:
             run.exit_reason = 0xDEAD
             ffi.memmove(payload, b"\xee" * 64, 64)
         self._answered = False
-        deadline = time.monotonic_ns() + int(deadline_s * 1e9)
-        self.loop.limit(deadline)
-        while (stop := self.loop.run()) == lib.STOP_SIGNAL:
-            pass
-        if stop == lib.STOP_DEADLINE:
+        try:
+            error = self._bare.enter(deadline_s)
+        except NoExitError:
             rip = self.vcpu.get_regs().rip
             raise CheckFailed(
                 f"vCPU {self.index} got no exit within {deadline_s:g} s{self._why_no_exit()}",
                 f"it is at {rip:#x}",
-            )
-        error = self.loop.raw.error if stop == lib.STOP_RUN_FAILED else 0
+            ) from None
         reason = run.exit_reason
         fault = None
         if reason == lib.KVM_EXIT_MEMORY_FAULT:
@@ -299,15 +269,9 @@ class GuestVm:
             code, self.entries = routines.layout(CODE)
             view = self.plain.view
             view[CODE : CODE + len(code)] = code
-            tables = page_tables()
+            tables = page_tables(TABLES)
             view[TABLES : TABLES + len(tables)] = tables
             self.vm.set_user_memory_region(PLAIN_SLOT, 0, PLAIN_SIZE, self.plain.address)
-            # The run loop is told of no regions, so that every exit comes here.
-            self.no_memory = ffi.gc(ffi.new("struct memory *"), lib.memory_deinit)
-            lib.memory_init(self.no_memory, self.vm.fileno(), b"guest_memfd", lib.POLICY_DENY)
-            self.protocol = ffi.gc(lib.protocol_create(), lib.protocol_destroy)
-            self.protocol.enabled = False
-            self.protocol.unclaimed_to_python = True
             self._next_slot = PLAIN_SLOT + 1
             self.cpus: list[Cpu] = []
             for index in range(vcpus):

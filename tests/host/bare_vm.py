@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Self
 
 import pytest
 
+from pyvmm.bare import BareVcpu
 from pyvmm.errors import KvmError
 from pyvmm.exits import Exit, HltExit
 from pyvmm.guest.assembler import assemble
@@ -18,7 +18,6 @@ from pyvmm.guest.boot import START, low_memory, set_real_mode
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import Mapping
 from pyvmm.native import lib
-from pyvmm.vcpu_loop import VcpuLoop
 from pyvmm.vm import Vm
 
 RAM_SIZE = 0x20000
@@ -81,17 +80,11 @@ class BareVm:
         self.vcpu = self._resources.enter_context(self.vm.create_vcpu(0))
         self.vcpu.set_cpuid2(self.kvm.get_supported_cpuid())
         set_real_mode(self.vcpu, START, rsp=STACK)
-        self._loop = VcpuLoop(self.vcpu)
-        self._resources.callback(self._loop.close)
+        self._bare = self._resources.enter_context(BareVcpu(self.vcpu))
 
     def run(self) -> Exit:
         """Run to the next exit. Fails when none comes in time."""
-        deadline = time.monotonic_ns() + int(DEADLINE_S * 1e9)
-        self._loop.limit(deadline)
-        while (stop := self._loop.run()) == lib.STOP_SIGNAL:
-            pass
-        assert stop == lib.STOP_EXIT, f"the loop stopped with {stop}, errno {self._loop.raw.error}"
-        return self.vcpu.exit()
+        return self._bare.run(DEADLINE_S)
 
     def run_to_hlt(self) -> None:
         assert self.run() == HltExit()

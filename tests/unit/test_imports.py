@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.coalesced", "pyvmm.dirty_ring"),
     ("pyvmm.vm",),
     ("pyvmm.kvm",),
-    ("pyvmm.vcpu_loop", "pyvmm.vcpu_thread", "pyvmm.guest", "pyvmm.devices"),
+    ("pyvmm.vcpu_loop", "pyvmm.vcpu_thread", "pyvmm.bare", "pyvmm.guest", "pyvmm.devices"),
     ("pyvmm.memory",),
     ("pyvmm.unclaimed", "pyvmm.report", "pyvmm.diagnosis", "pyvmm.verdict"),
     ("pyvmm.machine",),

@@ -32,7 +32,7 @@ class EmulatedBackend:
             with kvm.create_vm() as vm:
                 vm.set_user_memory_region(0, _CODE, 0x1000, code.address)
                 vm.set_user_memory_region(1, _ABSENT, 0x1000, absent.address)
-                run = run_probe(vm, kvm, _CODE)
+                run = run_probe(vm, _CODE)
         finally:
             code.close()
             absent.close()

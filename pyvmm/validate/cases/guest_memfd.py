@@ -168,7 +168,7 @@ def map_and_punch(tools: Toolbox, vm_type: int, punch: int) -> None:
 )
 def beyond(tools: Toolbox, vm_type: int, access: str) -> None:
     file = a_file(tools, vm_type, MMAP | INIT_SHARED)
-    mapping = tools.keep(file.map(0, 2 * SIZE))
+    mapping = tools.keep(Mapping(2 * SIZE, fd=file.fileno()))
     write = access == "write"
     expect(touch(mapping.address + SIZE - 1, write), 0, "signal of a touch of the last byte")
     expect(touch(mapping.address + SIZE, write), SIGBUS, "signal of a touch beyond the file")
