@@ -228,6 +228,10 @@ def _executables() -> Iterator[Foreign]:
     yield Foreign("a.bc", b"BC\xc0\xde\x35\x14\0\0\5\0\0\0", ("LLVM bitcode",))
     yield Foreign("a.wasm", b"\0asm\1\0\0\0", ("WebAssembly",))
     yield Foreign("A.class", b"\xca\xfe\xba\xbe\0\0\0\x41" + bytes(8), ("Java class",))
+    yield Foreign("minix", b"\1\3\x10\4\x20" + bytes(27) + CODE, ("Minix a.out",))
+    theadr = b"\x80\x07\0\x05a.asm"
+    omf = theadr + bytes([-sum(theadr) & 0xFF]) + b"\x96\x02\0\0\x68"
+    yield Foreign("omf.obj", omf, ("OMF object",))
     macho = struct.pack("<7I", 0xFEEDFACF, 0x1000007, 3, 2, 0, 0, 0)
     yield Foreign("macho", macho, ("Mach-O",))
     yield Foreign("a.pyc", b"\xa7\r\r\n" + bytes(12) + b"\xe3", ("Python bytecode",))
@@ -310,8 +314,6 @@ _GCC = (
     ("exe32", ["-m32", "-nostdlib", "-static", "-no-pie"], ("32-bit ELF", "protected mode")),
     ("object32.o", ["-m32", "-c"], ("32-bit ELF object", "ld -m elf_i386")),
     ("partial.o", ["-m32", "-nostdlib", "-r"], ("32-bit ELF object",)),
-    ("notes", ["-m32", "-nostdlib", "-static", "-no-pie", "-Wl,-N,-Ttext=0x7c00,--build-id"],
-     ("build-id", "--build-id=none")),
 )  # fmt: skip
 SOURCE = "\t.globl _start\n_start:\tinc %eax\n\thlt\n"
 

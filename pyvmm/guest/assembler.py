@@ -17,7 +17,7 @@ from pyvmm.guest.boot import START
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.identify import kind_of, refusal
 from pyvmm.guest.image import Image, elf_image, flat_image, read_guest_file
-from pyvmm.guest.source import check_source, read_source
+from pyvmm.guest.source import check_source, may_say_its_width, read_source
 from pyvmm.memfd import Memfd
 from pyvmm.printable import printable
 
@@ -79,7 +79,11 @@ def load_guest(
     if path.suffix in _ASSEMBLY:
         if not parameters and (built := _built_guest(path)) is not None:
             return elf_image(name, read_guest_file(built))
-        return _assemble(path, str(path.absolute()), read_source(path, data, mode), parameters)
+        source = read_source(path, data, mode)
+        image = _assemble(path, str(path.absolute()), source, parameters)
+        if mode is None:
+            _check_width(path, source, parameters, image)
+        return image
     kind = kind_of(path, data, len(data))
     if kind is not None and (mode is None or not kind.is_loadable):
         raise refusal(path, kind)
@@ -93,7 +97,24 @@ def assemble(source: str, parameters: Mapping[str, int] | None = None) -> Image:
     if not isinstance(source, str):
         raise TypeError(f"source: {type(source).__name__} is no str of assembly")
     check_source("guest", source)
-    return _assemble(Path("guest"), "-", source, parameters)
+    image = _assemble(Path("guest"), "-", source, parameters)
+    _check_width(Path("guest"), source, parameters, image)
+    return image
+
+
+def _check_width(
+    path: Path, source: str, parameters: Mapping[str, int] | None, image: Image
+) -> None:
+    """Refuse code that nobody said to be of 16 bits, and that is other code with 16 bits."""
+    if may_say_its_width(source):
+        return
+    try:
+        as_meant = _assemble(path, "-", f".code16\n{source}", parameters).segments
+    except GuestError:
+        as_meant = ()
+    if as_meant != image.segments:
+        cause = "it has no .code16, so as makes 32-bit code of it, which is other code in real mode"
+        raise GuestError(str(path), cause, "begin it with .code16")
 
 
 def _assemble(
@@ -105,16 +126,17 @@ def _assemble(
     """
     # One line, whatever the file is called.
     name = printable(str(path))
+    macros = guests_dir() / "include" / "pyvmm.inc"
     # Memory files: whatever ends this process, no temporary file stays behind.
     with Memfd("guest.o", 0) as unlinked, Memfd("guest.elf", 0) as linked:
         symbols = [f"--defsym={name}={value}" for name, value in (parameters or {}).items()]
-        include = ["-I", str(path.parent), "-I", str(guests_dir() / "include")]
+        include = ["-I", str(path.parent), "-I", str(macros.parent)]
         assembler = ["as", "-g", "--32", *include, *symbols, "-o", _path_of(unlinked), argument]
         said = _call(path, assembler, source if argument == "-" else "", unlinked)
         if said:
             from pyvmm.guest.rejected import why_not_assembled
 
-            raise why_not_assembled(name, _named(said, argument, name), source)
+            raise why_not_assembled(name, _named(said, argument, name), source, macros)
         layout = ["-m", "elf_i386", "-N", f"-Ttext={START:#x}", f"--entry={START:#x}"]
         quiet = ["--build-id=none", "-z", "noexecstack"]
         linker = ["ld", *layout, *quiet, "-o", _path_of(linked), _path_of(unlinked)]
@@ -122,7 +144,7 @@ def _assemble(
         if said:
             from pyvmm.guest.rejected import why_not_linked
 
-            raise why_not_linked(name, _named(said, argument, name), source)
+            raise why_not_linked(name, _named(said, argument, name), source, macros)
         size = os.fstat(linked.fileno()).st_size
         elf = os.pread(linked.fileno(), size, 0)
         return replace(elf_image(path.name, elf), elf=elf)

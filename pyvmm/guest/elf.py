@@ -16,6 +16,8 @@ EM_386, EM_X86_64 = 3, 62
 _HEADER = {32: struct.Struct("<IIIIIHHH"), 64: struct.Struct("<IQQQIHHH")}
 _PROGRAM = {32: struct.Struct("<IIIIIIII"), 64: struct.Struct("<IIQQQQQQ")}
 _HEADER_AT = 20
+# A linker makes two or three; each is compared with each load.
+_MOST_NOTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def _read(name: str, data: bytes) -> Elf:
         raise GuestError(name, f"the ELF file's program headers are of {each} bytes, too few")
     if count and table + count * each > len(data):
         raise GuestError(name, "the ELF file is cut short")
-    loads, notes, has_interpreter = [], [], False
+    loads: list[Part] = []
+    notes: list[Part] = []
+    has_interpreter = False
     for at in range(table, table + count * each, each or 1):
         if bits == 64:
             what, _, offset, address, gpa, size, memory, _ = program.unpack_from(data, at)
@@ -94,6 +98,6 @@ def _read(name: str, data: bytes) -> Elf:
         part = Part(offset, address, gpa, size, memory)
         if what == _PT_LOAD and memory:
             loads.append(part)
-        elif what == _PT_NOTE and memory:
+        elif what == _PT_NOTE and memory and len(notes) < _MOST_NOTES:
             notes.append(part)
     return Elf(bits, kind, machine, entry, tuple(loads), tuple(notes), has_interpreter)

@@ -21,10 +21,9 @@ from pyvmm.guest.kind import Kind
 # The first address that real mode cannot form while A20 is masked.
 REAL_MODE_END = 1 << 20
 _LINK = f"ld -m elf_i386 -N -Ttext {START:#x} -e _start -o guest.elf"
-# gcc's build-id would lie at 0x8048000.
 _RELINK = (
     "link it again with gcc -m32 -nostdlib -static -no-pie "
-    f"-Wl,-N,-Ttext={START:#x},--build-id=none (C code: -m16 -ffreestanding -fno-pic, too)"
+    f"-Wl,-N,-Ttext={START:#x} (C code: -m16 -ffreestanding -fno-pic, too)"
 )
 _SIXTEEN_BITS = f"pyvmm runs 16-bit code only so far: .code16, as --32, {_LINK}"
 _MACHINES = {
@@ -68,7 +67,11 @@ def elf_kind(data: bytes) -> Kind | None:
     if machine == EM_X86_64 and elf.bits == 32:
         name = f"x32 (64-bit code) ELF {what}"
     is_fixed = elf.kind == ET_EXEC
-    fits = is_fixed and elf.entry <= 0xFFFF and all(load.end <= RAM_SIZE for load in elf.loads)
+    fits = (
+        is_fixed
+        and elf.entry <= 0xFFFF
+        and all(load.end <= RAM_SIZE or elf.is_notes(load) for load in elf.loads)
+    )
     if elf.bits == 64 or machine == EM_X86_64:
         if is_fixed and _is_linux(elf):
             name = f"Linux kernel (vmlinux), a {name}"

@@ -46,6 +46,10 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"GIF87a", "a GIF picture", ""),
     (0, b"GIF89a", "a GIF picture", ""),
     (0, b"%PDF-1.", "a PDF document", ""),
+    (0, b"OggS\0\2", "an Ogg file", ""),
+    (0, b"ANDROID!", "an Android boot image", _KERNEL),
+    (0x24, b"\x18\x28\x6f\x01\0\0\0\0", "a Linux kernel for ARM (zImage)", _OTHER_CPU),
+    (0, b"-rom1fs-", "a romfs file system", _FIRST_SECTOR),
     (0, b"SQLite format 3\0", "an SQLite database", ""),
     (0, b"LUKS\xba\xbe", "a LUKS volume", _FIRST_SECTOR),
     (0, b"QFI\xfb\0\0\0\1", "a qcow disk image", _RAW_DISK),
@@ -143,6 +147,21 @@ def _portable_executable(data: bytes, at: int) -> Kind:
     subsystem = int.from_bytes(data[at + 0x5C : at + 0x5E], "little")
     what = "an EFI application" if 10 <= subsystem <= 13 else "a Windows executable"
     return Kind(f"{what} (PE, {machine})", _FLAT)
+
+
+def _old_objects(data: bytes, size: int) -> Kind | None:
+    """What assemblers and linkers of 16-bit times make."""
+    # Minix's a.out for the 8086: magic, flags, CPU, and the header's length of 32 or 48.
+    if data[:2] == b"\x01\x03" and data[3:5] in (b"\4\x20", b"\4\x30") and not any(data[5:8]):
+        return Kind("a Minix a.out executable", "link a flat binary (ld86 -d)")
+    # Intel's object format: the module's name in a record with a checksum, then another record.
+    if data[:1] == b"\x80" and len(data) > 5:
+        length = int.from_bytes(data[1:3], "little")
+        record, follows = data[: length + 3], data[length + 3 : length + 4]
+        fits = 2 + data[3] == length and follows in (b"\x88", b"\x8c", b"\x96", b"\x98", b"\x9a")
+        if fits and (sum(record) % 256 == 0 or record[-1] == 0):
+            return Kind("an OMF object (.obj)", "link a flat binary of it")
+    return None
 
 
 def _coff(data: bytes, size: int) -> Kind | None:
@@ -267,6 +286,10 @@ def _other_machines(data: bytes, size: int) -> Kind | None:
         (kind,) = struct.unpack_from(f"{orders[data[:4]]}I", data, 12)
         if 0 < kind < 0x20:
             return Kind("a Mach-O file", _FLAT)
+    if data[:2] == b"BM" and data[6:10] == bytes(4) and data[2:6] == size.to_bytes(4, "little"):
+        return Kind("a BMP picture")
+    if data[:4] == b"RIFF" and data[8:12] in (b"WAVE", b"AVI ", b"WEBP"):
+        return Kind("a RIFF file (sound or pictures)")
     if data[2:4] == b"\r\n" and len(data) >= 16 and data[1] == 0x0D and data[4:8] in _PYC_FLAGS:
         return Kind("Python bytecode", _OTHER_CPU)
     return None
@@ -321,6 +344,7 @@ _LOOKS: tuple[Callable[[bytes, int], Kind | None], ...] = (
     _multiboot,
     _dos_or_windows,
     _coff,
+    _old_objects,
     _compressed,
     _archive,
     _firmware,

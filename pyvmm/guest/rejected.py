@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
 
 from pyvmm.errors import GuestError
 from pyvmm.guest import preprocessor, tool_messages
@@ -14,9 +15,11 @@ from pyvmm.guest.tool_messages import Complaint
 _WIDE = re.compile(
     r"bad register name [`'(%]+r(?:[abcd]x|[sd]i|[sb]p|ip|\d+)|BFD_RELOC_(?:X86_64_\w+|64\b)"
 )
+_UNKNOWN = re.compile(r"no such instruction: [`']([\w.$]+)")
 
 
-def why_not_assembled(name: str, stderr: str, source: str) -> GuestError:
+def why_not_assembled(name: str, stderr: str, source: str, include: Path) -> GuestError:
+    """as's first error; ``include`` is the file with the macros of the guest protocol."""
     complaint = tool_messages.from_assembler(stderr)
     found = dialect(source, name)
     if found is not None:
@@ -26,10 +29,11 @@ def why_not_assembled(name: str, stderr: str, source: str) -> GuestError:
     behind = preprocessor.line_behind(source, complaint.text, complaint.line)
     if behind is not None:
         return _for_the_preprocessor(name, cause, behind)
-    return GuestError(name, cause, _remedy(complaint, source))
+    return GuestError(name, cause, _remedy(complaint, source, include))
 
 
-def why_not_linked(name: str, stderr: str, source: str) -> GuestError:
+def why_not_linked(name: str, stderr: str, source: str, include: Path) -> GuestError:
+    """ld's first error; ``include`` as above."""
     complaint = tool_messages.from_linker(stderr, name, source)
     cause = f"not linking: {complaint}"
     if not complaint.symbol:
@@ -43,6 +47,8 @@ def why_not_linked(name: str, stderr: str, source: str) -> GuestError:
     if is_register(complaint.symbol):
         remedy = f"write the register %{complaint.symbol}, or begin with .intel_syntax noprefix"
         return GuestError(name, cause, remedy)
+    if _misses(include, r"\.set\s+", complaint.symbol, source):
+        return GuestError(name, cause, f'it is in {include.name}: .include "{include.name}"')
     labels = set(re.findall(r"^[ \t]*([A-Za-z_.$][\w.$]*):", source, re.MULTILINE))
     near = difflib.get_close_matches(complaint.symbol, sorted(labels), 1)
     return GuestError(name, cause, f"is {near[0]} meant?" if near else "define it (LABEL: or .set)")
@@ -53,12 +59,23 @@ def _for_the_preprocessor(name: str, cause: str, line: preprocessor.Line) -> Gue
     return GuestError(name, f"{cause}; {note}", preprocessor.remedy(name))
 
 
-def _remedy(complaint: Complaint, source: str) -> str:
+def _remedy(complaint: Complaint, source: str, include: Path) -> str:
     intel = intel_remedy(source, complaint.line)
     if intel:
         return intel
     if _WIDE.search(complaint.text):
         return "guests run in real mode, which has no 64-bit registers"
+    unknown = _UNKNOWN.search(complaint.text)
+    if unknown and _misses(include, r"\.macro\s+", unknown[1], source):
+        return f'that macro is in {include.name}: .include "{include.name}"'
     if "can't open" in complaint.text or "file not found" in complaint.text:
         return "it is looked for beside the guest and in guests/include"
     return ""
+
+
+def _misses(include: Path, directive: str, name: str, source: str) -> bool:
+    """Whether ``include`` has what ``source`` lacks, and is not included."""
+    if include.name in source or not include.is_file():
+        return False
+    pattern = rf"^\s*{directive}{re.escape(name)}\b"
+    return re.search(pattern, include.read_text(), re.MULTILINE) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pyvmm.errors import GuestError
@@ -10,6 +11,8 @@ from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import elf_kind
 from pyvmm.guest.formats import binary_kind
 from pyvmm.guest.text import UTF8_MARK, UTF16_MARKS
+
+_WIDE = re.compile(r"\.code(32|64)\b")
 
 
 def read_source(path: Path, data: bytes, mode: str | None) -> str:
@@ -26,7 +29,26 @@ def read_source(path: Path, data: bytes, mode: str | None) -> str:
     text = data.decode(errors="replace")
     if mode is None:
         check_source(name, text)
+        _check_wide(name, text)
     return text
+
+
+def may_say_its_width(text: str) -> bool:
+    """Whether a directive of the text, or of a file that it includes, may say .code16."""
+    return ".code" in text or ".include" in text
+
+
+def _check_wide(name: str, text: str) -> None:
+    """Refuse code that says to be of 32 or 64 bits, and never of 16."""
+    if ".code16" in text or ".include" in text:
+        return
+    for line in preprocessor.lines(text):
+        if found := _WIDE.match(line.text):
+            cause = f"it is {found[1]}-bit code (line {line.number}), no real-mode guest"
+            remedy = (
+                "pyvmm runs 16-bit code only so far (.code16); --mode real runs it all the same"
+            )
+            raise GuestError(name, cause, remedy)
 
 
 def check_source(name: str, text: str) -> None:

@@ -123,6 +123,23 @@ REJECTED = {
         "not assembling: x.S:",
         "registers without % need .intel_syntax noprefix",
     ),
+    ".code32": (
+        ".code32\n mov $1, %eax\n",
+        "it is 32-bit code (line 1), no real-mode guest",
+        "--mode real runs it all the same",
+    ),
+    "no .code16": (" mov $1, %eax\n", "it has no .code16", "; begin it with .code16"),
+    "no .code16 that can be": (" jmp *%eax\n mov (%eax), %ebx\n", "it has no .code16", ""),
+    "a macro without its include": (
+        ".code16\n exit_guest $0\n",
+        "not assembling: x.S:2: Error: no such instruction: `exit_guest $0'",
+        'that macro is in pyvmm.inc: .include "pyvmm.inc"',
+    ),
+    "a symbol without its include": (
+        ".code16\n mov $PRIVATE, %ax\n",
+        "not linking: x.S:2: undefined symbol 'PRIVATE'",
+        'it is in pyvmm.inc: .include "pyvmm.inc"',
+    ),
     "64 bits": (".code16\n mov %rax, %rbx\n", "not assembling: x.S:2: ", "no 64-bit registers"),
     "#include": (
         '#include "pyvmm.inc"\n exit_guest $0\n',
@@ -227,6 +244,16 @@ def test_what_gcc_preprocessed_is_taken(tmp_path: Path) -> None:
     path.write_text('# 0 "x.S"\n# 1 "<command-line>"\n# 1 "x.S"\n.code16\n\nhlt\n call nowhere\n')
     with pytest.raises(GuestError, match=r"x\.S:4: undefined symbol 'nowhere'"):
         load_guest(path)
+
+
+def test_code_that_is_the_same_in_both_widths_needs_no_code16(tmp_path: Path) -> None:
+    path = tmp_path / "x.S"
+    path.write_text('1: inb $0x60, %al\n out %al, $0xf4\n jmp 1b\n .ascii "text"\n')
+    assert load_guest(path).segments == assemble(path.read_text()).segments
+    path.write_text("mov $1, %eax\n")
+    with pytest.raises(GuestError, match=r"no \.code16"):
+        assemble(path.read_text())
+    assert load_guest(path, mode="real").segments[0].data == b"\xb8\1\0\0\0"
 
 
 @pytest.mark.parametrize("code", ["hlt", "hlt\n", "hlt\r\n"])

@@ -1,0 +1,72 @@
+"""What runs as a real-mode guest, and what does not unless it is said to be one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from foreign_images import CODE, EM_X86_64, boot_sector, elf, multiboot1, partition
+from pyvmm_command import pyvmm
+
+CANNOT_START = 2
+MESSAGE = b"hello\n"
+# 64-bit code that prints a text by its RIP-relative address; 16-bit code prints something else.
+CODE_64 = bytes.fromhex(
+    "488d3511000000"  # lea text(%rip), %rsi
+    "b906000000"  # mov $6, %ecx
+    "ac e6e9 e2fb"  # 1: lodsb; out %al, $0xe9; loop 1b
+    "31c0 e7f4"  # xor %eax, %eax; out %eax, $0xf4
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CODE,
+        b"M" + CODE,
+        b"BM" + CODE,
+        b"MZ" + CODE,
+        b"PK" + CODE,
+        b"\x1f\x8b\x08" + CODE,
+        boot_sector(),
+        boot_sector(table=partition()),
+        boot_sector() + multiboot1(),
+        elf(),
+    ],
+    ids=lambda data: data[:4].hex(),
+)
+def test_guests_run(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "guest.bin"
+    path.write_bytes(data)
+    assert pyvmm("run", path).status == 0
+
+
+def test_a_64_bit_elf_file_does_not_run_as_16_bit_code(tmp_path: Path) -> None:
+    path = tmp_path / "guest.elf"
+    path.write_bytes(elf(64, machine=EM_X86_64, code=CODE_64 + MESSAGE))
+    outcome = pyvmm("run", path)
+    outcome.error(CANNOT_START, "64-bit ELF executable", "--mode real")
+    assert outcome.stdout == ""
+    outcome = pyvmm("run", path, "--json")
+    assert outcome.json["result"] == "error" and outcome.json["console"] == ""
+    outcome = pyvmm("run", path, "--json", "--mode", "real", "--deadline", "5")
+    assert outcome.json["exits"]["io"] > 0 and outcome.json["console"] != MESSAGE.decode()
+
+
+def test_a_multiboot_image_does_not_run_as_16_bit_code(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.bin"
+    path.write_bytes(multiboot1())
+    pyvmm("run", path).error(CANNOT_START, "multiboot 1 image", "--mode real")
+    assert pyvmm("run", path, "--mode", "real", "--json", "--deadline", "5").json["exits"]
+
+
+@pytest.mark.parametrize("mode", ["long", "protected", "Real", ""])
+def test_modes_that_are_not_there(mode: str, tmp_path: Path) -> None:
+    outcome = pyvmm("run", tmp_path / "any", "--mode", mode)
+    outcome.error(
+        CANNOT_START, f"--mode: '{mode}'", "real-mode guests only", "see pyvmm run --help"
+    )
+
+
+def test_mode_real_changes_nothing_for_real_mode_guests() -> None:
+    assert pyvmm("run", "hello.S", "--mode", "real").status == 0
