@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import GeneratorType, TracebackType
 from typing import ClassVar, NoReturn, Protocol, Self, SupportsIndex
 
+from pyvmm.arguments import integer, need, number
 from pyvmm.cpuid import physical_address_bits
 from pyvmm.devices import in_kernel
 from pyvmm.devices.bus import Bus
@@ -16,6 +17,7 @@ from pyvmm.errors import (
     ClosedError,
     ConfigurationError,
     UnsupportedError,
+    WrongTypeError,
 )
 from pyvmm.exits import Exit, MemoryErrorExit, io_data
 from pyvmm.guest.boot import MAX_VCPUS, RAM_SIZE, START, low_memory, set_boot_state
@@ -105,12 +107,14 @@ class Machine:
                 f"guest: {type(guest).__name__} is neither Image nor bytes; "
                 "load_guest() and assemble() make an Image"
             )
-        if not 1 <= vcpus <= MAX_VCPUS:
+        if not 1 <= integer("vcpus", vcpus) <= MAX_VCPUS:
             raise ConfigurationError(
                 f"{vcpus} vCPUs", f"the guest protocol has room for 1 to {MAX_VCPUS}"
             )
-        if views not in (1, 2):
+        if integer("views", views) not in (1, 2):
             raise ConfigurationError(f"{views} views", "a region has one or two")
+        if kvm is not None:
+            need("kvm", kvm, Kvm)
         if not (isinstance(policy, Policy) or callable(policy)):
             raise ConfigurationError(f"policy {policy!r}", "it is no Policy and no function")
         self._image = flat_image("guest", guest) if isinstance(guest, bytes) else guest
@@ -327,10 +331,10 @@ class Machine:
     def answer(self, value: int, index: int = 0) -> None:
         """Complete the read that vCPU ``index`` waits for: an IN or an MMIO read.
 
-        ``value`` is cut to the access's width; for a string IN each element gets it.
-        Raises :class:`ConfigurationError` when the last exit was no read.
+        ``value`` fits the access's width; for a string IN each element gets it. Raises
+        :class:`ConfigurationError` when it does not, or when the last exit was no read.
         """
-        run = self.vcpus[index].kvm_run
+        run = self.vcpus[number("vCPU", index, 0, len(self.vcpus) - 1)].kvm_run
         if self._question is not None:
             raise ConfigurationError(
                 "answer",
@@ -343,7 +347,7 @@ class Machine:
             size, buffer = run.mmio.len, ffi.buffer(run.mmio.data, run.mmio.len)
         else:
             raise ConfigurationError("answer", f"vCPU {index} does not wait for a value")
-        element = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+        element = number("answer", value, 0, (1 << 8 * size) - 1).to_bytes(size, "little")
         buffer[:] = element * (len(buffer) // size)
 
     def kick(self) -> None:
@@ -356,9 +360,11 @@ class Machine:
         self._check_open()
         if self._started:
             raise ConfigurationError("machine", "it has run already", "make a new one")
+        need("deadline_s", deadline_s, int, float)
         if not -_LONGEST_S <= deadline_s <= _LONGEST_S:  # nor NaN; what is past ends the run
+            shown = deadline_s if isinstance(deadline_s, float) else f"{deadline_s:#x}"[:20]
             raise ConfigurationError(
-                f"a deadline of {deadline_s} s", f"it must be a number of at most {_LONGEST_S}"
+                f"a deadline of {shown} s", f"it must be a number of at most {_LONGEST_S}"
             )
         self._started = True
         return max(1, time.monotonic_ns() + int(deadline_s * 1e9))  # 0 would be none
@@ -474,6 +480,10 @@ class Machine:
         Called from the vCPU's thread whenever its log is full, and at the end. Raises
         :class:`ConfigurationError` for a machine that does not record.
         """
+        if not callable(take):
+            raise WrongTypeError(
+                "log_exits()", f"wants a function, was given {type(take).__name__}"
+            )
         if not all(loop.raw.recording for loop in self.loops):
             raise ConfigurationError("log_exits()", "the machine does not record", "recording=True")
         self.on_exit_record = take

@@ -206,7 +206,7 @@ def duration(nanoseconds: float) -> str:
 
 
 def to_json(report: RunReport) -> dict[str, Any]:
-    """The object of ``pyvmm run --json``; README.md says what its keys are."""
+    """The object of ``pyvmm run --json``; docs/command-line.md says what its keys are."""
     return {
         "schema": SCHEMA,
         "result": report.result.value,

@@ -10,6 +10,7 @@ import pytest
 from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, out_loop, passing, spin, stores, touches
 
 from pyvmm import ClosedError, ConfigurationError, Machine, PageState, Policy, Result, load_guest
+from pyvmm.errors import WrongTypeError
 from pyvmm.exits import IoExit, MemoryErrorExit
 from pyvmm.vcpu_loop import ExitRecord
 
@@ -244,3 +245,56 @@ def test_wrong_calls_are_refused_at_once() -> None:
             machine.exits(20)
     with pytest.raises(ClosedError):
         machine.exits(20)
+
+
+# ---- wrong arguments ----
+
+
+@pytest.mark.parametrize("value", [-1, 0x100, 1 << 100], ids=hex)
+def test_an_answer_that_does_not_fit(value: int) -> None:
+    with Machine(guest(f"inb $0x70, %al\n{EXIT_0}")) as machine:
+        for _ in machine.exits(20):
+            with pytest.raises(ConfigurationError, match="it must be 0 to 0xff"):
+                machine.answer(value)
+            machine.answer(0xFF)
+
+
+@pytest.mark.parametrize("wrong", ["5", None, object(), 1j], ids=lambda each: type(each).__name__)
+def test_what_is_no_number(wrong: Any) -> None:
+    with Machine(guest(f"inb $0x70, %al\n{EXIT_0}")) as machine:
+        calls: list[Callable[[], Any]] = [
+            lambda: machine.run(wrong),
+            lambda: machine.exits(wrong),
+            lambda: machine.answer(1, wrong),
+            lambda: machine.log_exits(wrong),
+            lambda: Machine(passing(), vcpus=wrong),
+            lambda: Machine(passing(), views=wrong),
+        ]
+        for number, call in enumerate(calls):
+            with pytest.raises(WrongTypeError):
+                call()
+                pytest.fail(f"call number {number} worked")
+        for _ in machine.exits(20):
+            with pytest.raises(WrongTypeError):
+                machine.answer(wrong)
+
+
+@pytest.mark.parametrize("index", [-1, 1, 1 << 70])
+def test_an_answer_for_no_vcpu(index: int) -> None:
+    with Machine(passing()) as machine, pytest.raises(ConfigurationError, match="vCPU"):
+        machine.answer(1, index)
+
+
+@pytest.mark.parametrize("deadline", [10**9, 10**5000, -(10**5000)], ids=["long", "huge", "past"])
+def test_a_deadline_of_more_than_a_run_may_last(deadline: int) -> None:
+    with Machine(passing()) as machine:
+        with pytest.raises(ConfigurationError, match=r"a deadline of -?0x") as caught:
+            machine.run(deadline)
+        assert len(str(caught.value)) < 100
+        assert machine.run(20).passed
+
+
+@pytest.mark.parametrize("kvm", [5, "kvm"])
+def test_what_is_no_kvm(kvm: Any) -> None:
+    with pytest.raises(WrongTypeError, match="kvm: wants Kvm"):
+        Machine(passing(), kvm=kvm)
