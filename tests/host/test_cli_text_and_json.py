@@ -204,6 +204,24 @@ def test_interrupted() -> None:
     compare(outputs[0], data, but=(*TIMES, "exits"))
 
 
+def test_every_json_has_a_schema_number(tmp_path: Path) -> None:
+    bench, log, timeline = tmp_path / "bench.json", tmp_path / "log", tmp_path / "timeline"
+    objects = [
+        pyvmm("run", "hello.S", "--log", log, "--timeline", timeline, "--json").json,
+        pyvmm("run", "nowhere.S", "--json").json,
+        pyvmm("doctor", "--json").json,
+        pyvmm("validate", "-k", "PC1.explicit[gpa=512K,range=0+4K]", "--json").json,
+        pyvmm("bench", "exits", "-k", "out", "--seconds", "0.1", "--json").json,
+        json.loads(timeline.read_text()),
+        *map(json.loads, log.read_text().splitlines()),
+    ]
+    bench.write_text(json.dumps(objects[4]))
+    objects.append(pyvmm("bench", "compare", bench, bench, "--json").json)
+    lines = pyvmm("validate", "-k", "PC1.explicit[gpa=512K,range=0+4K]", "--json-lines").stdout
+    objects.append(json.loads(lines.splitlines()[0]))
+    assert [each["schema"] for each in objects] == [1] * len(objects)
+
+
 def status_of(pid: int) -> str:
     return Path(f"/proc/{pid}/status").read_text()
 
