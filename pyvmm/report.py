@@ -149,6 +149,11 @@ class RunReport:
         return self.result is Result.PASS
 
     @property
+    def details(self) -> tuple[str, ...]:
+        """The lines of ``where``. Deprecated: ask ``where`` itself."""
+        return () if self.where is None else tuple(self.where.lines())
+
+    @property
     def console(self) -> str:
         """What the guest printed, with U+FFFD for each byte that is no UTF-8."""
         return self.console_bytes.decode("utf-8", "replace")
