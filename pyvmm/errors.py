@@ -84,7 +84,8 @@ _NAMES = {errno_module.EOPNOTSUPP: "EOPNOTSUPP"}
 
 _NEEDS_IRQCHIP = "call create_irqchip() first, before the first vCPU"
 
-# By call and errno; "" stands for every call.
+# What has one cause alone, by call and errno; "" stands for every call. Where there are
+# several, pyvmm.advice looks at what was asked.
 REMEDIES: dict[tuple[str, int], str] = {
     ("open", errno_module.ENOENT): (
         "load KVM (modprobe kvm_amd or kvm_intel) and enable virtualisation in the firmware"
@@ -94,54 +95,17 @@ REMEDIES: dict[tuple[str, int], str] = {
     ),
     ("KVM_CREATE_VM", errno_module.EINVAL): "this KVM does not have that VM type; see pyvmm doctor",
     ("KVM_CREATE_VM", errno_module.EBUSY): "another hypervisor holds the CPU's virtualisation",
-    ("KVM_SET_USER_MEMORY_REGION", errno_module.EEXIST): "the range overlaps another memslot",
-    ("KVM_SET_USER_MEMORY_REGION2", errno_module.EEXIST): (
-        "the range overlaps another memslot, or the guest_memfd range is already bound"
-    ),
-    ("KVM_SET_USER_MEMORY_REGION", errno_module.EINVAL): (
-        "address, size and GPA must be multiples of 4096, and flags known to this KVM"
-    ),
-    ("KVM_SET_MEMORY_ATTRIBUTES", errno_module.ENOTTY): (
-        "this kernel has no memory attributes (CONFIG_KVM_SW_PROTECTED_VM or newer hardware)"
-    ),
-    ("KVM_CREATE_VCPU", errno_module.EEXIST): "each vCPU of a VM needs an id of its own",
     ("KVM_PRE_FAULT_MEMORY", errno_module.EOPNOTSUPP): (
         "pre-faulting needs two-dimensional paging (kvm_intel.ept=1, kvm_amd.npt=1)"
     ),
-    ("KVM_PRE_FAULT_MEMORY", errno_module.ENOENT): "there is no memslot",
-    ("KVM_GET_DIRTY_LOG", errno_module.ENOENT): (
-        "the slot must exist and have KVM_MEM_LOG_DIRTY_PAGES, and no guest_memfd"
-    ),
-    ("KVM_GET_DIRTY_LOG", errno_module.ENXIO): "this VM has dirty rings instead",
-    ("KVM_ENABLE_CAP", errno_module.EINVAL): (
-        "it is unknown here, or its arguments are, or it must be enabled before the first vCPU"
-    ),
-    ("KVM_CREATE_IRQCHIP", errno_module.ENOTTY): (
-        "this kernel was built without CONFIG_KVM_IOAPIC; split_irqchip() gives LAPICs"
-    ),
-    ("KVM_CREATE_IRQCHIP", errno_module.EEXIST): "the VM has one already",
-    ("KVM_CREATE_IRQCHIP", errno_module.EINVAL): "create it before the first vCPU",
-    ("KVM_CREATE_PIT2", errno_module.ENOENT): _NEEDS_IRQCHIP,
     ("KVM_GET_PIT2", errno_module.ENXIO): "call create_pit2() first",
     ("KVM_SET_PIT2", errno_module.ENXIO): "call create_pit2() first",
-    ("KVM_GET_IRQCHIP", errno_module.ENXIO): _NEEDS_IRQCHIP,
-    ("KVM_SET_IRQCHIP", errno_module.ENXIO): _NEEDS_IRQCHIP,
     ("KVM_IRQ_LINE", errno_module.ENXIO): _NEEDS_IRQCHIP,
     ("KVM_IRQ_LINE_STATUS", errno_module.ENXIO): _NEEDS_IRQCHIP,
-    ("KVM_GET_LAPIC", errno_module.EINVAL): _NEEDS_IRQCHIP,
-    ("KVM_SET_LAPIC", errno_module.EINVAL): _NEEDS_IRQCHIP,
-    ("KVM_INTERRUPT", errno_module.ENXIO): (
-        "KVM has the interrupt controller here: use irq_line() or signal_msi()"
-    ),
-    ("KVM_INTERRUPT", errno_module.EEXIST): "another interrupt is queued: run the vCPU first",
     ("KVM_SET_TSC_KHZ", errno_module.EINVAL): "this host's TSC cannot be scaled to that",
-    ("KVM_GET_NESTED_STATE", errno_module.EINVAL): "this KVM does not nest VMs",
-    ("KVM_SET_NESTED_STATE", errno_module.EINVAL): "this KVM does not nest VMs, or not that state",
-    ("KVM_IRQFD", errno_module.EBUSY): "that eventfd raises an interrupt already",
-    ("KVM_IOEVENTFD", errno_module.EEXIST): "another eventfd is signalled for that already",
     ("KVM_SMI", errno_module.EINVAL): "this KVM has no system management mode",
     ("KVM_KVMCLOCK_CTRL", errno_module.EINVAL): "the guest does not use kvmclock",
-    ("", errno_module.ENOTTY): "this kernel's KVM does not have it, or not on this descriptor",
+    ("", errno_module.ENOTTY): "this kernel's KVM does not have it",
     ("", errno_module.EMFILE): "raise the limit of open files (ulimit -n)",
     ("", errno_module.ENFILE): "the system has no open files left (sysctl fs.file-max)",
     (

@@ -113,8 +113,13 @@ class KvmFd(Fd):
         else:
             result = lib.kvm_ioctl_on(fd, entry.number, pointer(entry, argument, self._sizes))
         if result < 0:
-            raise KvmError(entry.name, -result, about % values if values else about or self.name)
+            about = about % values if values else about or self.name
+            raise KvmError(entry.name, -result, about, self._advice(entry.name, argument, -result))
         return result
+
+    def _advice(self, call: str, argument: Any, number: int) -> str:
+        """Which rule a call broke that the kernel refused with this errno, "" where unknown."""
+        return ""
 
     def _enable_cap(self, capability: int, arguments: Sequence[int], flags: int) -> int:
         request = structure("struct kvm_enable_cap", cap=capability, flags=flags)

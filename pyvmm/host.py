@@ -60,6 +60,12 @@ def is_virtual() -> bool:
     return "hypervisor" in _cpuinfo("flags").split()
 
 
+def address_bits() -> int:
+    """How many bits a physical address has on this CPU; 0 where /proc/cpuinfo does not say."""
+    bits = _cpuinfo("address sizes").split(" ")[0]
+    return int(bits) if bits.isdigit() else 0
+
+
 def _cpuinfo(field: str) -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:

@@ -71,19 +71,20 @@ def iowr(name: str, number: int, type: str) -> Ioctl:
     return _encode(ioctl_opt.IOC_READ | ioctl_opt.IOC_WRITE, name, number, type)
 
 
-_TABLE = (
-    # /dev/kvm
+_OF_THE_SYSTEM = (
     io("KVM_GET_API_VERSION", 0x00),
     io("KVM_CREATE_VM", 0x01),
     iowr("KVM_GET_MSR_INDEX_LIST", 0x02, "struct kvm_msr_list"),
-    io("KVM_CHECK_EXTENSION", 0x03),
     io("KVM_GET_VCPU_MMAP_SIZE", 0x04),
     iowr("KVM_GET_SUPPORTED_CPUID", 0x05, "struct kvm_cpuid2"),
     iowr("KVM_GET_EMULATED_CPUID", 0x09, "struct kvm_cpuid2"),
     iowr("KVM_GET_MSR_FEATURE_INDEX_LIST", 0x0A, "struct kvm_msr_list"),
     ior("KVM_X86_GET_MCE_CAP_SUPPORTED", 0x9D, "uint64_t"),
     iowr("KVM_GET_SUPPORTED_HV_CPUID", 0xC1, "struct kvm_cpuid2"),
-    # a VM: vCPUs and memory
+)
+
+_OF_A_VM = (
+    # vCPUs and memory
     io("KVM_CREATE_VCPU", 0x41),
     iow("KVM_GET_DIRTY_LOG", 0x42, "struct kvm_dirty_log"),
     io("KVM_SET_NR_MMU_PAGES", 0x44),
@@ -98,7 +99,7 @@ _TABLE = (
     io("KVM_RESET_DIRTY_RINGS", 0xC7),
     iow("KVM_SET_MEMORY_ATTRIBUTES", 0xD2, "struct kvm_memory_attributes"),
     iowr("KVM_CREATE_GUEST_MEMFD", 0xD4, "struct kvm_create_guest_memfd"),
-    # a VM: interrupts and timers
+    # interrupts and timers
     io("KVM_CREATE_IRQCHIP", 0x60),
     iow("KVM_IRQ_LINE", 0x61, "struct kvm_irq_level"),
     iowr("KVM_GET_IRQCHIP", 0x62, "struct kvm_irqchip"),
@@ -118,7 +119,7 @@ _TABLE = (
     ior("KVM_GET_PIT2", 0x9F, "struct kvm_pit_state2"),
     iow("KVM_SET_PIT2", 0xA0, "struct kvm_pit_state2"),
     iow("KVM_SIGNAL_MSI", 0xA5, "struct kvm_msi"),
-    # a VM: what guests may see and do
+    # what guests may see and do
     iow("KVM_SET_PMU_EVENT_FILTER", 0xB2, "struct kvm_pmu_event_filter"),
     iow("KVM_X86_SET_MSR_FILTER", 0xC6, "struct kvm_msr_filter"),
     iow("KVM_HYPERV_EVENTFD", 0xBD, "struct kvm_hyperv_eventfd"),
@@ -126,25 +127,26 @@ _TABLE = (
     iowr("KVM_XEN_HVM_GET_ATTR", 0xC8, "struct kvm_xen_hvm_attr"),
     iow("KVM_XEN_HVM_SET_ATTR", 0xC9, "struct kvm_xen_hvm_attr"),
     iow("KVM_XEN_HVM_EVTCHN_SEND", 0xD0, "struct kvm_irq_routing_xen_evtchn"),
-    iowr("KVM_MEMORY_ENCRYPT_OP", 0xBA, "unsigned long"),
     ior("KVM_MEMORY_ENCRYPT_REG_REGION", 0xBB, "struct kvm_enc_region"),
     ior("KVM_MEMORY_ENCRYPT_UNREG_REGION", 0xBC, "struct kvm_enc_region"),
     iowr("KVM_CREATE_DEVICE", 0xE0, "struct kvm_create_device"),
-    # a vCPU: running
+)
+
+_OF_A_VCPU = (
+    # running
     io("KVM_RUN", 0x80),
     iow("KVM_SET_SIGNAL_MASK", 0x8B, "struct kvm_signal_mask"),
     iow("KVM_SET_GUEST_DEBUG", 0x9B, "struct kvm_guest_debug"),
     iowr("KVM_TRANSLATE", 0x85, "struct kvm_translation"),
     iowr("KVM_PRE_FAULT_MEMORY", 0xD5, "struct kvm_pre_fault_memory"),
     io("KVM_KVMCLOCK_CTRL", 0xAD),
-    # a vCPU: registers
+    # registers
     ior("KVM_GET_REGS", 0x81, "struct kvm_regs"),
     iow("KVM_SET_REGS", 0x82, "struct kvm_regs"),
     ior("KVM_GET_SREGS", 0x83, "struct kvm_sregs"),
     iow("KVM_SET_SREGS", 0x84, "struct kvm_sregs"),
     ior("KVM_GET_SREGS2", 0xCC, "struct kvm_sregs2"),
     iow("KVM_SET_SREGS2", 0xCD, "struct kvm_sregs2"),
-    iowr("KVM_GET_MSRS", 0x88, "struct kvm_msrs"),
     iow("KVM_SET_MSRS", 0x89, "struct kvm_msrs"),
     ior("KVM_GET_FPU", 0x8C, "struct kvm_fpu"),
     iow("KVM_SET_FPU", 0x8D, "struct kvm_fpu"),
@@ -162,7 +164,7 @@ _TABLE = (
     iow("KVM_GET_ONE_REG", 0xAB, "struct kvm_one_reg"),
     iow("KVM_SET_ONE_REG", 0xAC, "struct kvm_one_reg"),
     iowr("KVM_GET_REG_LIST", 0xB0, "struct kvm_reg_list"),
-    # a vCPU: CPUID, interrupts, time
+    # CPUID, interrupts, time
     iow("KVM_SET_CPUID", 0x8A, "struct kvm_cpuid"),
     iow("KVM_SET_CPUID2", 0x90, "struct kvm_cpuid2"),
     iowr("KVM_GET_CPUID2", 0x91, "struct kvm_cpuid2"),
@@ -179,7 +181,12 @@ _TABLE = (
     iow("KVM_X86_SET_MCE", 0x9E, "struct kvm_x86_mce"),
     iowr("KVM_XEN_VCPU_GET_ATTR", 0xCA, "struct kvm_xen_vcpu_attr"),
     iow("KVM_XEN_VCPU_SET_ATTR", 0xCB, "struct kvm_xen_vcpu_attr"),
-    # more than one kind of descriptor
+)
+
+_OF_SEVERAL = (
+    iowr("KVM_GET_MSRS", 0x88, "struct kvm_msrs"),
+    iowr("KVM_MEMORY_ENCRYPT_OP", 0xBA, "unsigned long"),
+    io("KVM_CHECK_EXTENSION", 0x03),
     iow("KVM_ENABLE_CAP", 0xA3, "struct kvm_enable_cap"),
     io("KVM_SET_TSC_KHZ", 0xA2),
     io("KVM_GET_TSC_KHZ", 0xA3),
@@ -189,7 +196,15 @@ _TABLE = (
     iow("KVM_HAS_DEVICE_ATTR", 0xE3, "struct kvm_device_attr"),
 )
 
-IOCTLS: dict[str, Ioctl] = {entry.name: entry for entry in _TABLE}
+_OWNED = {"/dev/kvm": _OF_THE_SYSTEM, "a VM": _OF_A_VM, "a vCPU": _OF_A_VCPU}
+
+IOCTLS: dict[str, Ioctl] = {
+    entry.name: entry for entries in (*_OWNED.values(), _OF_SEVERAL) for entry in entries
+}
+# Whose ioctl it is, where that is one kind of descriptor alone.
+OWNERS: dict[str, str] = {
+    entry.name: owner for owner, entries in _OWNED.items() for entry in entries
+}
 
 
 # ---- what the numbers do not say ----

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from pyvmm import uapi
+from pyvmm import advice, uapi
 from pyvmm.arguments import need
 from pyvmm.cpuid import ask_cpuid
 from pyvmm.errors import ConfigurationError, KvmError, PyvmmError
@@ -69,6 +69,9 @@ class Kvm(KvmFd):
             )
         self._mmap_size = 0
         self._supported_cpuid: Any = None
+
+    def _advice(self, call: str, argument: Any, number: int) -> str:
+        return advice.wrong_owner("/dev/kvm", call, number)
 
     def get_api_version(self) -> int:
         """KVM_GET_API_VERSION."""

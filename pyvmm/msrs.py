@@ -40,19 +40,32 @@ def get_msrs(fd: KvmFd, indices: Iterable[int]) -> dict[int, int]:
         request = _request([(index, 0) for index in some])
         done = fd.ioctl("KVM_GET_MSRS", request, _about(some))
         values |= {request.entries[at].index: request.entries[at].data for at in range(done)}
-        _check_all("KVM_GET_MSRS", some, done)
+        if done < len(some):
+            raise UnsupportedError(
+                f"MSR {some[done]:#x}",
+                f"KVM_GET_MSRS refused it, number {len(values)} of the list, and read no more",
+                "see get_msr_index_list(), and get_msr_feature_index_list() for /dev/kvm",
+            )
     return values
 
 
 def set_msrs(fd: KvmFd, values: Mapping[int, int]) -> None:
     """KVM_SET_MSRS. Raises :class:`UnsupportedError` naming the first that was refused.
 
-    Those before it, in the mapping's order, have been set.
+    Those before it, in the mapping's order, have been set, and it and those after it have not.
     """
+    written = 0
     for some in _chunks(values):
         request = _request([(index, values[index]) for index in some])
         done = fd.ioctl("KVM_SET_MSRS", request, _about(some))
-        _check_all("KVM_SET_MSRS", some, done)
+        written += done
+        if done < len(some):
+            raise UnsupportedError(
+                f"MSR {some[done]:#x}",
+                f"KVM_SET_MSRS refused the value {values[some[done]]:#x}, number {written} of the "
+                f"list; {written} are written, {len(values) - written} are not",
+                "see Kvm.get_msr_index_list()",
+            )
 
 
 def get_msr_list(fd: KvmFd, name: str) -> tuple[int, ...]:
@@ -117,10 +130,3 @@ def _request(entries: list[tuple[int, int]]) -> Any:
 
 def _about(indices: list[int]) -> str:
     return f"MSR {indices[0]:#x}" + (f" and {len(indices) - 1} more" if len(indices) > 1 else "")
-
-
-def _check_all(call: str, indices: list[int], done: int) -> None:
-    if done < len(indices):
-        raise UnsupportedError(
-            f"MSR {indices[done]:#x}", f"{call} refused it", "see Kvm.get_msr_index_list()"
-        )

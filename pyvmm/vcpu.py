@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from pyvmm import advice
 from pyvmm.arguments import MOST_U32, number, structure
 from pyvmm.cpuid import ask_cpuid
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
@@ -31,8 +32,16 @@ class Vcpu(KvmFd):
     Synchronization: KVM's vCPU ioctls belong to the thread that runs the vCPU.
     """
 
-    def __init__(self, fd: int, index: int, mmap_size: int, xsave_size: int = 4096) -> None:
+    def __init__(
+        self,
+        fd: int,
+        index: int,
+        mmap_size: int,
+        xsave_size: int = 4096,
+        vm_state: advice.VmState | None = None,
+    ) -> None:
         super().__init__(fd, f"vCPU {index}")
+        self._vm_state = vm_state
         self.index = index
         self.mmap_size = mmap_size
         self._xsave_size = xsave_size
@@ -66,6 +75,9 @@ class Vcpu(KvmFd):
 
     def _refuse(self) -> NoReturn:
         raise ClosedError(self.name)
+
+    def _advice(self, call: str, argument: Any, number: int) -> str:
+        return advice.of_vcpu(advice.VcpuState(self, self._vm_state), call, argument, number)
 
     def _get(self, name: str, type: str) -> Any:
         structure = ffi.new(f"{type} *")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from pyvmm import uapi
+from pyvmm import advice, uapi
+from pyvmm.advice.state import FILES, IoEvent, Slot, VmState, file_of
 from pyvmm.arguments import MOST_U32, integer, need, number, structure
 from pyvmm.clock import Clock
 from pyvmm.dirty_log import DirtyBitmap, bitmap_size
 from pyvmm.errors import ConfigurationError, KvmError
 from pyvmm.fd import Fd, KvmFd
 from pyvmm.guest_memfd import GuestMemfd
+from pyvmm.ioctls import IOCTLS
 from pyvmm.irq_routing import IrqchipRoute, MsiRoute, routing_table
 from pyvmm.mapping import PAGE_SIZE
 from pyvmm.msrs import MsrFilterRange, msr_filter
@@ -39,7 +42,22 @@ class Vm(KvmFd):
         super().__init__(fd, "VM")
         self.vm_type = vm_type
         self._vcpu_mmap_size = vcpu_mmap_size
-        self._slot_sizes: dict[int, int] = {}
+        self._state = VmState(vm_type, self._ask, self._has_pic)
+
+    def _ask(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION; 0 where the question is unknown too."""
+        try:
+            return self.check_extension(capability)
+        except KvmError:
+            return 0
+
+    def _has_pic(self) -> bool:
+        chip = ffi.new("struct kvm_irqchip *")
+        result: int = lib.kvm_ioctl_on(self._fd, IOCTLS["KVM_GET_IRQCHIP"].number, chip)
+        return result == 0
+
+    def _advice(self, call: str, argument: Any, number: int) -> str:
+        return advice.of_vm(self._state, call, argument, number)
 
     # ---- capabilities ----
 
@@ -53,14 +71,16 @@ class Vm(KvmFd):
 
     def has(self, capability: int) -> bool:
         """Whether this VM has a capability; False also where the question is unknown."""
-        try:
-            return self.check_extension(capability) > 0
-        except KvmError:
-            return False
+        return self._ask(capability) > 0
 
     def enable_cap(self, capability: int, *arguments: int, flags: int = 0) -> int:
         """KVM_ENABLE_CAP (4.37) with up to four arguments."""
-        return self._enable_cap(capability, arguments, flags)
+        result = self._enable_cap(capability, arguments, flags)
+        if capability == lib.KVM_CAP_SPLIT_IRQCHIP:
+            self._state.irqchip = "split"
+        elif capability in (lib.KVM_CAP_DIRTY_LOG_RING, lib.KVM_CAP_DIRTY_LOG_RING_ACQ_REL):
+            self._state.has_dirty_ring = True
+        return result
 
     def map_gpa_range_exits(self) -> bool:
         """Ask for KVM_EXIT_HYPERCALL on KVM_HC_MAP_GPA_RANGE. False where it cannot be had."""
@@ -93,7 +113,8 @@ class Vm(KvmFd):
         xsave_size = max(self.check_extension(lib.KVM_CAP_XSAVE2), _XSAVE_SIZE)
         number("vCPU id", index, 0, MOST_U32)  # kernels cut it
         fd = self.ioctl("KVM_CREATE_VCPU", index, "vCPU %s", index)
-        return Vcpu(fd, index, self._vcpu_mmap_size, xsave_size)
+        self._state.vcpus.add(index)
+        return Vcpu(fd, index, self._vcpu_mmap_size, xsave_size, self._state)
 
     def set_boot_cpu_id(self, index: int) -> None:
         """KVM_SET_BOOT_CPU_ID (4.41): which vCPU is the bootstrap processor; before any vCPU."""
@@ -114,7 +135,8 @@ class Vm(KvmFd):
             memory_size=size,
             userspace_addr=address,
         )
-        self._set_slot("KVM_SET_USER_MEMORY_REGION", request, slot, gpa, size)
+        made = Slot(gpa, size, address, flags)
+        self._set_slot("KVM_SET_USER_MEMORY_REGION", request, slot, made)
 
     def set_user_memory_region_ext(
         self, slot: int, gpa: int, size: int, address: int, flags: int, fd: int, offset: int = 0
@@ -136,7 +158,8 @@ class Vm(KvmFd):
             "struct kvm_userspace_memory_region_ext", ofs=offset, fd=_descriptor("fd", fd)
         )
         request.region = region[0]
-        self._set_slot("KVM_SET_USER_MEMORY_REGION", request, slot, gpa, size)
+        made = Slot(gpa, size, address, flags)
+        self._set_slot("KVM_SET_USER_MEMORY_REGION", request, slot, made)
 
     def set_user_memory_region2(
         self,
@@ -159,14 +182,17 @@ class Vm(KvmFd):
             guest_memfd_offset=guest_memfd_offset,
             guest_memfd=_descriptor("guest_memfd", guest_memfd),
         )
-        self._set_slot("KVM_SET_USER_MEMORY_REGION2", request, slot, gpa, size)
+        made = Slot(gpa, size, address, flags, guest_memfd_offset)
+        self._set_slot("KVM_SET_USER_MEMORY_REGION2", request, slot, made)
+        if size and flags & lib.KVM_MEM_GUEST_MEMFD:
+            self._state.slots[slot] = replace(made, file=file_of(guest_memfd))
 
-    def _set_slot(self, name: str, request: Any, slot: int, gpa: int, size: int) -> None:
-        self.ioctl(name, request, "slot %d, GPA %#x, %#x bytes", slot, gpa, size)
-        if size:
-            self._slot_sizes[slot] = size
+    def _set_slot(self, name: str, request: Any, slot: int, made: Slot) -> None:
+        self.ioctl(name, request, "slot %d, GPA %#x, %#x bytes", slot, made.gpa, made.size)
+        if made.size:
+            self._state.slots[slot] = made
         else:
-            self._slot_sizes.pop(slot, None)
+            self._state.slots.pop(slot, None)
 
     def set_memory_attributes(self, gpa: int, size: int, attributes: int) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES (4.141, Linux 6.8) for ``size`` bytes from ``gpa``."""
@@ -180,7 +206,9 @@ class Vm(KvmFd):
         """KVM_CREATE_GUEST_MEMFD (4.142, Linux 6.8): ``size`` bytes that only this VM can map."""
         request = structure("struct kvm_create_guest_memfd", size=size, flags=flags)
         fd = self.ioctl("KVM_CREATE_GUEST_MEMFD", request, "%#x bytes, flags %#x", size, flags)
-        return GuestMemfd(fd, size)
+        file = GuestMemfd(fd, size)
+        FILES[file] = self._state
+        return file
 
     def set_tss_addr(self, gpa: int) -> None:
         """KVM_SET_TSS_ADDR (4.36): three pages that Intel without unrestricted guest needs."""
@@ -205,13 +233,14 @@ class Vm(KvmFd):
         known here; ``ioctl()`` gets its log.
         """
         integer("pages", pages)
-        size = self._slot_sizes.get(number("slot", slot, 0, MOST_U32))
-        if size is None:
+        made = self._state.slots.get(number("slot", slot, 0, MOST_U32))
+        if made is None:
             raise ConfigurationError(
                 f"dirty log of slot {slot}",
                 "this Vm's methods made no such slot, so its size is not known",
                 "make it with set_user_memory_region(), or get the log with ioctl()",
             )
+        size = made.size
         if pages * PAGE_SIZE != size:
             raise ConfigurationError(
                 f"dirty log of slot {slot}",
@@ -264,6 +293,7 @@ class Vm(KvmFd):
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP (4.24): PIC, IOAPIC and, for each vCPU made after, a LAPIC."""
         self.ioctl("KVM_CREATE_IRQCHIP")
+        self._state.irqchip = "full"
 
     def split_irqchip(self, ioapic_pins: int = 24) -> None:
         """KVM_CAP_SPLIT_IRQCHIP (7.5): LAPICs in the kernel, PIC and IOAPIC left to us."""
@@ -344,12 +374,18 @@ class Vm(KvmFd):
             request.flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN
         kind = "port" if is_port else "GPA"
         self.ioctl("KVM_IOEVENTFD", request, "%s %#x, %s bytes", kind, address, size)
+        made = IoEvent(bool(is_port), address, size, value, eventfd.fileno())
+        if not deassign:
+            self._state.io_events.append(made)
+        elif made in self._state.io_events:
+            self._state.io_events.remove(made)
 
     # ---- timers and clocks ----
 
     def create_pit2(self, flags: int = 0) -> None:
         """KVM_CREATE_PIT2 (4.71): the timer at its usual ports; needs the irqchip."""
         self.ioctl("KVM_CREATE_PIT2", structure("struct kvm_pit_config", flags=flags))
+        self._state.has_pit = True
 
     def get_pit2(self) -> Any:
         """KVM_GET_PIT2 (4.72): a ``struct kvm_pit_state2 *``."""

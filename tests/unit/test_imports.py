@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.fd", "pyvmm.mapping"),
     ("pyvmm.stats", "pyvmm.memfd", "pyvmm.exits", "pyvmm.clock", "pyvmm.cpuid"),
     ("pyvmm.msrs", "pyvmm.irq_routing", "pyvmm.eventfd", "pyvmm.dirty_log"),
+    ("pyvmm.advice",),
     ("pyvmm.guest_memfd", "pyvmm.vcpu"),
     ("pyvmm.coalesced", "pyvmm.dirty_ring"),
     ("pyvmm.vm",),
