@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.mapping import PAGE_SIZE
 from pyvmm.printable import printable
-from pyvmm.report import duration
+from pyvmm.report import RunReport, duration, to_json
 
 # Numbers in the text's own words, which are no finding.
 _WORDS = re.compile(r"p50|p90|p99\.9|p99|1 MiB|4096 are kept")
@@ -23,6 +25,15 @@ _NO_TIME = ("count", "address", "size", "reason")
 _APART = ("schema", "console", "console_base64", "memory", "measures", "where.registers")
 # What differs between two runs of one guest.
 TIMES = ("seconds", "times", "latency_ns", "where.last_exits")
+
+
+def both(report: RunReport) -> tuple[str, dict[str, Any]]:
+    """Text and JSON of one run."""
+    out = io.StringIO()
+    console = ConsoleText(out)
+    console.take(report.console_bytes)
+    render(report, console, "guest", 0.25)
+    return out.getvalue(), {**to_json(report), "guest": "guest", "seconds": 0.25}
 
 
 def compare(text: str, data: dict[str, Any], *, but: tuple[str, ...] = ()) -> None:

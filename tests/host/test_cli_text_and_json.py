@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
@@ -14,22 +13,12 @@ from typing import Any
 import pytest
 from pyvmm_command import COMMAND, GUESTS, ROOT, pyvmm
 from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, passing, spin, touches
-from text_and_json import TIMES, compare
+from text_and_json import TIMES, both, compare
 
 from pyvmm import Machine, Policy, Result, load_guest
-from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.report import RunReport, to_json
 
 F_SEAL_FUTURE_WRITE = 0x10
-
-
-def both(report: RunReport) -> tuple[str, dict[str, Any]]:
-    """Text and JSON of one run."""
-    out = io.StringIO()
-    console = ConsoleText(out)
-    console.take(report.console_bytes)
-    render(report, console, "guest", 0.25)
-    return out.getvalue(), {**to_json(report), "guest": "guest", "seconds": 0.25}
 
 
 class Broken:

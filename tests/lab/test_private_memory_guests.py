@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from guest_heads import Head, cases, check_report, run_guest
 from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, touches
+from text_and_json import both, compare
 
 from pyvmm import Kvm, Machine, Policy, Result, UnsupportedError
 from pyvmm.exits import MemoryErrorExit
@@ -99,6 +100,7 @@ def test_one_page_in_both_states_trips_the_guard(backend: str) -> None:
     assert "in a row by one instruction" in report.reason
     exits = report.exits[EXITS[backend]]
     assert lib.GUARD_LIMIT <= exits <= lib.GUARD_LIMIT + 50
+    compare(*both(report))
 
 
 def test_many_wrong_touches_do_not_trip_the_guard() -> None:
