@@ -62,9 +62,10 @@ def cpuid_table(entries: Iterable[CpuidEntry]) -> Any:
 
 def physical_address_bits(table: Any) -> int:
     """How many bits a guest physical address has, by a ``struct kvm_cpuid2 *``."""
-    for entry in cpuid_entries(table):
+    for at in reversed(range(table.nent)):  # it is one of the last
+        entry = table.entries[at]
         if entry.function == _ADDRESS_SIZES:
-            return entry.eax & 0xFF
+            return int(entry.eax & 0xFF)
     return _FEWEST_ADDRESS_BITS
 
 

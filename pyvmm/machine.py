@@ -302,7 +302,8 @@ class Machine:
         first, as in :meth:`run`. Answer a read with :meth:`answer` or in
         ``machine.vcpus[0].kvm_run``, then go on; one that is not answered reads all ones. With
         Policy.ASK a :class:`MemoryErrorExit` is yielded, too: to go on converts, unless
-        :meth:`deny` is called. What ends the run is not yielded: see :meth:`report`.
+        :meth:`deny` is called. What is yielded does not count as unclaimed in the report, and
+        what ends the run is not yielded: see :meth:`report`.
         """
         if len(self.loops) != 1:
             raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")
