@@ -2,10 +2,10 @@
 
 A head is like a mail's: ``Key: value``, a line that begins with a blank goes on. Keys:
 Subject and Breaks (what is broken), Plausible (how it could have happened), Caught-by
-(``PC7.edges: words of the message``, or
-``AT13.edges: splat BUG: how a line begins`` where the kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly),
-Always (yes: tested in every run of the lab lane), License; and first Upon, for a patch that
-comes after one of the lab's own. The patch follows an empty line.
+(``PC7.edges: words of the message``, or ``AT13.edges: splat BUG: how a line begins`` where the
+kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly), Always
+(yes: tested in every run of the lab lane), License; and first Upon, for a patch that comes after
+one of the lab's own. The patch follows an empty line.
 """
 
 from __future__ import annotations
