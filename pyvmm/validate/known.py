@@ -50,3 +50,14 @@ HYPERCALL_WITH_A_STALE_ANSWER = KnownBug(
     "KVM: x86: clear vcpu->run->hypercall.ret before exiting for KVM_EXIT_HYPERCALL",
     "6.14",
 )
+HYPERCALL_LOST_BY_ITS_UPPER_HALF = KnownBug(
+    "d9eb86a6f43d", "KVM: x86: Always complete hypercall via function callback", "6.14"
+)
+MMIO_WHILE_AN_EXCEPTION_IS_DELIVERED = KnownBug(
+    "7bd7ff99110a",
+    "KVM: SVM: Handle event vectoring error in check_emulate_instruction()",
+    "6.14",
+)
+BOUND_RANGE_IS_EINVAL = KnownBug(
+    "7ea987a90585", "KVM: guest_memfd: Return -EEXIST for overlapping bindings", "7.2"
+)

@@ -14,7 +14,8 @@ from pyvmm.validate.toolbox import Toolbox
 
 NEEDS = ("private_memory", "native_guests", "statistics")
 SIZE = 16 * PAGE
-# The system may unmap a page or flush on its own account; not each time.
+# The system may unmap a page or flush on its own account, so more than is needed is excused; not
+# most times.
 _ATTEMPTS = 5
 
 
@@ -22,6 +23,11 @@ def flushes(vm: GuestVm, call: Callable[[], object]) -> int:
     before = vm.counter("remote_tlb_flush_requests")
     call()
     return vm.counter("remote_tlb_flush_requests") - before
+
+
+def usual(seen: list[int]) -> int:
+    """The median."""
+    return sorted(seen)[len(seen) // 2]
 
 
 def fill_both(memory: Memory) -> None:
@@ -70,13 +76,12 @@ def flush_counts(tools: Toolbox, what: str) -> None:
         else:
             memory.set_private(0, SIZE)
             count = flushes(vm, lambda: memory.shared.discard(0, SIZE))
-        if count == wanted:
-            return
+        check(count >= wanted, f"{what}: no TLB flush, though the guest had the pages mapped")
         seen.append(count)
-    if wanted:
-        check(max(seen) > 0, f"{what}: no TLB flush, though the guest had the pages mapped")
-        raise CheckFailed(f"{what}: more than one TLB flush for one range", f"{seen}")
-    raise CheckFailed(f"{what}: TLB flushes though nothing was mapped", f"{seen}")
+    if usual(seen) > wanted:
+        many = "more than one TLB flush for one range"
+        none = "TLB flushes though nothing was mapped"
+        raise CheckFailed(f"{what}: {many if wanted else none}", f"{seen}")
 
 
 @case(
@@ -113,10 +118,10 @@ def neighbours_stay(tools: Toolbox, what: str, pages: tuple[int, int], gpa: int)
                     start * PAGE, (end - start) * PAGE, SHARED, "pages beside those that changed"
                 )
         faults.append(vm.cpu.counter("pf_taken") - before)
-        if faults[-1] == 0:
-            return
-    raise CheckFailed(
-        f"{what}: pages beside the range were unmapped too", f"faults on them: {faults}"
+    check(
+        usual(faults) == 0,
+        f"{what}: pages beside the range were unmapped too",
+        f"faults on them: {faults}",
     )
 
 
@@ -141,9 +146,7 @@ def faults(tools: Toolbox, state: str) -> None:
         before = vm.cpu.counter("pf_taken")
         memory.expect_guest(0, SIZE, PRIVATE, "pages that were just written")
         seen.append(vm.cpu.counter("pf_taken") - before)
-        if seen[-1] == 0:
-            return
-    raise CheckFailed(f"{state} pages fault again each time they are used", f"{seen}")
+    check(usual(seen) == 0, f"{state} pages fault again each time they are used", f"{seen}")
 
 
 @case(
@@ -204,12 +207,14 @@ def each_vcpu(tools: Toolbox, what: str) -> None:
         for cpu in vm.cpus:
             cpu.read(memory.gpa)
         before = [cpu.counter("tlb_flush") for cpu in vm.cpus]
-        call(0, SIZE)
+        requests = flushes(vm, lambda: call(0, SIZE))
+        check(requests > 0, f"{what}: no TLB flush, though the guest had the pages mapped")
         for cpu in vm.cpus:
             # The flush is due before the vCPU runs again.
             cpu.run(routines.HALT)
         grown = [cpu.counter("tlb_flush") - then for cpu, then in zip(vm.cpus, before, strict=True)]
         if not any(grown):
+            # Under Hyper-V, KVM asks that to flush.
             raise Missing("TLB flushes that KVM asks each vCPU for")
         # A vCPU that moves to another CPU may flush too, but none flushes less.
         check(all(grown), f"{what}: the TLB of a vCPU is not flushed, others are", f"{grown}")

@@ -340,9 +340,9 @@ def converted(tools: Toolbox, gpa: int, backing: str) -> None:
     },
 )
 def mapped(tools: Toolbox, state: str, backing: str, range: tuple[int, int]) -> None:
-    # The system may move a page of the guest's on its own account; not each time.
+    # The system may move a page of the guest's on its own account; not most times.
     seen = [_faults_after_pre_fault(tools, state, backing, *range) for _ in (1, 2, 3)]
-    if min(seen):
+    if sorted(seen)[1]:
         raise CheckFailed(
             "the guest faults on pages that KVM_PRE_FAULT_MEMORY says it mapped", f"faults: {seen}"
         )
@@ -384,9 +384,10 @@ def shadow_paging(tools: Toolbox) -> None:
     vm.cpu.prepare(routines.HALT)
     if vm.vm.has(lib.KVM_CAP_PRE_FAULT_MEMORY):
         raise Missing("a KVM without KVM_CAP_PRE_FAULT_MEMORY")
+    # EINVAL where the ioctl is not known yet, before Linux 6.11.
     expect_errno(
         lambda: vm.cpu.vcpu.pre_fault_memory(0, PAGE),
-        (errno.EOPNOTSUPP, errno.ENOTTY),
+        (errno.EOPNOTSUPP, errno.EINVAL),
         "KVM_PRE_FAULT_MEMORY on a VM that says it does not have it",
     )
 

@@ -85,7 +85,8 @@ class GuestMemfdState(State):
                 continue
             there = len(self.layout.slot_pages(other))
             if page < binding.page + there and binding.page < page + size:
-                return Refusal((errno.EINVAL, errno.EEXIST))  # EEXIST from Linux 7.2 on
+                # EEXIST since commit 7ea987a90585, Linux 7.2: MU1 tells which.
+                return Refusal((errno.EINVAL, errno.EEXIST))
         return ALLOWED
 
 
