@@ -48,15 +48,18 @@ def flips(tools: Toolbox) -> None:
     memory = tools.memory(tools.private_vm(), 4 * GIB, PAGE)
     vm, count = memory.vm.vm, 0
 
-    def flip() -> None:
+    def flip(delay: range) -> None:
         vm.set_memory_attributes(memory.gpa, PAGE, PRIVATE)
+        for _ in delay:
+            pass
         vm.set_memory_attributes(memory.gpa, PAGE, 0)
 
     with Watch(memory.vm.cpu, memory.gpa) as watch:
         until = time.monotonic() + _SECONDS
         while time.monotonic() < until:
             count += 1
-            tools.tried(watch.during(flip), "found the vCPU inside the guest")
+            delay = range(tools.random.randrange(100))
+            tools.tried(watch.during(flip, delay), "found the vCPU inside the guest")
             watch.fresh()
     share = 100 * watch.lost_races / count
     tools.provoked(watch.lost_races, f"lost races in {count:,} flips ({share:.1f} %)")
