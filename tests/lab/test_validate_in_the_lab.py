@@ -95,13 +95,14 @@ def test_a_newer_kernel(subject: str) -> None:
 
 
 def test_races_happen_here() -> None:
-    report = validate("-k", "RC1 or RC4 or RC7 or PE1 or MR8")
+    report = validate("-k", "RC4 or PE1 or MR8")
     assert not states(report, "skip")
-    assert all(re.match(r"[1-9]", each["detail"]) for each in report["results"])
-    lost = re.match(r"([\d,]+) lost races in ([\d,]+) flips", report["machine"]["races"])
-    assert lost, report["machine"]
-    lost_races, flips = (int(number.replace(",", "")) for number in lost.groups())
-    assert lost_races >= 0.005 * flips
+    assert all(re.search("[1-9]", each["detail"]) for each in report["results"])
+    assert re.search(r"lost races in .* flips", report["machine"]["races"])
+    flipped = [each["detail"] for each in report["results"] if each["id"] == "RC4"]
+    numbers = [re.findall(r"[\d,]+", detail) for detail in flipped]
+    lost_races, flips = (sum(int(each[at].replace(",", "")) for each in numbers) for at in (0, 1))
+    assert lost_races >= 0.005 * flips, flipped
 
 
 def test_the_model() -> None:
