@@ -52,6 +52,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--mode",
         type=_mode,
+        metavar="real",
         help="real: run GUEST as a real-mode guest, though it looks like something else",
     )
     parser.add_argument("--irqchip", action="store_true", help="in-kernel PIC, LAPIC and PIT")

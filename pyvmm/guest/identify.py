@@ -25,7 +25,7 @@ def kind_of(path: Path, data: bytes, size: int) -> Kind | None:
         # Slow to import, for its many patterns.
         from pyvmm.guest.languages import language_of
 
-        kind = language_of(text, path.name, path.suffix)
+        kind = language_of(text, str(path), path.suffix)
     if kind is not None and size > RAM_SIZE - START:
         return replace(kind, is_loadable=False)
     return kind

@@ -50,7 +50,7 @@ _HEX_DUMP = re.compile(r"[0-9a-f]{6,8}:?\s+(?:[0-9a-f]{2,8}\s+)+", re.IGNORECASE
 
 
 def language_of(text: str, name: str, suffix: str) -> Kind:
-    """What text it is, of a file called ``name``."""
+    """What text it is, of the file called ``name``."""
     text = text[:_HEAD]
     shown = shlex.quote(name)
     first = text.lstrip().split("\n", 1)[0].strip()

@@ -7,15 +7,19 @@ nothing there. Such a line may also be a comment that somebody wrote, so only ex
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
+REMEDY = (
+    "pyvmm does not preprocess, and # begins a comment: use .include, .set and --param, or run "
+    "what gcc -E makes of it (into a file named .s)"
+)
 _LONGEST_LINE = 300
 _AFTER = r"\s*(?:/[/*].*)?$"
 _INCLUDES = re.compile(r"#\s*include\s*(?:<[^<>]+>|\"[^\"]+\")" + _AFTER)
 _DEFINES = re.compile(r"#\s*define\s+([A-Za-z_]\w*)")
 _BEGINS_IF = re.compile(r"#\s*(?:if\s+\S.*|ifn?def\s+\w+" + _AFTER + ")")
+_PERHAPS = re.compile(r"#\s*(?:include|if)")
 _ENDS_IF = re.compile(r"#\s*endif" + _AFTER)
 
 
@@ -45,6 +49,8 @@ def _without_block_comments(text: str) -> str:
 
 def line_for_it(text: str) -> Line | None:
     """A line that is surely for the C preprocessor: an #include, or an #if with its #endif."""
+    if not _PERHAPS.search(text):
+        return None
     begins_if: Line | None = None
     for line in lines(text):
         if line.text.startswith("#include") and _INCLUDES.match(line.text):
@@ -68,10 +74,3 @@ def line_behind(text: str, words: str, number: int) -> Line | None:
         if _INCLUDES.match(line.text) or (defined and defined[1] in mentioned):
             return line
     return line_for_it(text)
-
-
-def remedy(name: str) -> str:
-    return (
-        "pyvmm does not preprocess, and # begins a comment: use .include, .set and --param, or "
-        f"run gcc -E {shlex.quote(name)} -o GUEST.s first"
-    )

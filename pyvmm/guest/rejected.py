@@ -11,6 +11,8 @@ from pyvmm.guest import preprocessor, tool_messages
 from pyvmm.guest.dialects import dialect, intel_remedy, is_register
 from pyvmm.guest.tool_messages import Complaint
 
+# So much of a source is looked at to tell whom it is for.
+_HEAD = 1 << 16
 # What as says of 64-bit code.
 _WIDE = re.compile(
     r"bad register name [`'(%]+r(?:[abcd]x|[sd]i|[sb]p|ip|\d+)|BFD_RELOC_(?:X86_64_\w+|64\b)"
@@ -20,8 +22,8 @@ _UNKNOWN = re.compile(r"no such instruction: [`']([\w.$]+)")
 
 def why_not_assembled(name: str, stderr: str, source: str, include: Path) -> GuestError:
     """as's first error; ``include`` is the file with the macros of the guest protocol."""
-    complaint = tool_messages.from_assembler(stderr)
-    found = dialect(source, name)
+    complaint = tool_messages.from_assembler(stderr, name, source)
+    found = dialect(source[:_HEAD], name)
     if found is not None:
         shown = f"{found.name} syntax (line {found.line.number}: {found.line.text})"
         return GuestError(name, f"it is {shown}, and pyvmm assembles with GNU as", found.remedy)
@@ -56,7 +58,7 @@ def why_not_linked(name: str, stderr: str, source: str, include: Path) -> GuestE
 
 def _for_the_preprocessor(name: str, cause: str, line: preprocessor.Line) -> GuestError:
     note = f"line {line.number} is for the C preprocessor: {line.text}"
-    return GuestError(name, f"{cause}; {note}", preprocessor.remedy(name))
+    return GuestError(name, f"{cause}; {note}", preprocessor.REMEDY)
 
 
 def _remedy(complaint: Complaint, source: str, include: Path) -> str:

@@ -28,7 +28,7 @@ def read_source(path: Path, data: bytes, mode: str | None) -> str:
         raise GuestError(name, cause, "a binary needs a name that does not end in .S, .s or .asm")
     text = data.decode(errors="replace")
     if mode is None:
-        check_source(name, text)
+        check_source(name, text, "; --mode real takes the line as a comment")
         _check_wide(name, text)
     return text
 
@@ -51,9 +51,12 @@ def _check_wide(name: str, text: str) -> None:
             raise GuestError(name, cause, remedy)
 
 
-def check_source(name: str, text: str) -> None:
-    """Refuse what as would take as comments, though it is surely meant for a preprocessor."""
+def check_source(name: str, text: str, otherwise: str = "") -> None:
+    """Refuse what as would take as comments, though it is surely meant for a preprocessor.
+
+    ``otherwise`` follows the remedy.
+    """
     line = preprocessor.line_for_it(text)
     if line is not None:
-        remedy = f"{preprocessor.remedy(name)}; --mode real takes the line as a comment"
-        raise GuestError(name, f"line {line.number} is for the C preprocessor: {line.text}", remedy)
+        cause = f"line {line.number} is for the C preprocessor: {line.text}"
+        raise GuestError(name, cause, preprocessor.REMEDY + otherwise)

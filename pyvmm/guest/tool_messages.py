@@ -9,6 +9,7 @@ from pyvmm.guest.preprocessor import lines
 
 _PLACE = re.compile(r"(?P<file>.+?):(?P<number>\d+): (?P<what>.*)")
 _INVOKED = re.compile(r"(?P<place>.+:\d+):\s+Info: macro invoked from here")
+_LOCAL = re.compile(r"local label [`']\"(\d+)\"")
 _OBJECT = re.compile(r"^(?:\S*ld(?:\.\w+)?: )?(?:/proc/self/fd/\d+:)?")
 _UNDEFINED = re.compile(r"(?P<where>.*): undefined reference to [`'](?P<symbol>.*)'")
 _TRUNCATED = re.compile(
@@ -30,13 +31,16 @@ class Complaint(NamedTuple):
         return self.text + (f" (and {self.errors - 1} more)" if self.errors > 1 else "")
 
 
-def from_assembler(stderr: str) -> Complaint:
-    """as's first error that has a place; one in a macro has the place of the macro's use."""
+def from_assembler(stderr: str, name: str, source: str) -> Complaint:
+    """as's first error that has a place; one in a macro has the place of the macro's use.
+
+    ``name`` and ``source`` give the line of a local label, for which as has none.
+    """
     said = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [at for at, line in enumerate(said) if "error: " in line.lower()]
     placed = [at for at in errors if _PLACE.fullmatch(said[at])]
     if not placed:
-        return _first(said)
+        return _local_label(said, name, source) or _first(said)
     text = said[placed[0]]
     after = placed[0] + 1
     user = None
@@ -47,6 +51,22 @@ def from_assembler(stderr: str) -> Complaint:
         text = f"{user}: {found['what']} (in a macro)"
         found = _PLACE.fullmatch(text)
     return Complaint(text, int(found["number"]) if found else 0, errors=len(errors))
+
+
+def _local_label(said: list[str], name: str, source: str) -> Complaint | None:
+    """Where a label such as 1 is jumped to as 1f, and no 1: follows."""
+    found = [label for line in said if (label := _LOCAL.search(line))]
+    if not found:
+        return None
+    number = found[0][1]
+    is_label = re.compile(rf"(?:.*[:;\s])?{number}:")
+    is_jump = re.compile(rf"[^#]*\b{number}f\b")
+    last = max((line.number for line in lines(source) if is_label.match(line.text)), default=0)
+    for line in lines(source):
+        if line.number >= last and is_jump.match(line.text):
+            text = f"{name}:{line.number}: no label {number}: follows the jump to {number}f"
+            return Complaint(text, line.number, errors=len(found))
+    return None
 
 
 def from_linker(stderr: str, name: str, source: str) -> Complaint:

@@ -66,6 +66,16 @@ REJECTED = {
         "not linking: x.S:2: undefined symbol 'b' (and 1 more)",
         "",
     ),
+    "a local label after it": (
+        ".code16\n1: jmp 1f\n jmp 1b\n",
+        "not assembling: x.S:2: no label 1: follows the jump to 1f",
+        "",
+    ),
+    "a local label before it": (
+        ".code16\n jmp 3b\n3: jmp 3b\n",
+        'not assembling: x.S:2: Error: backward ref to unknown label "3:"',
+        "",
+    ),
     "twice defined": (
         ".code16\nx: hlt\nx: hlt\n",
         "not assembling: x.S:3: Error: symbol `x' is already defined",
@@ -155,12 +165,12 @@ REJECTED = {
         ".code16\n#define COM1 0x3f8\n mov $COM1, %dx\n",
         "not linking: x.S:3: undefined symbol 'COM1'; line 2 is for the C preprocessor: "
         "#define COM1 0x3f8",
-        "run gcc -E x.S -o GUEST.s first",
+        "or run what gcc -E makes of it (into a file named .s)",
     ),
     "a macro of #define": (
         ".code16\n#define SEND(x) movb $x, %al\n SEND(3)\n",
         "not assembling: x.S:3: Error: ",
-        "run gcc -E x.S -o GUEST.s first",
+        "or run what gcc -E makes of it (into a file named .s)",
     ),
     "NASM": (
         NASM,
@@ -299,7 +309,7 @@ def test_text_that_is_assembled_has_a_name_for_itself() -> None:
 @pytest.mark.parametrize("said", ["", "\n", "as: out of memory", "x" * 10, "ld: final link failed"])
 def test_words_that_nobody_foresaw(said: str) -> None:
     for complaint in (
-        tool_messages.from_assembler(said),
+        tool_messages.from_assembler(said, "x.S", ""),
         tool_messages.from_linker(said, "x.S", ""),
     ):
         assert str(complaint) in (said.strip().removeprefix("ld: "), said, "no message")
