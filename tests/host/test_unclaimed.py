@@ -40,7 +40,11 @@ def test_a_serial_port_is_named_with_what_stands_in_for_it(tmp_path: Path) -> No
     assert "unclaimed: port 0x3fd 17 times (COM1: there is no UART; the console is port" in text
     assert "unclaimed: port 0x3f8 16 times (COM1: there is no UART; the console is port" in text
     report = pyvmm("run", path, "--json").json
-    assert report["unclaimed"] == [{"port": 0x3FD, "count": 17}, {"port": 0x3F8, "count": 16}]
+    hint = "COM1: there is no UART; the console is port 0xe9"
+    assert report["unclaimed"] == [
+        {"port": 0x3FD, "count": 17, "hint": hint},
+        {"port": 0x3F8, "count": 16, "hint": hint},
+    ]
 
 
 def test_all_ports_and_then_one_often() -> None:
