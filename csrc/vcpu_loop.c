@@ -119,6 +119,15 @@ void loop_disarm(struct vcpu_loop *loop)
 	leave(loop);
 }
 
+void loop_forget_kick(struct vcpu_loop *loop)
+{
+	if (!enter(loop))
+		return;
+	__atomic_store_n(&loop->kick_requested, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	leave(loop);
+}
+
 uint64_t loop_reasons(const struct vcpu_loop *loop)
 {
 	uint64_t reasons = 0;

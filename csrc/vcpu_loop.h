@@ -151,6 +151,11 @@ void loop_kick(struct vcpu_loop *loop);
  * loop_finish_record() do nothing while a thread is in loop_run(): both are its own.
  */
 void loop_disarm(struct vcpu_loop *loop);
+/*
+ * The run is over: a kick that came too late to end it must not end the next one. Does nothing
+ * while a thread is in loop_run().
+ */
+void loop_forget_kick(struct vcpu_loop *loop);
 /* A bit for each reason in `exits` that is not 0. */
 uint64_t loop_reasons(const struct vcpu_loop *loop);
 /* Close the record of an exit that will not be re-entered. */

@@ -20,14 +20,15 @@ from pyvmm.errors import (
     WrongTypeError,
 )
 from pyvmm.exits import Exit, MemoryErrorExit, io_data
-from pyvmm.guest.boot import MAX_VCPUS, RAM_SIZE, START, low_memory, set_boot_state
 from pyvmm.guest.image import Image, flat_image
+from pyvmm.guest.platform import Platform
+from pyvmm.guest.real_mode import RealMode
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import PAGE_SIZE
 from pyvmm.memory.backends import choose_backend
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
-from pyvmm.report import RegionReport, RunReport, latency_of, statistics_of
+from pyvmm.report import RegionReport, Result, RunReport, latency_of, statistics_of
 from pyvmm.uapi import Mechanism, Policy
 from pyvmm.unclaimed import unclaimed_accesses
 from pyvmm.vcpu import Vcpu
@@ -35,23 +36,12 @@ from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
 from pyvmm.vcpu_thread import VcpuThread
 from pyvmm.verdict import Judge, VcpuEnd, verdict
 
-REGION_GPA = 0x40000
-REGION_SIZE = 0x40000
-SHARED_VIEW_GPA = 0xC0000
-
 # Three pages and one that Intel CPUs without unrestricted guest need, far from everything.
 TSS_GPA = 0xFFFB_D000
 IDENTITY_MAP_GPA = 0xFFFB_C000
 _PAGES_OF_KVM = (
     ("KVM's TSS", TSS_GPA, 3 * PAGE_SIZE),
     ("KVM's page table", IDENTITY_MAP_GPA, PAGE_SIZE),
-)
-
-# No device can have them, though C answers each in one width and direction only.
-_PROTOCOL_PORTS = (
-    range(lib.PORT_CONSOLE, lib.PORT_CONSOLE + 1),
-    range(lib.PORT_EXIT, lib.PORT_EXIT + 1),
-    range(lib.PORT_DOORBELL_GPA, lib.PORT_FEATURES + 4),
 )
 
 _DEFAULT_LOG = 1024
@@ -62,6 +52,9 @@ _STOP_KICK: int = lib.STOP_KICK
 # Exits after which there is nothing to go on with.
 _FATAL = frozenset((lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_EXIT_FAIL_ENTRY))
 
+# Where a guest says that it has come to its end; KVM_RUN would begin behind it.
+_ENDS_OF_A_GUEST = frozenset((lib.STOP_GUEST_EXIT, lib.STOP_ASSERT, lib.STOP_HLT))
+
 PolicyFunction = Callable[[MemoryErrorExit, int], bool]
 LogFunction = Callable[[int, ExitRecord], None]
 
@@ -71,10 +64,11 @@ class Closeable(Protocol):
 
 
 class Machine:
-    """A VM with the guest protocol's memory and vCPUs, and a guest loaded into it.
+    """A VM with a platform's memory and vCPUs, and a guest loaded into it.
 
     ``guest`` is an :class:`Image` or the bytes of a flat binary, which run as they are,
-    whatever they look like: a file is for :func:`load_guest`. ``policy`` says what happens
+    whatever they look like: a file is for :func:`load_guest`. ``platform`` is the world that it
+    is born into; by default the guest protocol in real mode. ``policy`` says what happens
     when the guest touches a page through the wrong view: a :class:`Policy`, or a function
     that is given the :class:`MemoryErrorExit` and the vCPU's index and returns whether to
     convert. Policy.ASK itself asks whoever iterates over :meth:`exits`.
@@ -93,6 +87,7 @@ class Machine:
         self,
         guest: Image | bytes,
         *,
+        platform: Platform | None = None,
         backend: str = "auto",
         views: int = 2,
         vcpus: int = 1,
@@ -107,9 +102,12 @@ class Machine:
                 f"guest: {type(guest).__name__} is neither Image nor bytes; "
                 "load_guest() and assemble() make an Image"
             )
-        if not 1 <= integer("vcpus", vcpus) <= MAX_VCPUS:
+        self.platform = RealMode() if platform is None else platform
+        need("platform", self.platform, Platform)
+        most = self.platform.max_vcpus
+        if not 1 <= integer("vcpus", vcpus) <= most:
             raise ConfigurationError(
-                f"{vcpus} vCPUs", f"the guest protocol has room for 1 to {MAX_VCPUS}"
+                f"{vcpus} vCPUs", f"the guest {self.platform.name} has room for 1 to {most}"
             )
         if integer("views", views) not in (1, 2):
             raise ConfigurationError(f"{views} views", "a region has one or two")
@@ -129,7 +127,8 @@ class Machine:
         self.on_exit_record: LogFunction | None = None
         self.on_tick: Callable[[], None] | None = None
         self._closed = False
-        self._started = False
+        self._ran = False
+        self._ended: set[int] = set()  # vCPUs whose guest has come to its end
         self._running = False
         self._iteration: weakref.ref[Generator[Exit, None, None]] | None = None
         self._finished = False
@@ -137,69 +136,75 @@ class Machine:
         self._question: MemoryErrorExit | None = None
         self._denied = False
         self._resources: list[Closeable] = []
+        self._backend, self._views, self._irqchip = backend, views, irqchip
+        self._vcpu_count = vcpus
+        self._log_capacity = log_capacity if recording else 0
         try:
-            self._build(kvm, backend, views, vcpus, irqchip, asked, recording, log_capacity)
+            self._create_vm(kvm, asked)
+            self._add_memory()
+            self._add_vcpus()
+            self.load(self._image)
         except BaseException:
             self.close()
             raise
 
-    def _build(
-        self,
-        kvm: Kvm | None,
-        backend: str,
-        views: int,
-        vcpus: int,
-        irqchip: bool,
-        policy: Policy,
-        recording: bool,
-        log_capacity: int,
-    ) -> None:
+    # ---- the steps of a machine's making, which `bench lifecycle` times ----
+
+    def _create_vm(self, kvm: Kvm | None, policy: Policy) -> None:
+        """/dev/kvm, and a VM of the backend's type."""
         if kvm is None:
             kvm = Kvm()
             self._resources.append(kvm)
-        chosen, mechanism = choose_backend(kvm, backend)
-        if views not in chosen.views:
+        self._kvm = kvm
+        self._policy = policy
+        self._chosen, self._mechanism = choose_backend(kvm, self._backend)
+        if self._views not in self._chosen.views:
             raise UnsupportedError(
-                f"{views} view", f"the {chosen.name} backend has no such regions", "use 2 views"
+                f"{self._views} view",
+                f"the {self._chosen.name} backend has no such regions",
+                "use 2 views",
             )
         # Closed last to first: the loops, the vCPUs, the memory, the VM.
-        self.vm = kvm.create_vm(chosen.vm_type)
+        self.vm = kvm.create_vm(self._chosen.vm_type)
         self._resources.append(self.vm)
-        if mechanism is Mechanism.SLOTS and (
+
+    def _add_memory(self) -> None:
+        """The platform's RAM and regions, and where KVM keeps pages of its own."""
+        if self._mechanism is Mechanism.SLOTS and (
             self.vm.check_extension(lib.KVM_CAP_DISABLE_QUIRKS2) & lib.KVM_X86_QUIRK_SLOT_ZAP_ALL
         ):
             # A deleted slot then takes its own mappings along, not all of the VM's.
             self.vm.enable_cap(lib.KVM_CAP_DISABLE_QUIRKS2, lib.KVM_X86_QUIRK_SLOT_ZAP_ALL)
-        self.memory = GuestMemory(self.vm, chosen, mechanism, policy)
+        self.memory = GuestMemory(self.vm, self._chosen, self._mechanism, self._policy)
         self._resources.append(self.memory)
-        self._judge = Judge(self.memory, self._image)
         if self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
             # Otherwise KVM also queues #UD, and a repeated fetch would be met by that.
             self.vm.enable_cap(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
         self.vm.set_identity_map_addr(IDENTITY_MAP_GPA)
         self.vm.set_tss_addr(TSS_GPA)
-        if irqchip:
+        if self._irqchip:
             self.vm.create_irqchip()
             self.vm.create_pit2()
-        ram = self.memory.add_ram(0, RAM_SIZE)
-        self._load(ram.view)
-        shared_view = SHARED_VIEW_GPA if views == 2 else None
-        self.memory.add_region(REGION_GPA, REGION_SIZE, shared_view)
+        self._ram = [self.memory.add_ram(gpa, size) for gpa, size in self.platform.ram]
+        for place in self.platform.regions(self._views):
+            self.memory.add_region(place.gpa, place.size, place.shared_gpa)
+
+    def _add_vcpus(self) -> None:
+        """The protocol's ports, the bus, and vCPUs with their run loops."""
         self._protocol = create_protocol()
-        if views == 2:
+        if self._views == 2:
             self._protocol.features |= lib.FEATURE_TWO_VIEWS
-        if chosen.hypercall and self.vm.map_gpa_range_exits():
+        if self._chosen.hypercall and self.vm.map_gpa_range_exits():
             self._protocol.features |= lib.FEATURE_HYPERCALL
         sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS)
-        cpuid = kvm.get_supported_cpuid()
-        self._add_bus(physical_address_bits(cpuid), irqchip)
-        for index in range(vcpus):
+        cpuid = self._kvm.get_supported_cpuid()
+        self._add_bus(physical_address_bits(cpuid))
+        for index in range(self._vcpu_count):
             vcpu = self.vm.create_vcpu(index)
             self._resources.append(vcpu)
             self.vcpus.append(vcpu)
             vcpu.set_cpuid2(cpuid)
-            set_boot_state(vcpu, vcpus, self._image.entry)
-            if irqchip and index > 0:
+            if self._irqchip and index > 0:
                 # Behind a LAPIC a secondary vCPU waits for a start-up interrupt.
                 vcpu.set_mp_state(lib.KVM_MP_STATE_RUNNABLE)
             loop = VcpuLoop(
@@ -207,51 +212,48 @@ class Machine:
                 self.memory.raw,
                 self._protocol,
                 sync_registers=sync,
-                log_capacity=log_capacity if recording else 0,
+                log_capacity=self._log_capacity,
             )
             self._resources.append(loop)
             self.loops.append(loop)
 
-    def _add_bus(self, address_bits: int, irqchip: bool) -> None:
+    def load(self, image: Image) -> None:
+        """Put a guest into RAM and its vCPUs at its start; not after the first run.
+
+        Raises :class:`ConfigurationError` for a guest that cannot be one of the platform.
+        """
+        self._check_open()
+        need("image", image, Image)
+        if self._ran:
+            raise ConfigurationError("load()", "the machine has run already", "make a new one")
+        self._image = image
+        self._judge = Judge(self.memory, image)
+        self.platform.load(image, self._ram[0].view)
+        for vcpu in self.vcpus:
+            self.platform.boot(vcpu, len(self.vcpus), image)
+
+    def _add_bus(self, address_bits: int) -> None:
         """The bus, and what is no device's: the protocol's ports and what KVM has itself."""
         self.bus = Bus(self._protocol, self.memory.keep_free, address_bits)
         self._resources.append(self.bus)
-        for ports in _PROTOCOL_PORTS:
-            self.bus.reserve_ports("the guest protocol", ports)
+        for ports in self.platform.ports:
+            self.bus.reserve_ports(f"the guest {self.platform.name}", ports)
         for name, gpa, size in _PAGES_OF_KVM:
             self.memory.keep_free(name, gpa, size)
-        if not irqchip:
+        if not self._irqchip:
             return
         for name, ports in in_kernel.PORTS:
             self.bus.reserve_ports(name, ports)
         for name, gpa, size in in_kernel.WINDOWS:
             self.memory.keep_free(name, gpa, size)
 
-    def _load(self, ram: memoryview) -> None:
-        low = low_memory()
-        ram[: len(low)] = low
-        if not 0 <= self._image.entry <= 0xFFFF:
-            raise ConfigurationError(
-                self._image.name,
-                f"its entry {self._image.entry:#x} is beyond what real mode reaches with CS 0",
-            )
-        for segment in self._image.segments:
-            end = segment.gpa + len(segment.data)
-            if segment.gpa < 0:
-                raise ConfigurationError(self._image.name, f"there is no GPA {segment.gpa}")
-            if end > RAM_SIZE:
-                raise ConfigurationError(
-                    self._image.name,
-                    f"{len(segment.data)} bytes at {segment.gpa:#x} reach past "
-                    f"the end of RAM at {RAM_SIZE:#x}",
-                    f"a guest at {START:#x} may have {RAM_SIZE - START} bytes",
-                )
-            ram[segment.gpa : end] = segment.data
-
     # ---- running ----
 
     def run(self, deadline_s: float = 30.0) -> RunReport:
-        """Run all vCPUs until they have ended or ``deadline_s`` seconds are over; once.
+        """Run all vCPUs until they have ended or ``deadline_s`` seconds are over.
+
+        After a deadline or a kick it may be called again, and goes on where the vCPUs stand;
+        the report is of all runs together.
 
         vCPU 0 runs in the calling thread, each other one in a thread of its own.
         A KeyboardInterrupt (or any exception of a device or policy) stops all vCPUs and
@@ -265,6 +267,7 @@ class Machine:
                 "give a function as the policy, or use exits()",
             )
         deadline = self._start(deadline_s)
+        self._protocol.unclaimed_to_python = False
         self._running = True
         threads: list[VcpuThread] = []
         errors: list[BaseException] = []
@@ -278,9 +281,11 @@ class Machine:
 
         try:
             for index in range(1, len(self.loops)):
-                threads.append(VcpuThread(index, run_in_thread))
-                threads[-1].start()
-            _exhaust(self._run_vcpu(0, deadline, for_caller=False))
+                if index not in self._ended:
+                    threads.append(VcpuThread(index, run_in_thread))
+                    threads[-1].start()
+            if 0 not in self._ended:
+                _exhaust(self._run_vcpu(0, deadline, for_caller=False))
         except BaseException:
             self._end_all()
             raise
@@ -356,18 +361,31 @@ class Machine:
         self._kicked = True
         self._end_all()
 
+    def _is_running(self) -> bool:
+        iteration = None if self._iteration is None else self._iteration()
+        return self._running or (
+            isinstance(iteration, GeneratorType) and iteration.gi_frame is not None
+        )
+
     def _start(self, deadline_s: float) -> int:
         """The deadline on CLOCK_MONOTONIC, in nanoseconds."""
         self._check_open()
-        if self._started:
-            raise ConfigurationError("machine", "it has run already", "make a new one")
+        if self._is_running():
+            raise ConfigurationError("machine", "it runs already", "wait for the end of that run")
+        if self._ran:
+            result = self.report().result
+            if result not in (Result.DEADLINE, Result.INTERRUPTED):
+                raise ConfigurationError(
+                    "machine", f"its run has ended ({result.value})", "make a new one"
+                )
         need("deadline_s", deadline_s, int, float)
         if not -_LONGEST_S <= deadline_s <= _LONGEST_S:  # nor NaN; what is past ends the run
             shown = deadline_s if isinstance(deadline_s, float) else f"{deadline_s:#x}"[:20]
             raise ConfigurationError(
                 f"a deadline of {shown} s", f"it must be a number of at most {_LONGEST_S}"
             )
-        self._started = True
+        self._ran, self._finished = True, False
+        self._ends = [end for end in self._ends if end.index in self._ended]
         return max(1, time.monotonic_ns() + int(deadline_s * 1e9))  # 0 would be none
 
     def _run_vcpu(self, index: int, deadline: int, for_caller: bool) -> Generator[Exit, None, None]:
@@ -406,6 +424,8 @@ class Machine:
                     loop, index, stop, "deny()" if self._denied else "the policy"
                 )
             self._ends.append(end)
+            if stop in _ENDS_OF_A_GUEST:
+                self._ended.add(index)
             if end.ends_the_run and not self._ending:
                 self._end_all()
         finally:
@@ -458,9 +478,11 @@ class Machine:
         self._finished = True
         for index, loop in enumerate(self.loops):
             loop.disarm()
+            loop.forget_kick()
             lib.loop_finish_record(loop.raw)
             if self.on_exit_record is not None:
                 self._drain(index)
+        self._ending = self._kicked = False
 
     def _drain(self, index: int) -> bool:
         if self.on_exit_record is not None:
@@ -501,6 +523,8 @@ class Machine:
         exits, by_reason = statistics_of(self.loops)
         unclaimed, unclaimed_ports, unclaimed_mmio = unclaimed_accesses(protocol)
         return RunReport(
+            platform=self.platform.name,
+            mode=self.platform.mode,
             result=result,
             exit_code=exit_code,
             reason=reason,

@@ -142,6 +142,11 @@ class VcpuLoop:
         if self._loop is not None:
             lib.loop_disarm(self._loop)
 
+    def forget_kick(self) -> None:
+        """Drop a kick that came too late for the run that it was to end."""
+        if self._loop is not None:
+            lib.loop_forget_kick(self._loop)
+
     def memory_error(self) -> MemoryErrorExit:
         """The exit behind STOP_MEMORY_ERROR, as the RFC's kernel would send it."""
         exit = self.raw.memory_exit

@@ -81,8 +81,12 @@ static int add_region(struct life *life, bool prot_none)
 	return 0;
 }
 
-static int add_memory(struct life *life, const void *image, uint64_t size, bool prot_none)
+static int add_memory(struct life *life, bool prot_none)
 {
+	struct kvm_enable_cap zap_one_slot = {
+		.cap = KVM_CAP_DISABLE_QUIRKS2,
+		.args = { KVM_X86_QUIRK_SLOT_ZAP_ALL },
+	};
 	struct kvm_enable_cap tell_failing_bytes = {
 		.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE,
 		.args = { 1 },
@@ -90,6 +94,11 @@ static int add_memory(struct life *life, const void *image, uint64_t size, bool 
 	uint64_t identity_map = IDENTITY_MAP_GPA;
 	int has;
 
+	if (!prot_none) {
+		TRY(has = ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_DISABLE_QUIRKS2));
+		if (has & KVM_X86_QUIRK_SLOT_ZAP_ALL)
+			TRY(ioctl(life->vm, KVM_ENABLE_CAP, &zap_one_slot));
+	}
 	TRY(getpid());
 	TRY(ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS));
 	TRY(has = ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_EXIT_ON_EMULATION_FAILURE));
@@ -100,8 +109,6 @@ static int add_memory(struct life *life, const void *image, uint64_t size, bool 
 	TRY(life->ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			     -1, 0));
 	TRY(add_plain_slot(life->vm, 0, 0, RAM_SIZE, life->ram));
-	memset(life->ram, 0x5A, LOW_MEMORY);
-	memcpy((char *)life->ram + START, image, size);
 	return add_region(life, prot_none);
 }
 
@@ -117,7 +124,7 @@ static int set_boot_state(struct life *life)
 	return 0;
 }
 
-static int add_vcpu(struct life *life)
+static int add_vcpu(struct life *life, const void *image, uint64_t size)
 {
 	struct {
 		struct kvm_cpuid2 head;
@@ -134,6 +141,8 @@ static int add_vcpu(struct life *life)
 	TRY(life->run = mmap(NULL, life->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, life->vcpu,
 			     0));
 	TRY(ioctl(life->vcpu, KVM_SET_CPUID2, &cpuid));
+	memset(life->ram, 0x5A, LOW_MEMORY);
+	memcpy((char *)life->ram + START, image, size);
 	return set_boot_state(life);
 }
 
@@ -224,10 +233,10 @@ int bare_life(const void *image, uint64_t size, int timer_signal, bool prot_none
 	error = create(&life);
 	at[BARE_SLOTS] = monotonic_ns();
 	if (!error)
-		error = add_memory(&life, image, size, prot_none);
+		error = add_memory(&life, prot_none);
 	at[BARE_VCPU] = monotonic_ns();
 	if (!error)
-		error = add_vcpu(&life);
+		error = add_vcpu(&life, image, size);
 	at[BARE_FIRST_EXIT] = monotonic_ns();
 	if (!error)
 		error = first_exit(&life);

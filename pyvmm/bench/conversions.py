@@ -36,7 +36,8 @@ from pyvmm.bench.exits import (
     unexpected,
 )
 from pyvmm.errors import UnsupportedError
-from pyvmm.machine import REGION_GPA, SHARED_VIEW_GPA, Machine
+from pyvmm.guest.real_mode import REGION_GPA, SHARED_VIEW_GPA
+from pyvmm.machine import Machine
 from pyvmm.mapping import PAGE_SIZE, PROT_NONE, PROT_READ_WRITE
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.native import ffi, lib

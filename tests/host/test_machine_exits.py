@@ -240,9 +240,10 @@ def test_wrong_calls_are_refused_at_once() -> None:
     with Machine(passing()) as machine:
         with pytest.raises(ConfigurationError, match="a deadline of"):
             machine.exits(float("nan"))
-        machine.exits(20)
-        with pytest.raises(ConfigurationError, match="it has run already"):
+        first = machine.exits(20)
+        with pytest.raises(ConfigurationError, match="it runs already"):
             machine.exits(20)
+        first.close()
     with pytest.raises(ClosedError):
         machine.exits(20)
 

@@ -458,13 +458,68 @@ def test_a_log_of_no_possible_size(capacity: int) -> None:
         Machine(passing(), log_capacity=capacity)
 
 
-def test_a_machine_runs_once() -> None:
+WAITS = """
+    testl %eax, %eax
+    jnz end
+wait: cmpb $0, flag
+    je wait
+end: xorl %eax, %eax
+    outl %eax, $0xf4
+flag: .byte 0
+"""
+
+
+def set_flag(machine: Machine) -> None:
+    """Lets the guest go on; it waits for its last byte."""
+    image = guest(WAITS)
+    machine.memory.write(image.segments[0].gpa + len(image.segments[0].data) - 1, b"\1")
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_a_machine_goes_on_after_a_deadline(vcpus: int) -> None:
+    with Machine(guest(WAITS), vcpus=vcpus) as machine:
+        assert machine.run(0.05).result is Result.DEADLINE
+        assert machine.run(0.05).result is Result.DEADLINE
+        set_flag(machine)
+        report = machine.run(20)
+        assert report.passed and report.exit_code == 0
+        assert report.exits["io"] == vcpus  # each has ended once
+        with pytest.raises(ConfigurationError, match=r"its run has ended \(pass\)"):
+            machine.run(20)
+
+
+def test_a_machine_goes_on_after_a_kick() -> None:
+    with Machine(guest(WAITS), vcpus=2) as machine:
+        machine.kick()
+        assert machine.run(20).result is Result.INTERRUPTED
+        set_flag(machine)
+        assert machine.run(20).passed
+
+
+def test_a_machine_goes_on_where_an_iteration_was_left() -> None:
+    with Machine(guest("inb $0x70, %al\n xorl %eax, %eax\n outl %eax, $0xf4")) as machine:
+        exits = machine.exits(20)
+        next(exits)
+        with pytest.raises(ConfigurationError, match="it runs already"):
+            machine.run(20)
+        exits.close()
+        assert machine.report().result is Result.INTERRUPTED
+        assert machine.run(20).passed
+
+
+def test_a_guest_that_failed_does_not_go_on() -> None:
+    with Machine(guest("movb $3, %al\n outb %al, $0xf4")) as machine:
+        assert machine.run(20).result is Result.FAIL
+        with pytest.raises(ConfigurationError, match=r"its run has ended \(fail\)"):
+            machine.run(20)
+
+
+def test_another_guest_can_be_loaded_before_the_run() -> None:
     with Machine(out_loop()) as machine:
-        machine.run(0.05)
-        with pytest.raises(ConfigurationError, match="it has run already"):
-            machine.run(0.05)
-        with pytest.raises(ConfigurationError, match="it has run already"):
-            next(machine.exits(0.05))
+        machine.load(passing())
+        assert machine.run(20).passed
+        with pytest.raises(ConfigurationError, match="has run already"):
+            machine.load(passing())
 
 
 def test_a_shared_kvm_is_not_closed() -> None:

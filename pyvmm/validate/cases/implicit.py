@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from pyvmm.errors import UnsupportedError
 from pyvmm.exits import MemoryErrorExit
-from pyvmm.machine import REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA, Machine
+from pyvmm.guest.real_mode import REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA
+from pyvmm.machine import Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.native import lib
 from pyvmm.uapi import PageState
