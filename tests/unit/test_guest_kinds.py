@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,25 @@ def test_mode_real_takes_what_it_is_offered_for(image: Foreign, tmp_path: Path) 
         with pytest.raises(GuestError) as again:
             load_guest(path, mode="real")
         assert str(again.value) == str(refusal.value)
+
+
+def test_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "fifo.S")
+    refused(tmp_path / "fifo.S", capsys, "it is a FIFO, no regular file; name an assembly file")
+    (tmp_path / "folder.S").mkdir()
+    refused(tmp_path / "folder.S", capsys, "it is a folder")
+    refused(Path("/dev/zero"), capsys, "it is a device")
+    empty = tmp_path / "empty.c"
+    empty.touch()
+    refused(empty, capsys, "it is empty")
+    sparse = tmp_path / "sparse.img"
+    with sparse.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(GuestError, match=f"{1 << 40} bytes are too many"):
+        load_guest(sparse)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(GuestError, match="no such file"):
+        load_guest(tmp_path / "link")
 
 
 def test_other_modes(tmp_path: Path) -> None:
