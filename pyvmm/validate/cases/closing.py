@@ -14,7 +14,7 @@ from pyvmm.validate import routines
 from pyvmm.validate.beside import CallBeside
 from pyvmm.validate.case import GIB, MIB, PAGE, case
 from pyvmm.validate.cases.pre_fault import mapped_pages, pre_fault
-from pyvmm.validate.check import Missing, check
+from pyvmm.validate.check import check
 from pyvmm.validate.guest import GuestVm
 from pyvmm.validate.memory import PRIVATE, Memory
 from pyvmm.validate.toolbox import Toolbox
@@ -71,7 +71,6 @@ def during_a_deletion(tools: Toolbox) -> None:
     vm.cpu.prepare(routines.HALT)
     cpus = os.sched_getaffinity(0)
     cpu = min(cpus)
-    races = 0
     for _ in range(_ROUNDS):
         held.discard(0, _HELD_SIZE)
         os.sched_setaffinity(0, {cpu})
@@ -95,9 +94,11 @@ def during_a_deletion(tools: Toolbox) -> None:
             while mapped_pages(vm) == before and not holder.ends(0):
                 pass
             deletion = stack.enter_context(CallBeside(delete))
-            if deletion.waits():
+            is_race = deletion.waits()
+            if is_race:
                 closing = stack.enter_context(CallBeside(close))
-                races += closing.waits() and not deletion.ends(0)
+                is_race = closing.waits() and not deletion.ends(0)
+            tools.tried(is_race, "files were closed during a deletion")
         memory.close()
         for at in range(0, _SLOTS * SIZE, SIZE):
             outcome = others.vm.cpu.run(routines.WRITE[8], rdi=others.gpa + at, rax=1)
@@ -108,5 +109,3 @@ def during_a_deletion(tools: Toolbox) -> None:
                 str(outcome),
             )
         others.make(0)
-    if not races:
-        raise Missing("a file that is closed during a deletion: no race happened here")
