@@ -70,7 +70,7 @@ def test_a_policy_function_is_asked_and_obeyed(converts: bool) -> None:
         assert report.passed and report.conversions.to_private == len(asked) == 2
     else:
         assert report.result is Result.FAIL and len(asked) == 1
-        assert report.reason == f"vCPU 0 wrote GPA {PRIVATE:#x} as private and the policy denied it"
+        assert f"GPA {PRIVATE:#x} as private and the policy denied it" in report.reason
         assert report.conversions.to_private == 0
 
 
@@ -109,7 +109,7 @@ def test_deny_ends_the_run_and_converts_nothing() -> None:
         assert len(seen) == 2
         assert machine.memory.regions[0].private_ranges() == [(PRIVATE, PAGE)]
     assert report.result is Result.FAIL
-    assert report.reason == "vCPU 0 wrote GPA 0x41000 as private and deny() denied it"
+    assert "GPA 0x41000 as private and deny() denied it" in report.reason
 
 
 def test_there_is_nothing_to_deny() -> None:
