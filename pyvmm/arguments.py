@@ -29,6 +29,7 @@ MOST_U32 = (1 << 32) - 1
 MOST_U64 = (1 << 64) - 1
 MOST_I64 = (1 << 63) - 1
 MOST_DESCRIPTOR = (1 << 31) - 1
+_MOST_BITS = 128  # of a number that is worth showing
 
 
 class _Wanted(NamedTuple):
@@ -84,7 +85,7 @@ def pointer(entry: Ioctl, argument: Any, sizes: dict[str, int]) -> Any:
         remedy = ""
         if argument:
             remedy = f"for a bare address: ioctl(Ioctl({entry.name!r}, number), address)"
-        raise _wrong(entry, wanted, f"int {argument:#x}", remedy)
+        raise _wrong(entry, wanted, f"int {shown(argument, '#x')}", remedy)
     return _checked_buffer(entry, wanted, argument, sizes)
 
 
@@ -185,13 +186,20 @@ def _check_room(
 
 
 def integer(what: str, value: Any) -> int:
-    """``value`` as an int. Raises :class:`WrongTypeError` for what is none."""
+    """``value`` as an int.
+
+    Raises :class:`WrongTypeError` for what is none, and :class:`ConfigurationError` for one
+    that is too long to be shown.
+    """
     try:
-        return index(value)
+        found = index(value)
     except TypeError:
         raise WrongTypeError(
-            what, f"wants an integer, was given {_short(value)} ({type(value).__name__})"
+            what, f"wants an integer, was given {shown(value)} ({type(value).__name__})"
         ) from None
+    if found.bit_length() > _MOST_BITS:
+        raise ConfigurationError(what, f"a number of {found.bit_length()} bits is too large")
+    return found
 
 
 def number(what: str, value: Any, low: int = 0, high: int = MOST_U64) -> int:
@@ -203,7 +211,7 @@ def number(what: str, value: Any, low: int = 0, high: int = MOST_U64) -> int:
     found = integer(what, value)
     if not low <= found <= high:
         limits = f"{low} to {high:#x}" if high > 9 else f"{low} to {high}"
-        raise ConfigurationError(f"{what} {_short(found)}", f"it must be {limits}")
+        raise ConfigurationError(f"{what} {shown(found)}", f"it must be {limits}")
     return found
 
 
@@ -261,10 +269,10 @@ def check_integer(what: str, value: Any, kind: Any) -> None:
             number(what, value, 0, (1 << bits) - 1)
 
 
-def _short(value: Any) -> str:
-    """``value`` in one line of a message, however long it is."""
+def shown(value: Any, form: str = "") -> str:
+    """``value`` in a message's line, however long it is; small numbers as ``form`` says."""
     if isinstance(value, int):
-        text = str(value) if -4096 < value < 4096 else f"{value:#x}"
+        text = format(value, form) if -4096 < value < 4096 else f"{value:#x}"
     else:
         text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self, SupportsIndex
 
-from pyvmm.arguments import MOST_DESCRIPTOR, not_a_number, number, pointer, structure
+from pyvmm.arguments import MOST_DESCRIPTOR, not_a_number, number, pointer, shown, structure
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.ioctls import IOCTLS, Ioctl
 from pyvmm.native import lib
@@ -98,7 +98,9 @@ class KvmFd(Fd):
         except (KeyError, TypeError):
             if not isinstance(request, Ioctl):
                 raise ConfigurationError(
-                    str(request), "it is not in the ioctl table", "make it with pyvmm.ioctls.iow()"
+                    request if isinstance(request, str) else shown(request),
+                    "it is not in the ioctl table",
+                    "make it with pyvmm.ioctls.iow()",
                 ) from None
             entry = request
         fd = self._fd

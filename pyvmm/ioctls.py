@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import ioctl_opt
 
-from pyvmm.errors import ConfigurationError
+from pyvmm.errors import ConfigurationError, WrongTypeError
 from pyvmm.native import ffi
 
 KVMIO = 0xAE
@@ -42,12 +42,12 @@ def _encode(direction: int, name: str, number: int, type: str) -> Ioctl:
 
 def _number(direction: int, name: str, number: int, size: int) -> int:
     try:
-        encoded: int = ioctl_opt.IOC(direction, KVMIO, index(number), size)
-    except (AssertionError, TypeError):
-        cause = f"number {number!r} and a size of {size} do not fit into 8 and 14 bits"
-        raise ConfigurationError(name, cause) from None
-    if not 0 <= encoded < 1 << 32:
-        raise ConfigurationError(name, f"there is no ioctl number {number}")
+        fits = 0 <= index(number) < 1 << 8 and size < 1 << 14
+    except TypeError:
+        raise WrongTypeError(name, f"wants a number, was given {type(number).__name__}") from None
+    if not fits:
+        raise ConfigurationError(name, "an ioctl has a number of 8 bits and a size of 14")
+    encoded: int = ioctl_opt.IOC(direction, KVMIO, number, size)
     return encoded
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import GeneratorType, TracebackType
 from typing import ClassVar, NoReturn, Protocol, Self, SupportsIndex
 
-from pyvmm.arguments import integer, need, number
+from pyvmm.arguments import integer, need, number, shown
 from pyvmm.cpuid import physical_address_bits
 from pyvmm.devices import in_kernel
 from pyvmm.devices.bus import Bus
@@ -114,7 +114,7 @@ class Machine:
         if kvm is not None:
             need("kvm", kvm, Kvm)
         if not (isinstance(policy, Policy) or callable(policy)):
-            raise ConfigurationError(f"policy {policy!r}", "it is no Policy and no function")
+            raise ConfigurationError(f"policy {shown(policy)}", "it is no Policy and no function")
         self._image = flat_image("guest", guest) if isinstance(guest, bytes) else guest
         asked = policy if isinstance(policy, Policy) else Policy.ASK
         self._ask = None if isinstance(policy, Policy) else policy

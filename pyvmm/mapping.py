@@ -42,6 +42,7 @@ class Mapping:
     def __init__(
         self, size: int, *, fd: int = -1, offset: int = 0, protection: int = PROT_READ_WRITE
     ) -> None:
+        number("size", size, 0, MOST_I64)
         is_file = number("descriptor", fd, -1, MOST_DESCRIPTOR) >= 0
         flags = mmap.MAP_SHARED if is_file else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.size = size

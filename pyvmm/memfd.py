@@ -23,7 +23,10 @@ class MemoryFile(Fd):
         self.size = size
 
     def allocate(self, offset: int, size: int) -> None:
-        """Make pages present, reading zero where they were not. Idempotent."""
+        """Make pages present, reading zero where they were not. Idempotent.
+
+        Raises :class:`KvmError`, with EINVAL for more than the file has.
+        """
         self._fallocate(lib.page_range_allocate, "", offset, size)
 
     def punch(self, offset: int, size: int) -> None:
@@ -32,12 +35,14 @@ class MemoryFile(Fd):
 
     def _fallocate(self, call: Any, verb: str, offset: int, size: int) -> None:
         try:
-            result = call(self.fileno(), offset, size)
+            # A memfd would take all memory that there is.
+            is_too_much = size > self.size and call is lib.page_range_allocate
+            result = -errno.EINVAL if is_too_much else call(self.fileno(), offset, size)
         except (OverflowError, TypeError):
-            integer("offset", offset)
-            integer("size", size)
             result = -errno.EINVAL  # what fallocate(2) says to what is negative
         if result < 0:
+            integer("offset", offset)
+            integer("size", size)
             raise KvmError("fallocate", -result, f"{verb}{self._range(offset, size)}")
 
     def map(

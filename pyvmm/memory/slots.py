@@ -52,8 +52,7 @@ class SlotTable:
     def claim_range(self, name: str, gpa: int, size: int) -> GpaRange:
         """Take a GPA range for memory. Raises :class:`ConfigurationError` if it cannot be one."""
         integer("GPA", gpa)
-        integer("size", size)
-        if size <= 0 or gpa < 0 or gpa % PAGE_SIZE or size % PAGE_SIZE:
+        if integer("size", size) <= 0 or gpa < 0 or gpa % PAGE_SIZE or size % PAGE_SIZE:
             raise ConfigurationError(
                 f"{name} at {gpa:#x}, {size:#x} bytes",
                 "it is empty or not aligned",
@@ -63,7 +62,8 @@ class SlotTable:
 
     def claim_addresses(self, name: str, gpa: int, size: int) -> GpaRange:
         """Take GPAs for whatever it is. Raises :class:`ConfigurationError` if they are taken."""
-        wanted, end = GpaRange(gpa, size, name), gpa + size
+        wanted = GpaRange(integer("GPA", gpa), integer("size", size), name)
+        end = wanted.end
         if end > 1 << 52:
             raise ConfigurationError(str(wanted), "no x86 CPU has addresses of more than 52 bits")
         for taken in self._ranges:
