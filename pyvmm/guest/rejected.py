@@ -16,6 +16,7 @@ _HEAD = 1 << 16
 # What as says of 64-bit code.
 _WIDE = re.compile(
     r"bad register name [`'(%]+r(?:[abcd]x|[sd]i|[sb]p|ip|\d+)|BFD_RELOC_(?:X86_64_\w+|64\b)"
+    r"|only supported in 64-bit mode"
 )
 _UNKNOWN = re.compile(r"no such instruction: [`']([\w.$]+)")
 
@@ -66,7 +67,7 @@ def _remedy(complaint: Complaint, source: str, include: Path) -> str:
     if intel:
         return intel
     if _WIDE.search(complaint.text):
-        return "guests run in real mode, which has no 64-bit registers"
+        return "guests run in real mode, which has no 64-bit code"
     unknown = _UNKNOWN.search(complaint.text)
     if unknown and _misses(include, r"\.macro\s+", unknown[1], source):
         return f'that macro is in {include.name}: .include "{include.name}"'

@@ -150,7 +150,8 @@ REJECTED = {
         "not linking: x.S:2: undefined symbol 'PRIVATE'",
         'it is in pyvmm.inc: .include "pyvmm.inc"',
     ),
-    "64 bits": (".code16\n mov %rax, %rbx\n", "not assembling: x.S:2: ", "no 64-bit registers"),
+    "64 bits": (".code16\n mov %rax, %rbx\n", "not assembling: x.S:2: ", "no 64-bit code"),
+    "what gcc -S makes": (" pushq %rbp\n ret\n", "not assembling: x.S:1: ", "no 64-bit code"),
     "#include": (
         '#include "pyvmm.inc"\n exit_guest $0\n',
         'line 1 is for the C preprocessor: #include "pyvmm.inc"; pyvmm does not preprocess',
