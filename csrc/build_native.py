@@ -14,6 +14,7 @@ import cffi
 HERE = Path(__file__).resolve().parent
 
 HEADERS = """
+#include <errno.h>
 #include <sys/syscall.h>
 #include "kvm_compat.h"
 #include "kvm_layout.h"
@@ -23,6 +24,7 @@ HEADERS = """
 #include "exit_log.h"
 #include "memory.h"
 #include "protocol.h"
+#include "vector_stub.h"
 #include "vcpu_loop.h"
 #include "bench/exits.h"
 #include "bench/kicks.h"

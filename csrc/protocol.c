@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "exit_log.h"
+#include "vector_stub.h"
 
 struct protocol *protocol_create(void)
 {
@@ -67,7 +68,8 @@ static uint32_t element(const void *data, uint32_t size)
 	return value;
 }
 
-static enum port_verdict unclaimed(struct protocol *protocol, const struct kvm_run *run, void *data)
+enum port_verdict protocol_unclaimed(struct protocol *protocol, const struct kvm_run *run,
+				     void *data)
 {
 	/* Also what Python may leave unanswered: the buffer has bytes of an earlier exit. */
 	if (run->io.direction == KVM_EXIT_IO_IN)
@@ -86,7 +88,7 @@ static enum port_verdict port_in(struct protocol *protocol, struct protocol_vcpu
 	uint32_t value, i;
 
 	if (run->io.size != 4)
-		return unclaimed(protocol, run, data);
+		return protocol_unclaimed(protocol, run, data);
 	switch (run->io.port) {
 	case PORT_DOORBELL_RESULT:
 		value = vcpu->doorbell_result;
@@ -95,7 +97,7 @@ static enum port_verdict port_in(struct protocol *protocol, struct protocol_vcpu
 		value = protocol->features;
 		break;
 	default:
-		return unclaimed(protocol, run, data);
+		return protocol_unclaimed(protocol, run, data);
 	}
 	for (i = 0; i < run->io.count; i++)
 		memcpy((char *)data + i * sizeof(value), &value, sizeof(value));
@@ -116,6 +118,7 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 		return port_in(protocol, vcpu, run, data);
 	if (run->io.port == PORT_EXIT) {
 		vcpu->exit_code = element(bytes, size);
+		vcpu->by_stub = false;
 		return PORT_EXITED;
 	}
 	if (run->io.port == PORT_CONSOLE && size == 1) {
@@ -123,7 +126,8 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 		return PORT_DONE;
 	}
 	if (size != 4)
-		return unclaimed(protocol, run, data);
+		return is_stub_port(run->io.port) ? PORT_STUB :
+						    protocol_unclaimed(protocol, run, data);
 	for (i = 0; i < run->io.count; i++, bytes += size) {
 		const uint32_t value = element(bytes, size);
 
@@ -145,7 +149,7 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 			put_measure(protocol, value);
 			break;
 		default:
-			return unclaimed(protocol, run, data);
+			return protocol_unclaimed(protocol, run, data);
 		}
 	}
 	return PORT_DONE;

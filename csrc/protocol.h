@@ -74,6 +74,7 @@ struct protocol_vcpu {
 	uint32_t doorbell_result;
 	uint32_t exit_code;
 	uint32_t assert_gpa;
+	bool by_stub; /* exit_code is 0x100 + vector: nothing handled it */
 };
 
 enum port_verdict {
@@ -81,6 +82,7 @@ enum port_verdict {
 	PORT_PYTHON,  /* nobody in C answers this port */
 	PORT_EXITED,  /* exit_code is set */
 	PORT_ASSERTED, /* assert_gpa is set */
+	PORT_STUB, /* a vector's stub, or nobody: protocol_unclaimed() */
 };
 
 /* NULL when there is no memory. Untouched buffers cost no memory. */
@@ -90,6 +92,9 @@ void protocol_destroy(struct protocol *protocol);
 enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu *vcpu,
 				struct memory *memory, const struct kvm_run *run, void *data,
 				uint64_t *conversion_ns, uint64_t *converted);
+/* The same, for a port that C has nothing to do with. */
+enum port_verdict protocol_unclaimed(struct protocol *protocol, const struct kvm_run *run,
+				     void *data);
 /* KVM_EXIT_MMIO outside every region. False: Python answers. */
 bool protocol_mmio(struct protocol *protocol, struct kvm_run *run);
 /*

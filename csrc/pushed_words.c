@@ -11,6 +11,7 @@
 #define CR0_PROTECTED_MODE 0x1u
 #define RFLAGS_INTERRUPTS_ON 0x200u
 #define VECTORS 256u
+#define TABLE_SIZE (VECTORS * 4u)
 #define LONGEST_CODE 7u
 #define LONGEST_WRITE 8u
 #define LONGEST_STORE 12u /* bytes of an instruction that are looked at */
@@ -193,6 +194,9 @@ static bool find_segment(const struct push *push, const uint8_t *code, uint32_t 
 
 			at++;
 			if (behind < ip || base % 16 || base >> 4 > 0xFFFF)
+				continue;
+			/* The interrupt table has all bytes that there are, and is no code. */
+			if (behind - length - push->sregs->idt.base < TABLE_SIZE)
 				continue;
 			if (!found || base >> 4 == push->sregs->cs.selector)
 				*segment = (uint32_t)(base >> 4);

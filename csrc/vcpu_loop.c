@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "vector_stub.h"
+
 #include "guest_cpu.h"
 
 /* initial-exec: the signal handler must not allocate thread-local storage. */
@@ -351,6 +353,18 @@ static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool 
 	}
 }
 
+/* What happened where no handler is, or just a port that nobody has. */
+static enum port_verdict handle_stub(struct vcpu_loop *loop, void *data)
+{
+	const int vector = vector_of_stub(loop->vcpu_fd, loop->memory, loop->run);
+
+	if (vector < 0)
+		return protocol_unclaimed(loop->protocol, loop->run, data);
+	loop->guest.exit_code = 0x100 + (uint32_t)vector;
+	loop->guest.by_stub = true;
+	return PORT_EXITED;
+}
+
 static enum loop_stop handle_io(struct vcpu_loop *loop)
 {
 	struct kvm_run *run = loop->run;
@@ -371,6 +385,8 @@ static enum loop_stop handle_io(struct vcpu_loop *loop)
 				  state == DOORBELL_TO_PRIVATE ? PAGE_PRIVATE : PAGE_SHARED,
 				  nanoseconds);
 	}
+	if (verdict == PORT_STUB)
+		verdict = handle_stub(loop, (char *)run + run->io.data_offset);
 	switch (verdict) {
 	case PORT_DONE:
 		return STOP_NONE;

@@ -66,6 +66,7 @@ struct memory_exit {
 int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t policy);
 void memory_deinit(struct memory *memory);
 void memory_forget_vm(struct memory *memory);
+bool memory_peek(const struct memory *memory, uint64_t gpa, void *bytes, uint64_t size);
 void memory_add_ram(struct memory *memory, uint64_t gpa, uint64_t size, const void *host);
 int memory_add_region(struct memory *memory, const struct region *wanted);
 int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t state,
@@ -112,8 +113,16 @@ struct protocol {
 struct protocol_vcpu {
 	uint32_t exit_code;
 	uint32_t assert_gpa;
+	bool by_stub;
 	...;
 };
+
+/* vector_stub.h */
+#define VECTORS ...
+#define VECTOR_STUBS ...
+#define STUB_OUT_AL ...
+#define STUB_OUT_AX ...
+int vector_of_stub(int vcpu_fd, const struct memory *memory, const struct kvm_run *run);
 
 /* exit_log.h */
 enum exit_conversion { CONVERSION_NONE, CONVERSION_TO_SHARED, CONVERSION_TO_PRIVATE, ... };
@@ -324,6 +333,9 @@ int page_range_pairs(int file, uint64_t size, uint64_t pairs, uint64_t *allocate
 		     uint64_t *discard_ns, struct histogram *allocate, struct histogram *discard);
 int bare_life(const void *image, uint64_t size, int timer_signal, bool prot_none, bool reset,
 	      uint64_t *phases_ns);
+
+/* <errno.h>, where Python's errno has it not */
+#define EHWPOISON ...
 
 /* <sys/syscall.h>: those that a KVM test can hang in */
 #define SYS_close ...

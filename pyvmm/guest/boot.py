@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from functools import cache
 
-from pyvmm.native import ffi
+from pyvmm.native import ffi, lib
 from pyvmm.vcpu import Vcpu
 
 START = 0x7C00
@@ -13,9 +13,6 @@ RAM_SIZE = 0x40000
 STACK_PER_VCPU = 0x400
 MAX_VCPUS = 28
 
-_VECTORS = 32
-_STUBS = 0x500
-_STUB_SIZE = 8
 _FLAGS_RESERVED = 0x2
 
 
@@ -40,15 +37,13 @@ def set_boot_state(vcpu: Vcpu, vcpus: int, entry: int = START) -> None:
 
 @cache
 def low_memory() -> bytes:
-    """The bytes from GPA 0: interrupt vectors 0-31 and the stubs they lead to.
+    """The bytes from GPA 0: 256 interrupt vectors and the stubs they lead to.
 
-    A stub ends the run with code 0x100 + vector: ``mov $code, %ax; out %ax, $0xf4``.
+    A stub ends the run with code 0x100 + vector; ``csrc/vector_stub.h`` says how.
     """
     vectors = b"".join(
-        struct.pack("<HH", _STUBS + vector * _STUB_SIZE, 0) for vector in range(_VECTORS)
+        struct.pack("<HH", lib.VECTOR_STUBS + vector, 0) for vector in range(lib.VECTORS)
     )
-    stubs = b"".join(
-        struct.pack("<BHBBBBB", 0xB8, 0x100 + vector, 0xE7, 0xF4, 0xF4, 0xEB, 0xFD)
-        for vector in range(_VECTORS)
-    )
-    return vectors.ljust(_STUBS, b"\0") + stubs
+    outs = bytes([lib.STUB_OUT_AL, lib.STUB_OUT_AL, lib.STUB_OUT_AX, lib.STUB_OUT_AX])
+    stubs = outs * (lib.VECTORS // len(outs)) + outs[:1]  # the last one's port
+    return bytes(vectors.ljust(lib.VECTOR_STUBS, b"\0") + stubs)

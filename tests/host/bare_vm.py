@@ -17,7 +17,7 @@ from pyvmm.guest.assembler import assemble
 from pyvmm.guest.boot import START, low_memory, set_real_mode
 from pyvmm.kvm import Kvm
 from pyvmm.mapping import Mapping
-from pyvmm.native import lib
+from pyvmm.native import ffi, lib
 from pyvmm.vm import Vm
 
 RAM_SIZE = 0x20000
@@ -85,6 +85,15 @@ class BareVm:
     def run(self) -> Exit:
         """Run to the next exit. Fails when none comes in time."""
         return self._bare.run(DEADLINE_S)
+
+    def run_to_stub(self) -> int:
+        """Run to the stub of a vector that nothing handles; which vector that is."""
+        self.run()
+        memory = ffi.new("struct memory *")
+        lib.memory_init(memory, self.vm.fileno(), b"emulated", lib.POLICY_CONVERT)
+        lib.memory_add_ram(memory, 0, RAM_SIZE, self.ram.pointer)
+        vector: int = lib.vector_of_stub(self.vcpu.fileno(), memory, self.vcpu.kvm_run)
+        return vector
 
     def run_to_hlt(self) -> None:
         assert self.run() == HltExit()
