@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
-from pyvmm.errors import PyvmmError
-from pyvmm.exits import FailEntryExit, InternalErrorExit, ShutdownExit, UnknownExit
+from pyvmm.errors import KvmError, PyvmmError
+from pyvmm.exits import (
+    FailEntryExit,
+    InternalErrorExit,
+    MemoryFaultExit,
+    ShutdownExit,
+    UnknownExit,
+)
 from pyvmm.guest.image import Image
 from pyvmm.guest.source_lines import source_line
 from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.native import lib
 from pyvmm.report import Where
 from pyvmm.uapi import reason_name
 from pyvmm.vcpu import Vcpu
-from pyvmm.vcpu_loop import VcpuLoop
+from pyvmm.where import Cause
 
 _SUBERRORS = {
     1: "the emulator cannot do an instruction",
@@ -21,37 +29,116 @@ _SUBERRORS = {
     4: "an exit that KVM does not expect",
 }
 _LONGEST_STRING = 256
-_LAST_EXITS = 8
-_RESET = "CS:IP f000:fff0"  # where every x86 CPU starts
+_INT = 0xCD
+_FIRST_SPINNING = 0x80
+# Intel SDM volume 3, table 6-1; AMD's have 28 to 30 besides.
+_EXCEPTIONS = {
+    0: "divide error (#DE)",
+    1: "debug exception (#DB)",
+    2: "NMI",
+    3: "breakpoint (#BP)",
+    4: "overflow (#OF)",
+    5: "bound range exceeded (#BR)",
+    6: "invalid opcode (#UD)",
+    7: "device not available (#NM)",
+    8: "double fault (#DF)",
+    9: "coprocessor segment overrun",
+    10: "invalid TSS (#TS)",
+    11: "segment not present (#NP)",
+    12: "stack fault (#SS)",
+    13: "general protection (#GP)",
+    14: "page fault (#PF)",
+    16: "x87 floating-point error (#MF)",
+    17: "alignment check (#AC)",
+    18: "machine check (#MC)",
+    19: "SIMD floating-point error (#XM)",
+    20: "virtualization exception (#VE)",
+    21: "control protection (#CP)",
+    28: "hypervisor injection exception (#HV)",
+    29: "VMM communication exception (#VC)",
+    30: "security exception (#SX)",
+}
+_INTERRUPTS_ON = 1 << 9  # in EFLAGS
+# IP is then that of the next instruction.
+_BEFORE = (1, 2, 3, 4)
+# INTs that somebody answers elsewhere.
+_BIOS = (0x05, *range(0x10, 0x20), *range(0x40, 0x50))
+_MISSING = (
+    (range(0x20, 0x30), "there is no DOS"),
+    (range(0x80, 0x81), "there is no operating system"),
+)
 
 
-def describe_exit(vcpu: Vcpu) -> str:
-    """One line about the exit in a vCPU's kvm_run, for exits that end a run."""
+def describe_exit(vcpu: Vcpu, place: str) -> str:
+    """One line about the exit in a vCPU's kvm_run, for exits that end a run at ``place``."""
     exit = vcpu.exit()
     if isinstance(exit, ShutdownExit):
-        where = _where(vcpu)
-        if where == _RESET:
-            where = "an unknown place: KVM has reset the vCPU, as its hardware demands"
-        return f"triple fault (KVM_EXIT_SHUTDOWN) at {where}"
+        return f"triple fault (KVM_EXIT_SHUTDOWN) at {place}"
     if isinstance(exit, InternalErrorExit):
         what = _SUBERRORS.get(exit.suberror, "unknown suberror")
-        line = f"KVM_EXIT_INTERNAL_ERROR, suberror {exit.suberror} ({what}) at {_where(vcpu)}"
+        line = f"KVM_EXIT_INTERNAL_ERROR, suberror {exit.suberror} ({what}) at {place}"
         if exit.instruction:
             line += f": {exit.instruction.hex(' ')}{_disassemble(exit.instruction)}"
         return line
     if isinstance(exit, FailEntryExit):
-        return f"the hardware refused to enter the guest (reason {exit.hardware_reason:#x})"
+        reason = f"reason {exit.hardware_reason:#x}"
+        return f"the hardware refused to enter the guest ({reason}) at {place}"
     if isinstance(exit, UnknownExit):
-        return f"exit reason {exit.reason}, which pyvmm does not know, at {_where(vcpu)}"
+        return f"exit reason {exit.reason}, which pyvmm does not know, at {place}"
     name = reason_name(vcpu.kvm_run.exit_reason)
-    return f"nothing answers KVM_EXIT_{name.upper()} at {_where(vcpu)}: {exit}"
+    return f"nothing answers KVM_EXIT_{name.upper()} at {place}: {exit}"
 
 
-def _where(vcpu: Vcpu) -> str:
-    try:
-        return f"CS:IP {vcpu.get_sregs().cs.selector:04x}:{vcpu.get_regs().rip:04x}"
-    except PyvmmError:
-        return "an unknown place"
+def describe_cause(cause: Cause, has_irqchip: bool) -> str:
+    """One line about an exception or interrupt that nothing handles."""
+    vector, where = cause.vector, cause.where
+    name = _EXCEPTIONS.get(vector, "interrupt")
+    if not where.registers:
+        return f"{name}, vector {vector:#x}: its frame on the stack cannot be read"
+    nothing = f"nothing handles vector {vector:#x}"
+    if cause.instruction:
+        cs, ip = where.registers["cs"], where.registers["eip"]
+        place = f"{cs:04x}:{ip:04x}" if cs else f"{ip:04x}"
+        missing = [nothing, *(who for vectors, who in _MISSING if vector in vectors)]
+        if vector in _BIOS:
+            missing.insert(0, "there is no BIOS")
+        return f"{cause.instruction} at {place}{where.line}: {', '.join(missing)}"
+    if vector not in _EXCEPTIONS:
+        return f"{name} before {where.place}: {nothing}"
+    # A controller that the guest has not set up right may have any vector.
+    if has_irqchip and where.registers["eflags"] & _INTERRUPTS_ON:
+        name += " or an interrupt"
+    when = "before" if vector in _BEFORE else "at"
+    return f"{name} {when} {where.place}: nothing handles vector {vector}"
+
+
+def describe_deadline(where: Where) -> str:
+    """One line about a vCPU that has not ended in time."""
+    line = f"still ran at the deadline, at {where.place}"
+    if len(where.code) > 1 and where.code[0] == _INT:
+        line += f": INT {where.code[1]:#x}"
+        if where.code[1] >= _FIRST_SPINNING:
+            line += ", which some KVMs never get past in real mode"
+    return line
+
+
+def describe_run_failure(number: int, vcpu: Vcpu, place: str) -> str:
+    """One line about a KVM_RUN that failed with ``number``, after ``vCPU``, a space, its index."""
+    exit = vcpu.exit()
+    about = f"{vcpu.name} at {place}"
+    if isinstance(exit, MemoryFaultExit) and number in (errno.EFAULT, lib.EHWPOISON):
+        access = "private" if exit.is_private else "shared"
+        about += f", KVM_EXIT_MEMORY_FAULT: GPA {exit.gpa:#x}, {access} access, size {exit.size:#x}"
+        remedy = "no region is there that pyvmm could convert; is a memslot's file gone?"
+        return str(KvmError("KVM_RUN", number, about, remedy))
+    about += f", exit_reason {reason_name(vcpu.kvm_run.exit_reason)}"
+    remedy = ""
+    if number == errno.EFAULT:
+        remedy = (
+            "the kernel names no GPA; the host's memory behind a memslot is gone, was never "
+            "there, or may not be written"
+        )
+    return str(KvmError("KVM_RUN", number, about, remedy))
 
 
 def _disassemble(code: bytes) -> str:
@@ -63,34 +150,6 @@ def _disassemble(code: bytes) -> str:
     for instruction in decoder.disasm(code, 0, 1):
         return f" ({instruction.mnemonic} {instruction.op_str}".rstrip() + ")"
     return ""
-
-
-def where_it_stands(loop: VcpuLoop, index: int, image: Image) -> Where:
-    """The source line, where it is known, the registers and the last exits of vCPU ``index``."""
-    last_exits = tuple(loop.last_exits(_LAST_EXITS))
-    try:
-        regs, sregs = loop.vcpu.get_regs(), loop.vcpu.get_sregs()
-    except PyvmmError:  # it cannot be asked
-        return Where(index, last_exits=last_exits)
-    found = source_line(image, sregs.cs.base + regs.rip)
-    registers = {
-        "eip": regs.rip,
-        "eflags": regs.rflags,
-        "esp": regs.rsp,
-        "ebp": regs.rbp,
-        "eax": regs.rax,
-        "ebx": regs.rbx,
-        "ecx": regs.rcx,
-        "edx": regs.rdx,
-        "esi": regs.rsi,
-        "edi": regs.rdi,
-        "cr0": sregs.cr0,
-        "efer": sregs.efer,
-    }
-    for name in ("cs", "ds", "es", "ss", "fs", "gs"):
-        registers[name] = getattr(sregs, name).selector
-    source = "" if found is None else f"{found[0]}:{found[1]}"
-    return Where(index, source, registers, last_exits)
 
 
 def read_assert(memory: GuestMemory, gpa: int, image: Image) -> str:

@@ -227,7 +227,7 @@ class Machine:
         if self._ran:
             raise ConfigurationError("load()", "the machine has run already", "make a new one")
         self._image = image
-        self._judge = Judge(self.memory, image)
+        self._judge = Judge(self.memory, image, self._irqchip)
         self.platform.load(image, self._ram[0].view)
         for vcpu in self.vcpus:
             self.platform.boot(vcpu, len(self.vcpus), image)
@@ -516,7 +516,7 @@ class Machine:
     def report(self) -> RunReport:
         """What happened until now."""
         self._check_open()
-        result, exit_code, reason, where = verdict(self._ends, len(self.loops))
+        result, exit_code, reason, where = verdict(self._ends, len(self.loops), self._image)
         protocol = self._protocol
         kept = min(protocol.console_written, lib.CONSOLE_SIZE)
         measures = min(protocol.measures_written, lib.MEASURES_SIZE)

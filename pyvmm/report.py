@@ -86,21 +86,42 @@ class ReasonStatistics:
 class Where:
     """Where the vCPU stood that ended the run.
 
-    ``source`` is file:line, or "" where no line is known; ``registers`` are empty when the
-    vCPU could not be asked; ``last_exits`` are the newest ones, oldest first.
+    ``source`` is file:line, or "" where no line is known; ``code`` are the bytes of the
+    instruction there and what follows; ``registers`` are empty when the vCPU could not be
+    asked; ``last_exits`` are the newest ones, oldest first. ``vector`` is that of an exception
+    or interrupt which nothing handled: the rest is then of the moment before it was taken.
+    ``is_behind``: IP is behind the instruction, which ``source`` is the line of.
     """
 
     vcpu: int
     source: str = ""
+    code: bytes = b""
     registers: dict[str, int] = field(default_factory=dict)
     last_exits: tuple[ExitRecord, ...] = ()
+    vector: int | None = None
+    is_behind: bool = False
+
+    @property
+    def place(self) -> str:
+        """CS:IP and the source line, as far as they are known."""
+        if not self.registers:
+            return "an unknown place"
+        before = "the instruction before " if self.is_behind else ""
+        ip = f"{self.registers['cs']:04x}:{self.registers['eip']:04x}"
+        return f"{before}CS:IP {ip}{self.line}"
+
+    @property
+    def line(self) -> str:
+        """The source line in parentheses, to go behind an address."""
+        return f" ({self.source})" if self.source else ""
 
     def lines(self) -> Iterator[str]:
         """The same for people."""
-        if self.source:
-            yield f"vCPU {self.vcpu} at {self.source}"
-        elif self.registers:
-            yield f"vCPU {self.vcpu}"
+        if self.registers or self.vector is not None:
+            vector = "" if self.vector is None else f", before vector {self.vector:#x} was taken"
+            yield f"vCPU {self.vcpu} at {self.place}{vector}"
+        if self.code:
+            yield f"code {self.code.hex(' ')}"
         wide = [f"{name}={n:08x}" for name, n in self.registers.items() if name not in _SELECTORS]
         for at in range(0, len(wide), _REGISTERS_PER_LINE):
             yield " ".join(wide[at : at + _REGISTERS_PER_LINE])
@@ -266,7 +287,11 @@ def _unclaimed_to_json(each: Unclaimed) -> dict[str, Any]:
 def _where_to_json(where: Where) -> dict[str, Any]:
     return {
         "vcpu": where.vcpu,
+        "place": where.place,
         "source": where.source,
+        "is_behind": where.is_behind,
+        "vector": where.vector,
+        "code": where.code.hex(" "),
         "registers": where.registers,
         "last_exits": [_record_to_json(record) for record in where.last_exits],
     }

@@ -6,15 +6,22 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyvmm.diagnosis import describe_exit, read_assert, where_it_stands
+from pyvmm.diagnosis import (
+    describe_cause,
+    describe_deadline,
+    describe_exit,
+    describe_run_failure,
+    read_assert,
+)
 from pyvmm.errors import ClosedError, KvmError, PyvmmError
 from pyvmm.guest.image import Image
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import lib
 from pyvmm.printable import printable
 from pyvmm.report import Result, Where
-from pyvmm.uapi import PageState, reason_name
+from pyvmm.uapi import PageState
 from pyvmm.vcpu_loop import VcpuLoop
+from pyvmm.where import cause_of_vector, where_it_stands, with_source
 
 # KVM_RUN failed for want of something that the host has too little of.
 _HOST_ERRORS = (errno.EAGAIN, errno.ENOMEM)
@@ -42,41 +49,49 @@ class Judge:
 
     memory: GuestMemory
     image: Image
+    has_irqchip: bool
 
     def stopped(self, loop: VcpuLoop, index: int, stop: int, denied_by: str) -> VcpuEnd:
         """The end of vCPU ``index``, whose ``loop`` returned ``stop``.
 
         ``denied_by`` says who denied a conversion, if one was.
         """
-        raw = loop.raw
+        raw, who = loop.raw, f"vCPU {index}"
         if stop == lib.STOP_BUSY:  # and so are the vCPU's registers
-            reason = f"vCPU {index}: another thread is in its run loop"
+            reason = f"{who}: another thread is in its run loop"
             return VcpuEnd(index, Result.ERROR, None, reason)
         lib.loop_finish_record(raw)  # the time that judging takes is not the exit's
+        if stop == lib.STOP_GUEST_EXIT and raw.guest.by_stub:
+            code = raw.guest.exit_code
+            cause = cause_of_vector(loop, index, self.image, self.memory, code - 0x100)
+            reason = f"{who}: {describe_cause(cause, self.has_irqchip)}"
+            return VcpuEnd(index, None, code, reason, cause.where)
+        if stop == lib.STOP_GUEST_EXIT and not raw.guest.exit_code:
+            return VcpuEnd(index, None, 0)
+        # A HLT may be no failure: then nobody asks for its line.
+        image = None if stop == lib.STOP_HLT else self.image
+        where = where_it_stands(loop, index, image, self.memory, stop)
         if stop == lib.STOP_GUEST_EXIT:
             code = raw.guest.exit_code
-            reason = f"vCPU {index} wrote exit code {code} ({code:#x})" if code else ""
-            if 0x100 <= code < 0x120:
-                reason += f": exception or interrupt vector {code - 0x100}"
-            return VcpuEnd(index, None, code, reason)
+            reason = f"{who} wrote exit code {code} ({code:#x}) at {where.place}"
+            return VcpuEnd(index, None, code, reason, where)
         if stop == lib.STOP_ASSERT:
-            reason = f"vCPU {index}: {read_assert(self.memory, raw.guest.assert_gpa, self.image)}"
-            return VcpuEnd(index, None, 1, reason)
+            reason = f"{who}: {read_assert(self.memory, raw.guest.assert_gpa, self.image)}"
+            return VcpuEnd(index, None, 1, reason, where)
         if stop == lib.STOP_HLT:
-            return VcpuEnd(index, None)
+            return VcpuEnd(index, None, where=where)
         if stop == lib.STOP_KICK:
-            return VcpuEnd(index, Result.INTERRUPTED, None, "the run was kicked")
-        where = where_it_stands(loop, index, self.image)
+            return VcpuEnd(index, Result.INTERRUPTED, None, "the run was kicked", where)
         if stop == lib.STOP_DEADLINE:
-            return VcpuEnd(
-                index, Result.DEADLINE, None, f"vCPU {index} still ran at the deadline", where
-            )
+            reason = f"{who} {describe_deadline(where)}"
+            return VcpuEnd(index, Result.DEADLINE, None, reason, where)
         # What the host could not do is no failure of the guest.
         host_failed = stop == lib.STOP_CONVERSION_FAILED or (
             stop == lib.STOP_RUN_FAILED and raw.error in _HOST_ERRORS
         )
         result = Result.ERROR if host_failed else Result.FAIL
-        return VcpuEnd(index, result, None, _failure(loop, index, stop, denied_by), where)
+        reason = _failure(loop, index, stop, denied_by, where.place)
+        return VcpuEnd(index, result, None, reason, where)
 
     def raised(self, loop: VcpuLoop, index: int, error: Exception) -> VcpuEnd:
         """The end of a vCPU whose device, policy or log has raised."""
@@ -87,32 +102,33 @@ class Judge:
         reason = printable(": ".join([*words, *filter(None, [str(error)])]))
         try:
             lib.loop_finish_record(loop.raw)
-            where = where_it_stands(loop, index, self.image)
+            where = where_it_stands(loop, index, self.image, self.memory)
         except ClosedError:
             where = None
         return VcpuEnd(index, Result.ERROR, None, reason, where)
 
 
-def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str) -> str:
+def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str, place: str) -> str:
     raw = loop.raw
     who = f"vCPU {index}"
     access = raw.memory_exit.access
     verb = "fetched" if access.is_fetch else "wrote" if access.is_write else "touched"
     wanted = PageState(raw.memory_exit.wanted).name.lower()
     if stop == lib.STOP_MEMORY_ERROR:
-        return f"{who} {verb} GPA {access.gpa:#x} as {wanted} and {denied_by} denied it"
+        return f"{who} at {place} {verb} GPA {access.gpa:#x} as {wanted} and {denied_by} denied it"
     if stop == lib.STOP_CONVERSION_FAILED:
         error = KvmError("conversion", -raw.memory_exit.error, f"GPA {access.gpa:#x}")
-        return f"{who}: {error}"
+        return f"{who} at {place}: {error}"
     if stop == lib.STOP_EMULATED_ACCESS:
         return (
-            f"{who}: KVM's emulator tried to reach private memory at GPA {access.gpa:#x} "
-            "(KVM_EXIT_MMIO inside a region); use no string I/O or MMIO instruction there"
+            f"{who} at {place}: KVM's emulator tried to reach private memory at GPA "
+            f"{access.gpa:#x} (KVM_EXIT_MMIO inside a region); use no string I/O or MMIO "
+            "instruction there"
         )
     if stop == lib.STOP_GUARD:
         return (
-            f"{who}: {lib.GUARD_LIMIT} memory exits in a row by one instruction, the last "
-            f"for GPA {access.gpa:#x} as {wanted}; it needs a page in both states at once, "
+            f"{who} at {place}: {lib.GUARD_LIMIT} memory exits in a row by one instruction, the "
+            f"last for GPA {access.gpa:#x} as {wanted}; it needs a page in both states at once, "
             "or the kernel does not see the conversion"
         )
     if stop == lib.STOP_RUN_FAILED and raw.error == errno.EAGAIN:
@@ -120,12 +136,13 @@ def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str) -> str:
         remedy = "raise the limit of pending signals (ulimit -i)"
         return str(KvmError("timer_create", raw.error, who, remedy))
     if stop == lib.STOP_RUN_FAILED:
-        about = f"{who}, exit_reason {reason_name(loop.vcpu.kvm_run.exit_reason)}"
-        return str(KvmError("KVM_RUN", raw.error, about))
-    return f"{who}: {describe_exit(loop.vcpu)}"
+        return describe_run_failure(raw.error, loop.vcpu, place)
+    return f"{who}: {describe_exit(loop.vcpu, place)}"
 
 
-def verdict(ends: Sequence[VcpuEnd], vcpus: int) -> tuple[Result, int | None, str, Where | None]:
+def verdict(
+    ends: Sequence[VcpuEnd], vcpus: int, image: Image
+) -> tuple[Result, int | None, str, Where | None]:
     """Result, exit code, reason and place of a run of so many vCPUs, by the ends until now."""
     codes = [end.exit_code for end in ends if end.exit_code is not None]
     code = next((code for code in codes if code), codes[0] if codes else None)
@@ -137,5 +154,8 @@ def verdict(ends: Sequence[VcpuEnd], vcpus: int) -> tuple[Result, int | None, st
     if len(ends) < vcpus:
         return Result.INTERRUPTED, code, "the run was interrupted", None
     if code is None:
-        return Result.FAIL, None, "every vCPU ended in HLT and none wrote an exit code", None
+        where = with_source(ends[-1].where, image)
+        last = "" if where is None else f", the last at {where.place}"
+        reason = f"every vCPU ended in HLT{last}, and none wrote an exit code"
+        return Result.FAIL, None, reason, where
     return Result.PASS, code, "", None

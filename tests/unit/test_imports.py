@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.kvm",),
     ("pyvmm.vcpu_loop", "pyvmm.vcpu_thread", "pyvmm.bare", "pyvmm.guest", "pyvmm.devices"),
     ("pyvmm.memory",),
-    ("pyvmm.unclaimed", "pyvmm.report", "pyvmm.diagnosis", "pyvmm.verdict"),
+    ("pyvmm.unclaimed", "pyvmm.report", "pyvmm.where", "pyvmm.diagnosis", "pyvmm.verdict"),
     ("pyvmm.machine",),
     ("pyvmm.bench", "pyvmm.validate", "pyvmm.doctor", "pyvmm.timeline"),
     ("pyvmm.pytest_plugin", "pyvmm.cli"),

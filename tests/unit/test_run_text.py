@@ -141,9 +141,10 @@ def test_details_of_a_failure() -> None:
         ExitRecord(1000, 2500, "mmio", 0x40000, 2, True, PageState.PRIVATE, 900),
         ExitRecord(3000, 3043, "hlt", 0, 0, False, None, 0),
     )
-    where = Where(1, "x.S:7", {"eip": 0x7C00, "eax": 1, "cs": 0x10}, exits)
+    where = Where(1, "x.S:7", b"\xcd\x21", {"eip": 0x7C00, "eax": 1, "cs": 0x10}, exits)
     assert text_of(ran(Result.FAIL, reason="triple fault", where=where)).endswith(
-        "Where it ended\nvCPU 1 at x.S:7\neip=00007c00 eax=00000001\ncs=0010\n"
+        "Where it ended\nvCPU 1 at CS:IP 0010:7c00 (x.S:7)\ncode cd 21\n"
+        "eip=00007c00 eax=00000001\ncs=0010\n"
         "exit mmio write 0x40000 size 2, 1.50 us, to private in 900 ns\nexit hlt, 43 ns\n"
     )
 
