@@ -135,6 +135,8 @@ class Machine:
         # What exits() has yielded and the caller may deny; whether it did.
         self._question: MemoryErrorExit | None = None
         self._denied = False
+        # vCPUs that wait for a conversion which nobody has answered: asked again by the next run.
+        self._unanswered: set[int] = set()
         self._resources: list[Closeable] = []
         self._backend, self._views, self._irqchip = backend, views, irqchip
         self._vcpu_count = vcpus
@@ -394,10 +396,12 @@ class Machine:
         loop.limit(deadline)
         run, decode = loop.vcpu.kvm_run, loop.vcpu.exit
         devices, answer = self.bus.devices, self.bus.answer
+        asks_again = index in self._unanswered
         try:
             while True:
                 try:
-                    stop = loop.run()
+                    stop = lib.STOP_MEMORY_ERROR if asks_again else loop.run()
+                    asks_again = False
                     if stop == _STOP_EXIT:
                         if devices and answer(run):
                             continue
@@ -410,9 +414,11 @@ class Machine:
                     yield decode()
                     continue
                 if for_caller and stop == lib.STOP_MEMORY_ERROR and self._asks_the_caller():
-                    self._question = loop.memory_error()
+                    self._question, self._denied = loop.memory_error(), False
+                    self._unanswered.add(index)
                     yield self._question
                     self._question = None
+                    self._unanswered.discard(index)
                     if not self._denied:
                         loop.answer_convert()
                         continue
@@ -430,6 +436,7 @@ class Machine:
                 self._end_all()
         finally:
             if for_caller:
+                self._question = None
                 self._finish_or_close()
         if for_caller:
             self._check_open()
@@ -445,6 +452,7 @@ class Machine:
             return False
         loop = self.loops[index]
         exit = loop.memory_error()
+        self._unanswered.add(index)
         try:
             converts = self._ask(exit, index)
         except Exception as error:
@@ -456,6 +464,7 @@ class Machine:
                 "it returned None",
                 "return True to convert or False to deny",
             )
+        self._unanswered.discard(index)
         if converts:
             loop.answer_convert()
         return bool(converts)

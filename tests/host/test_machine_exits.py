@@ -248,6 +248,51 @@ def test_wrong_calls_are_refused_at_once() -> None:
         machine.exits(20)
 
 
+# ---- left where a conversion is asked for ----
+
+
+KEEPS = (
+    "movw $0x4000, %ax\n movw %ax, %es\n movb $0x5A, %es:0\n cmpb $0x5A, %es:0\n jne 1f\n"
+    f"{EXIT_0}1: movb $1, %al\n outb %al, $0xf4"
+)
+
+
+@pytest.mark.parametrize("left_after", ["", "deny"])
+def test_a_question_that_was_left_is_asked_again(left_after: str) -> None:
+    """The access is not lost, nor completed with what was not converted."""
+    with Machine(guest(KEEPS), policy=Policy.ASK) as machine:
+        exits = machine.exits(20)
+        first = next(exits)
+        if left_after == "deny":
+            machine.deny()
+        exits.close()
+        with pytest.raises(ConfigurationError, match="has not asked for a conversion"):
+            machine.deny()
+        assert machine.report().result is Result.INTERRUPTED
+        assert list(machine.exits(20)) == [first]
+        report = machine.report()
+    assert report.passed, report.reason
+    assert report.conversions.to_private == 1
+
+
+def test_a_policy_that_is_interrupted_is_asked_again() -> None:
+    asked = []
+
+    def policy(error: MemoryErrorExit, vcpu: int) -> bool:
+        asked.append(error)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return True
+
+    with Machine(guest(KEEPS), policy=policy) as machine:
+        with pytest.raises(KeyboardInterrupt):
+            machine.run(20)
+        assert machine.report().result is Result.INTERRUPTED
+        report = machine.run(20)
+    assert report.passed, report.reason
+    assert len(asked) == 2 and asked[0] == asked[1]
+
+
 # ---- wrong arguments ----
 
 
