@@ -34,6 +34,7 @@ class Toolbox:
         self.random = random.Random(seed)
         self.is_race = case is not None and "two_cpus" in case.needs
         self.races = 0
+        self._said = ""
         self._provoked: list[str] = []
         self._tried: dict[str, list[bool]] = {}
         self._resources = ExitStack()
@@ -56,6 +57,10 @@ class Toolbox:
     def private_vm(self, cpus: int = 1) -> GuestVm:
         """A software-protected VM: its pages can be private."""
         return self.vm(lib.KVM_X86_SW_PROTECTED_VM, cpus)
+
+    def say(self, what: str) -> None:
+        """How much the case did, for the detail of its result."""
+        self._said = what
 
     # ---- races ----
 
@@ -81,9 +86,10 @@ class Toolbox:
 
     @property
     def told(self) -> str:
-        """What :meth:`provoked` and :meth:`tried` were told, for the detail of a result."""
+        """What :meth:`say`, :meth:`provoked` and :meth:`tried` were told, for the detail of a
+        result."""
         tried = (f"{sum(each):,} of {len(each):,} {what}" for what, each in self._tried.items())
-        return ", ".join([*self._provoked, *tried])
+        return ", ".join(filter(None, [self._said, *self._provoked, *tried]))
 
     def need(self, name: str) -> None:
         """Skip the case unless the host has this capability; for what a parameter needs."""
