@@ -336,7 +336,7 @@ def _show_known(now: report.Report, colour: bool) -> None:
         if result.bug is not None:
             bugs.setdefault(result.bug, []).append(result)
     for bug, results in bugs.items():
-        print(f"known bug of this kernel, fixed by {bug}:")
+        print(f"known bug of this kernel, {bug}:")
         for result in results:
             print(f"  {_line(result, colour)}")
 

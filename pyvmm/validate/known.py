@@ -13,14 +13,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KnownBug:
-    """A bug by its fix: the commit (12 digits), its title, and the first release that has it."""
+    """A bug by its fix: the commit (12 digits), its title, and the first release that has it.
+
+    A bug that nobody has fixed yet has ``commit`` "", what is wrong as its title, and the last
+    release that was looked at.
+    """
 
     commit: str
     title: str
     release: str
 
     def __str__(self) -> str:
-        return f'{self.commit} ("{self.title}", Linux {self.release})'
+        if not self.commit:
+            return f'not fixed up to Linux {self.release} ("{self.title}")'
+        return f'fixed by {self.commit} ("{self.title}", Linux {self.release})'
 
 
 class Known(Exception):
@@ -44,6 +50,11 @@ PRE_FAULT_WITH_AN_OBSOLETE_ROOT = KnownBug(
     "20a6cff3b283",
     "KVM: x86/mmu: Check and free obsolete roots in kvm_mmu_reload()",
     "6.15",
+)
+MMIO_THEN_PRIVATE = KnownBug(
+    "",
+    "a fault on a stale MMIO entry of the page tables is never a private one",
+    "7.3",
 )
 HYPERCALL_WITH_A_STALE_ANSWER = KnownBug(
     "9a1dfeff4414",

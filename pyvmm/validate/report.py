@@ -6,8 +6,8 @@ One object: ``schema`` (1), ``pyvmm`` (version), ``machine`` {``kernel``, ``cpu`
 {state: count} and ``results``, each {``name``, ``id``, ``title``, ``subject``, ``state``
 (known, pass, fail, skip, hang, crash), ``message``, ``detail``, ``duration_s``, ``bug``}. The
 same failure has the same ``message`` in every run; ``detail`` may differ. ``bug`` is null, or for
-known {``commit``, ``title``, ``release``} of the fix. The schema's number changes when a field
-changes its meaning or goes.
+known {``commit``, ``title``, ``release``} of the fix (``commit`` is "" while there is none). The
+schema's number changes when a field changes its meaning or goes.
 """
 
 from __future__ import annotations

@@ -50,4 +50,4 @@ class CaseResult:
     @property
     def words(self) -> str:
         """``message``, and for a known bug its fix."""
-        return self.message if self.bug is None else f"{self.message}; fixed by {self.bug}"
+        return self.message if self.bug is None else f"{self.message}; {self.bug}"

@@ -28,6 +28,12 @@ def known(name: str = "X1.a", seen: str = "it hangs") -> CaseResult:
     return replace(result(name, State.KNOWN, seen), bug=BUG)
 
 
+def test_a_bug_without_a_fix_says_so() -> None:
+    unfixed = KnownBug("", "it is wrong", "7.3")
+    assert str(unfixed) == 'not fixed up to Linux 7.3 ("it is wrong")'
+    assert str(BUG).startswith("fixed by 0123456789ab (")
+
+
 def test_ktap_lines() -> None:
     assert ktap.heading(2) == ["KTAP version 1", "1..2"]
     assert ktap.lines(1, result()) == ["ok 1 X1.a a title"]
