@@ -220,3 +220,26 @@ def unaligned_address(tools: Toolbox, guest_memfd: bool, by: int) -> None:
     vm.vm.set_memory_attributes(gpa, HUGE, ATTRIBUTE)
     vm.vm.set_memory_attributes(gpa, HUGE, 0)
     vm.cpu.expect_filled(gpa, size, HOST, f"{what}, after a block of it was private", PAGE)
+
+
+@case(
+    "HP8",
+    "dirty logging that begins and ends, wherever the slot lies in its block",
+    needs=("guests",),
+    vary={"offset": (0, PAGE, MIB, HUGE - PAGE), "backing": ("anonymous", "thp")},
+)
+def logging_comes_and_goes(tools: Toolbox, offset: int, backing: str) -> None:
+    vm = tools.vm()
+    # The guest maps whole blocks in its own page tables, beyond both ends of the slot.
+    gpa, size, slot = 4 * GIB + offset, 2 * HUGE, vm.new_slot()
+    shared = tools.shared_side(gpa, size, backing)
+    for tag in (HOST, LATER, HOST):
+        for flags in (lib.KVM_MEM_LOG_DIRTY_PAGES, 0):
+            vm.vm.set_user_memory_region(slot, gpa, size, shared.address, flags)
+            shared.fill(gpa, 0, size, tag)
+            what = "memory whose logging has begun" if flags else "memory that is logged no more"
+            vm.cpu.expect_filled(gpa, size, tag, what, PAGE)
+            vm.cpu.fill(gpa, size, tag + 1, PAGE)
+            for at in range(0, size, PAGE):
+                seen = shared.word(at)
+                check(seen == tag + 1 + gpa + at, f"{what}: the host does not see the guest's", "")

@@ -1,0 +1,74 @@
+"""A call beside the case: whether it ends, spins, or ends only by a signal."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+
+import pytest
+
+from pyvmm.validate import beside
+from pyvmm.validate.beside import CallBeside
+from pyvmm.validate.check import CheckFailed
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def pause() -> None:
+    """Until a signal comes."""
+    _libc.pause()
+    raise OSError(ctypes.get_errno(), "pause")
+
+
+def test_a_call_that_ends_and_its_errno() -> None:
+    with CallBeside(lambda: None) as call:
+        assert call.ends()
+    assert call.error == 0
+    with CallBeside(pause) as call:
+        assert not call.ends(0.05)
+        assert call.interrupt()
+    assert call.error == 4
+
+
+def test_a_call_that_only_a_signal_ends_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "_END_S", 0.2)
+    monkeypatch.setattr(CallBeside.ends, "__defaults__", (0.2,))
+    with pytest.raises(CheckFailed, match="does not end, only by a signal"), CallBeside(pause):
+        pass
+
+
+def test_a_call_that_uses_the_cpu_and_does_nothing_spins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "_SPIN_S", 0.2)
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    with CallBeside(spin) as call:
+        assert call.spins(lambda: 0)
+        stop.set()
+
+
+def test_a_call_that_goes_on_or_sleeps_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "_SPIN_S", 0.1)
+    steps = 0
+
+    def work() -> None:
+        nonlocal steps
+        for _ in range(3_000_000):
+            steps += 1
+
+    with CallBeside(work) as call:
+        assert not call.spins(lambda: steps)
+    with CallBeside(pause) as call:
+        assert not call.spins(lambda: 0, limit_s=0.5)
+        assert call.interrupt()
+
+
+def test_what_a_call_raises_is_raised() -> None:
+    def fails() -> None:
+        raise CheckFailed("it is wrong")
+
+    with pytest.raises(CheckFailed, match="it is wrong"), CallBeside(fails):
+        pass
