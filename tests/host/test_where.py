@@ -10,7 +10,8 @@ import pytest
 from pyvmm_command import pyvmm
 from snippets import PRIVATE, SHARED, guest
 
-from pyvmm import Machine, Policy, Result, RunReport
+from pyvmm import Machine, Policy, Result, RunReport, UnsupportedError
+from pyvmm.native import lib
 
 START = 0x7C00
 
@@ -266,3 +267,20 @@ def test_text_names_the_place_that_json_has(tmp_path: Path) -> None:
         assert f"vCPU 0 at {place}" in text
         for name in ("eax", "esp", "eflags"):
             assert f"{name}={where['registers'][name]:08x}" in text
+
+
+def test_a_memory_fault_outside_every_region() -> None:
+    """A page of RAM made private by the test: KVM_RUN fails and names it."""
+    gpa = 0x20000
+    text = f"movw ${gpa >> 4}, %ax\nmovw %ax, %es\nmovb %es:8, %al\nhlt\n"
+    try:
+        machine = Machine(guest(text), backend="guest_memfd")
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    with machine:
+        machine.vm.set_memory_attributes(gpa, 0x1000, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        report = machine.run(20)
+    assert report.result is Result.FAIL
+    stopped_at(report, START + 5, 3)
+    fault = f"KVM_EXIT_MEMORY_FAULT: GPA {gpa:#x}, private access, size 0x1000"
+    assert fault in report.reason and "at CS:IP 0000:7c05 (" in report.reason
