@@ -1,0 +1,326 @@
+"""Two calls at once, on purpose: a long one that holds what a short one wants.
+
+Whoever holds a lock of the kernel's for long makes sure that others meet it: a pre-fault of much
+memory holds SRCU, an attribute change of many pages slots_lock, a punch and an allocation of much
+memory the file's invalidation lock, and all of them mmu_lock now and then. While one goes on the
+other is made again and again. Both must come to an end, with the right answers; memory must work
+afterwards, and nothing may be left.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+from pyvmm.errors import KvmError
+from pyvmm.exits import HltExit
+from pyvmm.native import lib
+from pyvmm.validate import routines
+from pyvmm.validate.accounts import meminfo
+from pyvmm.validate.beside import CallBeside
+from pyvmm.validate.case import GIB, MIB, PAGE, case
+from pyvmm.validate.cases.conversions import PRIVATE
+from pyvmm.validate.cases.pre_fault import deadlock, mapped_pages, pre_fault
+from pyvmm.validate.check import CheckFailed, check, errno_name
+from pyvmm.validate.guest import GuestVm
+from pyvmm.validate.memory import Memory
+from pyvmm.validate.toolbox import Toolbox
+
+LARGE, SMALL = 32 * MIB, 16 * PAGE
+CALLS = (
+    "pre-fault",
+    "set attributes",
+    "delete a slot",
+    "punch",
+    "allocate",
+    "close",
+    "KVM_RUN",
+    "dirty log",
+)
+# What a call may give, besides 0, when the other takes its slot or its file away.
+_GONE = {
+    "pre-fault": {errno.ENOENT, errno.EAGAIN, errno.EFAULT},
+    "KVM_RUN": {errno.EFAULT},
+}
+# No call takes so long, on a busy machine that emulates its CPUs either.
+_LONG_S = 20.0
+_ATTEMPTS, _REPEAT_S = 4, 1.0
+
+
+class Scene:
+    """A VM with a large and a small private memory, a slot whose dirty pages are logged, and one
+    that a third party can pre-fault."""
+
+    def __init__(self, tools: Toolbox) -> None:
+        self.tools = tools
+        self.vm: GuestVm = tools.private_vm(4)
+        self.large, self.small = self.new(4 * GIB, LARGE), self.new(5 * GIB, SMALL)
+        self.held = tools.shared_side(6 * GIB, LARGE)
+        self.logged = tools.shared_side(7 * GIB, LARGE)
+        self.logged_slot = self.vm.new_slot()
+        region = self.vm.vm.set_user_memory_region
+        region(self.vm.new_slot(), 6 * GIB, LARGE, self.held.address)
+        region(self.logged_slot, 7 * GIB, LARGE, self.logged.address, lib.KVM_MEM_LOG_DIRTY_PAGES)
+        for cpu in self.vm.cpus:
+            cpu.prepare(routines.HALT)
+            cpu.finish("a new vCPU")
+            cpu.prepare(routines.HALT)
+
+    def new(self, gpa: int, size: int) -> Memory:
+        memory = self.tools.memory(self.vm, gpa, size)
+        memory.set_private(0, size)
+        return memory
+
+    def call(self, name: str, memory: Memory, cpu: int) -> Callable[[], int]:
+        """A call on ``memory``, by vCPU ``cpu`` if by any: it returns an errno."""
+        size, vcpu = memory.size, self.vm.cpus[cpu]
+        vm = self.vm.vm
+
+        def guest() -> int:
+            for offset in range(0, size, LARGE // 16):
+                part = min(size, LARGE // 16)
+                vcpu.prepare(
+                    routines.FILL,
+                    rdi=memory.gpa + offset,
+                    rax=PRIVATE,
+                    rsi=PAGE,
+                    rcx=part // PAGE,
+                    r8=(1 << 64) - 1,
+                )
+                outcome = vcpu.enter(_LONG_S)
+                if not isinstance(outcome.exit, HltExit):
+                    if outcome.reason != lib.KVM_EXIT_MEMORY_FAULT:
+                        raise CheckFailed(
+                            "a guest beside another call got another exit", str(outcome)
+                        )
+                    return outcome.error
+            return 0
+
+        def attributes() -> int:
+            # So many that it takes long; the last is what it was.
+            length = GIB // 4 if memory is self.large else size
+            for each in (0, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE):
+                vm.set_memory_attributes(memory.gpa, length, each)
+            return 0
+
+        def delete() -> int:
+            memory.delete()
+            return 0
+
+        def dirty_log() -> int:
+            for _ in range(64 if memory is self.large else 1):
+                vm.get_dirty_log(self.logged_slot, LARGE // PAGE)
+            return 0
+
+        def punch() -> int:
+            memory.punch(0, size)
+            return 0
+
+        def allocate() -> int:
+            memory.allocate(0, size)
+            return 0
+
+        def close() -> int:
+            memory.file.close()
+            return 0
+
+        calls: dict[str, Callable[[], int]] = {
+            "pre-fault": lambda: pre_fault(vcpu, memory.gpa, size)[1],
+            "set attributes": attributes,
+            "delete a slot": delete,
+            "punch": punch,
+            "allocate": allocate,
+            "close": close,
+            "KVM_RUN": guest,
+            "dirty log": dirty_log,
+        }
+        return calls[name]
+
+    def put_back(self, name: str, memory: Memory) -> None:
+        """Put back what a call took away, so that it can be made once more."""
+        if name == "close":
+            memory.delete()
+            memory.file = self.tools.keep(self.vm.vm.create_guest_memfd(memory.size))
+        if name in ("close", "delete a slot"):
+            memory.create()
+
+    def prepare(self, long: str) -> None:
+        """Make the large memory such that this call on it takes long."""
+        if long in ("punch", "close"):
+            self.large.allocate(0, LARGE)
+        elif long in ("pre-fault", "allocate", "KVM_RUN"):
+            self.large.punch(0, LARGE)
+        else:
+            pre_fault(self.vm.cpus[0], self.large.gpa, LARGE)
+
+    def hold(self, stack: ExitStack) -> None:
+        """Let a third party pre-fault: a deletion waits for it."""
+        self.held.discard(0, LARGE)
+        before, cpu = mapped_pages(self.vm), self.vm.cpus[2]
+        holder = stack.enter_context(CallBeside(lambda: pre_fault(cpu, 6 * GIB, LARGE)))
+        while mapped_pages(self.vm) == before and not holder.ends(0):
+            pass
+
+    def close(self) -> None:
+        self.large.close()
+        self.small.close()
+        self.vm.close()
+
+    def expect_sound(self, memory: Memory, what: str) -> None:
+        """Private pages can be used, are gone after a punch, and are shared when they are to be."""
+        vm, ends = self.vm.vm, (0, memory.size - PAGE)
+        cpu = self.vm.cpus[3]
+        for state, tag in (("private", PRIVATE), ("shared", 2 * PRIVATE)):
+            attribute = lib.KVM_MEMORY_ATTRIBUTE_PRIVATE if state == "private" else 0
+            vm.set_memory_attributes(memory.gpa, memory.size, attribute)
+            for offset in ends:
+                cpu.write(memory.gpa + offset, tag, what=what)
+                cpu.expect_read(memory.gpa + offset, tag, f"{state} memory after {what}")
+        vm.set_memory_attributes(memory.gpa, memory.size, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        for offset in ends:
+            cpu.expect_read(memory.gpa + offset, PRIVATE, f"private memory after {what}")
+        memory.punch(0, memory.size)
+        for offset in ends:
+            cpu.expect_read(memory.gpa + offset, 0, f"punched memory after {what}")
+
+
+# What takes the slot or the file of a memory away: the other call then fails in a known way.
+_TAKES_AWAY = ("delete a slot", "close")
+_OF_THE_FILE = ("punch", "allocate", "close")
+
+
+def possible(long: str, short: str) -> bool:
+    """Whether both calls can be about one memory: a file that is closed can be given to no call,
+    and a slot is deleted once."""
+    both = {long, short}
+    if "dirty log" in both or both <= set(_TAKES_AWAY):
+        return False
+    return not ("close" in both and both <= set(_OF_THE_FILE))
+
+
+def allowed(name: str, other: str) -> set[int]:
+    """The errnos that a call may end with while the other is made on the same memory."""
+    if other in _TAKES_AWAY or other == "set attributes":
+        return {0, *_GONE.get(name, ())}
+    return {0}
+
+
+@case(
+    "PA1",
+    "while a long call goes on another one is made: both end, and memory is right",
+    needs=("private_memory", "pre_fault", "two_cpus", "statistics"),
+    backend="guest_memfd",
+    vary={"long": CALLS, "short": CALLS},
+    alone=True,
+    deadline_s=150.0,
+)
+def pairs(tools: Toolbox, long: str, short: str) -> None:
+    before = meminfo()["Unevictable"]
+    scene = Scene(tools)
+    _beside(scene, long, short, scene.small)
+    if possible(long, short):
+        _beside(scene, long, short, scene.large)
+    scene.close()
+    left = meminfo()["Unevictable"] - before
+    check(left < LARGE // 2, f"{long} and {short} at once leave pages behind", f"{left} bytes")
+
+
+def _beside(scene: Scene, long: str, short: str, memory: Memory) -> None:
+    """Make the long call, and until it ends the short one on ``memory``."""
+    same = memory is scene.large
+    what = f"{long} and {short} at once, {'of the same memory' if same else 'of two memories'}"
+    may = [allowed(long, short), allowed(short, long)] if same else [{0}, {0}]
+    for _ in range(_ATTEMPTS):
+        times = _Times()
+        scene.prepare(long)
+        long_call = scene.call(long, scene.large, 0)
+        short_call = scene.call(short, memory, 1)
+
+        # What takes the other's memory away does so once; and nothing is repeated for ever, as a
+        # fault starts again with each punch and each change of attributes.
+        repeat_s = 0.0 if same and short in _TAKES_AWAY else _REPEAT_S
+
+        def again(
+            times: _Times = times,
+            call: Callable[[], int] = short_call,
+            until: float = time.monotonic() + repeat_s,
+        ) -> None:
+            times.short(call)
+            while not times.ended and time.monotonic() < until:
+                scene.put_back(short, memory)
+                times.short(call)
+
+        with ExitStack() as stack:
+            if long == "delete a slot":
+                scene.hold(stack)
+            first = stack.enter_context(CallBeside(partial(times.long, long_call)))
+            second = stack.enter_context(CallBeside(again))
+            _wait_for_both(scene, what, [(long, first), (short, second)], same)
+        scene.put_back(short, memory)
+        scene.put_back(long, scene.large)
+        scene.tools.tried(times.overlapped > 0, "long calls overlapped a short one")
+        for seen, right in zip((times.long_errors, times.short_errors), may, strict=True):
+            wrong = seen - right
+            check(not wrong, f"{what}: {', '.join(sorted(errno_name(each) for each in wrong))}")
+        scene.expect_sound(scene.large, what)
+        scene.expect_sound(scene.small, what)
+        if times.overlapped:
+            break
+
+
+def _wait_for_both(
+    scene: Scene, what: str, calls: list[tuple[str, CallBeside]], same: bool
+) -> None:
+    by_name = dict(calls)
+    # Before Linux 6.18 these two wait for each other.
+    known = same and set(by_name) == {"pre-fault", "delete a slot"}
+    if known and by_name["pre-fault"].spins(lambda: mapped_pages(scene.vm)):
+        check(
+            by_name["pre-fault"].interrupt() and by_name["delete a slot"].ends(),
+            f"{what}: KVM_PRE_FAULT_MEMORY spins, and no signal ends both",
+        )
+        raise deadlock()
+    until = time.monotonic() + _LONG_S
+    stuck = [name for name, call in calls if not call.ends(max(0.0, until - time.monotonic()))]
+    if stuck:
+        ended = [call.interrupt() for _, call in calls]
+        how = "only by a signal" if all(ended) else "not even by a signal"
+        raise CheckFailed(f"{what}: {' and '.join(stuck)} does not end, {how}")
+
+
+class _Times:
+    """When the long call began and ended, and the short ones that were made."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self.long_errors: set[int] = set()
+        self.short_errors: set[int] = set()
+        self._began = 0
+        self._short: list[tuple[int, int]] = []
+
+    def long(self, call: Callable[[], int]) -> None:
+        self._began = time.monotonic_ns()
+        try:
+            self.long_errors.add(_errno(call))
+        finally:
+            self.ended = time.monotonic_ns()
+
+    def short(self, call: Callable[[], int]) -> None:
+        began = time.monotonic_ns()
+        self.short_errors.add(_errno(call))
+        self._short.append((began, time.monotonic_ns()))
+
+    @property
+    def overlapped(self) -> int:
+        """How many short calls there were during the long one."""
+        return sum(began < self.ended and ended > self._began > 0 for began, ended in self._short)
+
+
+def _errno(call: Callable[[], int]) -> int:
+    try:
+        return call()
+    except KvmError as error:
+        return error.errno or 0
