@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         KvmError,
         PyvmmError,
         UnsupportedError,
+        WrongTypeError,
     )
     from pyvmm.guest.assembler import assemble, load_guest
     from pyvmm.guest.image import Image
@@ -41,6 +42,7 @@ _HOMES = {
     "KvmError": "errors",
     "PyvmmError": "errors",
     "UnsupportedError": "errors",
+    "WrongTypeError": "errors",
     "assemble": "guest.assembler",
     "load_guest": "guest.assembler",
     "Image": "guest.image",
@@ -70,6 +72,7 @@ __all__ = [
     "Result",
     "RunReport",
     "UnsupportedError",
+    "WrongTypeError",
     "assemble",
     "load_guest",
 ]
