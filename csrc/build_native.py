@@ -32,8 +32,30 @@ HEADERS = """
 #include "bench/life.h"
 """
 
+# What Python sees of each header; one uses types of those before it.
+DECLARATIONS = (
+    "kvm.h",
+    "errno.h",
+    "syscall.h",
+    "kvm_ioctl.h",
+    "guest_cpu.h",
+    "page_range.h",
+    "record_clock.h",
+    "exit_log.h",
+    "slot_window.h",
+    "memory.h",
+    "protocol.h",
+    "vector_stub.h",
+    "vcpu_loop.h",
+    "bench/exits.h",
+    "bench/kicks.h",
+    "bench/conversions.h",
+    "bench/life.h",
+)
+
 # Object-like macros of these families become constants, if they are integers on x86.
-FAMILIES = re.compile(r"^#define ((?:KVM|GUEST_MEMFD)_[A-Z0-9_]+) \S", re.MULTILINE)
+FAMILY = re.compile(r"(?:KVM|GUEST_MEMFD)_[A-Z0-9_]+")
+_DEFINITIONS = re.compile(rf"^#define ({FAMILY.pattern}) \S", re.MULTILINE)
 
 
 def include_dirs() -> list[str]:
@@ -75,7 +97,7 @@ def constants(compiler: str) -> list[str]:
             f"the kernel's headers cannot be used: {cause.strip()}; install linux-libc-dev "
             "or name a tree with PYVMM_KERNEL_HEADERS=DIR"
         )
-    names = sorted(set(FAMILIES.findall(macros.stdout)))
+    names = sorted(set(_DEFINITIONS.findall(macros.stdout)))
     # Other architectures' ioctls and helper macros are not constants here: ask the compiler.
     trial = "".join(f'_Static_assert(({name}) | 1, "");\n' for name in names)
     errors = compile_text(compiler, trial, "-fsyntax-only", "-fmax-errors=0").stderr
@@ -103,8 +125,8 @@ def make_builder() -> cffi.FFI:
     builder = cffi.FFI()
     names = constants(os.environ.get("CC", "cc"))
     builder.cdef("".join(f"#define {name} ...\n" for name in names))
-    for declarations in ("kvm.h", "loop.h"):
-        builder.cdef((HERE / "decl" / declarations).read_text())
+    for header in DECLARATIONS:
+        builder.cdef((HERE / "decl" / header).read_text())
     arguments = ["-std=gnu11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"]
     if os.environ.get("PYVMM_WERROR"):
         # cffi's own generated code is not ours to keep free of unused parameters.

@@ -53,7 +53,8 @@ class Pages:
         return self._pairs(operations)
 
     def floor(self, operations: int) -> Times:
-        check(lib.bare_convert_pairs(*self._bare, operations, lib.BARE_TIME_WHOLE))
+        allocate, discard = self._bare
+        check(lib.bare_convert_pairs(allocate, discard, operations, lib.BARE_TIME_WHOLE))
         taken = [direction.whole_ns / operations for direction in self._bare]
         for direction in self._bare:
             direction.whole_ns = 0

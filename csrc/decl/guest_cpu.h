@@ -1,0 +1,1 @@
+int guest_cpu_choose(int cpu);

@@ -1,0 +1,49 @@
+#define PORT_CONSOLE ...
+#define PORT_EXIT ...
+#define PORT_DOORBELL_GPA ...
+#define PORT_FEATURES ...
+#define FEATURE_HYPERCALL ...
+#define FEATURE_TWO_VIEWS ...
+#define CONSOLE_SIZE ...
+#define MEASURES_SIZE ...
+#define PYTHON_WINDOWS ...
+#define UNCLAIMED_GPAS ...
+
+struct gpa_window {
+	uint64_t gpa;
+	uint64_t size;
+	...;
+};
+
+struct unclaimed {
+	uint64_t address;
+	uint64_t count;
+};
+
+struct protocol {
+	uint32_t features;
+	bool enabled;
+	bool unclaimed_to_python;
+	uint32_t python_window_count;
+	uint64_t console_written;
+	uint64_t measures_written;
+	struct gpa_window python_windows[...];
+	uint8_t python_ports[...];
+	char console[...];
+	uint32_t measures[...];
+	...;
+};
+
+struct protocol_vcpu {
+	uint32_t exit_code;
+	uint32_t assert_gpa;
+	bool by_stub;
+	...;
+};
+
+struct protocol *protocol_create(void);
+void protocol_destroy(struct protocol *protocol);
+uint32_t protocol_unclaimed_ports(const struct protocol *protocol, struct unclaimed *most,
+				  uint32_t room, uint64_t *total);
+uint32_t protocol_unclaimed_gpas(const struct protocol *protocol, struct unclaimed *first,
+				 uint32_t room, uint64_t *total);
