@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -116,7 +117,10 @@ class KvmFd(Fd):
             result = lib.kvm_ioctl_on(fd, entry.number, pointer(entry, argument, self._sizes))
         if result < 0:
             about = about % values if values else about or self.name
-            raise KvmError(entry.name, -result, about, self._advice(entry.name, argument, -result))
+            # A signal that ends KVM_RUN is no mistake.
+            is_signal = result == -errno.EINTR
+            rule = "" if is_signal else self._advice(entry.name, argument, -result)
+            raise KvmError(entry.name, -result, about, rule)
         return result
 
     def _advice(self, call: str, argument: Any, number: int) -> str:
