@@ -5,9 +5,9 @@ Prints:
 """
 
 from pyvmm import Kvm, assemble
-from pyvmm.exits import HltExit
 from pyvmm.guest.boot import set_real_mode
-from pyvmm.mapping import Mapping
+from pyvmm.kvm.exits import HltExit
+from pyvmm.kvm.mapping import Mapping
 from pyvmm.native import lib
 
 RAM, LOGGED, PAGE = 0x10000, 0x20000, 0x1000

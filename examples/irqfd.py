@@ -6,7 +6,7 @@ Prints:
 """
 
 from pyvmm import Machine, assemble
-from pyvmm.eventfd import EventFd
+from pyvmm.kvm.eventfd import EventFd
 
 LINE, VECTOR, READY = 4, 0x24, 0x70
 

@@ -7,7 +7,7 @@ Prints:
 """
 
 from pyvmm import Machine, assemble
-from pyvmm.exits import IoExit
+from pyvmm.kvm.exits import IoExit
 
 GUEST = assemble("""
         .include "pyvmm.inc"

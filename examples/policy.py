@@ -7,7 +7,7 @@ Prints:
 """
 
 from pyvmm import Machine, assemble
-from pyvmm.exits import MemoryErrorExit
+from pyvmm.kvm.exits import MemoryErrorExit
 
 GUEST = assemble("""
         .include "pyvmm.inc"

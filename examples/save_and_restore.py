@@ -8,10 +8,10 @@ Prints:
 import errno
 
 from pyvmm import Kvm, KvmError, assemble
-from pyvmm.exits import IoExit
 from pyvmm.guest.boot import set_real_mode
-from pyvmm.mapping import Mapping
-from pyvmm.vcpu import Vcpu
+from pyvmm.kvm.exits import IoExit
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.vcpu import Vcpu
 
 RAM = 0x10000
 

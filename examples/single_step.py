@@ -8,7 +8,7 @@ Prints:
 """
 
 from pyvmm import Machine, assemble
-from pyvmm.exits import DebugExit
+from pyvmm.kvm.exits import DebugExit
 from pyvmm.native import lib
 
 GUEST = assemble("""

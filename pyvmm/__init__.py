@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     )
     from pyvmm.guest.assembler import assemble, load_guest
     from pyvmm.guest.image import Image
-    from pyvmm.kvm import Kvm
+    from pyvmm.kvm.memfd import Memfd
+    from pyvmm.kvm.system import Kvm
+    from pyvmm.kvm.uapi import ExitReason
     from pyvmm.machine import Machine
-    from pyvmm.memfd import Memfd
+    from pyvmm.page_states import PageState, Policy
     from pyvmm.report import Result, RunReport
-    from pyvmm.uapi import ExitReason, PageState, Policy
 
 __version__ = "0.1.0"
 
@@ -46,14 +47,14 @@ _HOMES = {
     "assemble": "guest.assembler",
     "load_guest": "guest.assembler",
     "Image": "guest.image",
-    "Kvm": "kvm",
+    "Kvm": "kvm.system",
     "Machine": "machine",
-    "Memfd": "memfd",
+    "Memfd": "kvm.memfd",
     "Result": "report",
     "RunReport": "report",
-    "ExitReason": "uapi",
-    "PageState": "uapi",
-    "Policy": "uapi",
+    "ExitReason": "kvm.uapi",
+    "PageState": "page_states",
+    "Policy": "page_states",
 }
 
 __all__ = [

@@ -6,20 +6,20 @@ import errno
 import struct
 
 from pyvmm.errors import KvmError, PyvmmError
-from pyvmm.exits import (
+from pyvmm.guest.image import Image
+from pyvmm.guest.source_lines import source_line
+from pyvmm.kvm.exits import (
     FailEntryExit,
     InternalErrorExit,
     MemoryFaultExit,
     ShutdownExit,
     UnknownExit,
 )
-from pyvmm.guest.image import Image
-from pyvmm.guest.source_lines import source_line
+from pyvmm.kvm.uapi import reason_name
+from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import lib
 from pyvmm.report import Where
-from pyvmm.uapi import reason_name
-from pyvmm.vcpu import Vcpu
 from pyvmm.where import Cause
 
 _SUBERRORS = {

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.guest.boot import MAX_VCPUS
 from pyvmm.host import kvm_modules, nested_modules
-from pyvmm.kvm import Kvm
-from pyvmm.mapping import PAGE_SIZE, Mapping
+from pyvmm.kvm.mapping import PAGE_SIZE, Mapping
+from pyvmm.kvm.system import Kvm
+from pyvmm.kvm.uapi import reason_name
+from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backends import BACKENDS, probe
 from pyvmm.memory.probe_guest import run_probe
 from pyvmm.native import lib
-from pyvmm.uapi import Mechanism, reason_name
-from pyvmm.vm import Vm
+from pyvmm.page_states import Mechanism
 
 # Those that pyvmm uses or that test guests often want; KVM_CAP_ is left out.
 _CAPABILITIES = (

@@ -85,7 +85,7 @@ _NAMES = {errno_module.EOPNOTSUPP: "EOPNOTSUPP"}
 _NEEDS_IRQCHIP = "call create_irqchip() first, before the first vCPU"
 
 # What has one cause alone, by call and errno; "" stands for every call. Where there are
-# several, pyvmm.advice looks at what was asked.
+# several, pyvmm.kvm.advice looks at what was asked.
 REMEDIES: dict[tuple[str, int], str] = {
     ("open", errno_module.ENOENT): (
         "load KVM (modprobe kvm_amd or kvm_intel) and enable virtualisation in the firmware"

@@ -9,8 +9,6 @@ from contextlib import suppress
 from types import GeneratorType, TracebackType
 from typing import ClassVar, NoReturn, Protocol, Self, SupportsIndex
 
-from pyvmm.arguments import integer, need, number, shown
-from pyvmm.cpuid import physical_address_bits
 from pyvmm.devices import in_kernel
 from pyvmm.devices.bus import Bus
 from pyvmm.errors import (
@@ -19,21 +17,23 @@ from pyvmm.errors import (
     UnsupportedError,
     WrongTypeError,
 )
-from pyvmm.exits import Exit, MemoryErrorExit, io_data
 from pyvmm.guest.image import Image, flat_image
 from pyvmm.guest.platform import Platform
 from pyvmm.guest.real_mode import RealMode
-from pyvmm.kvm import Kvm
-from pyvmm.mapping import PAGE_SIZE
+from pyvmm.kvm.arguments import integer, need, number, shown
+from pyvmm.kvm.cpuid import physical_address_bits
+from pyvmm.kvm.exits import Exit, MemoryErrorExit, io_data
+from pyvmm.kvm.mapping import PAGE_SIZE
+from pyvmm.kvm.system import Kvm
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.loop.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
+from pyvmm.loop.vcpu_thread import VcpuThread
 from pyvmm.memory.backends import choose_backend
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
+from pyvmm.page_states import Mechanism, Policy
 from pyvmm.report import RegionReport, Result, RunReport, latency_of, statistics_of
-from pyvmm.uapi import Mechanism, Policy
 from pyvmm.unclaimed import unclaimed_accesses
-from pyvmm.vcpu import Vcpu
-from pyvmm.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
-from pyvmm.vcpu_thread import VcpuThread
 from pyvmm.verdict import Judge, VcpuEnd, verdict
 
 # Three pages and one that Intel CPUs without unrestricted guest need, far from everything.

@@ -35,12 +35,12 @@ import pytest
 
 if TYPE_CHECKING:
     from pyvmm.guest.image import Image
-    from pyvmm.kvm import Kvm
+    from pyvmm.kvm.system import Kvm
+    from pyvmm.kvm.vcpu import Vcpu
+    from pyvmm.kvm.vm import Vm
     from pyvmm.report import RunReport
-    from pyvmm.validate.memory import Memory
-    from pyvmm.validate.toolbox import Toolbox
-    from pyvmm.vcpu import Vcpu
-    from pyvmm.vm import Vm
+    from pyvmm.validate.kit.memory import Memory
+    from pyvmm.validate.kit.toolbox import Toolbox
 
 RunGuest = Callable[..., "RunReport"]
 Assemble = Callable[..., "Image"]
@@ -51,7 +51,7 @@ class GuestFailed(AssertionError):
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
-    """Skip the test unless the host has these; see :mod:`pyvmm.validate.capabilities`."""
+    """Skip the test unless the host has these; see :mod:`pyvmm.validate.kit.capabilities`."""
     # The keyword tells this mark from another project's of the same name.
     return pytest.mark.needs(*names, of=__name__)
 
@@ -82,7 +82,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _skip_unless(name: str) -> None:
-    from pyvmm.validate.capabilities import CAPABILITIES, missing
+    from pyvmm.validate.kit.capabilities import CAPABILITIES, missing
 
     if name not in CAPABILITIES:
         known = ", ".join(sorted(CAPABILITIES))
@@ -109,7 +109,7 @@ def pytest_runtest_makereport(
 @pytest.fixture
 def kvm() -> Iterator[Kvm]:
     """An open /dev/kvm; the test is skipped where there is none."""
-    from pyvmm.kvm import Kvm
+    from pyvmm.kvm.system import Kvm
 
     _skip_unless("kvm")
     with Kvm() as opened:
@@ -216,7 +216,7 @@ def _told(report: RunReport) -> str:
 @pytest.fixture
 def tools(request: pytest.FixtureRequest, kvm: Kvm) -> Iterator[Toolbox]:
     """What the cases of ``pyvmm validate`` work with."""
-    from pyvmm.validate.toolbox import Toolbox
+    from pyvmm.validate.kit.toolbox import Toolbox
 
     with Toolbox(request.node.nodeid) as toolbox:
         yield toolbox
@@ -226,7 +226,7 @@ def tools(request: pytest.FixtureRequest, kvm: Kvm) -> Iterator[Toolbox]:
 def private_region(tools: Toolbox) -> Memory:
     """64 KiB at 4 GiB in a software-protected VM with one vCPU, all pages shared.
 
-    Its ``vm.cpu`` runs the guest's side: see :mod:`pyvmm.validate.memory`.
+    Its ``vm.cpu`` runs the guest's side: see :mod:`pyvmm.validate.kit.memory`.
     """
     _skip_unless("private_memory")
     return tools.memory(tools.private_vm(), 4 << 30, 16 * 4096)
@@ -261,7 +261,7 @@ class _KtapWriter:
         self.results[report.nodeid] = (state, message)
 
     def pytest_sessionfinish(self) -> None:
-        from pyvmm.validate import ktap
+        from pyvmm.validate.results import ktap
 
         lines = ktap.heading(len(self.results))
         for number, (name, (state, message)) in enumerate(self.results.items(), 1):

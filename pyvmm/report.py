@@ -9,10 +9,10 @@ from enum import StrEnum
 from typing import Any
 
 from pyvmm.host import host_facts, kernel_release
+from pyvmm.loop.vcpu_loop import ExitRecord, VcpuLoop
 from pyvmm.memory.guest_memory import Conversions
 from pyvmm.native import ffi, lib
 from pyvmm.unclaimed import Unclaimed
-from pyvmm.vcpu_loop import ExitRecord, VcpuLoop
 
 # Changes when a key goes or means something else, not when one is added.
 SCHEMA = 1

@@ -15,12 +15,12 @@ from pyvmm.diagnosis import (
 )
 from pyvmm.errors import ClosedError, KvmError, PyvmmError
 from pyvmm.guest.image import Image
+from pyvmm.loop.vcpu_loop import VcpuLoop
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import lib
+from pyvmm.page_states import PageState
 from pyvmm.printable import printable
 from pyvmm.report import Result, Where
-from pyvmm.uapi import PageState
-from pyvmm.vcpu_loop import VcpuLoop
 from pyvmm.where import cause_of_vector, where_it_stands, with_source
 
 # KVM_RUN failed for want of something that the host has too little of.

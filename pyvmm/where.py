@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyvmm.errors import PyvmmError
-from pyvmm.exits import MmioExit, ShutdownExit
 from pyvmm.guest.image import Image
 from pyvmm.guest.source_lines import source_line
+from pyvmm.kvm.exits import MmioExit, ShutdownExit
+from pyvmm.loop.vcpu_loop import VcpuLoop
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
 from pyvmm.report import Where
-from pyvmm.vcpu_loop import VcpuLoop
 
 _LAST_EXITS = 8
 _SHOWN_CODE = 8  # bytes

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyvmm.cli.run_text import ConsoleText, render
-from pyvmm.mapping import PAGE_SIZE
+from pyvmm.kvm.mapping import PAGE_SIZE
 from pyvmm.printable import printable
 from pyvmm.report import RunReport, duration, to_json
 

@@ -15,8 +15,8 @@ from typing import Any
 from pyvmm.bench.case import Bench, Case, Times
 from pyvmm.bench.exits import check
 from pyvmm.errors import KvmError, UnsupportedError
-from pyvmm.kvm import Kvm
-from pyvmm.memfd import Memfd, MemoryFile
+from pyvmm.kvm.memfd import Memfd, MemoryFile
+from pyvmm.kvm.system import Kvm
 from pyvmm.native import ffi, lib
 
 _HUGE = 2 << 20

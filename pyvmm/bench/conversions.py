@@ -37,11 +37,11 @@ from pyvmm.bench.exits import (
 )
 from pyvmm.errors import UnsupportedError
 from pyvmm.guest.real_mode import REGION_GPA, SHARED_VIEW_GPA
+from pyvmm.kvm.mapping import PAGE_SIZE, PROT_NONE, PROT_READ_WRITE
 from pyvmm.machine import Machine
-from pyvmm.mapping import PAGE_SIZE, PROT_NONE, PROT_READ_WRITE
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import Mechanism, PageState
+from pyvmm.page_states import Mechanism, PageState
 
 SIZES = {"4k": 1, "16k": 4, "64k": 16, "256k": 64}
 VCPUS = (2, 4)

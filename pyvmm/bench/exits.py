@@ -16,14 +16,14 @@ from typing import Any
 
 from pyvmm.bench.case import Bench, Case, Promise, Times
 from pyvmm.bench.priority import on_cpu, ordinary
-from pyvmm.coalesced import CoalescedRing
 from pyvmm.errors import KvmError, PyvmmError, UnsupportedError
-from pyvmm.eventfd import EventFd
 from pyvmm.guest.assembler import assemble
 from pyvmm.guest.image import Image
-from pyvmm.kvm import Kvm
+from pyvmm.kvm.coalesced import CoalescedRing
+from pyvmm.kvm.eventfd import EventFd
+from pyvmm.kvm.mapping import PAGE_SIZE
+from pyvmm.kvm.system import Kvm
 from pyvmm.machine import Machine
-from pyvmm.mapping import PAGE_SIZE
 from pyvmm.native import ffi, lib
 
 PORT_IN_C = 0x600  # the doorbell's GPA: C keeps the value

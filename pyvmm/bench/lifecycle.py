@@ -16,12 +16,12 @@ from typing import Any
 from pyvmm.bench.case import Bench, Case, Promise, Times
 from pyvmm.bench.exits import check, guest, unexpected
 from pyvmm.guest.image import Image
-from pyvmm.kvm import Kvm
+from pyvmm.kvm.system import Kvm
+from pyvmm.loop.vcpu_loop import VcpuLoop
 from pyvmm.machine import Machine
 from pyvmm.memory.backends import choose_backend
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import Mechanism, Policy
-from pyvmm.vcpu_loop import VcpuLoop
+from pyvmm.page_states import Mechanism, Policy
 
 PHASES = ("create", "slots", "vcpu", "first_exit", "reset", "close")
 _TITLES = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from pyvmm.output_file import OutputFile
-from pyvmm.vcpu_loop import ExitRecord
+from pyvmm.loop.vcpu_loop import ExitRecord
+from pyvmm.trace.output_file import OutputFile
 
 SCHEMA = 1
 

@@ -16,7 +16,7 @@ from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
 if TYPE_CHECKING:
     from pyvmm.cli.lab_check_text import Facts
     from pyvmm.lab.kernels import Kernel
-    from pyvmm.validate.two_kernels import Variant
+    from pyvmm.validate.kernels.two_kernels import Variant
 
 SAME_OR_BETTER, WORSE, NOTHING_RAN = 0, 1, 4
 _PARAMETER = re.compile(r"[A-Za-z0-9_.-]+=[^\s,\"]*(?:,[^\s,\"]*)*")
@@ -127,9 +127,9 @@ def _seconds(text: str) -> float:
 
 def _check(options: Namespace) -> int:
     from pyvmm.cli import lab_check_text as text
-    from pyvmm.validate.catalogue import select
-    from pyvmm.validate.lab_run import Machine
-    from pyvmm.validate.two_kernels import TwoKernels
+    from pyvmm.validate.kernels.lab_run import Machine
+    from pyvmm.validate.kernels.two_kernels import TwoKernels
+    from pyvmm.validate.run.catalogue import select
 
     _check_words(options)
     cases = select(options.expression, model_examples=options.model_examples)

@@ -10,11 +10,11 @@ from typing import Any
 
 from pyvmm.lab.kernels import Kernel
 from pyvmm.printable import printable
-from pyvmm.validate import report
-from pyvmm.validate.baseline import Change
-from pyvmm.validate.lab_run import LabRun, Trouble
-from pyvmm.validate.result import CaseResult, State
-from pyvmm.validate.two_kernels import Compared, Variant
+from pyvmm.validate.kernels.lab_run import LabRun, Trouble
+from pyvmm.validate.kernels.two_kernels import Compared, Variant
+from pyvmm.validate.results import report
+from pyvmm.validate.results.baseline import Change
+from pyvmm.validate.results.result import CaseResult, State
 
 SCHEMA = 1
 LINES = 39

@@ -19,13 +19,13 @@ from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
 from pyvmm.guest.assembler import MODES, load_guest
+from pyvmm.loop.vcpu_loop import ExitRecord
 from pyvmm.machine import LogFunction, Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.report import Result, RunReport, to_json
-from pyvmm.vcpu_loop import ExitRecord
 
 if TYPE_CHECKING:
-    from pyvmm.timeline import TimelineFile
+    from pyvmm.trace.timeline import TimelineFile
 
 _STATUS = {
     Result.PASS: status.PASSED,
@@ -198,7 +198,7 @@ class _ExitFiles:
 
             self._takers.append(stack.enter_context(ExitLogFile(options.log)).take)
         if options.timeline is not None:
-            from pyvmm.timeline import TimelineFile
+            from pyvmm.trace.timeline import TimelineFile
 
             called = f"--timeline {options.timeline}"
             self._timeline = stack.enter_context(TimelineFile(options.timeline, called))
@@ -211,7 +211,7 @@ class _ExitFiles:
         machine.log_exits(self._take)
         if self._timeline is None:
             return
-        from pyvmm.tracefs import KernelTrace
+        from pyvmm.trace.tracefs import KernelTrace
 
         try:
             trace = stack.enter_context(KernelTrace())

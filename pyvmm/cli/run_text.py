@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from pyvmm.host import host_facts, kernel_release
-from pyvmm.mapping import PAGE_SIZE
+from pyvmm.kvm.mapping import PAGE_SIZE
 from pyvmm.printable import printable, shown
 from pyvmm.report import Latency, RegionReport, Result, RunReport, duration
 

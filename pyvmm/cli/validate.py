@@ -16,10 +16,10 @@ from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import has_colour
 from pyvmm.errors import ConfigurationError
 from pyvmm.printable import printable
-from pyvmm.validate import baseline, ktap, lines, report
-from pyvmm.validate.case import Case
-from pyvmm.validate.known import KnownBug
-from pyvmm.validate.result import CaseResult, State
+from pyvmm.validate.kit.case import Case
+from pyvmm.validate.kit.known import KnownBug
+from pyvmm.validate.results import baseline, ktap, lines, report
+from pyvmm.validate.results.result import CaseResult, State
 
 _COLOURS = {
     State.KNOWN: "33",
@@ -165,7 +165,7 @@ def _cases(options: argparse.Namespace) -> list[Case]:
                 f"--replay {options.replay}", "a script is run alone", "leave other choices out"
             )
         return [replay_case(options.replay)]
-    from pyvmm.validate.catalogue import select
+    from pyvmm.validate.run.catalogue import select
 
     chosen = select(options.expression, options.backend, options.model_examples or 0)
     if not options.list and any(each.examples for each in chosen):
@@ -179,8 +179,8 @@ def _run(
     options: argparse.Namespace, cases: list[Case], seed: int, interruption: Interruption
 ) -> tuple[report.Report, bool]:
     """Run the cases and show each result as it comes; is a process left that does not end?"""
-    from pyvmm.validate.calibration import races_here
-    from pyvmm.validate.runner import Runner
+    from pyvmm.validate.run.calibration import races_here
+    from pyvmm.validate.run.runner import Runner
 
     facts = report.machine_facts()
     start = time.monotonic()
@@ -216,7 +216,7 @@ def _run(
 
 
 def _say_not_run(names: list[str], count: int) -> None:
-    from pyvmm.validate.runner import PATIENCE_S
+    from pyvmm.validate.run.runner import PATIENCE_S
 
     print(
         f"pyvmm: validate: gave up after {PATIENCE_S:g} s in cases that failed: {len(names)} of "

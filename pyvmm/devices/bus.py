@@ -6,9 +6,9 @@ from collections.abc import Callable
 from operator import index
 from typing import Any, Protocol
 
-from pyvmm.arguments import c_structure
 from pyvmm.errors import ClosedError, ConfigurationError
-from pyvmm.exits import io_data
+from pyvmm.kvm.arguments import c_structure
+from pyvmm.kvm.exits import io_data
 from pyvmm.native import ffi, lib
 from pyvmm.printable import printable
 

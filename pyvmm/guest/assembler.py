@@ -18,7 +18,7 @@ from pyvmm.guest.elf import is_elf
 from pyvmm.guest.identify import kind_of, refusal
 from pyvmm.guest.image import Image, elf_image, flat_image, read_guest_file
 from pyvmm.guest.source import check_source, may_say_its_width, read_source
-from pyvmm.memfd import Memfd
+from pyvmm.kvm.memfd import Memfd
 from pyvmm.printable import printable
 
 _ASSEMBLY = (".S", ".s", ".asm")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from functools import cache
 
+from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import ffi, lib
-from pyvmm.vcpu import Vcpu
 
 START = 0x7C00
 RAM_SIZE = 0x40000

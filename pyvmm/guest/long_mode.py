@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from functools import cache
 
-from pyvmm.vcpu import Vcpu
+from pyvmm.kvm.vcpu import Vcpu
 
 _PAGE, _HUGE, _GIB = 1 << 12, 2 << 20, 1 << 30
 #: How far the page tables reach, in bytes of linear and guest-physical address.

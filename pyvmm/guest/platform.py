@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pyvmm.guest.image import Image
-from pyvmm.vcpu import Vcpu
+from pyvmm.kvm.vcpu import Vcpu
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from pyvmm.errors import ConfigurationError
 from pyvmm.guest.boot import MAX_VCPUS, RAM_SIZE, START, low_memory, set_boot_state
 from pyvmm.guest.image import Image
 from pyvmm.guest.platform import Platform, RegionPlace
+from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import lib
-from pyvmm.vcpu import Vcpu
 
 REGION_GPA = 0x40000
 REGION_SIZE = 0x40000

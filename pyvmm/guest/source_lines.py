@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyvmm.errors import PyvmmError
 from pyvmm.guest.image import Image
-from pyvmm.memfd import Memfd
+from pyvmm.kvm.memfd import Memfd
 
 _TIMEOUT_S = 10
 _DISCRIMINATOR = re.compile(r" \(discriminator \d+\)$")

@@ -8,11 +8,11 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from pyvmm.host import nested_paging_off
-from pyvmm.kvm import Kvm
-from pyvmm.mapping import PROT_NONE, Mapping
-from pyvmm.memfd import Memfd, MemoryFile
-from pyvmm.uapi import Mechanism
-from pyvmm.vm import Vm
+from pyvmm.kvm.mapping import PROT_NONE, Mapping
+from pyvmm.kvm.memfd import Memfd, MemoryFile
+from pyvmm.kvm.system import Kvm
+from pyvmm.kvm.vm import Vm
+from pyvmm.page_states import Mechanism
 
 
 @dataclass(frozen=True, slots=True)

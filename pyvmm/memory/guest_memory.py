@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pyvmm.arguments import MOST_U32, integer, need, number
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError, PyvmmError
-from pyvmm.mapping import PAGE_SIZE, Mapping
+from pyvmm.kvm.arguments import MOST_U32, integer, need, number
+from pyvmm.kvm.mapping import PAGE_SIZE, Mapping
+from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backing import Backend, Backing
 from pyvmm.memory.slots import GpaRange, SlotTable
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import Mechanism, PageState, Policy
-from pyvmm.vm import Vm
+from pyvmm.page_states import Mechanism, PageState, Policy
 
 #: A region with fewer memslots could keep hardly any page apart from its neighbours.
 _FEWEST_SLOTS = 8

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyvmm.bare import BareVcpu, NoExitError
 from pyvmm.guest.boot import set_real_mode
-from pyvmm.vm import Vm
+from pyvmm.kvm.vm import Vm
+from pyvmm.loop.bare import BareVcpu, NoExitError
 
 # A probe that spins is one that found nothing.
 _DEADLINE_S = 0.5

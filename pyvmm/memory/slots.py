@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pyvmm.arguments import integer
 from pyvmm.errors import ConfigurationError
-from pyvmm.mapping import PAGE_SIZE
+from pyvmm.kvm.arguments import integer
+from pyvmm.kvm.mapping import PAGE_SIZE
 
 
 class GpaRange(NamedTuple):

@@ -10,15 +10,15 @@ from typing import Self
 
 import pytest
 
-from pyvmm.bare import BareVcpu
 from pyvmm.errors import KvmError
-from pyvmm.exits import Exit, HltExit
 from pyvmm.guest.assembler import assemble
 from pyvmm.guest.boot import START, low_memory, set_real_mode
 from pyvmm.kvm import Kvm
-from pyvmm.mapping import Mapping
+from pyvmm.kvm.exits import Exit, HltExit
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.vm import Vm
+from pyvmm.loop.bare import BareVcpu
 from pyvmm.native import ffi, lib
-from pyvmm.vm import Vm
 
 RAM_SIZE = 0x20000
 RAM_SLOT = 0

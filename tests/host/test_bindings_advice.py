@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from pyvmm.cpuid import cpuid_entries, cpuid_table
-from pyvmm.dirty_log import DirtyBitmap
 from pyvmm.errors import KvmError, PyvmmError, UnsupportedError
-from pyvmm.eventfd import EventFd
-from pyvmm.fd import Fd
-from pyvmm.irq_routing import IrqchipRoute, MsiRoute
 from pyvmm.kvm import Kvm
-from pyvmm.mapping import Mapping
-from pyvmm.memfd import Memfd
+from pyvmm.kvm.cpuid import cpuid_entries, cpuid_table
+from pyvmm.kvm.dirty_log import DirtyBitmap
+from pyvmm.kvm.eventfd import EventFd
+from pyvmm.kvm.fd import Fd
+from pyvmm.kvm.irq_routing import IrqchipRoute, MsiRoute
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.memfd import Memfd
+from pyvmm.loop.vcpu_loop import VcpuLoop
 from pyvmm.native import ffi, lib
-from pyvmm.vcpu_loop import VcpuLoop
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from pyvmm.cpuid import cpuid_entries
 from pyvmm.errors import ConfigurationError, KvmError, PyvmmError, WrongTypeError
-from pyvmm.fd import KvmFd
-from pyvmm.ioctls import IOCTLS, MAY_BE_NULL, SIZED_BY_THE_HOST, TAILS, Ioctl, iow, is_written
 from pyvmm.kvm import Kvm
+from pyvmm.kvm.cpuid import cpuid_entries
+from pyvmm.kvm.fd import KvmFd
+from pyvmm.kvm.ioctls import IOCTLS, MAY_BE_NULL, SIZED_BY_THE_HOST, TAILS, Ioctl, iow, is_written
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vm import Vm
+from pyvmm.loop.vcpu_loop import VcpuLoop, create_protocol
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import Mechanism, Policy
-from pyvmm.vcpu import Vcpu
-from pyvmm.vcpu_loop import VcpuLoop, create_protocol
-from pyvmm.vm import Vm
+from pyvmm.page_states import Mechanism, Policy
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

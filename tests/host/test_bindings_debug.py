@@ -11,10 +11,10 @@ import pytest
 from bare_vm import BareVm
 
 from pyvmm.errors import ConfigurationError, KvmError
-from pyvmm.exits import DebugExit, HltExit, MsrExit
-from pyvmm.msrs import MsrFilterRange
+from pyvmm.kvm.exits import DebugExit, HltExit, MsrExit
+from pyvmm.kvm.msrs import MsrFilterRange
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import lib
-from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

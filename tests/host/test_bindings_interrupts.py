@@ -9,12 +9,12 @@ import pytest
 from bare_vm import BareVm, irqchip, lapics
 
 from pyvmm.errors import KvmError
-from pyvmm.eventfd import EventFd
-from pyvmm.exits import IoExit, IrqWindowExit, MmioExit
-from pyvmm.irq_routing import IrqchipRoute, MsiRoute
+from pyvmm.kvm.eventfd import EventFd
+from pyvmm.kvm.exits import IoExit, IrqWindowExit, MmioExit
+from pyvmm.kvm.irq_routing import IrqchipRoute, MsiRoute
+from pyvmm.kvm.uapi import MpState
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import MpState
-from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

@@ -8,17 +8,17 @@ from contextlib import closing
 import pytest
 from bare_vm import RAM_SIZE, RAM_SLOT, BareVm
 
-from pyvmm.coalesced import CoalescedRing, CoalescedWrite
-from pyvmm.dirty_log import DirtyBitmap
-from pyvmm.dirty_ring import DirtyPage, DirtyRing
 from pyvmm.errors import ConfigurationError, KvmError
-from pyvmm.exits import DirtyRingFullExit, HltExit, IoExit, MmioExit
 from pyvmm.guest.boot import START
 from pyvmm.kvm import Kvm
-from pyvmm.mapping import Mapping
+from pyvmm.kvm.coalesced import CoalescedRing, CoalescedWrite
+from pyvmm.kvm.dirty_log import DirtyBitmap
+from pyvmm.kvm.dirty_ring import DirtyPage, DirtyRing
+from pyvmm.kvm.exits import DirtyRingFullExit, HltExit, IoExit, MmioExit
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.uapi import VmType
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import lib
-from pyvmm.uapi import VmType
-from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

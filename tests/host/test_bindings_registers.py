@@ -8,10 +8,10 @@ import pytest
 from bare_vm import BareVm, lapics
 
 from pyvmm.errors import KvmError, UnsupportedError
-from pyvmm.exits import HltExit
+from pyvmm.kvm.exits import HltExit
+from pyvmm.kvm.uapi import MpState
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import MpState
-from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

@@ -10,15 +10,14 @@ import pytest
 from bare_vm import BareVm
 from conftest import holdings
 
-from pyvmm import uapi
-from pyvmm.cpuid import cpuid_entries, cpuid_table
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError, UnsupportedError
-from pyvmm.fd import KvmFd
-from pyvmm.ioctls import ALSO_TAKEN, IOCTLS, io, iow
-from pyvmm.kvm import Kvm
+from pyvmm.kvm import Kvm, uapi
+from pyvmm.kvm.cpuid import cpuid_entries, cpuid_table
+from pyvmm.kvm.fd import KvmFd
+from pyvmm.kvm.ioctls import ALSO_TAKEN, IOCTLS, io, iow
+from pyvmm.kvm.uapi import VmType
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import VmType
-from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

@@ -16,7 +16,7 @@ from pyvmm_command import pyvmm
 from snippets import PRIVATE, spin, touches
 
 from pyvmm import ConfigurationError, Machine, Result
-from pyvmm.vcpu_thread import VcpuThread
+from pyvmm.loop.vcpu_thread import VcpuThread
 
 # <linux/fcntl.h>; it forbids to punch the file, and the fcntl module does not have it.
 F_SEAL_FUTURE_WRITE = 0x10
@@ -49,7 +49,7 @@ def test_a_thread_that_cannot_start_ends_those_that_did(monkeypatch: pytest.Monk
 
     before = holdings()
     monkeypatch.setattr("pyvmm.machine.VcpuThread", Noted)
-    monkeypatch.setattr("pyvmm.vcpu_thread.start_new_thread", start_two)
+    monkeypatch.setattr("pyvmm.loop.vcpu_thread.start_new_thread", start_two)
     with Machine(spin(), vcpus=4) as machine:
         with pytest.raises(ConfigurationError, match=r"vCPU 3.*fewer vCPUs"):
             machine.run(60)
@@ -99,7 +99,7 @@ def test_memory_that_runs_out_at_any_step_of_making_a_machine() -> None:
 # Each limit has a process of its own, for a thread's stack is kept for the next one.
 _LITTLE_MEMORY_FOR_THREADS = """
 import os, resource, signal, sys, _thread
-import pyvmm.machine, pyvmm.vcpu_thread
+import pyvmm.machine, pyvmm.loop.vcpu_thread
 from pyvmm.cli.main import main
 guest, room, stack = sys.argv[1], int(sys.argv[2]), 1 << 20
 _thread.stack_size(stack)
@@ -110,11 +110,11 @@ def run_in_little_memory(machine, *arguments):
     return run(machine, *arguments)
 main(["run", guest])
 if room:
-    pyvmm.vcpu_thread._ROOM = room
+    pyvmm.loop.vcpu_thread._ROOM = room
 pyvmm.machine.Machine.run = run_in_little_memory
 statuses = []
 for threads in (1, 2):
-    start = threads * stack + pyvmm.vcpu_thread._ROOM
+    start = threads * stack + pyvmm.loop.vcpu_thread._ROOM
     for slack in range(start - (16 << 10), start + (128 << 10), 4 << 10):
         if os.fork() == 0:
             signal.alarm(20)

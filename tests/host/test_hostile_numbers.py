@@ -16,25 +16,25 @@ import pytest
 from snippets import passing
 
 from pyvmm import Machine
-from pyvmm.coalesced import CoalescedRing
-from pyvmm.cpuid import CpuidEntry, cpuid_table
-from pyvmm.dirty_log import DirtyBitmap
-from pyvmm.dirty_ring import DirtyRing
 from pyvmm.errors import PyvmmError, WrongTypeError
-from pyvmm.eventfd import EventFd
-from pyvmm.fd import Fd, KvmFd
-from pyvmm.guest_memfd import GuestMemfd
-from pyvmm.ioctls import Ioctl, io, ior, iow, iowr
-from pyvmm.irq_routing import IrqchipRoute, MsiRoute
 from pyvmm.kvm import Kvm
-from pyvmm.mapping import Mapping
-from pyvmm.memfd import Memfd
+from pyvmm.kvm.coalesced import CoalescedRing
+from pyvmm.kvm.cpuid import CpuidEntry, cpuid_table
+from pyvmm.kvm.dirty_log import DirtyBitmap
+from pyvmm.kvm.dirty_ring import DirtyRing
+from pyvmm.kvm.eventfd import EventFd
+from pyvmm.kvm.fd import Fd, KvmFd
+from pyvmm.kvm.guest_memfd import GuestMemfd
+from pyvmm.kvm.ioctls import Ioctl, io, ior, iow, iowr
+from pyvmm.kvm.irq_routing import IrqchipRoute, MsiRoute
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.memfd import Memfd
+from pyvmm.kvm.msrs import MsrFilterRange
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vm import Vm
+from pyvmm.loop.vcpu_loop import VcpuLoop
 from pyvmm.memory.guest_memory import GuestMemory
-from pyvmm.msrs import MsrFilterRange
 from pyvmm.native import lib
-from pyvmm.vcpu import Vcpu
-from pyvmm.vcpu_loop import VcpuLoop
-from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

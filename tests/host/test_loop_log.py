@@ -8,8 +8,8 @@ import pytest
 from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, out_loop, passing, touches
 
 from pyvmm import ConfigurationError, Machine, PageState, Policy, Result
-from pyvmm.exits import IoExit, MemoryErrorExit, MmioExit
-from pyvmm.vcpu_loop import ExitRecord
+from pyvmm.kvm.exits import IoExit, MemoryErrorExit, MmioExit
+from pyvmm.loop.vcpu_loop import ExitRecord
 
 
 def outs(count: int) -> Any:

@@ -11,9 +11,9 @@ import pytest
 from snippets import EXIT_0, PAGE, guest, passing
 
 from pyvmm import ConfigurationError, Machine, PageState, Result
-from pyvmm.cpuid import physical_address_bits
 from pyvmm.devices import in_kernel
 from pyvmm.guest.boot import START
+from pyvmm.kvm.cpuid import physical_address_bits
 from pyvmm.native import lib
 
 

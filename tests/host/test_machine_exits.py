@@ -11,8 +11,8 @@ from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, out_loop, passing, sp
 
 from pyvmm import ClosedError, ConfigurationError, Machine, PageState, Policy, Result, load_guest
 from pyvmm.errors import WrongTypeError
-from pyvmm.exits import IoExit, MemoryErrorExit
-from pyvmm.vcpu_loop import ExitRecord
+from pyvmm.kvm.exits import IoExit, MemoryErrorExit
+from pyvmm.loop.vcpu_loop import ExitRecord
 
 F_SEAL_FUTURE_WRITE = 0x10
 

@@ -33,9 +33,8 @@ from pyvmm import (
 )
 from pyvmm.guest.boot import START
 from pyvmm.guest.image import Image, Segment
-from pyvmm.memfd import Memfd
-from pyvmm.uapi import Stop
-from pyvmm.vcpu_loop import VcpuLoop
+from pyvmm.kvm.memfd import Memfd
+from pyvmm.loop.vcpu_loop import Stop, VcpuLoop
 
 
 def run_once(**options: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, stores, touches
 
 from pyvmm import ConfigurationError, Machine, PageState, Policy, Result
-from pyvmm.exits import MemoryErrorExit
+from pyvmm.kvm.exits import MemoryErrorExit
 
 P, S = PageState.PRIVATE, PageState.SHARED
 

@@ -15,12 +15,12 @@ from region_model import RegionModel
 from snippets import EXIT_0, PAGE, PAGES, PRIVATE, SHARED, guest, passing, touches
 
 from pyvmm import ConfigurationError, Kvm, KvmError, Machine, PageState, Policy
-from pyvmm.mapping import Mapping
+from pyvmm.kvm.mapping import Mapping
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.memory.backends.emulated import EmulatedBackend
 from pyvmm.memory.guest_memory import GuestMemory, PrivatePageError
 from pyvmm.native import lib
-from pyvmm.uapi import Mechanism
+from pyvmm.page_states import Mechanism
 
 P, S = PageState.PRIVATE, PageState.SHARED
 REQUESTS_AT = 0x10000

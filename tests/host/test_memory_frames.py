@@ -6,7 +6,7 @@ import pytest
 from snippets import PRIVATE, guest
 
 from pyvmm import Machine, RunReport
-from pyvmm.exits import MemoryErrorExit
+from pyvmm.kvm.exits import MemoryErrorExit
 
 STACK = f"movw ${PRIVATE >> 4}, %ax\n movw %ax, %ss\n movw $0x800, %sp\n"
 EXIT = "xorl %eax, %eax\n outl %eax, $0xf4\n"

@@ -10,7 +10,7 @@ import pytest
 from snippets import PAGE, PRIVATE, SHARED, guest
 
 from pyvmm import Image, Machine, PageState
-from pyvmm.exits import MemoryErrorExit
+from pyvmm.kvm.exits import MemoryErrorExit
 
 CS = 0x7C0  # not 0, so that a lost word is seen
 REGISTERS = {

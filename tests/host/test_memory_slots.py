@@ -17,7 +17,7 @@ from pyvmm import ConfigurationError, Kvm, KvmError, Machine, PageState, load_gu
 from pyvmm.guest.assembler import guests_dir
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import Mechanism
+from pyvmm.page_states import Mechanism
 
 P, S = PageState.PRIVATE, PageState.SHARED
 GUESTS = ("convert", "doorbell", "storm", "smp", "strings", "exec", "hostile")

@@ -15,8 +15,8 @@ import pytest
 from snippets import PRIVATE, guest
 
 from pyvmm import Machine
+from pyvmm.loop.vcpu_loop import ExitRecord
 from pyvmm.native import lib
-from pyvmm.vcpu_loop import ExitRecord
 
 SECONDS = float(os.environ.get("PYVMM_RECORD_TIMES_S", "4"))
 RUN_S = 2.0

@@ -12,8 +12,8 @@ from snippets import PRIVATE, SHARED, out_loop, touches
 
 from pyvmm import Machine
 from pyvmm.errors import UnsupportedError
-from pyvmm.timeline import TimelineFile, call_name
-from pyvmm.tracefs import KernelTrace
+from pyvmm.trace.timeline import TimelineFile, call_name
+from pyvmm.trace.tracefs import KernelTrace
 
 
 def events(path: Path) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ import pytest
 from pyvmm_command import Outcome, pyvmm
 
 from pyvmm.validate.cases.model import SHARED_LAYOUTS
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model import play as play_module
 from pyvmm.validate.model.explore import explore
 from pyvmm.validate.model.memslots import RULES, MemslotsState, MemslotsSystem
 from pyvmm.validate.model.play import Play
 from pyvmm.validate.model.script import Layout, Script, to_text
 from pyvmm.validate.model.state import Place
-from pyvmm.validate.toolbox import Toolbox
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 

@@ -10,12 +10,12 @@ from contextlib import ExitStack
 import pytest
 
 from pyvmm.errors import KvmError
-from pyvmm.guest_memfd import GuestMemfd
 from pyvmm.kvm import Kvm
-from pyvmm.mapping import Mapping
+from pyvmm.kvm.guest_memfd import GuestMemfd
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.uapi import VmType
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import lib
-from pyvmm.uapi import VmType
-from pyvmm.vm import Vm
 
 PAGE = 0x1000
 TOP = (1 << 64) - PAGE

@@ -12,7 +12,7 @@ import pytest
 from pyvmm.lab.build import DEFAULT_VERSION
 from pyvmm.lab.lab import Lab
 from pyvmm.lab.sources import default_tarball
-from pyvmm.validate import ktap
+from pyvmm.validate.results import ktap
 
 pytestmark = pytest.mark.boots
 

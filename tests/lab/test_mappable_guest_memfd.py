@@ -11,9 +11,9 @@ from snippets import PAGE
 
 from pyvmm import Kvm, KvmError
 from pyvmm.guest.boot import set_real_mode
-from pyvmm.mapping import Mapping
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import ffi, lib
-from pyvmm.vm import Vm
 
 pytestmark = pytest.mark.lab(kernel="7.3")
 

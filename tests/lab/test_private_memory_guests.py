@@ -10,11 +10,11 @@ from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, touches
 from text_and_json import both, compare
 
 from pyvmm import Kvm, Machine, Policy, Result, UnsupportedError
-from pyvmm.exits import MemoryErrorExit
 from pyvmm.guest.assembler import guests_dir
+from pyvmm.kvm.exits import MemoryErrorExit
 from pyvmm.memory.backends import choose_backend
 from pyvmm.native import lib
-from pyvmm.uapi import Mechanism, PageState
+from pyvmm.page_states import Mechanism, PageState
 
 MEMORY_ERROR = pytest.mark.lab(kernel="memory-error")
 KERNELS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.cpuid import CpuidEntry, cpuid_table, physical_address_bits
+from pyvmm.kvm.cpuid import CpuidEntry, cpuid_table, physical_address_bits
 
 
 def entry(function: int, eax: int) -> CpuidEntry:

@@ -10,9 +10,9 @@ import pytest
 
 from pyvmm.diagnosis import describe_exit, describe_run_failure
 from pyvmm.errors import KvmError
-from pyvmm.exits import exit_decoder
 from pyvmm.guest.image import Image
-from pyvmm.mapping import PAGE_SIZE
+from pyvmm.kvm.exits import exit_decoder
+from pyvmm.kvm.mapping import PAGE_SIZE
 from pyvmm.native import ffi, lib
 from pyvmm.report import Where
 from pyvmm.where import where_it_stands

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm import exits
-from pyvmm.exits import exit_decoder, io_data
+from pyvmm.kvm import exits
+from pyvmm.kvm.exits import exit_decoder, io_data
+from pyvmm.kvm.uapi import REASON_NAMES, ExitReason, reason_name
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import REASON_NAMES, ExitReason, PageState, reason_name
+from pyvmm.page_states import PageState
 
 PAGE = 4096
 UNION = 32

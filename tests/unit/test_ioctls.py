@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.fd import KvmFd
-from pyvmm.ioctls import IOCTLS, KVMIO, Ioctl, io, ior, iow, iowr
+from pyvmm.kvm.fd import KvmFd
+from pyvmm.kvm.ioctls import IOCTLS, KVMIO, Ioctl, io, ior, iow, iowr
 from pyvmm.native import ffi, lib
 
 # KVM ioctls that the headers define on x86 as well, and why they are not in the table.
@@ -79,4 +79,4 @@ def test_unknown_name_says_what_to_do() -> None:
     with KvmFd(-1, "nothing") as fd, pytest.raises(ConfigurationError) as caught:
         fd.ioctl("KVM_GET_REGZ")
     assert "KVM_GET_REGZ" in str(caught.value)
-    assert "pyvmm.ioctls" in caught.value.remedy
+    assert "pyvmm.kvm.ioctls" in caught.value.remedy

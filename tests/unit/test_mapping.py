@@ -7,7 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pyvmm.memfd import Memfd
+from pyvmm.kvm.memfd import Memfd
 
 
 def _interrupt(frame: FrameType, event: str, argument: Any) -> None:

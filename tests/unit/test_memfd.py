@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pyvmm import ClosedError, KvmError, Memfd
-from pyvmm.mapping import PAGE_SIZE, Mapping
+from pyvmm.kvm.mapping import PAGE_SIZE, Mapping
 
 PAGES = 16
 SIZE = PAGES * PAGE_SIZE

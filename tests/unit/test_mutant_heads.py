@@ -6,7 +6,7 @@ import pytest
 from mutant_heads import FOLDER, KEYS, Mutant, Promise, all_mutants, chosen
 
 from pyvmm.lab.sources import patched_files
-from pyvmm.validate.catalogue import all_cases, select
+from pyvmm.validate.run.catalogue import all_cases, select
 
 MUTANTS = all_mutants()
 

@@ -11,7 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyvmm.cli.run_text import ConsoleText, render
+from pyvmm.loop.vcpu_loop import ExitRecord
 from pyvmm.memory.guest_memory import Conversions
+from pyvmm.page_states import PageState
 from pyvmm.printable import printable
 from pyvmm.report import (
     Latency,
@@ -23,9 +25,7 @@ from pyvmm.report import (
     duration,
     to_json,
 )
-from pyvmm.uapi import PageState
 from pyvmm.unclaimed import Unclaimed
-from pyvmm.vcpu_loop import ExitRecord
 
 
 def text_of(report: RunReport, console: bytes = b"", guest: str = "guest.S") -> str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm import ConfigurationError
-from pyvmm.mapping import PAGE_SIZE
+from pyvmm.kvm.mapping import PAGE_SIZE
 from pyvmm.memory.slots import SlotTable
 
 PAGE_RANGES = st.tuples(st.integers(0, 40), st.integers(1, 10))

@@ -19,13 +19,14 @@ from pyvmm.errors import ConfigurationError, PyvmmError
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
-from pyvmm.validate import report, two_kernels
-from pyvmm.validate.baseline import Change
-from pyvmm.validate.known import KnownBug
-from pyvmm.validate.lab_run import LabRun, Machine, Trouble
-from pyvmm.validate.result import CaseResult, State
-from pyvmm.validate.side_by_side import Run, run_side_by_side
-from pyvmm.validate.two_kernels import TwoKernels, Variant, compare, judge
+from pyvmm.validate.kernels import two_kernels
+from pyvmm.validate.kernels.lab_run import LabRun, Machine, Trouble
+from pyvmm.validate.kernels.side_by_side import Run, run_side_by_side
+from pyvmm.validate.kernels.two_kernels import TwoKernels, Variant, compare, judge
+from pyvmm.validate.kit.known import KnownBug
+from pyvmm.validate.results import report
+from pyvmm.validate.results.baseline import Change
+from pyvmm.validate.results.result import CaseResult, State
 
 PASS, FAIL, SKIP = State.PASS, State.FAIL, State.SKIP
 BEFORE = Kernel("default", Path("/k/1/bzImage"), "6.12.1", "/usr/src/linux-source-6.12.tar.xz")

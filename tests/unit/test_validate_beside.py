@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from pyvmm.validate import beside
-from pyvmm.validate.beside import CallBeside
-from pyvmm.validate.check import CheckFailed
+from pyvmm.validate.kit import beside
+from pyvmm.validate.kit.beside import CallBeside
+from pyvmm.validate.kit.check import CheckFailed
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

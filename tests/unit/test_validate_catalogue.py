@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.validate import routines
-from pyvmm.validate.capabilities import CAPABILITIES
-from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, size_word
-from pyvmm.validate.catalogue import all_cases, select
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.capabilities import CAPABILITIES
+from pyvmm.validate.kit.case import GIB, HUGE, KIB, PAGE, size_word
+from pyvmm.validate.run.catalogue import all_cases, select
 
 # What the kernel's own tests and the posted ones cover, and this ABI generation has.
 IDS = (

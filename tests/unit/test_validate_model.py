@@ -10,13 +10,13 @@ import pytest
 from fake_kvm import BUGS, FakeKvm
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.validate.check import CheckFailed
+from pyvmm.validate.kit.check import CheckFailed
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model import explore as explore_module
 from pyvmm.validate.model.explore import explore
 from pyvmm.validate.model.guest_memfd import RULES, GuestMemfdState
 from pyvmm.validate.model.play import Play, rules_of
 from pyvmm.validate.model.script import Layout, Script, load, to_text
-from pyvmm.validate.toolbox import Toolbox
 
 LAYOUT = Layout(0x80000, 16, slots=2, file_pages=24, file_offset=3)
 SCRIPT = Script(

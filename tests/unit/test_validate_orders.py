@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from pyvmm.validate.orders import Order, Step, World, first_steps, orders
+from pyvmm.validate.kit.orders import Order, Step, World, first_steps, orders
 
 EVERY = [
     order for first in first_steps() for order in orders(4, first, World(), tuple(Step))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.validate import baseline, ktap, lines, report
-from pyvmm.validate.baseline import Change
-from pyvmm.validate.known import KnownBug
-from pyvmm.validate.result import CaseResult, State
+from pyvmm.validate.kit.known import KnownBug
+from pyvmm.validate.results import baseline, ktap, lines, report
+from pyvmm.validate.results.baseline import Change
+from pyvmm.validate.results.result import CaseResult, State
 
 MACHINE = {"kernel": "6.12", "cpu": "x", "cpus": 2, "kvm_modules": ["kvm_amd"], "parameters": {}}
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import pytest
 
-from pyvmm.validate import calibration
-from pyvmm.validate.case import Case
-from pyvmm.validate.catalogue import select
-from pyvmm.validate.check import CheckFailed, Missing
-from pyvmm.validate.race import Overlaps
-from pyvmm.validate.result import CaseResult, State
-from pyvmm.validate.toolbox import Toolbox
-from pyvmm.validate.worker import run_case
+from pyvmm.validate.kit.case import Case
+from pyvmm.validate.kit.check import CheckFailed, Missing
+from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.run import calibration
+from pyvmm.validate.run.catalogue import select
+from pyvmm.validate.run.worker import run_case
 
 
 def outcome(function: Callable[[Toolbox], None]) -> tuple[State, str, str]:

@@ -15,14 +15,14 @@ import pytest
 
 from pyvmm.cli.main import main
 from pyvmm.errors import PyvmmError
-from pyvmm.ioctls import IOCTLS
-from pyvmm.validate import stuck
-from pyvmm.validate.case import Case
-from pyvmm.validate.check import CheckFailed, Missing, expect
-from pyvmm.validate.known import Known, KnownBug
-from pyvmm.validate.result import State
-from pyvmm.validate.runner import Runner
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.kvm.ioctls import IOCTLS
+from pyvmm.validate.kit.case import Case
+from pyvmm.validate.kit.check import CheckFailed, Missing, expect
+from pyvmm.validate.kit.known import Known, KnownBug
+from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.results.result import State
+from pyvmm.validate.run import stuck
+from pyvmm.validate.run.runner import Runner
 
 pytestmark = pytest.mark.usefixtures("no_leak")
 
@@ -142,7 +142,7 @@ def test_a_case_that_hangs_is_killed_at_its_deadline() -> None:
 
 
 def test_a_case_that_not_even_a_kill_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyvmm.validate.runner._END_S", 0.1)
+    monkeypatch.setattr("pyvmm.validate.run.runner._END_S", 0.1)
     monkeypatch.setattr("multiprocessing.process.BaseProcess.kill", lambda process: None)
     runner = Runner([a_case(hangs, deadline_s=0.3), a_case(passes, id="X2")])
     first, second = list(runner)
@@ -172,7 +172,7 @@ def test_a_kernel_on_which_all_hangs_is_given_up() -> None:
 
 
 def test_a_case_that_hangs_says_in_which_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyvmm.validate.stuck.where", lambda pid: ("KVM_RUN", "KVM_RUN: f < g"))
+    monkeypatch.setattr("pyvmm.validate.run.stuck.where", lambda pid: ("KVM_RUN", "KVM_RUN: f < g"))
     assert result_of(hangs, deadline_s=0.3) == (
         State.HANG,
         "no end after 0.3 s, in KVM_RUN",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.vcpu_thread import VcpuThread
+from pyvmm.loop.vcpu_thread import VcpuThread
 
 
 def test_it_has_a_name_and_ends() -> None:
@@ -70,7 +70,7 @@ def test_one_that_the_host_refuses(
     def refuse(*call: object) -> int:
         raise error
 
-    monkeypatch.setattr("pyvmm.vcpu_thread.start_new_thread", refuse)
+    monkeypatch.setattr("pyvmm.loop.vcpu_thread.start_new_thread", refuse)
     thread = VcpuThread(3, lambda index: None)
     with pytest.raises(ConfigurationError, match=r"vCPU 3: its thread cannot start \(.+\); use"):
         thread.start()

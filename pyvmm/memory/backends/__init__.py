@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pyvmm.errors import ConfigurationError, UnsupportedError
-from pyvmm.kvm import Kvm
+from pyvmm.kvm.system import Kvm
 from pyvmm.memory.backends.emulated import EmulatedBackend
 from pyvmm.memory.backends.guest_memfd import GuestMemfdBackend
 from pyvmm.memory.backends.memory_error import MemoryErrorBackend
 from pyvmm.memory.backing import Backend, Support
-from pyvmm.uapi import Mechanism
+from pyvmm.page_states import Mechanism
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend

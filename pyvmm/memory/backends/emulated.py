@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from pyvmm.kvm import Kvm
-from pyvmm.mapping import PROT_NONE, PROT_READ_WRITE, Mapping
-from pyvmm.memfd import Memfd
+from pyvmm.kvm.mapping import PROT_NONE, PROT_READ_WRITE, Mapping
+from pyvmm.kvm.memfd import Memfd
+from pyvmm.kvm.system import Kvm
+from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backing import Backing, Support, add_shared_file
 from pyvmm.memory.probe_guest import run_probe
 from pyvmm.native import lib
-from pyvmm.uapi import Mechanism
-from pyvmm.vm import Vm
+from pyvmm.page_states import Mechanism
 
 # mov %al, 0x2000: one byte into the second page, from code in the first.
 _TOUCH = bytes([0xA2, 0x00, 0x20])

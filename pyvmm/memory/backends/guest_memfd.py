@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 
 from pyvmm.errors import KvmError
-from pyvmm.kvm import Kvm
+from pyvmm.kvm.system import Kvm
+from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd, no_protected_vm
 from pyvmm.native import lib
-from pyvmm.uapi import Mechanism
-from pyvmm.vm import Vm
+from pyvmm.page_states import Mechanism
 
 _KERNEL_OPTION = "use a kernel with CONFIG_KVM_SW_PROTECTED_VM=y (pyvmm lab has one)"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 
 from pyvmm.errors import KvmError
-from pyvmm.kvm import Kvm
+from pyvmm.kvm.system import Kvm
+from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd, no_protected_vm
 from pyvmm.native import ffi, lib
-from pyvmm.uapi import Mechanism
-from pyvmm.vm import Vm
+from pyvmm.page_states import Mechanism
 
 _REMEDY = "no released kernel has it; `pyvmm lab build --name memory-error` makes one"
 

@@ -13,15 +13,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import lib
-from pyvmm.validate.case import GIB, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.cases.misuse import Call
-from pyvmm.validate.check import CheckFailed, Missing, check, errno_of
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.memory import Memory
-from pyvmm.validate.toolbox import Toolbox
-from pyvmm.vm import Vm
+from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, Missing, check, errno_of
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.toolbox import Toolbox
 
 _ATTEMPTS = 5
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pyvmm.errors import KvmError
 from pyvmm.native import ffi, lib
-from pyvmm.validate import routines
-from pyvmm.validate.capabilities import hypercall_routine
-from pyvmm.validate.case import GIB, case
-from pyvmm.validate.check import Missing, check, expect
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.known import HYPERCALL_WITH_A_STALE_ANSWER, Known
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.capabilities import hypercall_routine
+from pyvmm.validate.kit.case import GIB, case
+from pyvmm.validate.kit.check import Missing, check, expect
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.known import HYPERCALL_WITH_A_STALE_ANSWER, Known
+from pyvmm.validate.kit.toolbox import Toolbox
 
 _PORT = 0x5A
 _UNKNOWN_MSR = 0xC001_7AAA

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 
 from pyvmm.errors import KvmError
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import lib
-from pyvmm.validate import routines
-from pyvmm.validate.case import PAGE, case
-from pyvmm.validate.check import Missing, check, errno_name, errno_of, expect, expect_errno
-from pyvmm.validate.toolbox import Toolbox
-from pyvmm.vm import Vm
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import PAGE, case
+from pyvmm.validate.kit.check import Missing, check, errno_name, errno_of, expect, expect_errno
+from pyvmm.validate.kit.toolbox import Toolbox
 
 _TYPES = (0, 1)
 _PRIVATE: int = lib.KVM_MEMORY_ATTRIBUTE_PRIVATE

@@ -10,14 +10,14 @@ import os
 from contextlib import ExitStack, suppress
 
 from pyvmm.native import lib
-from pyvmm.validate import routines
-from pyvmm.validate.beside import CallBeside
-from pyvmm.validate.case import GIB, MIB, PAGE, case
 from pyvmm.validate.cases.pre_fault import mapped_pages, pre_fault
-from pyvmm.validate.check import check
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.memory import PRIVATE, Memory
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.beside import CallBeside
+from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import check
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.memory import PRIVATE, Memory
+from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
 _HELD, _HELD_SIZE = 5 * GIB, 64 * MIB

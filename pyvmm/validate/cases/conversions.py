@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
-from pyvmm.validate.check import check
-from pyvmm.validate.memory import BACKINGS, Memory
-from pyvmm.validate.race import Overlaps
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.kit.check import check
+from pyvmm.validate.kit.memory import BACKINGS, Memory
+from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.toolbox import Toolbox
 
 # Tags of the patterns: who wrote, and in which state the page was. No page begins with a zero.
 HOST, SHARED, PRIVATE, LATER = (n << 48 | 0xA5 for n in (0x1111, 0x2222, 0x3333, 0x4444))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, KIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
-from pyvmm.validate.check import CheckFailed, Missing, check
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.memory import Memory
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, KIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, Missing, check
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.toolbox import Toolbox
 
 NEEDS = ("private_memory", "native_guests", "statistics")
 SIZE = 16 * PAGE

@@ -12,15 +12,15 @@ import os
 from collections.abc import Callable, Iterable
 
 from pyvmm.native import ffi, lib
-from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, PUNCH_HOLE, a_vm, fallocate
 from pyvmm.validate.cases.misuse import Call
-from pyvmm.validate.check import Missing, errno_name, errno_of, expect, expect_errno
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, PAGE, case
+from pyvmm.validate.kit.check import Missing, errno_name, errno_of, expect, expect_errno
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
 GPA = 4 * GIB

@@ -7,15 +7,15 @@ makes PROT_NONE addresses worth having. The host must never find private bytes.
 
 from __future__ import annotations
 
-from pyvmm.mapping import PROT_NONE, Mapping
+from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
-from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, PAGE, case
 from pyvmm.validate.cases.memory_regions import expect_mmio
-from pyvmm.validate.check import check, expect
-from pyvmm.validate.guest import PLAIN_SIZE, GuestVm
-from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, PAGE, case
+from pyvmm.validate.kit.check import check, expect
+from pyvmm.validate.kit.guest import PLAIN_SIZE, GuestVm
+from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 4 * PAGE
 GPA = 4 * GIB

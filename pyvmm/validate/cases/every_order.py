@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
-from pyvmm.validate.accounts import Line, left_behind, lines
-from pyvmm.validate.case import case
-from pyvmm.validate.check import CheckFailed
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.orders import Order, Step, first_steps, orders
-from pyvmm.validate.stage import STAGES, Stage
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit.accounts import Line, left_behind, lines
+from pyvmm.validate.kit.case import case
+from pyvmm.validate.kit.check import CheckFailed
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.orders import Order, Step, first_steps, orders
+from pyvmm.validate.kit.stage import STAGES, Stage
+from pyvmm.validate.kit.toolbox import Toolbox
 
 LONGEST = 4
 # A VM costs more than all else: orders that do not close it share one, one after the other, and

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pyvmm.mapping import PROT_NONE, Mapping
+from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import lib
-from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE
 from pyvmm.validate.cases.memory_regions import again_and_again
-from pyvmm.validate.check import CheckFailed, expect
-from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, expect
+from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
 EFAULT = 14

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyvmm.errors import KvmError
-from pyvmm.guest_memfd import GuestMemfd
-from pyvmm.mapping import Mapping
+from pyvmm.kvm.guest_memfd import GuestMemfd
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.vm import Vm
 from pyvmm.native import ffi, lib
-from pyvmm.validate.capabilities import missing
-from pyvmm.validate.case import GIB, PAGE, case
-from pyvmm.validate.check import Missing, check, errno_of, expect, expect_errno
-from pyvmm.validate.memory import touch
-from pyvmm.validate.toolbox import Toolbox
-from pyvmm.vm import Vm
+from pyvmm.validate.kit.capabilities import missing
+from pyvmm.validate.kit.case import GIB, PAGE, case
+from pyvmm.validate.kit.check import Missing, check, errno_of, expect, expect_errno
+from pyvmm.validate.kit.memory import touch
+from pyvmm.validate.kit.toolbox import Toolbox
 
 MMAP: int = lib.GUEST_MEMFD_FLAG_MMAP
 INIT_SHARED: int = lib.GUEST_MEMFD_FLAG_INIT_SHARED

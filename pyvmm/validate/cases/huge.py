@@ -8,12 +8,12 @@ the page in it that has the other state: a mapping that is too large would cover
 from __future__ import annotations
 
 from pyvmm.native import lib
-from pyvmm.validate.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import HOST, LATER, PRIVATE
-from pyvmm.validate.check import Missing, check
-from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.memory import Memory
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import Missing, check
+from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.toolbox import Toolbox
 
 PAGES = HUGE // PAGE
 NEEDS = ("private_memory",)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pyvmm.native import lib
-from pyvmm.validate import routines
-from pyvmm.validate.capabilities import hypercall_routine
-from pyvmm.validate.case import GIB, PAGE, case
-from pyvmm.validate.check import CheckFailed, expect, expect_errno
-from pyvmm.validate.guest import GuestVm, Outcome
-from pyvmm.validate.known import HYPERCALL_LOST_BY_ITS_UPPER_HALF, Known
-from pyvmm.validate.routines import Routine
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.capabilities import hypercall_routine
+from pyvmm.validate.kit.case import GIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, expect, expect_errno
+from pyvmm.validate.kit.guest import GuestVm, Outcome
+from pyvmm.validate.kit.known import HYPERCALL_LOST_BY_ITS_UPPER_HALF, Known
+from pyvmm.validate.kit.routines import Routine
+from pyvmm.validate.kit.toolbox import Toolbox
 
 NUMBER: int = lib.KVM_HC_MAP_GPA_RANGE
 _ALL = (1 << 64) - 1

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from pyvmm.errors import UnsupportedError
-from pyvmm.exits import MemoryErrorExit
 from pyvmm.guest.real_mode import REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA
+from pyvmm.kvm.exits import MemoryErrorExit
 from pyvmm.machine import Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.native import lib
-from pyvmm.uapi import PageState
-from pyvmm.validate.case import PAGE, case
-from pyvmm.validate.check import CheckFailed, Missing, check, expect
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.page_states import PageState
+from pyvmm.validate.kit.case import PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, Missing, check, expect
+from pyvmm.validate.kit.toolbox import Toolbox
 
 PRIVATE, SHARED = REGION_GPA, SHARED_VIEW_GPA
 _MEASURE, _EXIT = 0x614, 0xF4

@@ -11,17 +11,17 @@ import errno
 import time
 from typing import Any
 
-from pyvmm.mapping import PROT_NONE, Mapping
+from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
-from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import in_threads
 from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, fallocate
-from pyvmm.validate.check import check, errno_of, expect, expect_errno
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.race import Overlaps
-from pyvmm.validate.toolbox import Toolbox
-from pyvmm.validate.watch import INSIDE, Watch
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import check, errno_of, expect, expect_errno
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.kit.watch import INSIDE, Watch
 
 NEEDS = ("memory_error",)
 BACKEND = "memory_error"

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from pyvmm.native import ffi, lib
-from pyvmm.validate import routines
-from pyvmm.validate.capabilities import missing
-from pyvmm.validate.case import GIB, HUGE, KIB, PAGE, case
-from pyvmm.validate.check import CheckFailed, Missing, check, expect, expect_errno
-from pyvmm.validate.guest import Cpu, GuestVm
-from pyvmm.validate.known import MMIO_WHILE_AN_EXCEPTION_IS_DELIVERED, Known
-from pyvmm.validate.memory import SharedSide
-from pyvmm.validate.race import Overlaps
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.capabilities import missing
+from pyvmm.validate.kit.case import GIB, HUGE, KIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, Missing, check, expect, expect_errno
+from pyvmm.validate.kit.guest import Cpu, GuestVm
+from pyvmm.validate.kit.known import MMIO_WHILE_AN_EXCEPTION_IS_DELIVERED, Known
+from pyvmm.validate.kit.memory import SharedSide
+from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
 TAG = 0x5A << 48

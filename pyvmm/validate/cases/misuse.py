@@ -12,18 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyvmm.guest_memfd import GuestMemfd
-from pyvmm.ioctls import IOCTLS
-from pyvmm.memfd import Memfd
+from pyvmm.kvm.guest_memfd import GuestMemfd
+from pyvmm.kvm.ioctls import IOCTLS
+from pyvmm.kvm.memfd import Memfd
 from pyvmm.native import ffi, lib
-from pyvmm.validate.capabilities import missing
-from pyvmm.validate.case import GIB, PAGE, case
 from pyvmm.validate.cases.memory_regions import dirty
-from pyvmm.validate.check import Missing, errno_name, errno_of, expect, expect_errno
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.known import BOUND_RANGE_IS_EINVAL, Known
-from pyvmm.validate.memory import SharedSide
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit.capabilities import missing
+from pyvmm.validate.kit.case import GIB, PAGE, case
+from pyvmm.validate.kit.check import Missing, errno_name, errno_of, expect, expect_errno
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.known import BOUND_RANGE_IS_EINVAL, Known
+from pyvmm.validate.kit.memory import SharedSide
+from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
 GPA = 4 * GIB

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 
-from pyvmm.validate.case import GIB, KIB, PAGE, case
-from pyvmm.validate.check import CheckFailed
+from pyvmm.validate.kit.case import GIB, KIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model import files
 from pyvmm.validate.model.explore import explore
 from pyvmm.validate.model.script import Layout
-from pyvmm.validate.toolbox import Toolbox
 
 # Memory below 1 MiB; several slots on one file, none of them at an end of it; blocks of huge
 # pages, with a slot that ends inside one.

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, MIB, case
 from pyvmm.validate.cases.pre_fault import pre_fault
-from pyvmm.validate.check import Missing, check, expect
-from pyvmm.validate.memory import PRIVATE
-from pyvmm.validate.toolbox import Toolbox
-from pyvmm.validate.waiting import Waiting
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, MIB, case
+from pyvmm.validate.kit.check import Missing, check, expect
+from pyvmm.validate.kit.memory import PRIVATE
+from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.kit.waiting import Waiting
 
 GPA = 4 * GIB
 # A call this long is long enough; ranges of attributes grow until one is, or to the largest.

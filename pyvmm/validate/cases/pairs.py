@@ -16,18 +16,18 @@ from contextlib import ExitStack
 from functools import partial
 
 from pyvmm.errors import KvmError
-from pyvmm.exits import HltExit
+from pyvmm.kvm.exits import HltExit
 from pyvmm.native import lib
-from pyvmm.validate import routines
-from pyvmm.validate.accounts import meminfo
-from pyvmm.validate.beside import CallBeside
-from pyvmm.validate.case import GIB, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE
 from pyvmm.validate.cases.pre_fault import deadlock, mapped_pages, pre_fault
-from pyvmm.validate.check import CheckFailed, check, errno_name
-from pyvmm.validate.guest import GuestVm
-from pyvmm.validate.memory import Memory
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.accounts import meminfo
+from pyvmm.validate.kit.beside import CallBeside
+from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, check, errno_name
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.toolbox import Toolbox
 
 LARGE, SMALL = 32 * MIB, 16 * PAGE
 CALLS = (

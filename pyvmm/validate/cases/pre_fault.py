@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from pyvmm.errors import KvmError
 from pyvmm.native import ffi, lib
-from pyvmm.validate import routines
-from pyvmm.validate.beside import CallBeside
-from pyvmm.validate.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.cases.memory_regions import again_and_again, expect_mmio
-from pyvmm.validate.check import (
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.beside import CallBeside
+from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import (
     CheckFailed,
     Missing,
     check,
@@ -22,15 +22,15 @@ from pyvmm.validate.check import (
     expect,
     expect_errno,
 )
-from pyvmm.validate.guest import Cpu, GuestVm
-from pyvmm.validate.known import (
+from pyvmm.validate.kit.guest import Cpu, GuestVm
+from pyvmm.validate.kit.known import (
     PRE_FAULT_OF_A_DELETED_SLOT,
     PRE_FAULT_WITH_AN_OBSOLETE_ROOT,
     Known,
 )
-from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.race import Overlaps
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.toolbox import Toolbox
 
 GPA = 4 * GIB
 SIZE = HUGE + PAGE

@@ -11,17 +11,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-from pyvmm.ioctls import IOCTLS
+from pyvmm.kvm.ioctls import IOCTLS
 from pyvmm.native import ffi, lib
-from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, HUGE, KIB, MIB, PAGE, case
-from pyvmm.validate.check import check
-from pyvmm.validate.guest import Outcome
-from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.memory import Memory
-from pyvmm.validate.toolbox import Toolbox
-from pyvmm.validate.userfault import HeldPage
-from pyvmm.validate.watch import INSIDE, Watch
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import check
+from pyvmm.validate.kit.guest import Outcome
+from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.kit.userfault import HeldPage
+from pyvmm.validate.kit.watch import INSIDE, Watch
 
 NEEDS = ("private_memory", "two_cpus", "native_guests")
 SIZE = 8 * PAGE

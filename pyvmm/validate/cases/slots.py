@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pyvmm.native import lib
-from pyvmm.validate import routines
-from pyvmm.validate.case import GIB, KIB, PAGE, case
 from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.cases.memory_regions import expect_mmio
-from pyvmm.validate.check import check, errno_of, expect_errno
-from pyvmm.validate.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.toolbox import Toolbox
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, KIB, PAGE, case
+from pyvmm.validate.kit.check import check, errno_of, expect_errno
+from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
 

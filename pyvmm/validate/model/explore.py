@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvmm.errors import PyvmmError
-from pyvmm.validate.capabilities import missing
-from pyvmm.validate.case import PAGE
-from pyvmm.validate.check import CheckFailed, Missing
+from pyvmm.validate.kit.capabilities import missing
+from pyvmm.validate.kit.case import PAGE
+from pyvmm.validate.kit.check import CheckFailed, Missing
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.play import play, rules_of
 from pyvmm.validate.model.script import (
     NEEDS_OF_STEPS,
@@ -30,7 +31,6 @@ from pyvmm.validate.model.script import (
     to_text,
 )
 from pyvmm.validate.model.shrink import shrink
-from pyvmm.validate.toolbox import Toolbox
 
 # How often a step comes, once if it is not here.
 _WEIGHTS = {

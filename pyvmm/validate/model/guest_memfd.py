@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 
 from pyvmm.errors import KvmError
-from pyvmm.guest_memfd import GuestMemfd
+from pyvmm.kvm.guest_memfd import GuestMemfd
 from pyvmm.native import lib
-from pyvmm.validate.case import PAGE
-from pyvmm.validate.memory import PRIVATE, SharedSide
+from pyvmm.validate.kit.case import PAGE
+from pyvmm.validate.kit.memory import PRIVATE, SharedSide
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.script import Layout, Rules
 from pyvmm.validate.model.state import ALLOWED, MMIO, UNKNOWN, AccessExit, Place, Refusal, State
 from pyvmm.validate.model.system import System
-from pyvmm.validate.toolbox import Toolbox
 
 RULES = Rules(
     abi="guest_memfd",

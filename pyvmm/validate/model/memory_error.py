@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 
 from pyvmm.errors import KvmError
-from pyvmm.guest_memfd import GuestMemfd
-from pyvmm.mapping import PROT_NONE, Mapping
+from pyvmm.kvm.guest_memfd import GuestMemfd
+from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import lib
-from pyvmm.validate.case import PAGE
+from pyvmm.validate.kit.case import PAGE
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.script import SECOND_VIEW, Layout, Rules
 from pyvmm.validate.model.state import ALLOWED, MMIO, AccessExit, Place, Refusal, State
 from pyvmm.validate.model.system import System
-from pyvmm.validate.toolbox import Toolbox
 
 RULES = Rules(
     abi="memory_error",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 
 from pyvmm.errors import KvmError
-from pyvmm.mapping import Mapping
-from pyvmm.memfd import Memfd, MemoryFile
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.memfd import Memfd, MemoryFile
 from pyvmm.native import lib
-from pyvmm.validate.case import PAGE
-from pyvmm.validate.memory import create_file
+from pyvmm.validate.kit.case import PAGE
+from pyvmm.validate.kit.memory import create_file
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.script import Layout, Rules
 from pyvmm.validate.model.state import ALLOWED, MMIO, AccessExit, Place, Refusal, State
 from pyvmm.validate.model.system import System
-from pyvmm.validate.toolbox import Toolbox
 
 RULES = Rules(
     abi="memslots",

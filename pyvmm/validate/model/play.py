@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyvmm.errors import KvmError
+from pyvmm.kvm.uapi import reason_name
 from pyvmm.native import lib
-from pyvmm.uapi import reason_name
-from pyvmm.validate.case import PAGE
-from pyvmm.validate.check import CheckFailed, errno_name, words
+from pyvmm.validate.kit.case import PAGE
+from pyvmm.validate.kit.check import CheckFailed, errno_name, words
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model import guest_memfd, memory_error, memslots
 from pyvmm.validate.model.script import TAG_BITS, Layout, Rules, Script, Step
 from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import LOOK_PAGES, System
-from pyvmm.validate.toolbox import Toolbox
 
 # An ABI: its rules, its model, and the same on KVM.
 ABIS: dict[str, tuple[Rules, type[State], Callable[[Toolbox, Layout], System]]] = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pyvmm.validate.case import DEADLINE_S, Case
+from pyvmm.validate.kit.case import DEADLINE_S, Case
+from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.play import play, rules_of
 from pyvmm.validate.model.script import load
-from pyvmm.validate.toolbox import Toolbox
 
 _STEP_S = 0.5
 _CHANCES = 10  # a missing TLB flush is seen only until the vCPU's next interrupt

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.validate.case import GIB, PAGE
+from pyvmm.validate.kit.case import GIB, PAGE
 
 VERSION = 1
 MOST_STEPS = 100_000

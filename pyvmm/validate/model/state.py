@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pyvmm.native import lib
-from pyvmm.validate.case import PAGE
+from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.model.script import SECOND_VIEW, Layout
 
 FILL_STRIDE = 1024

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyvmm.exits import HltExit, HypercallExit, MmioExit
+from pyvmm.kvm.exits import HltExit, HypercallExit, MmioExit
 from pyvmm.native import lib
-from pyvmm.validate import routines
-from pyvmm.validate.capabilities import hypercall_routine
-from pyvmm.validate.case import PAGE
-from pyvmm.validate.check import CheckFailed
-from pyvmm.validate.guest import GuestVm, Outcome
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.capabilities import hypercall_routine
+from pyvmm.validate.kit.case import PAGE
+from pyvmm.validate.kit.check import CheckFailed
+from pyvmm.validate.kit.guest import GuestVm, Outcome
+from pyvmm.validate.kit.routines import Routine
+from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.kit.watch import Watch
 from pyvmm.validate.model.script import SECOND_VIEW, Layout
 from pyvmm.validate.model.state import FILL_STRIDE, AccessExit
-from pyvmm.validate.routines import Routine
-from pyvmm.validate.toolbox import Toolbox
-from pyvmm.validate.watch import Watch
 
 # Behind the page tables, in the plain memory: pages are copied there to be looked at.
 _SCRATCH = 0x20000

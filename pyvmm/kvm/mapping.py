@@ -1,0 +1,95 @@
+"""A piece of the host's address space."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from pyvmm.errors import ClosedError, KvmError
+from pyvmm.kvm.arguments import MOST_DESCRIPTOR, MOST_I64, number
+from pyvmm.native import ffi, lib
+
+PAGE_SIZE: int = mmap.PAGESIZE
+PROT_NONE = 0  # <sys/mman.h>; the mmap module does not have it
+PROT_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
+
+def map_memory(
+    size: int, protection: int, flags: int, fd: int, offset: int, type: str, about: str
+) -> Any:
+    """mmap(2). The mapping lives for as long as the returned pointer, a ``type``, does."""
+    number("size", size, 0, MOST_I64)
+    number("protection", protection, 0, MOST_DESCRIPTOR)
+    number("descriptor", fd, -1, MOST_DESCRIPTOR)
+    number("offset", offset, 0, MOST_I64)
+    address = lib.host_map(size, protection, flags, fd, offset)
+    if not address:
+        raise KvmError("mmap", ffi.errno, about)
+    # No function in Python: what a signal handler raises in one would keep the memory mapped.
+    return ffi.gc(ffi.cast(type, address), partial(lib.host_unmap, size))
+
+
+class Mapping:
+    """``size`` bytes of memory, of a file or anonymous. A context manager.
+
+    The memory is unmapped when the mapping is closed and no view of it is held any
+    more: a view that outlives it stays valid.
+    """
+
+    def __init__(
+        self, size: int, *, fd: int = -1, offset: int = 0, protection: int = PROT_READ_WRITE
+    ) -> None:
+        number("size", size, 0, MOST_I64)
+        is_file = number("descriptor", fd, -1, MOST_DESCRIPTOR) >= 0
+        flags = mmap.MAP_SHARED if is_file else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.size = size
+        self._pointer = map_memory(size, protection, flags, fd, offset, "void *", f"{size} bytes")
+
+    @property
+    def pointer(self) -> Any:
+        """The ``void *``. Raises :class:`ClosedError` after :meth:`close`."""
+        if self._pointer is None:
+            raise ClosedError("mapping")
+        return self._pointer
+
+    @property
+    def address(self) -> int:
+        return int(ffi.cast("uintptr_t", self.pointer))
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes, writable. Touching a page without access rights kills the process."""
+        return memoryview(ffi.buffer(self.pointer, self.size)).cast("B")
+
+    def close(self) -> None:
+        self._pointer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def is_present(mapping: Mapping, offset: int) -> bool:
+    """Whether a byte of a mapping can be read, which a file that is too short does not allow.
+
+    The kernel reads it: a touch of ours would end the process.
+    """
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, mapping.view[offset : offset + 1])
+    except OSError:
+        return False
+    finally:
+        os.close(reading)
+        os.close(writing)
+    return True

@@ -1,0 +1,1 @@
+"""Running a vCPU: the loop in C, its thread."""

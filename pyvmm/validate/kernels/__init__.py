@@ -1,0 +1,1 @@
+"""The catalogue on two kernels, side by side in labs."""

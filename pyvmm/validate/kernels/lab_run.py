@@ -1,0 +1,148 @@
+"""The catalogue on a kernel of the lab: one boot, one run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyvmm.errors import ConfigurationError
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.kernel_log import Splat
+from pyvmm.lab.kernels import Kernel
+from pyvmm.lab.lab import Lab, RunResult
+from pyvmm.validate.results.lines import Transcript
+from pyvmm.validate.results.result import CaseResult
+
+#: pyvmm as it runs here, wherever it is installed and whatever the working folder has.
+_COMMAND = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from pyvmm.cli.main import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
+_PACKAGES = str(Path(__file__).resolve().parents[2])
+_STAMP = re.compile(r"\[ *(\d+\.\d+)\]")
+#: The kernel's log and CLOCK_MONOTONIC run apart by so much, in seconds.
+_SLACK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The lab's machine, and for how long a run may take or say nothing on it (s)."""
+
+    cpus: int = 2
+    memory_mib: int = 2048
+    parameters: Sequence[str] = ()
+    timeout_s: float = 1800.0
+    silence_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A splat in the kernel's log, and the cases in the middle of which it came."""
+
+    splat: Splat
+    cases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabRun:
+    """What came out. ``problem`` says why the run is not whole, "" if it is, and
+    ``out_of_time`` whether that is only the limit on the whole run.
+
+    ``planned`` are the names of all cases that were to run. ``machine`` is as in a report.
+    """
+
+    planned: tuple[str, ...]
+    results: tuple[CaseResult, ...]
+    seed: int
+    duration_s: float
+    machine: dict[str, Any] = field(default_factory=dict)
+    trouble: tuple[Trouble, ...] = ()
+    problem: str = ""
+    out_of_time: bool = False
+    kernel_log: tuple[str, ...] = ()
+
+
+def run_in_lab(
+    kernel: Kernel,
+    machine: Machine,
+    words: Sequence[str],
+    folder: Path,
+    announce: Callable[[str], None],
+    tell: Callable[[str], None] = lambda line: None,
+) -> LabRun:
+    """Boot ``kernel`` and run ``pyvmm validate`` with these words in it.
+
+    What the cases leave for people, such as the model's scripts, comes into ``folder``.
+    ``tell`` is given a line on how far it is. Raises :class:`LabError` when the
+    kernel does not boot or the command does not begin.
+    """
+    transcript = Transcript()
+
+    def take(data: bytes) -> None:
+        try:
+            transcript.feed(data)
+        except ConfigurationError as error:
+            raise LabError(f"kernel {kernel.name}", str(error)) from None
+        done = f"{len(transcript.results)}/{len(transcript.planned)}"
+        tell(f"{done} {', '.join(transcript.running)}")
+
+    with Lab(
+        kernel,
+        cpus=machine.cpus,
+        memory_mib=machine.memory_mib,
+        params=machine.parameters,
+        results=folder,
+        tcg="multi",
+        announce=announce,
+    ) as lab:
+        command = [sys.executable, "-P", "-c", _COMMAND, _PACKAGES, "validate", "--json-lines"]
+        done = lab.run(
+            [*command, *words],
+            timeout=machine.timeout_s,
+            silence=machine.silence_s,
+            stdout=take,
+        )
+    if not transcript.planned and done.status is not None:
+        said = done.errors.decode(errors="replace").strip().splitlines()
+        raise LabError(
+            f"kernel {kernel.name}",
+            f"pyvmm validate did not begin in it: {said[-1] if said else done.status}",
+        )
+    return LabRun(
+        transcript.planned,
+        tuple(transcript.results),
+        transcript.seed,
+        done.seconds,
+        transcript.machine,
+        tuple(Trouble(splat, _cases_during(splat, transcript)) for splat in done.splats),
+        _problem(done, transcript),
+        done.timed_out and done.seconds >= machine.timeout_s,
+        done.kernel_log,
+    )
+
+
+def _problem(done: RunResult, transcript: Transcript) -> str:
+    if transcript.whole:
+        return ""
+    why = done.problem or f"pyvmm validate ended with status {done.status}"
+    running = ", ".join(transcript.running)
+    return f"{why}; in the middle of {running}" if running else why
+
+
+def _cases_during(splat: Splat, transcript: Transcript) -> tuple[str, ...]:
+    """The cases that ran when a splat was printed."""
+    stamp = _STAMP.search(splat.lines[0])
+    if stamp is None:
+        return ()
+    at = float(stamp.group(1))
+    times = {
+        **{name: (began, float("inf")) for name, began in transcript.running.items()},
+        **transcript.times,
+    }
+    return tuple(
+        name for name, (began, ended) in times.items() if began - _SLACK_S <= at <= ended + _SLACK_S
+    )

@@ -1,0 +1,1 @@
+"""What cases share: the toolbox, guests, memory, checks."""

@@ -1,0 +1,133 @@
+"""What the whole system holds, as the kernel counts it, and whether something was left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.validate.kit.case import KIB, MIB, PAGE
+
+_REFRESH = Path("/proc/sys/vm/stat_refresh")
+_FILES = Path("/proc/sys/fs/file-nr")
+_VMS = Path("/sys/kernel/debug/kvm")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One count. ``unit`` is the least that can leak at once; ``noise``, how much more others,
+    and what the kernel keeps for later, may make it.
+
+    ``name`` says what is counted, and where. Of /proc/meminfo it is the sum of ``fields`` less
+    that of ``without``.
+    """
+
+    name: str
+    unit: int
+    noise: int
+    fields: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+VMS = Line("VMs of this process in /sys/kernel/debug/kvm", 1, 0)
+FILES = Line("open files in /proc/sys/fs/file-nr", 1, 64)
+
+
+def _meminfo(noise: int, field: str, unit: int = PAGE) -> Line:
+    return Line(f"{field} of /proc/meminfo", unit, noise, (field,))
+
+
+def lines() -> tuple[Line, ...]:
+    """What can be counted here; what says most about a leak comes first."""
+    # Root can have the kernel add up what each CPU has counted for itself. Then all pages show
+    # but for those that a CPU has not put on a list yet, at most 31.
+    exact = 32 * PAGE * (os.cpu_count() or 1) if _refresh() else 2 * MIB
+    found = [VMS] if _VMS.is_dir() else []
+    found += [FILES] if _FILES.exists() else []
+    return (
+        *found,
+        _meminfo(exact, "Unevictable"),
+        _meminfo(max(exact, 256 * KIB), "Shmem"),
+        _meminfo(max(exact, 256 * KIB), "SecPageTables"),
+        Line(
+            "pages of no file that nobody maps: on the lists of /proc/meminfo, not in its "
+            "AnonPages or Cached",
+            PAGE,
+            2 * exact,
+            ("Active", "Inactive", "Unevictable"),
+            ("AnonPages", "Cached", "SwapCached", "Buffers"),
+        ),
+        _meminfo(256 * KIB, "PageTables"),
+        _meminfo(512 * KIB, "SUnreclaim", unit=64),
+        _meminfo(256 * KIB, "VmallocUsed"),
+        # Not Cached, which others fill all the time: a guest_memfd's pages are in Unevictable,
+        # a memfd's in Shmem.
+        Line(
+            "memory that is not free (MemFree of /proc/meminfo) and nothing else there either",
+            4 * PAGE,
+            12 * MIB,
+            ("MemTotal",),
+            ("MemFree", "AnonPages", "Cached", "Slab", "PageTables", "SecPageTables"),
+        ),
+    )
+
+
+def _refresh() -> bool:
+    with suppress(OSError):
+        _REFRESH.read_bytes()
+        return True
+    return False
+
+
+def look(wanted: Sequence[Line]) -> dict[Line, int]:
+    """What each line says now: bytes, or a number of things."""
+    # What this process holds and nothing refers to any more is no leak of the kernel's.
+    gc.collect()
+    _refresh()
+    memory = meminfo()
+    seen = {}
+    for line in wanted:
+        if line is VMS:
+            seen[line] = sum(path.name.startswith(f"{os.getpid()}-") for path in _VMS.iterdir())
+        elif line is FILES:
+            seen[line] = open_files()
+        else:
+            seen[line] = sum(memory.get(field, 0) for field in line.fields)
+            seen[line] -= sum(memory.get(field, 0) for field in line.without)
+    return seen
+
+
+def meminfo() -> dict[str, int]:
+    """/proc/meminfo, in bytes (and numbers of huge pages, times 1024)."""
+    fields = {}
+    for text in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = text.partition(":")
+        fields[name] = int(value.split()[0]) << 10
+    return fields
+
+
+def open_files() -> int:
+    """How many files are open in the whole system. Raises FileNotFoundError without sysctl."""
+    return int(_FILES.read_text(encoding="ascii").split()[0])
+
+
+def left_behind(
+    work: Callable[[], object], wanted: Sequence[Line], most: Callable[[Line], int], attempts: int
+) -> dict[Line, list[int]]:
+    """The lines that grew by more than ``most`` of them, however often ``work`` is done, and by
+    how much each time. Others come and go too: once without is enough."""
+    grown: dict[Line, list[int]] = {line: [] for line in wanted}
+    before = look(wanted)
+    for _ in range(attempts):
+        work()
+        now = look(list(grown))
+        for line, seen in grown.items():
+            seen.append(now[line] - before[line])
+        before = now
+        grown = {line: seen for line, seen in grown.items() if seen[-1] > most(line)}
+        if not grown:
+            break
+    return grown

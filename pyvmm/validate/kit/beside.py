@@ -1,0 +1,107 @@
+"""A call in a thread of its own, which may not come back before a signal ends it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from pyvmm.errors import KvmError
+from pyvmm.native import lib
+from pyvmm.validate.kit.check import CheckFailed
+
+# CPU time without progress after which a call spins; no page takes the kernel so long.
+_SPIN_S = 3.0
+_TICK_S = 0.02
+_END_S = 20.0
+
+
+class CallBeside:
+    """A system call that goes on beside the case.
+
+    A context manager, which waits for its end, and fails if only a signal ends it. ``error`` is
+    the errno that it ended with, 0 for none.
+
+    Synchronization: its methods belong to the thread that made it.
+    """
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._failed: BaseException | None = None
+        self.error = 0
+        self._thread = threading.Thread(target=self._run, name="beside", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except (KvmError, OSError) as error:
+            self.error = error.errno or 0
+        except BaseException as error:
+            self._failed = error
+
+    def ends(self, timeout_s: float = _END_S) -> bool:
+        """Whether it has ended, or does so in this time. Raises what it raised but for an errno."""
+        self._thread.join(timeout_s)
+        if self._failed is not None:
+            raise self._failed
+        return not self._thread.is_alive()
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of its thread so far."""
+        ident = self._thread.ident
+        if ident is None or not self._thread.is_alive():
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(ident))
+
+    def spins(self, progress: Callable[[], int], limit_s: float = 40.0) -> bool:
+        """Wait until it has ended, or has used seconds of CPU time while ``progress()`` stood."""
+        until = time.monotonic() + limit_s
+        seen, since = progress(), self.cpu_s
+        while not self.ends(_TICK_S) and time.monotonic() < until:
+            if (now := progress()) != seen:
+                seen, since = now, self.cpu_s
+            elif self.cpu_s - since > _SPIN_S:
+                return not self.ends(0)
+        return False
+
+    def waits(self, timeout_s: float = 5.0) -> bool:
+        """Whether it comes to wait for something in the kernel before it ends."""
+        until = time.monotonic() + timeout_s
+        state = Path(f"/proc/self/task/{self._thread.native_id}/stat")
+        while not self.ends(0) and time.monotonic() < until:
+            with suppress(OSError):
+                # The state follows the name, which may have brackets.
+                if state.read_text().rpartition(") ")[2].startswith("D"):
+                    return True
+        return False
+
+    def interrupt(self) -> bool:
+        """End it by signals; whether it ends."""
+        until = time.monotonic() + _END_S
+        while not self.ends(_TICK_S):
+            if time.monotonic() > until:
+                return False
+            assert self._thread.ident is not None
+            signal.pthread_kill(self._thread.ident, lib.loop_kick_signal())
+        return True
+
+    def __enter__(self) -> CallBeside:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ended = error is None and self.ends()
+        by_signal = self.interrupt()
+        if error is None and not ended:
+            how = "only by a signal" if by_signal else "not even by a signal"
+            raise CheckFailed(f"a call that goes on beside the case does not end, {how}")

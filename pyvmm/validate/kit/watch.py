@@ -1,0 +1,137 @@
+"""A vCPU that uses a page all the while, so that what reaches it late or never is seen."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from pyvmm.kvm.exits import HltExit
+from pyvmm.native import ffi, lib
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import PAGE
+from pyvmm.validate.kit.check import CheckFailed
+from pyvmm.validate.kit.guest import Cpu, Outcome
+from pyvmm.validate.kit.routines import Routine
+
+#: What :meth:`Watch.during` tells, in the words of :meth:`Toolbox.tried`.
+INSIDE = "calls found the vCPU inside the guest"
+
+
+class Watch:
+    """A vCPU that reports a word of memory for ever, in a thread of its own.
+
+    It stays inside the guest: an exit would hide a TLB flush that is missing. Exits of
+    races that it lost are counted, checked and re-entered; with ``stop_at_exit`` the first
+    exit ends it and is kept as ``outcome``. A context manager; with ``wait`` the vCPU has
+    read the word when it is entered.
+    """
+
+    def __init__(
+        self,
+        cpu: Cpu,
+        gpa: int,
+        routine: Routine = routines.WATCH,
+        *,
+        stop_at_exit: bool = False,
+        wait: bool = True,
+    ) -> None:
+        self.cpu = cpu
+        self.gpa = gpa
+        self.lost_races = 0
+        self.stop_at_exit = stop_at_exit
+        self.wait = wait
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+        plain = cpu.vm.plain
+        words_ = ffi.cast("volatile uint64_t *", plain.address + cpu.mailbox)
+        words_[0] = words_[1] = words_[2] = 0
+        self._words = words_
+        cpu.prepare(routine, rdi=gpa, rsi=cpu.mailbox)
+        self._thread = threading.Thread(target=self._run, name=f"vcpu{cpu.index}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                # It is not meant to exit; the case has a deadline of its own.
+                outcome = self.cpu.enter(deadline_s=1000)
+                if isinstance(outcome.exit, HltExit):
+                    return
+                if self.stop_at_exit:
+                    self.outcome = outcome
+                    return
+                fault = outcome.fault
+                if outcome.error != errno.EFAULT or fault is None:
+                    raise CheckFailed(f"a vCPU that reads GPA {self.gpa:#x} got {outcome}")
+                if (fault.gpa, fault.size) != (self.gpa & -PAGE, PAGE) or fault.flags not in (
+                    0,
+                    lib.KVM_MEMORY_EXIT_FLAG_PRIVATE,
+                ):
+                    raise CheckFailed(f"the exit of a lost race at GPA {self.gpa:#x} has {fault}")
+                self.lost_races += 1
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        if self.wait:
+            self.fresh()
+        return self
+
+    @property
+    def rounds(self) -> int:
+        return int(self._words[1])
+
+    def fresh(self, timeout_s: float = 30.0) -> int:
+        """A word that the guest read after this call began."""
+        return self.after(self.rounds, timeout_s)
+
+    def after(self, rounds: int, timeout_s: float = 30.0) -> int:
+        """A word that the guest read in a round that began after round ``rounds`` had ended.
+
+        Any word when ``stop_at_exit`` has ended the watch: look at ``outcome``.
+        """
+        words_ = self._words
+        # The round under way may have read before; the one after it has not.
+        wanted = rounds + 2
+        if words_[1] < wanted:
+            self._wait(wanted, timeout_s)
+        return int(words_[0])
+
+    def _wait(self, wanted: int, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self._words[1] < wanted:
+            if self.error is not None:
+                raise self.error
+            if self.outcome is not None:
+                return
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"the vCPU that reads GPA {self.gpa:#x} does not go on")
+            # Give the vCPU's thread the CPU; it may need Python to re-enter.
+            time.sleep(0)
+
+    def during(self, call: Callable[..., object], *arguments: object) -> bool:
+        """Make a call of the host; whether the vCPU went on inside the guest meanwhile."""
+        before = self.rounds
+        call(*arguments)
+        return self.rounds != before
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the thread has ended, by ``stop_at_exit``, but not for ever."""
+        self._thread.join(timeout_s)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._words[2] = 1
+        self._thread.join(timeout=30)
+        if self._thread.is_alive():
+            self.cpu.loop.kick()
+            self._thread.join(timeout=30)
+        if self.error is not None and error is None:
+            raise self.error

@@ -1,0 +1,1 @@
+"""What came of cases, and how it is told."""

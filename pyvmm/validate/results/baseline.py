@@ -1,0 +1,123 @@
+"""Two runs compared, case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pyvmm.validate.results.result import CaseResult, State
+
+
+class Change(StrEnum):
+    """What a case did between the baseline and now; the order is that of a report."""
+
+    BROKEN = "broken"
+    DIFFERENT = "different failure"
+    DID_NOT_RUN = "did not run"
+    NEWLY_SKIPPED = "newly skipped"
+    UNSTEADY = "unsteady"
+    SAME_FAILURE = "same failure"
+    SAME_KNOWN = "same known bug"
+    FIXED = "fixed"
+    NO_LONGER_SKIPPED = "no longer skipped"
+    SAME = "same"
+
+    @property
+    def alike(self) -> bool:
+        return self in (Change.SAME, Change.SAME_FAILURE, Change.SAME_KNOWN)
+
+
+def is_worse(change: Change, before: State) -> bool:
+    """Whether a change of a case that was in that state is for the worse.
+
+    A case that passed and is skipped now proves nothing any more, and must not look as if.
+    """
+    if change in (Change.NEWLY_SKIPPED, Change.DID_NOT_RUN):
+        return before is not State.SKIP and not (before.wrong and change is Change.NEWLY_SKIPPED)
+    return change in (Change.BROKEN, Change.DIFFERENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    change: Change
+    before: CaseResult
+    now: CaseResult
+
+    @property
+    def worse(self) -> bool:
+        return is_worse(self.change, self.before.state)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``only_before`` and ``only_now`` are names of cases that one of the two did not run."""
+
+    differences: tuple[Difference, ...]
+    only_before: tuple[str, ...]
+    only_now: tuple[str, ...]
+
+    def of(self, change: Change) -> list[Difference]:
+        return [each for each in self.differences if each.change is change]
+
+    @property
+    def worse(self) -> bool:
+        return any(each.worse for each in self.differences)
+
+
+def compare(before: Iterable[CaseResult], now: Iterable[CaseResult]) -> Comparison:
+    """Every case that ran both times, in the order of ``now``."""
+    earlier = {result.name: result for result in before}
+    later = {result.name: result for result in now}
+    return Comparison(
+        tuple(
+            Difference(change(earlier[name], result), earlier[name], result)
+            for name, result in later.items()
+            if name in earlier
+        ),
+        tuple(name for name in earlier if name not in later),
+        tuple(name for name in later if name not in earlier),
+    )
+
+
+def change(before: CaseResult, now: CaseResult) -> Change:
+    """What one run of a case on each side says."""
+    if now.state.wrong:
+        if not before.state.wrong:
+            return Change.BROKEN
+        if (before.state, before.message) != (now.state, now.message):
+            return Change.DIFFERENT
+        return Change.SAME_FAILURE if now.state.bad else Change.SAME_KNOWN
+    if before.state.wrong:
+        # A failure that is not looked at any more is not fixed.
+        return Change.FIXED if now.state is State.PASS else Change.NEWLY_SKIPPED
+    if now.state is before.state:
+        return Change.SAME
+    return Change.NEWLY_SKIPPED if now.state is State.SKIP else Change.NO_LONGER_SKIPPED
+
+
+def summary(comparison: Comparison) -> Iterator[str]:
+    """A few lines for people: what changed and how."""
+    for kind in Change:
+        found = comparison.of(kind)
+        if kind is Change.SAME or not found:
+            continue
+        yield f"{kind} ({len(found)}):"
+        for each in found:
+            yield f"  {each.now.name}: {_words(each)}"
+    same = len(comparison.of(Change.SAME))
+    yield f"{same} cases are as they were"
+    for names, where in ((comparison.only_before, "the baseline"), (comparison.only_now, "now")):
+        if names:
+            yield f"{len(names)} cases only in {where}: {', '.join(names[:5])}" + (
+                ", ..." if len(names) > 5 else ""
+            )
+
+
+def _words(each: Difference) -> str:
+    now = each.now.words or each.now.state
+    if each.change is Change.FIXED:
+        return f"was: {each.before.words}"
+    if each.change is Change.DIFFERENT:
+        return f"{now} (was: {each.before.words})"
+    return str(now)

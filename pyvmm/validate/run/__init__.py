@@ -1,0 +1,1 @@
+"""Choosing cases and running them in worker processes."""
