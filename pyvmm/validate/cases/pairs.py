@@ -10,6 +10,7 @@ afterwards, and nothing may be left.
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -49,7 +50,7 @@ _GONE = {
 _LONG_S = 20.0
 # Of a guest that touches many pages.
 _STRIDE = 4 * PAGE
-_ATTEMPTS, _REPEAT_S = 4, 0.5
+_ATTEMPTS, _RACES, _REPEAT_S = 6, 3, 0.5
 
 
 class Scene:
@@ -235,21 +236,19 @@ def _beside(scene: Scene, long: str, short: str, memory: Memory) -> None:
     same = memory is scene.large
     what = f"{long} and {short} at once, {'of the same memory' if same else 'of two memories'}"
     may = [allowed(long, short), allowed(short, long)] if same else [{0}, {0}]
+    # What takes the other's memory away does so once; and nothing is repeated for ever, as a
+    # fault starts again with each punch and each change of attributes.
+    repeat_s = 0.0 if same and short in _TAKES_AWAY else _REPEAT_S
+    races = 0
     for _ in range(_ATTEMPTS):
         times = _Times()
         scene.prepare(long)
         long_call = scene.call(long, scene.large, 0)
         short_call = scene.call(short, memory, 1)
 
-        # What takes the other's memory away does so once; and nothing is repeated for ever, as a
-        # fault starts again with each punch and each change of attributes.
-        repeat_s = 0.0 if same and short in _TAKES_AWAY else _REPEAT_S
-
-        def again(
-            times: _Times = times,
-            call: Callable[[], int] = short_call,
-            until: float = time.monotonic() + repeat_s,
-        ) -> None:
+        def again(times: _Times = times, call: Callable[[], int] = short_call) -> None:
+            times.begun.wait(_LONG_S)
+            until = time.monotonic() + repeat_s
             times.short(call)
             while not times.ended and time.monotonic() < until:
                 scene.put_back(short, memory)
@@ -258,8 +257,8 @@ def _beside(scene: Scene, long: str, short: str, memory: Memory) -> None:
         with ExitStack() as stack:
             if long == "delete a slot":
                 scene.hold(stack)
-            first = stack.enter_context(CallBeside(partial(times.long, long_call)))
             second = stack.enter_context(CallBeside(again))
+            first = stack.enter_context(CallBeside(partial(times.long, long_call)))
             _wait_for_both(scene, what, [(long, first), (short, second)], same)
         scene.put_back(short, memory)
         scene.put_back(long, scene.large)
@@ -269,7 +268,8 @@ def _beside(scene: Scene, long: str, short: str, memory: Memory) -> None:
             check(not wrong, f"{what}: {', '.join(sorted(errno_name(each) for each in wrong))}")
         scene.expect_sound(scene.large, what)
         scene.expect_sound(scene.small, what)
-        if times.overlapped:
+        races += times.overlapped > 0
+        if races == (_RACES if same else 1):
             break
 
 
@@ -297,6 +297,7 @@ class _Times:
     """When the long call began and ended, and the short ones that were made."""
 
     def __init__(self) -> None:
+        self.begun = threading.Event()
         self.ended = 0
         self.long_errors: set[int] = set()
         self.short_errors: set[int] = set()
@@ -305,6 +306,7 @@ class _Times:
 
     def long(self, call: Callable[[], int]) -> None:
         self._began = time.monotonic_ns()
+        self.begun.set()
         try:
             self.long_errors.add(_errno(call))
         finally:
