@@ -72,7 +72,7 @@ def test_what_the_machine_can_see_of_races_comes_first() -> None:
     if result["message"].startswith("two_cpus"):
         pytest.skip(result["message"])
     seen = r"[\d,]+ of [\d,]+ discards found the vCPU inside the guest"
-    assert re.fullmatch(seen, data["machine"]["races"]) or "guests" in data["machine"]["races"]
+    assert re.search(seen, data["machine"]["races"]) or "guests" in data["machine"]["races"]
     assert re.fullmatch(r"[\d,]+ of [\d,]+ calls began while another went on", result["detail"])
     assert pyvmm(*words).stdout.splitlines()[1].startswith("races: ")
     assert pyvmm(*words, "--ktap").stdout.splitlines()[3].startswith("# races: ")
