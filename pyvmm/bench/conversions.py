@@ -90,7 +90,7 @@ class Directions:
         self._machine = machine
         self._region = region
         self._offset, self._size = first * PAGE_SIZE, pages * PAGE_SIZE
-        completes = machine.memory.backend.name == "emulated"
+        completes = machine.memory.mechanism in (Mechanism.PROT_NONE, Mechanism.SLOTS)
         self._kept: list[Any] = []
         self.to_private = self._direction(
             region.gpa,
@@ -149,6 +149,11 @@ class Directions:
         elif mechanism == Mechanism.ATTRIBUTES:
             yield self._slot(lib.BARE_DELETE_SLOT, PageState.PRIVATE)
             yield self._attributes(0)
+        elif mechanism != Mechanism.PRESENCE:  # where a page's presence is its state
+            raise UnsupportedError(
+                f"bench conversions of {self._machine.memory.backend.name}",
+                f"bare C does not know what {mechanism.name.lower()} switches",
+            )
 
     def _file_step(self, call: int, part: int, file: Any) -> dict[str, Any]:
         where = {"offset": self._offset, "size": self._size}

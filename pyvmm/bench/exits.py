@@ -24,6 +24,7 @@ from pyvmm.kvm.eventfd import EventFd
 from pyvmm.kvm.mapping import PAGE_SIZE
 from pyvmm.kvm.system import Kvm
 from pyvmm.machine import Machine
+from pyvmm.memory.backends import BACKENDS
 from pyvmm.native import ffi, lib
 
 PORT_IN_C = 0x600  # the doorbell's GPA: C keeps the value
@@ -508,7 +509,7 @@ again:  movl $KVM_HC_MAP_GPA_RANGE, %eax
 
 
 def _hypercall(stack: ExitStack) -> LoopExperiment:
-    for backend in ("memory_error", "guest_memfd"):
+    for backend in (name for name, each in BACKENDS.items() if each.hypercall):
         with suppress(UnsupportedError):
             code = assemble(_HYPERCALL.format(instruction=hypercall_instruction()))
             machine = opened(stack, Machine(code, backend=backend))

@@ -15,6 +15,7 @@ from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import has_colour
 from pyvmm.errors import ConfigurationError
+from pyvmm.memory.backends import BACKENDS
 from pyvmm.printable import printable
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.kit.known import KnownBug
@@ -29,7 +30,6 @@ _COLOURS = {
     State.HANG: "31",
     State.CRASH: "31",
 }
-_BACKENDS = ("emulated", "guest_memfd", "memory_error")
 _WORKERS = 2
 _MOST_FACTS = 4
 
@@ -49,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         dest="expression",
         help="only cases whose id is, or whose name contains, a word; with and, or, not, ()",
     )
-    parser.add_argument("--backend", choices=_BACKENDS, default="", help="only cases of one ABI")
+    parser.add_argument("--backend", choices=BACKENDS, default="", help="only cases of one ABI")
     parser.add_argument(
         "-j",
         type=_workers,

@@ -80,6 +80,10 @@ class Backend(Protocol):
         """As in csrc/backends/."""
 
     @property
+    def title(self) -> str:
+        """What of KVM it needs, in a few words."""
+
+    @property
     def vm_type(self) -> int:
         """For KVM_CREATE_VM."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pyvmm_command import pyvmm, quoted, with_mounts
 
+from pyvmm.memory.backends import BACKENDS
+
 SHAPE = {
     "schema", "usable", "host", "device", "vm_types", "backends", "behaviours", "capabilities",
     "limits", "tools", "kernels",
@@ -20,7 +22,7 @@ def test_here() -> None:
     assert set(checkup) == SHAPE
     assert checkup["usable"] and checkup["device"]["usable"]
     assert checkup["device"]["api_version"] == 12
-    assert set(checkup["backends"]) == {"memory_error", "guest_memfd", "emulated"}
+    assert set(checkup["backends"]) == set(BACKENDS)
     assert checkup["backends"]["emulated"]["mechanism"] in ("prot_none", "slots")
     for backend in checkup["backends"].values():
         assert backend["usable"] == bool(backend["mechanism"]) != bool(backend["missing"])

@@ -20,6 +20,7 @@ _CODE, _ABSENT = 0x1000, 0x2000
 
 class EmulatedBackend:
     name = "emulated"
+    title = "the emulated backend"
     vm_type = lib.KVM_X86_DEFAULT_VM
     hypercall = False
     views = (1, 2)

@@ -16,6 +16,7 @@ _KERNEL_OPTION = "use a kernel with CONFIG_KVM_SW_PROTECTED_VM=y (pyvmm lab has 
 
 class GuestMemfdBackend:
     name = "guest_memfd"
+    title = "software-protected VMs with guest_memfd"
     vm_type = lib.KVM_X86_SW_PROTECTED_VM
     hypercall = True
     views = (1, 2)

@@ -16,6 +16,7 @@ _REMEDY = "no released kernel has it; `pyvmm lab build --name memory-error` make
 
 class MemoryErrorBackend:
     name = "memory_error"
+    title = "the RFC's KVM_EXIT_MEMORY_ERROR"
     vm_type = lib.KVM_X86_SW_PROTECTED_VM
     hypercall = True
     views = (2,)

@@ -19,6 +19,7 @@ from pyvmm.machine import Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.native import lib
 from pyvmm.page_states import PageState
+from pyvmm.validate.kit.capabilities import need_of
 from pyvmm.validate.kit.case import PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, check, expect
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -133,9 +134,8 @@ def on_every_backend(id: str, title: str, **vary: Iterable[object]) -> Decorator
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         for backend in BACKENDS:
-            need = "private_memory" if backend == "guest_memfd" else backend
             values = {"on": (backend,), **vary}
-            case(id, title, needs=(need,), backend=backend, vary=values)(function)
+            case(id, title, needs=(need_of(backend),), backend=backend, vary=values)(function)
         return function
 
     return register
