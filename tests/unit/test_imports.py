@@ -101,6 +101,15 @@ def test_imports_point_downward(name: str) -> None:
             assert layer_of(imported) <= layer_of(name), f"{name} imports {imported}"
 
 
+CASES = "pyvmm.validate.cases"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(f"{CASES}.")])
+def test_cases_share_by_the_kit_alone(name: str) -> None:
+    for imported in own_imports(name):
+        assert not imported.startswith(CASES), f"{name} imports {imported}: put it into the kit"
+
+
 def test_no_cycles() -> None:
     edges = {name: [each for each in own_imports(name) if each in MODULES] for name in MODULES}
     done: set[str] = set()

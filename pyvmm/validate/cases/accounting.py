@@ -15,12 +15,12 @@ from pathlib import Path
 
 from pyvmm.kvm.vm import Vm
 from pyvmm.native import lib
-from pyvmm.validate.cases.conversions import PRIVATE, SHARED
-from pyvmm.validate.cases.misuse import Call
+from pyvmm.validate.kit.calls import Call
 from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, check, errno_of
 from pyvmm.validate.kit.guest import GuestVm
 from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.toolbox import Toolbox
 
 _ATTEMPTS = 5

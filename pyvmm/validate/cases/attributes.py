@@ -6,11 +6,11 @@ import errno
 
 from pyvmm.errors import KvmError
 from pyvmm.native import ffi, lib
-from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, HUGE, MIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, expect, expect_errno
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.memory import ATTRIBUTE
+from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE

@@ -10,13 +10,13 @@ import os
 from contextlib import ExitStack, suppress
 
 from pyvmm.native import lib
-from pyvmm.validate.cases.pre_fault import mapped_pages, pre_fault
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.beside import CallBeside
+from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import check
 from pyvmm.validate.kit.guest import GuestVm
-from pyvmm.validate.kit.memory import PRIVATE, Memory
+from pyvmm.validate.kit.memory import ATTRIBUTE, Memory
 from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
@@ -40,7 +40,7 @@ class Others:
         self.gpa, size = 4 * GIB, _SLOTS * SIZE
         self.file = tools.keep(self.vm.vm.create_guest_memfd(size))
         self.shared = tools.shared_side(self.gpa, size)
-        self.vm.vm.set_memory_attributes(self.gpa, size, PRIVATE)
+        self.vm.vm.set_memory_attributes(self.gpa, size, ATTRIBUTE)
         self.slots = [self.vm.new_slot() for _ in range(_SLOTS)]
 
     def make(self, size: int) -> None:
@@ -88,10 +88,10 @@ def during_a_deletion(tools: Toolbox) -> None:
             os.sched_setaffinity(0, {cpu})
             memory.file.close()
 
-        before = mapped_pages(vm)
+        before = vm.mapped_pages()
         with ExitStack() as stack:
             holder = stack.enter_context(CallBeside(lambda: pre_fault(vm.cpu, _HELD, _HELD_SIZE)))
-            while mapped_pages(vm) == before and not holder.ends(0):
+            while vm.mapped_pages() == before and not holder.ends(0):
                 pass
             deletion = stack.enter_context(CallBeside(delete))
             is_race = deletion.waits()

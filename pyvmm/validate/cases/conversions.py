@@ -6,17 +6,12 @@ side of most of them. What may be stale is always read before anything else faul
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
 from pyvmm.validate.kit.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.kit.check import check
 from pyvmm.validate.kit.memory import BACKINGS, Memory
-from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.patterns import HOST, LATER, PRIVATE, SHARED
+from pyvmm.validate.kit.race import Overlaps, in_threads
 from pyvmm.validate.kit.toolbox import Toolbox
-
-# Tags of the patterns: who wrote, and in which state the page was. No page begins with a zero.
-HOST, SHARED, PRIVATE, LATER = (n << 48 | 0xA5 for n in (0x1111, 0x2222, 0x3333, 0x4444))
 
 SIZE = HUGE + 3 * PAGE
 RANGES = ((0, PAGE), (0, HUGE), (PAGE, PAGE), (PAGE, HUGE), (HUGE, PAGE))
@@ -241,25 +236,6 @@ def disjoint_ranges(tools: Toolbox, slots: int, cpus: int) -> None:
             memory.expect_guest_zero(at, size, "a vCPU's pages that are shared again", cpu)
 
     in_threads(work, cpus)
-
-
-def in_threads(work: Callable[[int], None], count: int) -> None:
-    """Call ``work(index)`` in ``count`` threads; the first error is raised here."""
-    errors: list[BaseException] = []
-
-    def run(index: int) -> None:
-        try:
-            work(index)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 @case(

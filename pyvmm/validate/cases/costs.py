@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, KIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, check
 from pyvmm.validate.kit.guest import GuestVm
 from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.toolbox import Toolbox
 
 NEEDS = ("private_memory", "native_guests", "statistics")

@@ -12,14 +12,13 @@ import os
 from collections.abc import Callable, Iterable
 
 from pyvmm.native import ffi, lib
-from pyvmm.validate.cases.conversions import PRIVATE, SHARED
-from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, PUNCH_HOLE, a_vm, fallocate
-from pyvmm.validate.cases.misuse import Call
 from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.calls import KEEP_SIZE, PUNCH_HOLE, Call, fallocate, vm_with_files
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, errno_name, errno_of, expect, expect_errno
 from pyvmm.validate.kit.guest import GuestVm
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.memory import ATTRIBUTE
+from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
@@ -150,7 +149,7 @@ def attribute_borders(tools: Toolbox, border: int, to: str) -> None:
     vary={"vm_type": (0, 1)},
 )
 def file_size(tools: Toolbox, vm_type: int) -> None:
-    vm = a_vm(tools, vm_type)
+    vm = vm_with_files(tools, vm_type)
     for size in (B31 - PAGE, B31, B32 - PAGE, B32, B32 + PAGE, B32 * PAGE, B63 - PAGE):
         with vm.create_guest_memfd(size) as file:
             expect(os.fstat(file.fileno()).st_size, size, "st_size")
@@ -169,7 +168,7 @@ def file_size(tools: Toolbox, vm_type: int) -> None:
 )
 def file_ranges(tools: Toolbox, vm_type: int) -> None:
     size = B32 + SIZE
-    file = tools.keep(a_vm(tools, vm_type).create_guest_memfd(size))
+    file = tools.keep(vm_with_files(tools, vm_type).create_guest_memfd(size))
     both = KEEP_SIZE | PUNCH_HOLE
     rows: tuple[tuple[int, int, int, int], ...] = (
         (0, KEEP_SIZE, B32 - PAGE, 2 * PAGE),

@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 from pyvmm.guest.long_mode import REACH
 from pyvmm.native import lib
-from pyvmm.validate.cases.conversions import PRIVATE, SHARED
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, HUGE, PAGE, case
 from pyvmm.validate.kit.check import Missing, check, errno_name, errno_of, expect, expect_errno
 from pyvmm.validate.kit.guest import TABLES, GuestVm
 from pyvmm.validate.kit.known import MMIO_THEN_PRIVATE, Known
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.memory import ATTRIBUTE, Memory
+from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
-from pyvmm.validate.cases.memory_regions import expect_mmio
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import check, expect
 from pyvmm.validate.kit.guest import PLAIN_SIZE, GuestVm
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 4 * PAGE
@@ -176,7 +175,7 @@ def page_walks(tools: Toolbox) -> None:
 def mmio_beside(tools: Toolbox) -> None:
 
     vm = hidden(tools)
-    expect_mmio(vm, GPA + SIZE, "behind a private slot")
-    expect_mmio(vm, GPA - PAGE, "before a private slot")
-    expect_mmio(vm, PLAIN_SIZE, "behind the plain slot")
+    vm.cpu.expect_mmio(GPA + SIZE, "behind a private slot")
+    vm.cpu.expect_mmio(GPA - PAGE, "before a private slot")
+    vm.cpu.expect_mmio(PLAIN_SIZE, "behind the plain slot")
     vm.cpu.expect_read(GPA, SECRET, "the private page", 1)

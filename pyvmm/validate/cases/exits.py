@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import lib
-from pyvmm.validate.cases.conversions import PRIVATE
-from pyvmm.validate.cases.memory_regions import again_and_again
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, expect
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.memory import ATTRIBUTE
+from pyvmm.validate.kit.patterns import PRIVATE
+from pyvmm.validate.kit.race import again_and_again
 from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE

@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyvmm.errors import KvmError
 from pyvmm.kvm.guest_memfd import GuestMemfd
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.kvm.vm import Vm
 from pyvmm.native import ffi, lib
+from pyvmm.validate.kit.calls import KEEP_SIZE, PUNCH_HOLE, fallocate, vm_with_files
 from pyvmm.validate.kit.capabilities import missing
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, check, errno_of, expect, expect_errno
@@ -25,34 +25,14 @@ MMAP: int = lib.GUEST_MEMFD_FLAG_MMAP
 INIT_SHARED: int = lib.GUEST_MEMFD_FLAG_INIT_SHARED
 SIZE = 16 * PAGE
 SIGBUS = 7
-KEEP_SIZE, PUNCH_HOLE = 1, 2
 _TYPES = (0, 1)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MBIND, _GET_MEMPOLICY = 237, 239  # <asm/unistd_64.h>
 
 
-def fallocate(fd: int, mode: int, offset: int, size: int) -> int:
-    """fallocate(2) with any mode: 0 or the errno."""
-    failed = _libc.fallocate(
-        ctypes.c_int(fd), ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(size)
-    )
-    return ctypes.get_errno() if failed else 0
-
-
-def a_vm(tools: Toolbox, vm_type: int) -> Vm:
-    """A VM of a type that can have a guest_memfd."""
-    try:
-        vm = tools.keep(tools.kvm.create_vm(vm_type))
-    except KvmError:
-        raise Missing(f"VM type {vm_type}") from None
-    if not vm.has(lib.KVM_CAP_GUEST_MEMFD):
-        raise Missing(f"guest_memfd on a VM of type {vm_type}")
-    return vm
-
-
 def a_file(tools: Toolbox, vm_type: int = 0, flags: int = 0, size: int = SIZE) -> GuestMemfd:
-    vm = a_vm(tools, vm_type)
+    vm = vm_with_files(tools, vm_type)
     if flags & ~known_flags(vm):
         raise Missing(f"guest_memfd flags {flags:#x} on a VM of type {vm_type}")
     return tools.keep(vm.create_guest_memfd(size, flags))
@@ -64,7 +44,7 @@ def known_flags(vm: Vm) -> int:
 
 
 def file_flags(tools: Toolbox, vm_type: int) -> list[int]:
-    flags = known_flags(a_vm(tools, vm_type))
+    flags = known_flags(vm_with_files(tools, vm_type))
     return [each for each in (0, MMAP, INIT_SHARED, MMAP | INIT_SHARED) if not each & ~flags]
 
 
@@ -83,7 +63,7 @@ def mapped(tools: Toolbox, file: GuestMemfd) -> Iterator[Mapping]:
     vary={"vm_type": _TYPES},
 )
 def flags(tools: Toolbox, vm_type: int) -> None:
-    vm = a_vm(tools, vm_type)
+    vm = vm_with_files(tools, vm_type)
     known = known_flags(vm)
     vm.create_guest_memfd(SIZE).close()
     for bit in range(64):
@@ -97,7 +77,7 @@ def flags(tools: Toolbox, vm_type: int) -> None:
 
 @case("GM2", "several files have inodes and sizes of their own", vary={"vm_type": _TYPES})
 def several(tools: Toolbox, vm_type: int) -> None:
-    vm = a_vm(tools, vm_type)
+    vm = vm_with_files(tools, vm_type)
     files = [tools.keep(vm.create_guest_memfd(pages * PAGE)) for pages in (1, 2, 512)]
     stats = [os.fstat(file.fileno()) for file in files]
     expect([each.st_size for each in stats], [PAGE, 2 * PAGE, 512 * PAGE], "st_size")
@@ -106,7 +86,7 @@ def several(tools: Toolbox, vm_type: int) -> None:
 
 @case("GM3", "sizes that are no pages are EINVAL", vary={"vm_type": _TYPES})
 def sizes(tools: Toolbox, vm_type: int) -> None:
-    vm = a_vm(tools, vm_type)
+    vm = vm_with_files(tools, vm_type)
     vm.create_guest_memfd(PAGE).close()
     bad = [*range(PAGE), PAGE + 1, (1 << 32) + 1, 1 << 63, (1 << 64) - PAGE, (1 << 64) - 1]
     for size in bad:
@@ -400,7 +380,7 @@ def guest_access(tools: Toolbox, gpa: int, slots: int) -> None:
     vary={"vm_type": _TYPES},
 )
 def outlives(tools: Toolbox, vm_type: int) -> None:
-    vm = a_vm(tools, vm_type)
+    vm = vm_with_files(tools, vm_type)
     file = tools.keep(vm.create_guest_memfd(SIZE))
     vm.close()
     file.allocate(0, SIZE)
@@ -414,7 +394,7 @@ def outlives(tools: Toolbox, vm_type: int) -> None:
     vary={"vm_type": _TYPES},
 )
 def descriptor(tools: Toolbox, vm_type: int) -> None:
-    vm = a_vm(tools, vm_type)
+    vm = vm_with_files(tools, vm_type)
     fd = vm.ioctl(
         "KVM_CREATE_GUEST_MEMFD", ffi.new("struct kvm_create_guest_memfd *", {"size": SIZE})
     )
@@ -425,7 +405,7 @@ def descriptor(tools: Toolbox, vm_type: int) -> None:
 
 @case("GM19", "reserved fields of KVM_CREATE_GUEST_MEMFD do not matter", vary={"vm_type": _TYPES})
 def reserved(tools: Toolbox, vm_type: int) -> None:
-    vm = a_vm(tools, vm_type)
+    vm = vm_with_files(tools, vm_type)
     request = ffi.new("struct kvm_create_guest_memfd *", {"size": SIZE})
     for index in range(6):
         request.reserved[index] = (1 << 64) - 1

@@ -8,11 +8,10 @@ the page in it that has the other state: a mapping that is too large would cover
 from __future__ import annotations
 
 from pyvmm.native import lib
-from pyvmm.validate.cases.conversions import HOST, LATER, PRIVATE
 from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, check
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.memory import ATTRIBUTE, Memory
+from pyvmm.validate.kit.patterns import HOST, LATER, PRIVATE
 from pyvmm.validate.kit.toolbox import Toolbox
 
 PAGES = HUGE // PAGE

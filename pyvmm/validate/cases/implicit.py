@@ -24,7 +24,7 @@ from pyvmm.validate.kit.case import PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, check, expect
 from pyvmm.validate.kit.toolbox import Toolbox
 
-PRIVATE, SHARED = REGION_GPA, SHARED_VIEW_GPA
+PRIVATE_GPA, SHARED_GPA = REGION_GPA, SHARED_VIEW_GPA
 _MEASURE, _EXIT = 0x614, 0xF4
 _GPA, _PAGES, _DO, _RESULT = 0x600, 0x604, 0x608, 0x60C
 PAGES = {"first": 0, "middle": 17, "last": REGION_SIZE // PAGE - 1}
@@ -113,9 +113,9 @@ def run(
     except UnsupportedError as error:
         raise Missing(str(error)) from None
     if fill:
-        machine.memory.write(SHARED, struct.pack("<I", fill) * (REGION_SIZE // 4))
+        machine.memory.write(SHARED_GPA, struct.pack("<I", fill) * (REGION_SIZE // 4))
     for page in private:
-        machine.memory.convert(PRIVATE + page * PAGE, PAGE, PageState.PRIVATE)
+        machine.memory.convert(PRIVATE_GPA + page * PAGE, PAGE, PageState.PRIVATE)
     report = machine.run(deadline_s=20)
     if not report.passed:
         raise CheckFailed(f"the guest's accesses: {report.reason}")
@@ -143,7 +143,7 @@ def on_every_backend(id: str, title: str, **vary: Iterable[object]) -> Decorator
 
 @on_every_backend("PMPAT", "private memory, private access: no exit", page=PAGES)
 def private_private(tools: Toolbox, on: str, page: str) -> None:
-    at = PRIVATE + PAGES[page] * PAGE
+    at = PRIVATE_GPA + PAGES[page] * PAGE
     seen = run(tools, on, [read(at), write(at, 0x1234), read(at)], private=[PAGES[page]])
     expect(seen.values, (0, 0x1234), "what the guest read")
     expect_errors(seen.errors)
@@ -155,7 +155,7 @@ def private_private(tools: Toolbox, on: str, page: str) -> None:
 )
 def private_shared(tools: Toolbox, on: str, page: str) -> None:
     number = PAGES[page]
-    at, shared = PRIVATE + number * PAGE, SHARED + number * PAGE
+    at, shared = PRIVATE_GPA + number * PAGE, SHARED_GPA + number * PAGE
     accesses: list[Access | bytes] = [
         write(at, 0x1234),
         read(shared + 8),
@@ -171,7 +171,7 @@ def private_shared(tools: Toolbox, on: str, page: str) -> None:
 
 @on_every_backend("SMSAT", "shared memory, shared access: no exit, the host sees it", page=PAGES)
 def shared_shared(tools: Toolbox, on: str, page: str) -> None:
-    shared = SHARED + PAGES[page] * PAGE
+    shared = SHARED_GPA + PAGES[page] * PAGE
     seen = run(tools, on, [read(shared), write(shared + 4, 0x99), read(shared + 4)], fill=0x5151)
     expect(seen.values, (0x5151, 0x99), "what the guest read")
     expect_errors(seen.errors)
@@ -183,7 +183,7 @@ def shared_shared(tools: Toolbox, on: str, page: str) -> None:
 )
 def shared_private(tools: Toolbox, on: str, page: str) -> None:
     number = PAGES[page]
-    at = PRIVATE + number * PAGE
+    at = PRIVATE_GPA + number * PAGE
     seen = run(tools, on, [read(at + 8), write(at, 0x1234), read(at)], fill=0x5151)
     expect(seen.values, (0, 0x1234), "what the guest read")
     expect_errors(seen.errors, (at, PageState.PRIVATE))
@@ -192,7 +192,7 @@ def shared_private(tools: Toolbox, on: str, page: str) -> None:
 
 @on_every_backend("PSAT", "the host makes a private page shared between two accesses")
 def host_to_shared(tools: Toolbox, on: str) -> None:
-    at, shared = PRIVATE + 3 * PAGE, SHARED + 3 * PAGE
+    at, shared = PRIVATE_GPA + 3 * PAGE, SHARED_GPA + 3 * PAGE
     accesses: list[Access | bytes] = [
         write(at, 0x1234),
         doorbell(at, 1, 1),
@@ -208,7 +208,7 @@ def host_to_shared(tools: Toolbox, on: str) -> None:
 
 @on_every_backend("SPAT", "the host makes a shared page private between two accesses")
 def host_to_private(tools: Toolbox, on: str) -> None:
-    at, shared = PRIVATE + 3 * PAGE, SHARED + 3 * PAGE
+    at, shared = PRIVATE_GPA + 3 * PAGE, SHARED_GPA + 3 * PAGE
     accesses: list[Access | bytes] = [
         write(shared, 0x55),
         doorbell(shared, 1, 2),
@@ -226,7 +226,7 @@ def host_to_private(tools: Toolbox, on: str) -> None:
 def by_hypercall(tools: Toolbox, on: str) -> None:
     if on == "emulated":
         raise Missing("hypercalls that convert: the emulated backend has doorbells")
-    at, shared = PRIVATE + 3 * PAGE, SHARED + 3 * PAGE
+    at, shared = PRIVATE_GPA + 3 * PAGE, SHARED_GPA + 3 * PAGE
     accesses: list[Access | bytes] = [
         hypercall(at, 2, True),
         read(at),
@@ -256,9 +256,9 @@ def to_and_fro(tools: Toolbox, on: str) -> None:
     expected: list[int] = []
     for index in range(40):
         page = index % 4
-        view, state = (
-            (PRIVATE, PageState.PRIVATE) if index // 4 % 2 == 0 else (SHARED, PageState.SHARED)
-        )
+        view, state = PRIVATE_GPA, PageState.PRIVATE
+        if index // 4 % 2:
+            view, state = SHARED_GPA, PageState.SHARED
         at = view + page * PAGE
         accesses += [read(at + 0x10), write(at + 0x10, 0x1000 + index), read(at + 0x10)]
         expected += [0, 0x1000 + index]
@@ -271,18 +271,21 @@ def to_and_fro(tools: Toolbox, on: str) -> None:
 @on_every_backend("IM2", "pages beside those that are converted keep state and contents")
 def neighbours(tools: Toolbox, on: str) -> None:
     accesses: list[Access | bytes] = [
-        write(PRIVATE + page * PAGE, 0x100 + page) for page in range(8)
+        write(PRIVATE_GPA + page * PAGE, 0x100 + page) for page in range(8)
     ]
-    accesses += [write(SHARED + page * PAGE, 0x200 + page) for page in range(8, 16)]
-    accesses += [read(SHARED + 3 * PAGE), read(PRIVATE + 11 * PAGE)]
-    accesses += [read(PRIVATE + page * PAGE) for page in range(8) if page != 3]
-    accesses += [read(SHARED + page * PAGE) for page in range(8, 16) if page != 11]
+    accesses += [write(SHARED_GPA + page * PAGE, 0x200 + page) for page in range(8, 16)]
+    accesses += [read(SHARED_GPA + 3 * PAGE), read(PRIVATE_GPA + 11 * PAGE)]
+    accesses += [read(PRIVATE_GPA + page * PAGE) for page in range(8) if page != 3]
+    accesses += [read(SHARED_GPA + page * PAGE) for page in range(8, 16) if page != 11]
     seen = run(tools, on, accesses)
     kept = [0x100 + page for page in range(8) if page != 3]
     kept += [0x200 + page for page in range(8, 16) if page != 11]
     expect(seen.values, (0, 0, *kept), "what the guest read")
-    wanted = [(PRIVATE + page * PAGE, PageState.PRIVATE) for page in range(8)]
-    wanted += [(SHARED + 3 * PAGE, PageState.SHARED), (PRIVATE + 11 * PAGE, PageState.PRIVATE)]
+    wanted = [(PRIVATE_GPA + page * PAGE, PageState.PRIVATE) for page in range(8)]
+    wanted += [
+        (SHARED_GPA + 3 * PAGE, PageState.SHARED),
+        (PRIVATE_GPA + 11 * PAGE, PageState.PRIVATE),
+    ]
     expect_errors(seen.errors, *wanted)
 
 
@@ -290,27 +293,28 @@ def neighbours(tools: Toolbox, on: str) -> None:
 def doorbells(tools: Toolbox, on: str) -> None:
     to_shared, to_private = 1, 2
     refused = (
-        (PRIVATE + 1, 1, to_private),
-        (PRIVATE, 0, to_private),
-        (PRIVATE, REGION_SIZE // PAGE + 1, to_private),
-        (PRIVATE + REGION_SIZE - PAGE, 2, to_shared),
-        (PRIVATE, 0xFFFFFFFF, to_private),
+        (PRIVATE_GPA + 1, 1, to_private),
+        (PRIVATE_GPA, 0, to_private),
+        (PRIVATE_GPA, REGION_SIZE // PAGE + 1, to_private),
+        (PRIVATE_GPA + REGION_SIZE - PAGE, 2, to_shared),
+        (PRIVATE_GPA, 0xFFFFFFFF, to_private),
         (0x80000, 1, to_private),
         (0, 1, to_private),
-        (PRIVATE, 1, 3),
-        (PRIVATE, 1, 0),
+        (PRIVATE_GPA, 1, 3),
+        (PRIVATE_GPA, 1, 0),
     )
-    accesses: list[Access | bytes] = [doorbell(PRIVATE + 2 * PAGE, 4, to_private)]
-    accesses += [write(PRIVATE + page * PAGE, page) for page in range(2, 6)]
+    accesses: list[Access | bytes] = [doorbell(PRIVATE_GPA + 2 * PAGE, 4, to_private)]
+    accesses += [write(PRIVATE_GPA + page * PAGE, page) for page in range(2, 6)]
     accesses += [doorbell(*row) for row in refused]
-    accesses += [doorbell(SHARED + 3 * PAGE, 1, to_shared)]
-    accesses += [read(PRIVATE + page * PAGE) for page in (2, 4, 5)] + [read(SHARED + 3 * PAGE)]
+    accesses += [doorbell(SHARED_GPA + 3 * PAGE, 1, to_shared)]
+    accesses += [read(PRIVATE_GPA + page * PAGE) for page in (2, 4, 5)]
+    accesses += [read(SHARED_GPA + 3 * PAGE)]
     seen = run(tools, on, accesses)
     wrong = (1 << 32) - 22
     expect(seen.values, (0, *[wrong] * len(refused), 0, 2, 4, 5, 0), "what the guest read")
     expect_errors(seen.errors)
     expect(
         seen.private,
-        [(PRIVATE + 2 * PAGE, PAGE), (PRIVATE + 4 * PAGE, 2 * PAGE)],
+        [(PRIVATE_GPA + 2 * PAGE, PAGE), (PRIVATE_GPA + 4 * PAGE, 2 * PAGE)],
         "private ranges",
     )

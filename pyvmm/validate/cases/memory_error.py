@@ -13,13 +13,12 @@ from typing import Any
 
 from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
-from pyvmm.validate.cases.conversions import in_threads
-from pyvmm.validate.cases.guest_memfd import KEEP_SIZE, fallocate
 from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.calls import KEEP_SIZE, fallocate
 from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import check, errno_of, expect, expect_errno
 from pyvmm.validate.kit.guest import GuestVm
-from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.race import Overlaps, in_threads
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.kit.watch import INSIDE, Watch
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import errno
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.calls import dirty
 from pyvmm.validate.kit.capabilities import missing
 from pyvmm.validate.kit.case import GIB, HUGE, KIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, check, expect, expect_errno
 from pyvmm.validate.kit.guest import Cpu, GuestVm
 from pyvmm.validate.kit.known import MMIO_WHILE_AN_EXCEPTION_IS_DELIVERED, Known
 from pyvmm.validate.kit.memory import SharedSide
-from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.race import Overlaps, again_and_again
 from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
@@ -201,7 +200,7 @@ def moved(tools: Toolbox, rounds: int) -> None:
     for _ in range(rounds):
         vm.cpu.expect_read(one, TAG + one, "a slot that was moved back")
         move(other)
-        expect_mmio(vm, one, "a slot's old GPA")
+        vm.cpu.expect_mmio(one, "a slot's old GPA")
         vm.cpu.expect_read(other, TAG + one, "a slot at its new GPA")
         move(one)
     beside = Overlaps(tools)
@@ -209,31 +208,6 @@ def moved(tools: Toolbox, rounds: int) -> None:
         for _ in tools.enough(20 * rounds):
             gpa = tools.random.choice((one, other))
             beside(read_or_mmio, vm, gpa, TAG + one, "a slot that moves")
-
-
-@contextmanager
-def again_and_again(*calls: Callable[[], None]) -> Iterator[None]:
-    """Make these calls by turns in another thread; what fails there fails here."""
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            while not stop.is_set():
-                for call in calls:
-                    call()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def read_or_mmio(vm: GuestVm, gpa: int, value: int, what: str) -> None:
@@ -246,17 +220,6 @@ def read_or_mmio(vm: GuestVm, gpa: int, value: int, what: str) -> None:
     elif outcome.reason != lib.KVM_EXIT_HLT:
         raise CheckFailed(f"{what}: a read got {outcome}")
     expect(int(vm.cpu.vcpu.get_regs().rax), value, what)
-
-
-def expect_mmio(vm: GuestVm, gpa: int, what: str) -> None:
-    outcome = vm.cpu.run(routines.READ[8], rdi=gpa)
-    if outcome.reason != lib.KVM_EXIT_MMIO:
-        raise CheckFailed(f"{what}: the guest got {outcome}, expected an MMIO exit")
-    mmio = vm.cpu.vcpu.kvm_run.mmio
-    expect((int(mmio.phys_addr), mmio.len), (gpa, 8), f"{what}: GPA and length of the MMIO exit")
-    # Complete the access, so that the next run starts anew.
-    vm.cpu.answer(0x77)
-    expect(int(vm.cpu.finish(what).rax), 0x77, f"{what}: what the guest reads from MMIO")
 
 
 @case(
@@ -298,7 +261,7 @@ def made_again(tools: Toolbox, gpa: int, times: int) -> None:
     for _ in range(times):
         vm.vm.set_user_memory_region(slot, gpa, 0, 0)
         for page in (15, 0, 3):
-            expect_mmio(vm, gpa + page * PAGE, "a deleted slot")
+            vm.cpu.expect_mmio(gpa + page * PAGE, "a deleted slot")
         vm.vm.set_user_memory_region(slot, gpa, SIZE, shared.address)
         vm.cpu.expect_filled(gpa, SIZE, TAG, "a slot made again")
 
@@ -372,13 +335,6 @@ def dirty_log(tools: Toolbox, pages: tuple[int, ...]) -> None:
             vm.cpu.read(gpa + (page ^ 2) * PAGE)
         expect(dirty(vm, slot), sum(1 << page for page in pages), "the dirty bitmap")
         expect(dirty(vm, slot), 0, "the dirty bitmap, read again")
-
-
-def dirty(vm: GuestVm, slot: int) -> int:
-    bitmap = ffi.new("uint64_t[1]")
-    log = ffi.new("struct kvm_dirty_log *", {"slot": slot, "dirty_bitmap": bitmap})
-    vm.vm.ioctl("KVM_GET_DIRTY_LOG", log)
-    return int(bitmap[0])
 
 
 @case(

@@ -15,8 +15,8 @@ from typing import Any
 from pyvmm.kvm.guest_memfd import GuestMemfd
 from pyvmm.kvm.ioctls import IOCTLS
 from pyvmm.kvm.memfd import Memfd
-from pyvmm.native import ffi, lib
-from pyvmm.validate.cases.memory_regions import dirty
+from pyvmm.native import lib
+from pyvmm.validate.kit.calls import FILE, Call, dirty
 from pyvmm.validate.kit.capabilities import missing
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, errno_name, errno_of, expect, expect_errno
@@ -30,33 +30,6 @@ GPA = 4 * GIB
 TAG = 0x33 << 48
 TOP = 1 << 63
 EINVAL, EEXIST, EBADF = errno.EINVAL, errno.EEXIST, errno.EBADF
-FILE: int = lib.KVM_MEM_GUEST_MEMFD
-
-
-@dataclass(slots=True)
-class Call:
-    """A KVM_SET_USER_MEMORY_REGION2 that works; rows change its fields."""
-
-    slot: int
-    gpa: int
-    size: int
-    address: int
-    fd: int
-    offset: int = 0
-    flags: int = FILE
-
-    def make(self, vm: GuestVm) -> None:
-        request = ffi.new("struct kvm_userspace_memory_region2 *")
-        mask = (1 << 64) - 1
-        request.slot, request.flags = self.slot & 0xFFFFFFFF, self.flags
-        request.guest_phys_addr, request.memory_size = self.gpa & mask, self.size & mask
-        request.userspace_addr = self.address & mask
-        request.guest_memfd_offset = self.offset & mask
-        request.guest_memfd = self.fd & 0xFFFFFFFF
-        vm.vm.ioctl("KVM_SET_USER_MEMORY_REGION2", request)
-
-    def delete(self, vm: GuestVm) -> None:
-        vm.vm.set_user_memory_region2(self.slot, self.gpa, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pyvmm.validate.cases.pre_fault import pre_fault
 from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, MIB, case
 from pyvmm.validate.kit.check import Missing, check, expect
-from pyvmm.validate.kit.memory import PRIVATE
+from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.kit.waiting import Waiting
 
@@ -39,7 +39,7 @@ def attributes(tools: Toolbox) -> LongCall:
     size = GIB
     while size < _LARGEST:
         began = time.monotonic()
-        vm.vm.set_memory_attributes(GPA, size, PRIVATE)
+        vm.vm.set_memory_attributes(GPA, size, ATTRIBUTE)
         took = time.monotonic() - began
         vm.vm.set_memory_attributes(GPA, size, 0)
         if took > _LONG_S:
@@ -47,7 +47,7 @@ def attributes(tools: Toolbox) -> LongCall:
         size *= 2
     return LongCall(
         lambda: vm.vm.set_memory_attributes(GPA, size, 0),
-        lambda: vm.vm.set_memory_attributes(GPA, size, PRIVATE),
+        lambda: vm.vm.set_memory_attributes(GPA, size, ATTRIBUTE),
     )
 
 

@@ -19,15 +19,16 @@ from functools import partial
 from pyvmm.errors import KvmError
 from pyvmm.kvm.exits import HltExit
 from pyvmm.native import lib
-from pyvmm.validate.cases.conversions import PRIVATE
-from pyvmm.validate.cases.pre_fault import deadlock, mapped_pages, pre_fault
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.accounts import meminfo
 from pyvmm.validate.kit.beside import CallBeside
+from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, check, errno_name
 from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.known import pre_fault_deadlock
 from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.patterns import PRIVATE
 from pyvmm.validate.kit.toolbox import Toolbox
 
 LARGE, SMALL = 32 * MIB, 16 * PAGE
@@ -162,9 +163,9 @@ class Scene:
     def hold(self, stack: ExitStack) -> None:
         """Let a third party pre-fault: a deletion waits for it."""
         self.held.discard(0, LARGE)
-        before, cpu = mapped_pages(self.vm), self.vm.cpus[2]
+        before, cpu = self.vm.mapped_pages(), self.vm.cpus[2]
         holder = stack.enter_context(CallBeside(lambda: pre_fault(cpu, 6 * GIB, LARGE)))
-        while mapped_pages(self.vm) == before and not holder.ends(0):
+        while self.vm.mapped_pages() == before and not holder.ends(0):
             pass
 
     def close(self) -> None:
@@ -279,12 +280,12 @@ def _wait_for_both(
     by_name = dict(calls)
     # Before Linux 6.18 these two wait for each other.
     known = same and set(by_name) == {"pre-fault", "delete a slot"}
-    if known and by_name["pre-fault"].spins(lambda: mapped_pages(scene.vm)):
+    if known and by_name["pre-fault"].spins(lambda: scene.vm.mapped_pages()):
         check(
             by_name["pre-fault"].interrupt() and by_name["delete a slot"].ends(),
             f"{what}: KVM_PRE_FAULT_MEMORY spins, and no signal ends both",
         )
-        raise deadlock()
+        raise pre_fault_deadlock()
     until = time.monotonic() + _LONG_S
     stuck = [name for name, call in calls if not call.ends(max(0.0, until - time.monotonic()))]
     if stuck:

@@ -6,12 +6,10 @@ import errno
 import time
 from collections.abc import Callable
 
-from pyvmm.errors import KvmError
 from pyvmm.native import ffi, lib
-from pyvmm.validate.cases.conversions import PRIVATE, SHARED
-from pyvmm.validate.cases.memory_regions import again_and_again, expect_mmio
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.beside import CallBeside
+from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import (
     CheckFailed,
@@ -22,34 +20,21 @@ from pyvmm.validate.kit.check import (
     expect,
     expect_errno,
 )
-from pyvmm.validate.kit.guest import Cpu, GuestVm
+from pyvmm.validate.kit.guest import GuestVm
 from pyvmm.validate.kit.known import (
-    PRE_FAULT_OF_A_DELETED_SLOT,
     PRE_FAULT_WITH_AN_OBSOLETE_ROOT,
     Known,
+    pre_fault_deadlock,
 )
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.kit.race import Overlaps
+from pyvmm.validate.kit.memory import ATTRIBUTE
+from pyvmm.validate.kit.patterns import PRIVATE, SHARED
+from pyvmm.validate.kit.race import Overlaps, again_and_again
 from pyvmm.validate.kit.toolbox import Toolbox
 
 GPA = 4 * GIB
 SIZE = HUGE + PAGE
 _ATTEMPTS = 5
 STATES = ("shared", "private")
-
-
-def pre_fault(cpu: Cpu, gpa: int, size: int) -> tuple[int, int]:
-    """Until nothing is left or it fails: (bytes left, errno of the last call)."""
-    request = ffi.new("struct kvm_pre_fault_memory *", (gpa, size, 0))
-    while request.size:
-        before = int(request.size)
-        try:
-            cpu.vcpu.ioctl("KVM_PRE_FAULT_MEMORY", request)
-        except KvmError as error:
-            return int(request.size), error.errno or 0
-        expect(int(request.gpa), gpa + size - int(request.size), "gpa beside the size that is left")
-        check(request.size < before, "KVM_PRE_FAULT_MEMORY succeeded and did nothing")
-    return 0, 0
 
 
 def a_vm(tools: Toolbox, state: str) -> GuestVm:
@@ -128,7 +113,7 @@ def expect_whole(vm: GuestVm, size: int, what: str) -> None:
     """Pre-fault all of a slot that nothing happens to. The vCPU has not run for some time."""
     left = [(size, 0)]
     with CallBeside(lambda: left.append(pre_fault(vm.cpu, GPA, size))) as call:
-        if call.spins(lambda: mapped_pages(vm)):
+        if call.spins(lambda: vm.mapped_pages()):
             check(call.interrupt(), f"{what}: KVM_PRE_FAULT_MEMORY spins, and no signal ends it")
             vm.cpu.finish(f"{what}: a guest whose memory was pre-faulted")
             vm.cpu.prepare(routines.HALT)
@@ -140,18 +125,6 @@ def expect_whole(vm: GuestVm, size: int, what: str) -> None:
                 "until a signal comes",
             )
     expect(left[-1], (0, 0), f"{what}: bytes left and errno")
-
-
-def mapped_pages(vm: GuestVm) -> int:
-    return sum(vm.counter(f"pages_{size}") for size in ("4k", "2m", "1g"))
-
-
-def deadlock() -> Known:
-    return Known(
-        PRE_FAULT_OF_A_DELETED_SLOT,
-        "KVM_PRE_FAULT_MEMORY of a slot that is being deleted spins until a signal comes, and the "
-        "deletion waits for it",
-    )
 
 
 # What pre-faulting may end with while its slot goes: no slot any more; EAGAIN where the kernel
@@ -199,7 +172,7 @@ def slot_deleted(tools: Toolbox, state: str) -> None:
     make(SIZE)
     expect_whole(vm, SIZE, "a slot that came and went")
     if spins:
-        raise deadlock()
+        raise pre_fault_deadlock()
 
 
 @case(
@@ -214,16 +187,16 @@ def deleted_meanwhile(tools: Toolbox, state: str) -> None:
     left = [(size, 0)]
     for _ in range(_ATTEMPTS):
         make(size)
-        before = mapped_pages(vm)
+        before = vm.mapped_pages()
         with CallBeside(lambda: left.append(pre_fault(vm.cpu, GPA, size))) as call:
-            while mapped_pages(vm) == before and not call.ends(0):
+            while vm.mapped_pages() == before and not call.ends(0):
                 pass
             with CallBeside(lambda: make(0)) as deletion:
-                if call.spins(lambda: mapped_pages(vm)):
+                if call.spins(lambda: vm.mapped_pages()):
                     check(not deletion.ends(0), "KVM_PRE_FAULT_MEMORY spins, its slot is gone")
                     check(call.interrupt(), "KVM_PRE_FAULT_MEMORY spins, and no signal ends it")
                     check(deletion.ends(), "a deletion goes on though pre-faulting has ended")
-                    raise deadlock()
+                    raise pre_fault_deadlock()
         is_race = left[-1] != (0, 0)
         tools.tried(is_race, "deletions came before pre-faulting had ended")
         if is_race:
@@ -238,7 +211,7 @@ def deleted_meanwhile(tools: Toolbox, state: str) -> None:
     check(0 < bytes_left < size, "bytes left of it", f"{bytes_left:#x}")
     # The guest does not see what the slot had.
     if state == "shared":
-        expect_mmio(vm, GPA, "a slot that was deleted while it was pre-faulted")
+        vm.cpu.expect_mmio(GPA, "a slot that was deleted while it was pre-faulted")
     else:
         vm.cpu.prepare(routines.READ[8], rdi=GPA)
         vm.cpu.expect_fault(GPA, "a private page whose slot was deleted while it was pre-faulted")

@@ -17,8 +17,7 @@ from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import check
 from pyvmm.validate.kit.guest import Outcome
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
-from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.memory import ATTRIBUTE, Memory
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.kit.userfault import HeldPage
 from pyvmm.validate.kit.watch import INSIDE, Watch
@@ -26,21 +25,21 @@ from pyvmm.validate.kit.watch import INSIDE, Watch
 NEEDS = ("private_memory", "two_cpus", "native_guests")
 SIZE = 8 * PAGE
 # What the shared and the private side of the watched page hold.
-SHARED, PRIVATE = 0x5151_5151, 0x7272_7272_7272
+SHARED_WORD, PRIVATE_WORD = 0x5151_5151, 0x7272_7272_7272
 _ROUNDS = 40
 # However slow the machine is.
 _STALE_S = 5.0
 
 
 def watched_memory(tools: Toolbox, gpa: int, backing: str = "anonymous") -> Memory:
-    """Memory whose pages hold SHARED on their shared side and PRIVATE on the private one."""
+    """Memory whose pages hold SHARED_WORD on the one side and PRIVATE_WORD on the other."""
     vm = tools.private_vm()
     memory = tools.memory(vm, gpa, SIZE if backing != "thp" else 2 * HUGE, backing=backing)
     for offset in range(0, SIZE, PAGE):
-        memory.shared.view[offset : offset + 8] = SHARED.to_bytes(8, "little")
+        memory.shared.view[offset : offset + 8] = SHARED_WORD.to_bytes(8, "little")
     memory.set_private(0, SIZE)
     for offset in range(0, SIZE, PAGE):
-        vm.cpu.write(gpa + offset, PRIVATE)
+        vm.cpu.write(gpa + offset, PRIVATE_WORD)
     return memory
 
 
@@ -60,9 +59,9 @@ def attribute_change(tools: Toolbox, to: str, gpa: int, backing: str) -> None:
     memory = watched_memory(tools, gpa, backing)
     page = 3 * PAGE
     change, undo = memory.set_private, memory.set_shared
-    expected = PRIVATE
+    expected = PRIVATE_WORD
     if to == "shared":
-        change, undo, expected = undo, change, SHARED
+        change, undo, expected = undo, change, SHARED_WORD
     undo(page, PAGE)
     with Watch(memory.vm.cpu, gpa + page) as watch:
         for _ in tools.enough(_ROUNDS):
@@ -128,7 +127,7 @@ def stale_fault(tools: Toolbox, end: str) -> None:
     # What is between the two calls must be shorter than a fault: nothing but the call itself.
     fd, number = memory.vm.vm.fileno(), IOCTLS["KVM_SET_MEMORY_ATTRIBUTES"].number
     ioctl = lib.kvm_ioctl
-    expected = PRIVATE if end == "private" else SHARED
+    expected = PRIVATE_WORD if end == "private" else SHARED_WORD
     delays = [range(tools.random.randrange(1 + 4**power)) for power in range(6) for _ in range(50)]
     tools.random.shuffle(delays)
     wrong = flips = failed = 0
@@ -248,7 +247,7 @@ def random_conversions(tools: Toolbox, cpus: int) -> None:
             tools.tried([watch.rounds for watch in watches] != before, INSIDE)
             states[first : first + count] = [private] * count
             for index, watch in enumerate(watches):
-                expected = PRIVATE if states[index % 2] else SHARED
+                expected = PRIVATE_WORD if states[index % 2] else SHARED_WORD
                 value = watch.after(watch.rounds)
                 check(
                     value == expected,
@@ -271,12 +270,14 @@ def slots_beside(tools: Toolbox) -> None:
     with Watch(memory.vm.cpu, memory.gpa) as watch:
         for _ in tools.enough(30):
             tools.tried(watch.during(beside.delete), INSIDE)
-            check(watch.after(watch.rounds) == PRIVATE, "a page beside a slot that was deleted")
+            check(
+                watch.after(watch.rounds) == PRIVATE_WORD, "a page beside a slot that was deleted"
+            )
             memory.set_shared(0, PAGE)
             tools.tried(watch.during(beside.create), INSIDE)
-            check(watch.after(watch.rounds) == SHARED, "a page beside a slot that was made")
+            check(watch.after(watch.rounds) == SHARED_WORD, "a page beside a slot that was made")
             memory.set_private(0, PAGE)
-            check(watch.after(watch.rounds) == PRIVATE, "a page beside a slot that was made")
+            check(watch.after(watch.rounds) == PRIVATE_WORD, "a page beside a slot that was made")
 
 
 @case(
@@ -392,10 +393,10 @@ def held_fault(tools: Toolbox, gpa: int) -> None:
             held.wait()
             tools.tried(True, "faults waited while their page was converted")
             memory.set_private(page, PAGE)
-            held.fill(SHARED.to_bytes(8, "little"))
+            held.fill(SHARED_WORD.to_bytes(8, "little"))
             value = read.result()
         check(
-            value == PRIVATE,
+            value == PRIVATE_WORD,
             "a fault that was under way during a conversion mapped the page of the other side "
             "(stale-fault check missing)",
             f"the guest reads {value:#x}",
@@ -419,7 +420,7 @@ def huge_page_over_an_end(tools: Toolbox, end: str) -> None:
     gpa = 5 * GIB
     memory = tools.memory(vm, gpa, HUGE, backing="thp")
     for offset in range(0, HUGE, PAGE):
-        memory.shared.view[offset : offset + 8] = SHARED.to_bytes(8, "little")
+        memory.shared.view[offset : offset + 8] = SHARED_WORD.to_bytes(8, "little")
     # A vCPU uses the one page of the block that is not in the range.
     outside, inside = (0, PAGE) if end == "first" else (HUGE - PAGE, 0)
     start = gpa + PAGE if end == "first" else gpa + HUGE - PAGE - _LONG
@@ -429,7 +430,10 @@ def huge_page_over_an_end(tools: Toolbox, end: str) -> None:
             change(start, _LONG, 0)
         with Watch(vm.cpu, gpa + outside) as watch:
             tools.tried(watch.during(change, start, _LONG, ATTRIBUTE), INSIDE)
-            check(watch.after(watch.rounds) == SHARED, "a shared page beside a large private range")
+            check(
+                watch.after(watch.rounds) == SHARED_WORD,
+                "a shared page beside a large private range",
+            )
         vm.cpu.expect_zero(
             gpa + inside,
             HUGE - PAGE,
@@ -460,13 +464,13 @@ def fault_meanwhile(tools: Toolbox, what: str, slot: str) -> None:
     memory = tools.memory(vm, gpa, SIZE, slots=2, file_offset=lead)
     page = PAGE if slot == "first" else SIZE - 2 * PAGE
     for offset in range(0, SIZE, PAGE):
-        memory.shared.view[offset : offset + 8] = SHARED.to_bytes(8, "little")
+        memory.shared.view[offset : offset + 8] = SHARED_WORD.to_bytes(8, "little")
     start, size = gpa + SIZE - _LONG, _LONG
     if what == "to private":
         expected = 0
     else:
         vm.vm.set_memory_attributes(start, size, ATTRIBUTE)
-        expected = SHARED
+        expected = SHARED_WORD
     if what == "punch":
         for _ in tools.enough(1):
             memory.file.allocate(0, lead)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pyvmm.native import lib
-from pyvmm.validate.cases.conversions import PRIVATE, SHARED
-from pyvmm.validate.cases.memory_regions import expect_mmio
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, KIB, PAGE, case
 from pyvmm.validate.kit.check import check, errno_of, expect_errno
-from pyvmm.validate.kit.memory import PRIVATE as ATTRIBUTE
+from pyvmm.validate.kit.memory import ATTRIBUTE
+from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.toolbox import Toolbox
 
 SIZE = 16 * PAGE
@@ -178,7 +177,7 @@ def deleted(tools: Toolbox, state: str, slots: int) -> None:
     for offset in (SIZE - PAGE, 0, *(at - PAGE for at in borders[1:]), *borders, 7 * PAGE):
         gpa = memory.gpa + offset
         if state == "shared":
-            expect_mmio(vm, gpa, "a shared page whose slot was deleted")
+            vm.cpu.expect_mmio(gpa, "a shared page whose slot was deleted")
         else:
             vm.cpu.prepare(routines.READ[8], rdi=gpa)
             vm.cpu.expect_fault(gpa, "a private page whose slot was deleted")

@@ -22,7 +22,7 @@ from pyvmm.loop.bare import BareVcpu, NoExitError
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import PAGE
-from pyvmm.validate.kit.check import CheckFailed, Missing, errno_name, words
+from pyvmm.validate.kit.check import CheckFailed, Missing, errno_name, expect, words
 from pyvmm.validate.kit.routines import Routine
 
 PLAIN_SLOT = 0
@@ -247,6 +247,17 @@ class Cpu:
                 f"{errno_name(error)}"
             )
 
+    def expect_mmio(self, gpa: int, what: str) -> None:
+        """A read must come as an MMIO exit; it is completed, so that the next run starts anew."""
+        outcome = self.run(routines.READ[8], rdi=gpa)
+        if outcome.reason != lib.KVM_EXIT_MMIO:
+            raise CheckFailed(f"{what}: the guest got {outcome}, expected an MMIO exit")
+        mmio = self.vcpu.kvm_run.mmio
+        seen = (int(mmio.phys_addr), mmio.len)
+        expect(seen, (gpa, 8), f"{what}: GPA and length of the MMIO exit")
+        self.answer(0x77)
+        expect(int(self.finish(what).rax), 0x77, f"{what}: what the guest reads from MMIO")
+
 
 def _counter(stats: Stats, name: str) -> int:
     with stats:
@@ -294,6 +305,10 @@ class GuestVm:
     def counter(self, name: str) -> int:
         """One of the VM's statistics."""
         return _counter(self.vm.get_stats_fd(), name)
+
+    def mapped_pages(self) -> int:
+        """How many pages, of any size, the guest's page tables in KVM map."""
+        return sum(self.counter(f"pages_{size}") for size in ("4k", "2m", "1g"))
 
     def new_slot(self) -> int:
         """The number of a slot that is not in use."""

@@ -72,3 +72,11 @@ MMIO_WHILE_AN_EXCEPTION_IS_DELIVERED = KnownBug(
 BOUND_RANGE_IS_EINVAL = KnownBug(
     "7ea987a90585", "KVM: guest_memfd: Return -EEXIST for overlapping bindings", "7.2"
 )
+
+
+def pre_fault_deadlock() -> Known:
+    return Known(
+        PRE_FAULT_OF_A_DELETED_SLOT,
+        "KVM_PRE_FAULT_MEMORY of a slot that is being deleted spins until a signal comes, and the "
+        "deletion waits for it",
+    )

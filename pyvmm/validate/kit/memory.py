@@ -17,7 +17,7 @@ from pyvmm.validate.kit.check import CheckFailed, Missing, words
 from pyvmm.validate.kit.guest import GuestVm
 
 STRIDE = 1024  # one word in so many bytes is looked at
-PRIVATE: int = lib.KVM_MEMORY_ATTRIBUTE_PRIVATE
+ATTRIBUTE: int = lib.KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 BACKINGS = ("anonymous", "thp", "shmem", "hugetlb")
 
@@ -213,7 +213,7 @@ class Memory:
 
     def set_private(self, offset: int, size: int) -> None:
         """Only the attribute."""
-        self.vm.vm.set_memory_attributes(self.gpa + offset, size, PRIVATE)
+        self.vm.vm.set_memory_attributes(self.gpa + offset, size, ATTRIBUTE)
 
     def set_shared(self, offset: int, size: int) -> None:
         """Only the attribute."""

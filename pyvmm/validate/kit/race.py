@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -28,3 +29,47 @@ class Overlaps:
         finally:
             with self._lock:
                 self._under_way -= 1
+
+
+def in_threads(work: Callable[[int], None], count: int) -> None:
+    """Call ``work(index)`` in ``count`` threads; the first error is raised here."""
+    errors: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            work(index)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def again_and_again(*calls: Callable[[], None]) -> Iterator[None]:
+    """Make these calls by turns in another thread; what fails there fails here."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not stop.is_set():
+                for call in calls:
+                    call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -13,7 +13,7 @@ from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import HUGE, PAGE
 from pyvmm.validate.kit.check import CheckFailed
 from pyvmm.validate.kit.guest import GuestVm
-from pyvmm.validate.kit.memory import PRIVATE, SharedSide
+from pyvmm.validate.kit.memory import ATTRIBUTE, SharedSide
 from pyvmm.validate.kit.orders import Step, World
 
 SIZE = 8 * PAGE
@@ -149,7 +149,7 @@ class GuestMemfdStage(Stage):
         self.file.punch(0, SIZE)
 
     def convert(self, there: bool) -> None:
-        self.vm.vm.set_memory_attributes(self.gpa, SIZE, PRIVATE if there else 0)
+        self.vm.vm.set_memory_attributes(self.gpa, SIZE, ATTRIBUTE if there else 0)
 
     def close_file(self) -> None:
         self.file.close()

@@ -8,7 +8,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm.guest_memfd import GuestMemfd
 from pyvmm.native import lib
 from pyvmm.validate.kit.case import PAGE
-from pyvmm.validate.kit.memory import PRIVATE, SharedSide
+from pyvmm.validate.kit.memory import ATTRIBUTE, SharedSide
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.script import Layout, Rules
 from pyvmm.validate.model.state import ALLOWED, MMIO, UNKNOWN, AccessExit, Place, Refusal, State
@@ -101,7 +101,7 @@ class GuestMemfdSystem(System):
         return self.tools.keep(self.vm.vm.create_guest_memfd(self.layout.file_pages * PAGE))
 
     def convert(self, page: int, count: int, private: bool) -> None:
-        attributes = PRIVATE if private else 0
+        attributes = ATTRIBUTE if private else 0
         self.vm.vm.set_memory_attributes(self.gpa(page), count * PAGE, attributes)
 
     def discard(self, page: int, count: int) -> None:

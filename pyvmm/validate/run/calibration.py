@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from pyvmm.validate.kit.capabilities import missing
 from pyvmm.validate.kit.case import GIB, PAGE, Case
-from pyvmm.validate.kit.memory import PRIVATE
+from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.kit.watch import Watch
 from pyvmm.validate.results.result import State
@@ -61,7 +61,7 @@ def flips(tools: Toolbox) -> None:
     vm, count = memory.vm.vm, 0
 
     def flip(delay: range) -> None:
-        vm.set_memory_attributes(memory.gpa, PAGE, PRIVATE)
+        vm.set_memory_attributes(memory.gpa, PAGE, ATTRIBUTE)
         for _ in delay:
             pass
         vm.set_memory_attributes(memory.gpa, PAGE, 0)
