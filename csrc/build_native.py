@@ -43,6 +43,7 @@ DECLARATIONS = (
     "record_clock.h",
     "exit_log.h",
     "slot_window.h",
+    "region.h",
     "memory.h",
     "protocol.h",
     "vector_stub.h",

@@ -1,11 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Regions whose pages are shared or private, and the conversion between the two.
- *
- * A region has a private file and a shared file, one page of each for every page,
- * and one or two views: GPA windows through which a guest reaches it. With two
- * views an access through the wrong one converts the page; with one view the
- * window follows the page state.
+ * All memory of a guest: plain RAM, regions, and the conversion of their pages.
  *
  * Locking: each region has one lock. It covers the page states, the slots behind
  * its windows and the counters; it is held over a whole conversion and over the
@@ -18,56 +13,16 @@
 #ifndef PYVMM_MEMORY_H
 #define PYVMM_MEMORY_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "kvm_compat.h"
-#include "slot_window.h"
+#include "region.h"
 
 #define MEMORY_MAX_REGIONS 16
 #define MEMORY_MAX_RAM 16
 
-enum page_state { PAGE_SHARED = 0, PAGE_PRIVATE = 1 };
-
 enum memory_policy { POLICY_CONVERT = 0, POLICY_DENY = 1, POLICY_ASK = 2 };
-
-/* How a backend makes a page's wrong view absent. */
-enum memory_mechanism {
-	MECHANISM_PROT_NONE = 0,  /* host mapping without access */
-	MECHANISM_SLOTS = 1,	  /* no memslot */
-	MECHANISM_ATTRIBUTES = 2, /* KVM_SET_MEMORY_ATTRIBUTES */
-	MECHANISM_PRESENCE = 3,	  /* page present in the private file */
-};
-
-struct backend;
-
-struct region {
-	/* What memory_add_region() is told. */
-	uint64_t private_gpa; /* of the only view, where there is one */
-	uint64_t shared_gpa;  /* equals private_gpa where there is one view */
-	uint64_t pages;
-	int private_fd;
-	int shared_fd;
-	void *private_host; /* behind the private view */
-	void *shared_host;  /* behind the shared view */
-	uint32_t slot_base; /* slot numbers the region may use */
-	uint32_t slot_count;
-	uint32_t mechanism;
-
-	/* C's own from here on. */
-	int vm_fd;
-	const struct backend *backend;
-	pthread_mutex_t lock;
-	uint8_t *states; /* enum page_state for each page */
-	struct slot_window private_window;
-	struct slot_window shared_window;
-	uint64_t to_private; /* pages */
-	uint64_t to_shared;
-	uint64_t implicit;
-	uint64_t explicit_;
-	uint64_t spurious; /* memory exits that found the page as they wanted it */
-};
 
 /* Plain memory, to look into. */
 struct ram {
@@ -80,7 +35,6 @@ struct memory {
 	int vm_fd;
 	const struct backend *backend;
 	uint32_t policy;
-	uint32_t synced_registers; /* KVM_SYNC_X86_*: what the backend wants at memory exits */
 	uint32_t region_count;
 	uint32_t ram_count;
 	uint64_t generation;
@@ -94,7 +48,6 @@ struct memory_access {
 	uint32_t size;
 	bool is_write;
 	bool is_fetch; /* of an instruction */
-	bool is_frame; /* the push of an exception's or interrupt's frame */
 };
 
 enum memory_verdict {
@@ -106,11 +59,21 @@ enum memory_verdict {
 };
 
 struct memory_exit {
-	/* Set by the caller when the guest is entered: memory.generation, and run->if_flag. */
+	/* Set by the caller. `generation` is memory.generation when the guest was entered. */
+	int vcpu_fd;
+	int run_errno;		 /* of KVM_RUN, or 0 */
+	struct kvm_run *run;
+	uint32_t sync_registers; /* KVM_SYNC_X86_*: what may be asked for in kvm_run */
+	bool timed;
+	bool approved; /* after MEMORY_ASK: the page of `access` may be converted, whatever the policy */
+	bool interrupts_on; /* run->if_flag when the guest was entered */
 	uint64_t generation;
-	bool interrupts_on;
+
+	/* Found. */
 	struct memory_access access;
 	enum page_state wanted; /* what the access needs */
+	bool raced;		/* pages may have changed between the access and now */
+	uint64_t approved_gpa;	/* of the page that was approved; UINT64_MAX: none */
 	uint64_t converted;	/* pages that changed state */
 	uint64_t conversion_ns; /* 0 unless timed */
 	int error;		/* negative errno */
@@ -138,13 +101,21 @@ int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t
  * -EACCES when a page is private, or the -errno of what failed.
  */
 int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size, bool is_write);
+/* Look at what KVM_RUN returned and do what it needs. */
+enum memory_verdict memory_handle_exit(struct memory *memory, struct memory_exit *exit);
+
+/* The region that has this GPA in one of its views, or NULL. */
+struct region *memory_find(const struct memory *memory, uint64_t gpa);
+
 /*
- * Look at what KVM_RUN returned and do what it needs. `approved` after MEMORY_ASK: the page
- * of exit->access may be converted, whatever the policy.
+ * For an access, with the region's lock held: convert one page, if the policy lets it or it was
+ * approved, and count it. MEMORY_DONE, MEMORY_ASK or MEMORY_FAILED.
  */
-enum memory_verdict memory_handle_exit(struct memory *memory, int vcpu_fd, struct kvm_run *run,
-				       int run_errno, bool timed, bool approved,
-				       struct memory_exit *exit);
+enum memory_verdict memory_convert_page(struct memory *memory, struct region *region, uint64_t gpa,
+					struct memory_exit *exit);
+/* With the region's lock held: bytes of one view's file, within it. All of it, or -errno. */
+int memory_transfer(const struct region *region, uint64_t gpa, void *bytes, uint64_t size,
+		    bool is_write);
 
 static inline uint64_t memory_generation(const struct memory *memory)
 {

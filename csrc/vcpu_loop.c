@@ -3,72 +3,15 @@
 #include "vcpu_loop.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "vector_stub.h"
-
 #include "guest_cpu.h"
-
-/* initial-exec: the signal handler must not allocate thread-local storage. */
-static __thread struct vcpu_loop *current_loop __attribute__((tls_model("initial-exec")));
-static __thread bool tick_seen __attribute__((tls_model("initial-exec")));
-static __thread pid_t cached_thread __attribute__((tls_model("initial-exec")));
-static int kick_signal;
-
-static void on_kick_signal(int signal, siginfo_t *info, void *context)
-{
-	struct vcpu_loop *loop = __atomic_load_n(&current_loop, __ATOMIC_RELAXED);
-
-	(void)signal;
-	(void)info;
-	(void)context;
-	__atomic_store_n(&tick_seen, true, __ATOMIC_RELAXED);
-	if (loop)
-		__atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_RELAXED);
-}
-
-static void forget_thread_after_fork(void)
-{
-	cached_thread = 0;
-}
-
-static void choose_kick_signal(void)
-{
-	struct sigaction action = { .sa_sigaction = on_kick_signal, .sa_flags = SA_SIGINFO };
-	struct sigaction present;
-	int signal;
-
-	sigemptyset(&action.sa_mask);
-	for (signal = SIGRTMAX - 1; signal > SIGRTMIN; signal--) {
-		if (sigaction(signal, NULL, &present) == 0 && present.sa_handler == SIG_DFL &&
-		    sigaction(signal, &action, NULL) == 0) {
-			kick_signal = signal;
-			break;
-		}
-	}
-	pthread_atfork(NULL, NULL, forget_thread_after_fork);
-}
-
-int loop_kick_signal(void)
-{
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-	pthread_once(&once, choose_kick_signal);
-	return kick_signal;
-}
-
-static pid_t this_thread(void)
-{
-	if (cached_thread == 0)
-		cached_thread = (pid_t)syscall(SYS_gettid);
-	return cached_thread;
-}
+#include "ticks.h"
+#include "vector_stub.h"
 
 int loop_init(struct vcpu_loop *loop, uint64_t log_capacity)
 {
@@ -104,20 +47,11 @@ static void leave(struct vcpu_loop *loop)
 	__atomic_store_n(&loop->running, false, __ATOMIC_RELEASE);
 }
 
-static void disarm(struct vcpu_loop *loop)
-{
-	if (loop->has_timer)
-		timer_delete(loop->timer);
-	loop->has_timer = false;
-	loop->armed_deadline = 0;
-	__atomic_store_n(&loop->thread, 0, __ATOMIC_SEQ_CST);
-}
-
 void loop_disarm(struct vcpu_loop *loop)
 {
 	if (!enter(loop))
 		return;
-	disarm(loop);
+	stop_ticks(loop);
 	leave(loop);
 }
 
@@ -143,7 +77,7 @@ uint64_t loop_reasons(const struct vcpu_loop *loop)
 
 void loop_deinit(struct vcpu_loop *loop)
 {
-	disarm(loop);
+	stop_ticks(loop);
 	free(loop->log.records);
 	loop->log.records = NULL;
 	loop->log.capacity = 0;
@@ -161,42 +95,7 @@ void loop_kick(struct vcpu_loop *loop)
 	thread = __atomic_load_n(&loop->thread, __ATOMIC_SEQ_CST);
 	/* A thread that has left meanwhile gets a signal that does nothing. */
 	if (thread)
-		syscall(SYS_tgkill, getpid(), thread, kick_signal);
-}
-
-static int arm(struct vcpu_loop *loop)
-{
-	const uint64_t now = monotonic_ns();
-	const uint64_t remaining = loop->deadline > now ? loop->deadline - now : 1;
-	/* The first tick is shorter, so that a later one falls on the deadline. */
-	const uint64_t first = remaining % LOOP_TICK_NS ? remaining % LOOP_TICK_NS : LOOP_TICK_NS;
-	const struct itimerspec ticks = {
-		.it_interval = { .tv_nsec = LOOP_TICK_NS },
-		.it_value = { .tv_nsec = (long)first },
-	};
-	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = kick_signal };
-	sigset_t ours;
-
-	if (loop->has_timer && loop->timer_thread != this_thread())
-		disarm(loop);
-	if (!loop->has_timer) {
-		/* A program that blocks all signals must not make a guest run for ever. */
-		sigemptyset(&ours);
-		sigaddset(&ours, kick_signal);
-		pthread_sigmask(SIG_UNBLOCK, &ours, NULL);
-		event._sigev_un._tid = this_thread();
-		if (timer_create(CLOCK_MONOTONIC, &event, &loop->timer) < 0)
-			return -errno;
-		loop->has_timer = true;
-		loop->timer_thread = this_thread();
-	}
-	if (timer_settime(loop->timer, 0, &ticks, NULL) < 0)
-		return -errno;
-	loop->armed_deadline = loop->deadline;
-	/* One that is past must not wait for its tick. */
-	if (loop->deadline <= now)
-		__atomic_store_n(&tick_seen, true, __ATOMIC_RELAXED);
-	return 0;
+		syscall(SYS_tgkill, getpid(), thread, loop_kick_signal());
 }
 
 /* ---- records ---- */
@@ -324,21 +223,26 @@ static bool guard_trips(struct vcpu_loop *loop)
 
 static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool *is_mine)
 {
+	struct memory_exit *exit = &loop->memory_exit;
 	enum memory_verdict verdict;
 
-	verdict = memory_handle_exit(loop->memory, loop->vcpu_fd, loop->run, run_errno,
-				     loop->recording, loop->convert_once, &loop->memory_exit);
+	exit->vcpu_fd = loop->vcpu_fd;
+	exit->run = loop->run;
+	exit->run_errno = run_errno;
+	exit->sync_registers = loop->sync_registers;
+	exit->timed = loop->recording;
+	exit->approved = loop->convert_once;
+	verdict = memory_handle_exit(loop->memory, exit);
 	*is_mine = verdict != MEMORY_NOT_MINE;
 	if (!*is_mine)
 		return STOP_EXIT;
 	loop->convert_once = false;
 	if (loop->recording) {
-		loop->pending.address = loop->memory_exit.access.gpa;
-		loop->pending.size = loop->memory_exit.access.size;
+		loop->pending.address = exit->access.gpa;
+		loop->pending.size = exit->access.size;
 	}
 	/* Each of an exit's pages is converted by itself. */
-	record_conversion(loop, loop->memory_exit.converted, loop->memory_exit.wanted,
-			  loop->memory_exit.conversion_ns);
+	record_conversion(loop, exit->converted, exit->wanted, exit->conversion_ns);
 	switch (verdict) {
 	case MEMORY_ASK:
 		return STOP_MEMORY_ERROR;
@@ -347,8 +251,6 @@ static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool 
 	case MEMORY_EMULATED:
 		return STOP_EMULATED_ACCESS;
 	default:
-		/* A guest that had one will have more. */
-		loop->run->kvm_valid_regs |= loop->sync_registers & loop->memory->synced_registers;
 		return guard_trips(loop) ? STOP_GUARD : STOP_NONE;
 	}
 }
@@ -548,28 +450,6 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 	}
 }
 
-/* Tick for the deadline that is asked for, in the thread that runs. 0 or -errno. */
-static int keep_armed(struct vcpu_loop *loop)
-{
-	if (loop->deadline == 0) {
-		if (loop->armed_deadline)
-			disarm(loop);
-		return 0;
-	}
-	if (loop->deadline == loop->armed_deadline && loop->timer_thread == this_thread())
-		return 0;
-	return arm(loop);
-}
-
-/* A tick that came while Python handled an exit said nothing to the loop. */
-static bool is_over(const struct vcpu_loop *loop)
-{
-	if (!__atomic_load_n(&tick_seen, __ATOMIC_RELAXED))
-		return false;
-	__atomic_store_n(&tick_seen, false, __ATOMIC_RELAXED);
-	return loop->deadline && monotonic_ns() >= loop->deadline;
-}
-
 static enum loop_stop run_alone(struct vcpu_loop *loop)
 {
 	enum loop_stop stop;
@@ -579,7 +459,7 @@ static enum loop_stop run_alone(struct vcpu_loop *loop)
 		loop->error = EBADF;
 		return STOP_RUN_FAILED;
 	}
-	error = keep_armed(loop);
+	error = keep_ticking(loop);
 	if (error) {
 		loop->error = -error;
 		return STOP_RUN_FAILED;
@@ -591,7 +471,7 @@ static enum loop_stop run_alone(struct vcpu_loop *loop)
 		__atomic_store_n(&loop->thread, this_thread(), __ATOMIC_SEQ_CST);
 	if (was_kicked(loop))
 		stop = STOP_KICK;
-	else if (is_over(loop))
+	else if (ticked_over_deadline(loop))
 		stop = STOP_DEADLINE;
 	else
 		stop = run_until_stop(loop);

@@ -82,22 +82,20 @@ static void detach(struct region *region)
 		set_attributes(region, region->private_gpa, 0, region->pages, 0);
 }
 
-static enum recognition recognise(const struct memory *memory, int vcpu_fd,
-				  const struct kvm_run *run, int run_errno,
-				  struct memory_access *access)
+static enum recognition recognise(const struct memory *memory, struct memory_exit *exit)
 {
+	const struct kvm_run *run = exit->run;
 	const struct pyvmm_memory_fault *fault = PYVMM_EXIT_PAYLOAD(run);
 
 	(void)memory;
-	(void)vcpu_fd;
-	*access = (struct memory_access){ 0 };
-	if (!run_errno && run->exit_reason == KVM_EXIT_MMIO) {
-		*access = mmio_access(run);
+	exit->access = (struct memory_access){ 0 };
+	if (!exit->run_errno && run->exit_reason == KVM_EXIT_MMIO) {
+		exit->access = mmio_access(run);
 		return EMULATED_ACCESS;
 	}
-	if (run_errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
-		access->gpa = fault->gpa;
-		access->size = (uint32_t)fault->size;
+	if (exit->run_errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
+		exit->access.gpa = fault->gpa;
+		exit->access.size = (uint32_t)fault->size;
 		return MEMORY_EXIT;
 	}
 	return NOT_A_MEMORY_EXIT;
@@ -200,5 +198,5 @@ const struct backend backend_guest_memfd = {
 	.recognise = recognise,
 	.to_private = to_private,
 	.to_shared = to_shared,
-	.complete = NULL,
+	.finish = NULL,
 };

@@ -53,22 +53,20 @@ static void detach(struct region *region)
 		ioctl(region->vm_fd, KVM_SET_USER_MEMORY_REGION, &none);
 }
 
-static enum recognition recognise(const struct memory *memory, int vcpu_fd,
-				  const struct kvm_run *run, int run_errno,
-				  struct memory_access *access)
+static enum recognition recognise(const struct memory *memory, struct memory_exit *exit)
 {
+	const struct kvm_run *run = exit->run;
 	const struct pyvmm_memory_error *error = PYVMM_EXIT_PAYLOAD(run);
 
 	(void)memory;
-	(void)vcpu_fd;
-	*access = (struct memory_access){ 0 };
-	if (!run_errno && run->exit_reason == KVM_EXIT_MMIO) {
-		*access = mmio_access(run);
+	exit->access = (struct memory_access){ 0 };
+	if (!exit->run_errno && run->exit_reason == KVM_EXIT_MMIO) {
+		exit->access = mmio_access(run);
 		return EMULATED_ACCESS;
 	}
-	if (run_errno == EPERM && run->exit_reason == KVM_EXIT_MEMORY_ERROR) {
-		access->gpa = error->gpa;
-		access->size = (uint32_t)error->size;
+	if (exit->run_errno == EPERM && run->exit_reason == KVM_EXIT_MEMORY_ERROR) {
+		exit->access.gpa = error->gpa;
+		exit->access.size = (uint32_t)error->size;
 		return MEMORY_EXIT;
 	}
 	return NOT_A_MEMORY_EXIT;
@@ -120,5 +118,5 @@ const struct backend backend_memory_error = {
 	.recognise = recognise,
 	.to_private = to_private,
 	.to_shared = to_shared,
-	.complete = NULL,
+	.finish = NULL,
 };

@@ -1,31 +1,5 @@
-enum page_state { PAGE_SHARED, PAGE_PRIVATE, ... };
 enum memory_policy { POLICY_CONVERT, POLICY_DENY, POLICY_ASK, ... };
-enum memory_mechanism {
-	MECHANISM_PROT_NONE, MECHANISM_SLOTS, MECHANISM_ATTRIBUTES, MECHANISM_PRESENCE, ...
-};
 #define MEMORY_MAX_REGIONS ...
-
-struct region {
-	uint64_t private_gpa;
-	uint64_t shared_gpa;
-	uint64_t pages;
-	int private_fd;
-	int shared_fd;
-	void *private_host;
-	void *shared_host;
-	uint32_t slot_base;
-	uint32_t slot_count;
-	uint32_t mechanism;
-	uint8_t *states;
-	struct slot_window private_window;
-	struct slot_window shared_window;
-	uint64_t to_private;
-	uint64_t to_shared;
-	uint64_t implicit;
-	uint64_t explicit_;
-	uint64_t spurious;
-	...;
-};
 
 struct memory {
 	uint32_t policy;
@@ -40,7 +14,6 @@ struct memory_access {
 	uint32_t size;
 	bool is_write;
 	bool is_fetch;
-	bool is_frame;
 	...;
 };
 

@@ -18,23 +18,13 @@
 #ifndef PYVMM_PUSHED_WORDS_H
 #define PYVMM_PUSHED_WORDS_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "../../memory.h"
 
-#include "kvm_compat.h"
-#include "memory.h"
-
-#define MOST_PUSHED_WORDS 8u
-
-struct pushed_word {
-	uint64_t gpa;
-	uint32_t size;
-	uint32_t value;
-};
-
-/* The words that lie above the one in kvm_run, lowest first; how many. */
-uint32_t find_pushed_words(const struct memory *memory, int vcpu_fd, const struct kvm_run *run,
-			   const struct memory_exit *exit,
-			   struct pushed_word words[MOST_PUSHED_WORDS]);
+/*
+ * After a KVM_EXIT_MMIO that wrote, with the region's lock held; it may be given up for another
+ * region's, and is taken again. MEMORY_ASK, MEMORY_FAILED: of a page that exit->access names.
+ */
+enum memory_verdict store_pushed_words(struct memory *memory, struct region *region,
+				       struct memory_exit *exit);
 
 #endif

@@ -3,12 +3,10 @@
 #include "pushed_words.h"
 
 #include <string.h>
-#include <sys/ioctl.h>
 
-#include "page_range.h"
+#include "registers.h"
 
-#define SYNCED (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS)
-#define CR0_PROTECTED_MODE 0x1u
+#define MOST_PUSHED_WORDS 8u
 #define RFLAGS_INTERRUPTS_ON 0x200u
 #define VECTORS 256u
 #define TABLE_SIZE (VECTORS * 4u)
@@ -27,6 +25,12 @@
 #define INT3 0xCC
 #define INT 0xCD
 #define INTO 0xCE
+
+struct pushed_word {
+	uint64_t gpa;
+	uint32_t size;
+	uint32_t value;
+};
 
 /* A vCPU behind an instruction whose last write was `value` at SS:SP + at * size. */
 struct push {
@@ -255,29 +259,20 @@ static uint32_t pushed_by_interrupt(const struct push *push, bool interrupts_on,
 	return 0;
 }
 
-uint32_t find_pushed_words(const struct memory *memory, int vcpu_fd, const struct kvm_run *run,
-			   const struct memory_exit *exit,
-			   struct pushed_word words[MOST_PUSHED_WORDS])
+/* The words that lie above the one in kvm_run, lowest first; how many. */
+static uint32_t find_pushed_words(const struct memory *memory, const struct memory_exit *exit,
+				  struct pushed_word words[MOST_PUSHED_WORDS])
 {
-	const bool is_synced = (run->kvm_valid_regs & SYNCED) == SYNCED;
-	struct push push = {
-		.memory = memory,
-		.size = run->mmio.len,
-		.raced = exit->generation != memory_generation(memory),
-	};
-	struct kvm_regs regs;
-	struct kvm_sregs sregs;
+	const struct kvm_run *run = exit->run;
+	struct push push = { .memory = memory, .size = run->mmio.len, .raced = exit->raced };
+	struct registers registers;
 	uint64_t offset;
 	uint32_t found;
 
-	if (run->exit_reason != KVM_EXIT_MMIO || !run->mmio.is_write ||
-	    (push.size != 2 && push.size != 4))
+	if ((push.size != 2 && push.size != 4) || !get_registers(exit, &registers))
 		return 0;
-	if (!is_synced && (ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 ||
-			   ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0))
-		return 0;
-	push.regs = is_synced ? &run->s.regs.regs : &regs;
-	push.sregs = is_synced ? &run->s.regs.sregs : &sregs;
+	push.regs = registers.regs;
+	push.sregs = registers.sregs;
 	offset = run->mmio.phys_addr - push.sregs->ss.base;
 	if (push.sregs->cr0 & CR0_PROTECTED_MODE || offset > 0xFFFF)
 		return 0;
@@ -291,4 +286,81 @@ uint32_t find_pushed_words(const struct memory *memory, int vcpu_fd, const struc
 	if ((found = pushed_by_interrupt(&push, exit->interrupts_on, words)))
 		return found;
 	return pushed_by_far_call(&push, words);
+}
+
+/*
+ * With the lock of the region that has `gpa`. lost: the numbers of the pages that the
+ * instruction is lost with, of the exit and maybe of one more. What went to other pages the
+ * kernel has written, but for those that it may have found absent before somebody else
+ * converted them.
+ */
+static enum memory_verdict store_piece(struct memory *memory, struct region *region, uint64_t gpa,
+				       void *bytes, uint64_t size, uint64_t lost[2],
+				       struct memory_exit *exit)
+{
+	const uint64_t page = gpa / PYVMM_PAGE_SIZE;
+	const bool is_lost = page == lost[0] || page == lost[1];
+
+	if (region_is_absent(region, gpa)) {
+		enum memory_verdict verdict;
+
+		/* Its page was taken away since, and with it what was in it. */
+		if (is_lost)
+			return MEMORY_DONE;
+		verdict = memory_convert_page(memory, region, gpa, exit);
+		if (verdict != MEMORY_DONE) {
+			exit->access = (struct memory_access){ .gpa = gpa, .size = (uint32_t)size,
+							       .is_write = true };
+			exit->wanted = region_wants(region, gpa);
+			return verdict;
+		}
+		lost[1] = page;
+	} else if (!is_lost && !exit->raced) {
+		return MEMORY_DONE;
+	}
+	exit->error = memory_transfer(region, gpa, bytes, size, true);
+	return exit->error ? MEMORY_FAILED : MEMORY_DONE;
+}
+
+/* The same with the lock of this region alone, which may have to be given up for another's. */
+static enum memory_verdict store_somewhere(struct memory *memory, struct region *locked,
+					   uint64_t gpa, void *bytes, uint64_t size,
+					   uint64_t lost[2], struct memory_exit *exit)
+{
+	struct region *region = memory_find(memory, gpa);
+	enum memory_verdict verdict;
+
+	if (!region)
+		return MEMORY_DONE;
+	if (region == locked)
+		return store_piece(memory, region, gpa, bytes, size, lost, exit);
+	pthread_mutex_unlock(&locked->lock);
+	pthread_mutex_lock(&region->lock);
+	verdict = store_piece(memory, region, gpa, bytes, size, lost, exit);
+	pthread_mutex_unlock(&region->lock);
+	pthread_mutex_lock(&locked->lock);
+	return verdict;
+}
+
+enum memory_verdict store_pushed_words(struct memory *memory, struct region *region,
+				       struct memory_exit *exit)
+{
+	uint64_t lost[2] = { exit->access.gpa / PYVMM_PAGE_SIZE, UINT64_MAX };
+	struct pushed_word words[MOST_PUSHED_WORDS];
+	const uint32_t count = find_pushed_words(memory, exit, words);
+	enum memory_verdict verdict = MEMORY_DONE;
+	uint32_t i;
+
+	for (i = 0; i < count && verdict == MEMORY_DONE; i++) {
+		uint64_t gpa = words[i].gpa, left = words[i].size, size;
+		char *bytes = (char *)&words[i].value;
+
+		for (; left > 0 && verdict == MEMORY_DONE; bytes += size, gpa += size, left -= size) {
+			size = PYVMM_PAGE_SIZE - gpa % PYVMM_PAGE_SIZE;
+			if (size > left)
+				size = left;
+			verdict = store_somewhere(memory, region, gpa, bytes, size, lost, exit);
+		}
+	}
+	return verdict;
 }
