@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
 import sys
-import time
-from contextlib import suppress
-from typing import Any
+from collections.abc import Sequence
 
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
-from pyvmm.cli.run_text import has_colour
+from pyvmm.cli.validate_text import Compared, Json, JsonLines, Ktap, Output, Text
 from pyvmm.errors import ConfigurationError
 from pyvmm.memory.backends import BACKENDS
-from pyvmm.printable import printable
 from pyvmm.validate.kit.case import Case
-from pyvmm.validate.kit.known import KnownBug
-from pyvmm.validate.results import baseline, ktap, lines, report
-from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.results import baseline, report
+from pyvmm.validate.results.result import State
 
-_COLOURS = {
-    State.KNOWN: "33",
-    State.PASS: "32",
-    State.SKIP: "33",
-    State.FAIL: "31",
-    State.HANG: "31",
-    State.CRASH: "31",
-}
 _WORKERS = 2
-_MOST_FACTS = 4
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -110,13 +95,13 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _chosen_seed(options: argparse.Namespace) -> int:
+def _chosen_seed(options: argparse.Namespace) -> int | None:
     asked = {seed for seed in (options.seed, options.shuffle) if seed is not None and seed >= 0}
     if len(asked) > 1:
         raise ConfigurationError(
             f"--seed {options.seed} --shuffle {options.shuffle}", "a run has one seed"
         )
-    return asked.pop() if asked else random.randrange(1 << 32)
+    return asked.pop() if asked else None
 
 
 def validate(options: argparse.Namespace) -> int:
@@ -128,16 +113,14 @@ def validate(options: argparse.Namespace) -> int:
     if options.json_lines and options.baseline:
         raise ConfigurationError("--json-lines --baseline", "lines are not compared", "use --json")
     earlier = report.load(options.baseline) if options.baseline else None
-    seed = _chosen_seed(options)
+    output = _output(options)
     with Interruption() as interruption:
-        now, left_behind = _run(options, cases, seed, interruption)
-    comparison = None
-    if earlier is not None:
-        comparison = baseline.compare(earlier.results, now.results)
-    _show_end(options, now, earlier, comparison)
+        now = _run(options, cases, output, interruption)
+    compared = None if earlier is None else _compare(options.baseline, earlier, now)
+    output.end(now, compared)
     number = interruption.number
-    result = 128 + number if number is not None else _status(now, comparison, options.strict)
-    if left_behind:
+    result = 128 + number if number is not None else _status(now, compared, options.strict)
+    if now.left_behind:
         # Python would wait at its end for a process that the kernel does not let go.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -145,13 +128,62 @@ def validate(options: argparse.Namespace) -> int:
     return result
 
 
-def _status(now: report.Report, comparison: baseline.Comparison | None, strict: bool) -> int:
+def _output(options: argparse.Namespace) -> Output:
+    if options.ktap:
+        return Ktap()
+    if options.json_lines:
+        return JsonLines()
+    return Json() if options.json else Text()
+
+
+def _run(
+    options: argparse.Namespace, cases: list[Case], output: Output, interruption: Interruption
+) -> report.Report:
+    from pyvmm.validate.run.session import Session
+
+    session = Session(
+        cases,
+        output,
+        workers=options.workers,
+        seed=_chosen_seed(options),
+        shuffle=options.shuffle is not None,
+    )
+    try:
+        interruption.unblock()
+        session.run()
+        interruption.hold()
+    except Interrupted:
+        interruption.hold()
+    output.clear()
+    now = session.report()
+    if now.not_run:
+        _say_not_run(now.not_run, len(cases))
+    return now
+
+
+def _say_not_run(names: Sequence[str], count: int) -> None:
+    from pyvmm.validate.run.runner import PATIENCE_S
+
+    print(
+        f"pyvmm: validate: gave up after {PATIENCE_S:g} s in cases that failed: {len(names)} of "
+        f"{count} did not run, from {names[0]} on; -k NAME runs those that it names",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _compare(file: str, earlier: report.Report, now: report.Report) -> Compared:
+    differing = report.differing_facts(earlier.machine, now.machine)
+    return Compared(file, tuple(differing), baseline.compare(earlier.results, now.results))
+
+
+def _status(now: report.Report, compared: Compared | None, strict: bool) -> int:
     if all(result.state is State.SKIP for result in now.results):
         return status.SKIPPED
     if strict and any(result.state is State.KNOWN for result in now.results):
         return status.FAILED
-    if comparison is not None:
-        return status.FAILED if comparison.worse else status.PASSED
+    if compared is not None:
+        return status.FAILED if compared.comparison.worse else status.PASSED
     failed = any(result.state.bad for result in now.results)
     return status.FAILED if failed else status.PASSED
 
@@ -167,214 +199,4 @@ def _cases(options: argparse.Namespace) -> list[Case]:
         return [replay_case(options.replay)]
     from pyvmm.validate.run.catalogue import select
 
-    chosen = select(options.expression, options.backend, options.model_examples or 0)
-    if not options.list and any(each.examples for each in chosen):
-        # Here, once: every worker is forked from this process, and it takes its time.
-        with suppress(ImportError):
-            import hypothesis.strategies  # noqa: F401
-    return chosen
-
-
-def _run(
-    options: argparse.Namespace, cases: list[Case], seed: int, interruption: Interruption
-) -> tuple[report.Report, bool]:
-    """Run the cases and show each result as it comes; is a process left that does not end?"""
-    from pyvmm.validate.run.calibration import races_here
-    from pyvmm.validate.run.runner import Runner
-
-    facts = report.machine_facts()
-    start = time.monotonic()
-    show = _Progress(options, cases, seed)
-    runner = Runner(
-        cases,
-        workers=options.workers,
-        seed=seed,
-        shuffle=options.shuffle is not None,
-        started=show.started,
-    )
-    results: list[CaseResult] = []
-    coming = iter(runner)
-    try:
-        interruption.unblock()
-        facts["races"] = races_here(cases, seed)
-        show.begin(facts)
-        for result in coming:
-            results.append(result)
-            show.result(len(results), result)
-        interruption.hold()
-    except Interrupted:
-        interruption.hold()
-    finally:
-        runner.close()
-    show.clear()
-    if runner.not_run:
-        _say_not_run([each.name for each in runner.not_run], len(cases))
-    place = {each.name: at for at, each in enumerate(cases)}
-    results.sort(key=lambda result: place[result.name])
-    duration = time.monotonic() - start
-    return report.Report(facts, seed, duration, tuple(results)), runner.left_behind
-
-
-def _say_not_run(names: list[str], count: int) -> None:
-    from pyvmm.validate.run.runner import PATIENCE_S
-
-    print(
-        f"pyvmm: validate: gave up after {PATIENCE_S:g} s in cases that failed: {len(names)} of "
-        f"{count} did not run, from {names[0]} on; -k NAME runs those that it names",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-class _Progress:
-    """What is printed while cases run: KTAP, JSON lines, or a line for each that did not pass."""
-
-    def __init__(self, options: argparse.Namespace, cases: list[Case], seed: int) -> None:
-        self.ktap = options.ktap
-        self.lines = options.json_lines
-        self.quiet = options.json
-        self.names = [each.name for each in cases]
-        self.seed = seed
-        self.count = count = len(cases)
-        self.done = 0
-        self.colour = sys.stdout.isatty() and has_colour()
-        # A line that is written over again is only for people who look on.
-        self.live = sys.stderr.isatty() and not self.ktap
-        if self.ktap:
-            print("\n".join(ktap.heading(count)), flush=True)
-            print(f"# seed {seed}", flush=True)
-        elif not self.lines and not self.quiet:
-            print(f"{count} cases, seed {seed}", flush=True)
-
-    def begin(self, machine: dict[str, Any]) -> None:
-        """What is known of the machine when the first case begins."""
-        races = f"races: {printable(machine['races'])}"
-        if self.lines:
-            print(lines.first(machine, self.seed, self.names), flush=True)
-        elif self.ktap and machine["races"]:
-            print(f"# {races}", flush=True)
-        elif machine["races"] and not self.quiet:
-            print(races, flush=True)
-
-    def started(self, each: Case) -> None:
-        if self.lines:
-            print(lines.started(each.name), flush=True)
-        if self.live:
-            line = f"{self.done}/{self.count} {each.name}"[:79]
-            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-    def result(self, number: int, result: CaseResult) -> None:
-        self.done = number
-        if self.ktap:
-            print("\n".join(ktap.lines(number, result)), flush=True)
-        elif self.lines:
-            print(lines.ended(result), flush=True)
-        elif not self.quiet and result.state.bad:
-            self.clear()
-            print(_line(result, self.colour), flush=True)
-
-    def clear(self) -> None:
-        if self.live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _show_end(
-    options: argparse.Namespace,
-    now: report.Report,
-    earlier: report.Report | None,
-    comparison: baseline.Comparison | None,
-) -> None:
-    compared: list[str] = []
-    differing: list[str] = []
-    if earlier is not None and comparison is not None:
-        differing = list(report.differing_facts(earlier.machine, now.machine))
-        compared = [*_machine_lines(differing), *baseline.summary(comparison)]
-    if options.json:
-        data = report.to_json(now)
-        if comparison is not None:
-            data["baseline"] = _compared_json(options.baseline, differing, comparison)
-        print(json.dumps(data))
-    elif options.json_lines:
-        print(lines.last(now.duration_s))
-    elif options.ktap:
-        print("\n".join([f"# {_totals(now)}", *(f"# {printable(line)}" for line in compared)]))
-    else:
-        _show_table(now)
-        for line in compared:
-            print(printable(line))
-
-
-def _machine_lines(differing: list[str]) -> list[str]:
-    if not differing:
-        return []
-    told = differing[:_MOST_FACTS]
-    if len(differing) > len(told):
-        told.append(f"and {len(differing) - len(told)} more")
-    return [f"the baseline is from another machine or kernel: {'; '.join(told)}"]
-
-
-def _compared_json(
-    path: str, differing: list[str], comparison: baseline.Comparison
-) -> dict[str, Any]:
-    return {
-        "file": path,
-        "machine_differs": differing,
-        "changes": {
-            change.value: [each.now.name for each in comparison.of(change)]
-            for change in baseline.Change
-            if change is not baseline.Change.SAME
-        },
-        "only_before": list(comparison.only_before),
-        "only_now": list(comparison.only_now),
-    }
-
-
-def _show_known(now: report.Report, colour: bool) -> None:
-    """Each bug that upstream has fixed, and the cases that saw it."""
-    bugs: dict[KnownBug, list[CaseResult]] = {}
-    for result in now.results:
-        if result.bug is not None:
-            bugs.setdefault(result.bug, []).append(result)
-    for bug, results in bugs.items():
-        print(f"known bug of this kernel, {bug}:")
-        for result in results:
-            print(f"  {_line(result, colour)}")
-
-
-def _show_table(now: report.Report) -> None:
-    """Known bugs, a line per subject, why cases were skipped, and the sum."""
-    colour = sys.stdout.isatty() and has_colour()
-    _show_known(now, colour)
-    subjects: dict[str, list[CaseResult]] = {}
-    for result in now.results:
-        subjects.setdefault(result.subject, []).append(result)
-    print(f"{'subject':<24}{'known':>6}{'pass':>6}{'fail':>6}{'skip':>6}{'seconds':>10}")
-    for subject, results in subjects.items():
-        known, passed, skipped = (
-            sum(result.state is state for result in results)
-            for state in (State.KNOWN, State.PASS, State.SKIP)
-        )
-        failed = sum(result.state.bad for result in results)
-        seconds = sum(result.duration_s for result in results)
-        line = f"{subject:<24}{known:>6}{passed:>6}{failed:>6}{skipped:>6}{seconds:>10.1f}"
-        print(f"\x1b[31m{line}\x1b[0m" if colour and failed else line)
-    reasons: dict[str, int] = {}
-    for result in now.results:
-        if result.state is State.SKIP:
-            reasons[result.message] = reasons.get(result.message, 0) + 1
-    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        print(f"{count} skipped: {printable(reason)}")
-    print(_totals(now))
-
-
-def _totals(now: report.Report) -> str:
-    counted = ", ".join(f"{count} {state}" for state, count in now.counts().items() if count)
-    return f"{counted or 'nothing ran'} in {now.duration_s:.1f} s, seed {now.seed}"
-
-
-def _line(result: CaseResult, colour: bool) -> str:
-    state = f"{result.state:<6}"
-    if colour:
-        state = f"\x1b[{_COLOURS[result.state]}m{state}\x1b[0m"
-    detail = f" ({result.detail})" if result.detail else ""
-    return f"{state}{result.name}: {printable(result.message + detail)}"
+    return select(options.expression, options.backend, options.model_examples or 0)

@@ -28,10 +28,15 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Report:
+    """What came out. JSON does not have the two last: names of the cases that did not run because
+    failing ones had taken too long, and whether a process is left that not even SIGKILL ends."""
+
     machine: dict[str, Any]
     seed: int
     duration_s: float
     results: tuple[CaseResult, ...]
+    not_run: tuple[str, ...] = ()
+    left_behind: bool = False
 
     def counts(self) -> dict[State, int]:
         counted = Counter(result.state for result in self.results)
