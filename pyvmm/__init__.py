@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pyvmm import moved
+
 if TYPE_CHECKING:
     from pyvmm.errors import (
         ClosedError,
@@ -77,6 +79,9 @@ __all__ = [
     "assemble",
     "load_guest",
 ]
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

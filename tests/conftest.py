@@ -31,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # A leaked descriptor or an error in a destructor is a failure like any other.
     config.addinivalue_line("filterwarnings", "error")
+    # Old names of modules work for a release; whoever's test has one is told, and goes on.
+    config.addinivalue_line("filterwarnings", r"default:pyvmm\..* is pyvmm\..* now")
 
 
 @pytest.fixture

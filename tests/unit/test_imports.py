@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import time
@@ -16,9 +17,16 @@ PACKAGE = Path(__file__).resolve().parents[2] / "pyvmm"
 # From the ground up, by folder; a module may import from its own row, where no cycle comes of it,
 # and from rows above it in this list.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("pyvmm._native", "pyvmm.errors", "pyvmm.host", "pyvmm.printable", "pyvmm.native"),
+    (
+        "pyvmm._native",
+        "pyvmm.moved",
+        "pyvmm.errors",
+        "pyvmm.host",
+        "pyvmm.printable",
+        "pyvmm.native",
+    ),
     ("pyvmm.page_states",),
-    ("pyvmm.kvm", "pyvmm.exits"),
+    ("pyvmm.kvm",),
     ("pyvmm.loop", "pyvmm.guest", "pyvmm.devices"),
     ("pyvmm.memory",),
     ("pyvmm.unclaimed", "pyvmm.where", "pyvmm.report", "pyvmm.diagnosis", "pyvmm.verdict"),
@@ -182,3 +190,25 @@ def test_import_times(record_property: Callable[[str, object], None]) -> None:
             times.append(time.perf_counter() - start)
         record_property(module, min(times))
         print(f"import {module}: {min(times) * 1000:.0f} ms, interpreter included")
+
+
+def test_old_names_work_and_say_so() -> None:
+    from pyvmm.moved import MOVED
+
+    for old, targets in MOVED.items():
+        new = importlib.import_module(f"pyvmm.{targets[0]}")
+        with pytest.warns(DeprecationWarning, match=f"pyvmm.{old} is pyvmm.{targets[0]} now"):
+            alias = importlib.import_module(f"pyvmm.{old}")
+        for name in (each for each in vars(new) if not each.startswith("_")):
+            assert getattr(alias, name) is getattr(new, name)
+        with pytest.raises(AttributeError, match="nonsense"):
+            _ = alias.nonsense
+
+
+def test_pyvmms_own_words_are_found_where_they_were() -> None:
+    python(
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from pyvmm.uapi import ExitReason, PageState, Policy\n"
+        "from pyvmm import mapping\n"
+        "import pyvmm; assert Policy is pyvmm.Policy and mapping.Mapping"
+    )
