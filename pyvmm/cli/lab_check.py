@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
 
 if TYPE_CHECKING:
-    from pyvmm.cli.lab_check_text import Facts
     from pyvmm.lab.kernels import Kernel
     from pyvmm.validate.kernels.two_kernels import Variant
+    from pyvmm.validate.kernels.verdict import Facts
 
 SAME_OR_BETTER, WORSE, NOTHING_RAN = 0, 1, 4
 _PARAMETER = re.compile(r"[A-Za-z0-9_.-]+=[^\s,\"]*(?:,[^\s,\"]*)*")
@@ -126,9 +126,9 @@ def _seconds(text: str) -> float:
 
 
 def _check(options: Namespace) -> int:
-    from pyvmm.cli import lab_check_text as text
     from pyvmm.validate.kernels.lab_run import Machine
     from pyvmm.validate.kernels.two_kernels import TwoKernels
+    from pyvmm.validate.kernels.verdict import Facts
     from pyvmm.validate.run.catalogue import select
 
     _check_words(options)
@@ -160,7 +160,7 @@ def _check(options: Namespace) -> int:
         say(f"{len(cases)} cases on {before.name} and {now.name}, seed {seed}")
         if options.vary:
             check.check_parameters()
-        facts = text.Facts(before, now, seed, options.cpus, options.memory, options.expression)
+        facts = Facts(before, now, seed, options.cpus, options.memory, options.expression)
         try:
             for variant in check.variants():
                 variants.append(variant)
@@ -185,9 +185,10 @@ def _words(options: Namespace) -> list[str]:
 
 def _show(options: Namespace, facts: Facts, variants: list[Variant], where: str) -> None:
     from pyvmm.cli import lab_check_text as text
+    from pyvmm.validate.kernels.verdict import to_json
 
     if options.json:
-        print(json.dumps(text.to_json(facts, variants)), flush=True)
+        print(json.dumps(to_json(facts, variants)), flush=True)
     else:
         lines = text.summary(facts, variants, text.LINES - 1)
         print("\n".join([*lines, where] if where else lines), flush=True)
@@ -276,9 +277,10 @@ class _Results:
 
     def keep_all(self, facts: Facts, variants: list[Variant]) -> None:
         from pyvmm.cli import lab_check_text as text
+        from pyvmm.validate.kernels.verdict import to_json
 
         self._write("check.txt", "\n".join([*text.everything(facts, variants), ""]))
-        self._write("check.json", json.dumps(text.to_json(facts, variants)))
+        self._write("check.json", json.dumps(to_json(facts, variants)))
         self._whole = True
 
     def _write(self, name: str, content: str) -> None:

@@ -1,4 +1,4 @@
-"""What `pyvmm lab check` says: a summary that fits into a mail, and all of it as text and JSON."""
+"""What `pyvmm lab check` says: a summary that fits into a mail, and all of it as text."""
 
 from __future__ import annotations
 
@@ -6,60 +6,20 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pyvmm.lab.kernels import Kernel
 from pyvmm.printable import printable
-from pyvmm.validate.kernels.lab_run import LabRun, Trouble
+from pyvmm.validate.kernels.lab_run import Trouble
 from pyvmm.validate.kernels.two_kernels import Compared, Variant
-from pyvmm.validate.results import report
+from pyvmm.validate.kernels.verdict import COLUMNS, Facts, all_runs, counts_of, verdict
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import CaseResult, State
 
-SCHEMA = 1
 LINES = 39
 WIDTH = 78
 _MOST_REASONS = 3
 _MOST_VARIANTS = 8
 # What each section should have: its heading, one group of three lines, what was left out.
 _LEAST = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a summary says beside the results."""
-
-    before: Kernel
-    now: Kernel
-    seed: int
-    cpus: int
-    memory_mib: int
-    expression: str = ""
-
-
-def verdict(variants: Sequence[Variant]) -> str:
-    """One line: whether anything got worse, and what."""
-    counts = Counter(each.change for variant in variants for each in variant.cases)
-    changed = [
-        f"{counts[change]} {change}" for change in Change if counts[change] and not change.alike
-    ]
-    splats = sum(len(variant.new_trouble) for variant in variants)
-    if splats:
-        changed.append(f"{splats} new splat{'s' if splats > 1 else ''}")
-    if any(variant.new_problem for variant in variants):
-        changed.append("kernel died")
-    if any(variant.worse for variant in variants):
-        return f"WORSE: {', '.join(changed)}"
-    if all(variant.nothing_ran for variant in variants):
-        return "NOTHING COULD RUN on either kernel"
-    if any(variant.problem("before") for variant in variants):
-        changed.append("the kernel before did not come to the end")
-    if changed:
-        return f"nothing got worse: {', '.join(changed)}"
-    failed, known = counts[Change.SAME_FAILURE], counts[Change.SAME_KNOWN]
-    told = [f"{known} cases see known bugs on both kernels"] if known else []
-    told += [f"{failed} cases fail on both kernels"] if failed else []
-    return ": ".join(["no difference", *([", ".join(told)] if told else [])])
 
 
 def summary(facts: Facts, variants: Sequence[Variant], lines: int = LINES) -> list[str]:
@@ -84,7 +44,7 @@ def everything(facts: Facts, variants: Sequence[Variant]) -> list[str]:
                 told += ["", f"{_where(variant)}{change} ({len(found)}):"]
             for each in found:
                 told += [f"  {each.name}", *(f"      {line}" for line in _story(each))]
-        for when, run in _all_runs(variant):
+        for when, run in all_runs(variant):
             if run.problem:
                 told += ["", f"{_where(variant)}{when}: {run.problem}"]
             for trouble in run.trouble:
@@ -107,39 +67,21 @@ def _heading(facts: Facts, variants: Sequence[Variant]) -> Iterator[str]:
     yield f"pyvmm lab (QEMU, TCG), {facts.cpus} CPUs, {facts.memory_mib} MiB, {seconds:.0f} s"
 
 
-_COLUMNS = ("known", "same pass", "same failure", "skipped", "fixed", "broken", "other")
-
-
 def _table(variants: Sequence[Variant], most: int | None = _MOST_VARIANTS) -> Iterator[str]:
     labels = [variant.label or "all" for variant in variants]
     width = max([len(label) for label in labels] + [8])
-    yield f"{'':<{width}}" + "".join(f"{name:>{len(name) + 2}}" for name in _COLUMNS)
+    yield f"{'':<{width}}" + "".join(f"{name:>{len(name) + 2}}" for name in COLUMNS)
     # Those that differ come first, where not all can be shown.
     order = sorted(range(len(variants)), key=lambda at: not _differs(variants[at]))
     shown = sorted(order[:most])
     for at in shown:
-        cells = zip(_COLUMNS, _counts(variants[at]), strict=True)
+        cells = zip(COLUMNS, counts_of(variants[at]), strict=True)
         row = "".join(f"{count:>{len(name) + 2}}" for name, count in cells)
         yield f"{labels[at]:<{width}}{row}"
     if len(shown) < len(variants):
         left = [variants[at] for at in order[len(shown) :]]
         differ = sum(map(_differs, left))
         yield f"... and {len(left)} combinations more, {differ} of them with differences"
-
-
-def _counts(variant: Variant) -> tuple[int, ...]:
-    same = variant.of(Change.SAME)
-    skipped = sum(not each.now or each.now[0].state is State.SKIP for each in same)
-    told = (Change.SAME, Change.SAME_FAILURE, Change.SAME_KNOWN, Change.FIXED, Change.BROKEN)
-    return (
-        len(variant.of(Change.SAME_KNOWN)),
-        len(same) - skipped,
-        len(variant.of(Change.SAME_FAILURE)),
-        skipped,
-        len(variant.of(Change.FIXED)),
-        len(variant.of(Change.BROKEN)),
-        sum(each.change not in told for each in variant.cases),
-    )
 
 
 def _differs(variant: Variant) -> bool:
@@ -318,77 +260,5 @@ def _during(trouble: Trouble) -> str:
     return f" (while {', '.join(trouble.cases)} ran)" if trouble.cases else ""
 
 
-def _all_runs(variant: Variant) -> Iterator[tuple[str, LabRun]]:
-    for when, runs in (("before", variant.before), ("now", variant.now)):
-        for number, run in enumerate(runs):
-            yield (when if number == 0 else f"{when}, again"), run
-
-
 def _cut(line: str, width: int = WIDTH) -> str:
     return line if len(line) <= width else f"{line[: width - 3]}..."
-
-
-# ---- JSON ----
-
-
-def to_json(facts: Facts, variants: Sequence[Variant]) -> dict[str, Any]:
-    """One object; see the README."""
-    from pyvmm import __version__
-
-    return {
-        "schema": SCHEMA,
-        "pyvmm": __version__,
-        "verdict": verdict(variants),
-        "worse": any(variant.worse for variant in variants),
-        "before": _kernel_json(facts.before),
-        "now": _kernel_json(facts.now),
-        "seed": facts.seed,
-        "expression": facts.expression,
-        "variants": [_variant_json(variant) for variant in variants],
-    }
-
-
-def _kernel_json(kernel: Kernel) -> dict[str, Any]:
-    return {
-        "name": kernel.name,
-        "release": kernel.release,
-        "source": kernel.source,
-        "patches": list(kernel.patches),
-    }
-
-
-def _variant_json(variant: Variant) -> dict[str, Any]:
-    return {
-        "parameters": list(variant.parameters),
-        "worse": variant.worse,
-        "notes": variant.notes,
-        "counts": dict(zip(_COLUMNS, _counts(variant), strict=True)),
-        "changes": {
-            change.value: [_compared_json(each) for each in variant.of(change)]
-            for change in Change
-            if change is not Change.SAME
-        },
-        "problems": [
-            {"run": when, "problem": run.problem} for when, run in _all_runs(variant) if run.problem
-        ],
-        "kernel_log": [
-            {
-                "run": when,
-                "title": each.splat.title,
-                "new": each.splat.kind in {new.splat.kind for new in variant.new_trouble},
-                "cases": list(each.cases),
-                "lines": list(each.splat.lines),
-            }
-            for when, run in _all_runs(variant)
-            for each in run.trouble
-        ],
-    }
-
-
-def _compared_json(each: Compared) -> dict[str, Any]:
-    return {
-        "name": each.name,
-        "worse": each.worse,
-        "before": [report.result_to_json(result) for result in each.before],
-        "now": [report.result_to_json(result) for result in each.now],
-    }

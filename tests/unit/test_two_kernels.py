@@ -23,6 +23,7 @@ from pyvmm.validate.kernels import two_kernels
 from pyvmm.validate.kernels.lab_run import LabRun, Machine, Trouble
 from pyvmm.validate.kernels.side_by_side import Run, run_side_by_side
 from pyvmm.validate.kernels.two_kernels import TwoKernels, Variant, compare, judge
+from pyvmm.validate.kernels.verdict import Facts, to_json, verdict
 from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results import report
 from pyvmm.validate.results.baseline import Change
@@ -48,8 +49,8 @@ def splat(title: str, *cases: str) -> Trouble:
     return Trouble(Splat(title, (title, "a line")), cases)
 
 
-def facts() -> text.Facts:
-    return text.Facts(BEFORE, NOW, 7, 2, 2048)
+def facts() -> Facts:
+    return Facts(BEFORE, NOW, 7, 2, 2048)
 
 
 # ---- what a case's results say ----
@@ -190,7 +191,7 @@ def test_known_bugs_are_said_with_their_fix() -> None:
     assert lines[0] == "no difference: 1 cases see known bugs on both kernels"
     said = "\n".join(lines)
     assert 'same known bug (1):\n  X1.a\n      it hangs; fixed by 0123456789ab ("KVM' in said
-    counts = text.to_json(facts(), [variant(run(seen), run(seen))])["variants"][0]["counts"]
+    counts = to_json(facts(), [variant(run(seen), run(seen))])["variants"][0]["counts"]
     assert counts["known"] == 1 and counts["same failure"] == 0
     mended = variant(run(seen), run(result("X1.a")))
     assert not mended.worse
@@ -284,7 +285,7 @@ def test_json_has_all_of_it() -> None:
         run(result("X1.a"), result("X2.b")),
         run(result("X1.a", FAIL, "bad"), result("X2.b"), trouble=(splat("BUG: x", "X1.a"),)),
     )
-    data = json.loads(json.dumps(text.to_json(facts(), [broken])))
+    data = json.loads(json.dumps(to_json(facts(), [broken])))
     assert (data["schema"], data["worse"], data["seed"]) == (1, True, 7)
     (found,) = data["variants"]
     assert [each["name"] for each in found["changes"]["broken"]] == ["X1.a"]
@@ -384,7 +385,7 @@ def test_no_time_to_run_again_is_nothing_that_the_kernel_did(
 def test_unsteady_alone_is_not_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (only,) = variants_of(Kernels(["p", "p", "p"], ["f", "p", "p"], tmp_path), monkeypatch)
     assert not only.worse
-    assert text.verdict([only]) == "nothing got worse: 1 unsteady"
+    assert verdict([only]) == "nothing got worse: 1 unsteady"
 
 
 def test_hundreds_that_differ_are_not_all_run_again(
