@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, NoReturn, Self, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
+from pyvmm.closing import Closing
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.kvm.arguments import MOST_DESCRIPTOR, not_a_number, number, pointer, shown, structure
 from pyvmm.kvm.ioctls import IOCTLS, Ioctl
@@ -15,7 +15,7 @@ from pyvmm.kvm.uapi import Capability
 from pyvmm.native import lib
 
 
-class Fd:
+class Fd(Closing):
     """Owns one file descriptor. A context manager; closing twice is allowed."""
 
     _fd = -1  # of one that could not be opened
@@ -38,17 +38,6 @@ class Fd:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         # The first of two owners to be closed would close the other one's file, or a stranger's.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from pyvmm.closing import Closing
 from pyvmm.errors import ClosedError, KvmError
 from pyvmm.kvm.arguments import MOST_DESCRIPTOR, MOST_I64, number
 from pyvmm.native import ffi, lib
@@ -32,7 +32,7 @@ def map_memory(
     return ffi.gc(ffi.cast(type, address), partial(lib.host_unmap, size))
 
 
-class Mapping:
+class Mapping(Closing):
     """``size`` bytes of memory, of a file or anonymous. A context manager.
 
     The memory is unmapped when the mapping is closed and no view of it is held any
@@ -66,17 +66,6 @@ class Mapping:
 
     def close(self) -> None:
         self._pointer = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def is_present(mapping: Mapping, offset: int) -> bool:

@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
+from pyvmm.closing import Closing
 from pyvmm.lab.agent import PORT_NAME
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.processes import die_with_parent
@@ -52,7 +52,7 @@ def find_qemu() -> str:
     return found
 
 
-class Qemu:
+class Qemu(Closing):
     """A running QEMU; the pipes `to_agent` (non-blocking) and `from_agent` lead to the agent.
 
     Synchronization: it dies with the thread that made it.
@@ -86,17 +86,6 @@ class Qemu:
         self.to_agent = self.process.stdin.fileno()
         self.from_agent = self.process.stdout.fileno()
         os.set_blocking(self.to_agent, False)
-
-    def __enter__(self) -> Qemu:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def console(self) -> Path:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Self
 
+from pyvmm.closing import Closing
 from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.vcpu import Vcpu
@@ -17,7 +16,7 @@ class NoExitError(PyvmmError):
     """A vCPU did not come back within its deadline; it is still somewhere in its guest."""
 
 
-class BareVcpu:
+class BareVcpu(Closing):
     """Runs ``vcpu``, which stays its owner's. A context manager.
 
     Every exit is the caller's to answer, in ``vcpu.kvm_run``.
@@ -53,14 +52,3 @@ class BareVcpu:
     def close(self) -> None:
         """Give the loop's timer back; the vCPU stays open."""
         self.loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
+from pyvmm.closing import Closing
 from pyvmm.errors import ConfigurationError
 
 
-class OutputFile:
+class OutputFile(Closing):
     """The open file ``name``, which messages call ``called``.
 
     What cannot be opened or written is one :class:`ConfigurationError`; it is not raised
@@ -50,14 +48,3 @@ class OutputFile:
             error.strerror or str(error),
             "name a file that can be written, with room for it",
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

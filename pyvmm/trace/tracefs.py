@@ -13,9 +13,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
+from pyvmm.closing import Closing
 from pyvmm.errors import UnsupportedError
 
 _ROOT = Path("/sys/kernel/tracing")
@@ -39,7 +39,7 @@ class Tracepoint(NamedTuple):
     details: str
 
 
-class KernelTrace:
+class KernelTrace(Closing):
     """Traces this process and the threads it starts, from ``with`` to :meth:`stop`.
 
     Raises :class:`UnsupportedError` where there is no tracefs or it may not be used.
@@ -135,14 +135,3 @@ class KernelTrace:
         if self._mounted:
             subprocess.run(["umount", str(_ROOT)], capture_output=True, check=False)
             self._mounted = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

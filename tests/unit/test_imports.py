@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pyvmm._native",
         "pyvmm.moved",
         "pyvmm.errors",
+        "pyvmm.closing",
         "pyvmm.host",
         "pyvmm.printable",
         "pyvmm.native",
@@ -30,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.loop", "pyvmm.guest", "pyvmm.devices"),
     ("pyvmm.memory",),
     ("pyvmm.unclaimed", "pyvmm.where", "pyvmm.report", "pyvmm.diagnosis", "pyvmm.verdict"),
+    ("pyvmm.running",),
     ("pyvmm.machine",),
     ("pyvmm.trace",),
     ("pyvmm.bench", "pyvmm.validate", "pyvmm.doctor"),
@@ -37,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.__main__",),
 )
 # Beside the house: needs neither KVM nor the compiled module.
-LAB_MAY_IMPORT = ("pyvmm.lab", "pyvmm.errors")
+LAB_MAY_IMPORT = ("pyvmm.lab", "pyvmm.errors", "pyvmm.closing")
 # Anybody above the ground floor may ask what the package itself offers, but nobody does.
 SLOW = ("argparse", "json", "rich", "psutil", "capstone", "matplotlib", "elftools", "subprocess")
 QUICK_PARTS = ("cli", "lab", "bench", "validate", "pytest_plugin", "guest", "trace")

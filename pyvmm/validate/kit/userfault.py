@@ -13,10 +13,10 @@ import select
 import struct
 import time
 from contextlib import suppress
-from types import TracebackType
 
 from ioctl_opt import IOC, IOC_READ, IOC_WRITE
 
+from pyvmm.closing import Closing
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.check import CheckFailed, Missing
 
@@ -33,7 +33,7 @@ def _number(number: int, size: int) -> int:
 _API, _REGISTER, _COPY = _number(0x3F, 24), _number(0x00, 32), _number(0x03, 40)
 
 
-class HeldPage:
+class HeldPage(Closing):
     """The page at ``address``, which must not be there yet. A context manager.
 
     Raises :class:`Missing` where the kernel, or this user, has no userfaultfd for faults that
@@ -84,14 +84,3 @@ class HeldPage:
     def close(self) -> None:
         """Whoever still waits gets an ordinary page."""
         os.close(self._fd)
-
-    def __enter__(self) -> HeldPage:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
