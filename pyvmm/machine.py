@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import time
-import weakref
-from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
-from types import GeneratorType, TracebackType
-from typing import ClassVar, NoReturn, Protocol, Self, SupportsIndex
+from collections.abc import Callable, Generator
+from typing import NoReturn, SupportsIndex
 
+from pyvmm.closing import Closing
 from pyvmm.devices import in_kernel
 from pyvmm.devices.bus import Bus
 from pyvmm.errors import (
-    ClosedError,
     ConfigurationError,
     UnsupportedError,
     WrongTypeError,
@@ -22,19 +18,18 @@ from pyvmm.guest.platform import Platform
 from pyvmm.guest.real_mode import RealMode
 from pyvmm.kvm.arguments import integer, need, number, shown
 from pyvmm.kvm.cpuid import physical_address_bits
-from pyvmm.kvm.exits import Exit, MemoryErrorExit, io_data
+from pyvmm.kvm.exits import Exit, io_data
 from pyvmm.kvm.mapping import PAGE_SIZE
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.loop.vcpu_loop import ExitRecord, VcpuLoop, create_protocol
-from pyvmm.loop.vcpu_thread import VcpuThread
+from pyvmm.loop.vcpu_loop import VcpuLoop, create_protocol
 from pyvmm.memory.backends import choose_backend
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import ffi, lib
 from pyvmm.page_states import Mechanism, Policy
-from pyvmm.report import RegionReport, Result, RunReport, latency_of, statistics_of
-from pyvmm.unclaimed import unclaimed_accesses
-from pyvmm.verdict import Judge, VcpuEnd, verdict
+from pyvmm.report import RunReport, console_of, report_of
+from pyvmm.running import Closeable, LogFunction, PolicyFunction, Running, close_all
+from pyvmm.verdict import Judge
 
 # Three pages and one that Intel CPUs without unrestricted guest need, far from everything.
 TSS_GPA = 0xFFFB_D000
@@ -45,25 +40,9 @@ _PAGES_OF_KVM = (
 )
 
 _DEFAULT_LOG = 1024
-_LONGEST_S = 1_000_000
-
-_STOP_EXIT: int = lib.STOP_EXIT
-_STOP_KICK: int = lib.STOP_KICK
-# Exits after which there is nothing to go on with.
-_FATAL = frozenset((lib.KVM_EXIT_SHUTDOWN, lib.KVM_EXIT_INTERNAL_ERROR, lib.KVM_EXIT_FAIL_ENTRY))
-
-# Where a guest says that it has come to its end; KVM_RUN would begin behind it.
-_ENDS_OF_A_GUEST = frozenset((lib.STOP_GUEST_EXIT, lib.STOP_ASSERT, lib.STOP_HLT))
-
-PolicyFunction = Callable[[MemoryErrorExit, int], bool]
-LogFunction = Callable[[int, ExitRecord], None]
 
 
-class Closeable(Protocol):
-    def close(self) -> None: ...
-
-
-class Machine:
+class Machine(Closing):
     """A VM with a platform's memory and vCPUs, and a guest loaded into it.
 
     ``guest`` is an :class:`Image` or the bytes of a flat binary, which run as they are,
@@ -115,28 +94,11 @@ class Machine:
             need("kvm", kvm, Kvm)
         if not (isinstance(policy, Policy) or callable(policy)):
             raise ConfigurationError(f"policy {shown(policy)}", "it is no Policy and no function")
-        self._image = flat_image("guest", guest) if isinstance(guest, bytes) else guest
+        image = flat_image("guest", guest) if isinstance(guest, bytes) else guest
         asked = policy if isinstance(policy, Policy) else Policy.ASK
-        self._ask = None if isinstance(policy, Policy) else policy
-        self._ends: list[VcpuEnd] = []
-        # A plain flag: an Event's lock would deadlock a signal handler that kicks.
-        self._ending = False
-        self._kicked = False
+        ask = None if isinstance(policy, Policy) else policy
         self.vcpus: list[Vcpu] = []
         self.loops: list[VcpuLoop] = []
-        self.on_exit_record: LogFunction | None = None
-        self.on_tick: Callable[[], None] | None = None
-        self._closed = False
-        self._ran = False
-        self._ended: set[int] = set()  # vCPUs whose guest has come to its end
-        self._running = False
-        self._iteration: weakref.ref[Generator[Exit, None, None]] | None = None
-        self._finished = False
-        # What exits() has yielded and the caller may deny; whether it did.
-        self._question: MemoryErrorExit | None = None
-        self._denied = False
-        # vCPUs that wait for a conversion which nobody has answered: asked again by the next run.
-        self._unanswered: set[int] = set()
         self._resources: list[Closeable] = []
         self._backend, self._views, self._irqchip = backend, views, irqchip
         self._vcpu_count = vcpus
@@ -145,9 +107,10 @@ class Machine:
             self._create_vm(kvm, asked)
             self._add_memory()
             self._add_vcpus()
-            self.load(self._image)
+            self._running = Running(self.loops, self.bus, self.memory, ask, self._resources)
+            self.load(image)
         except BaseException:
-            self.close()
+            close_all(self._resources)
             raise
 
     # ---- the steps of a machine's making, which `bench lifecycle` times ----
@@ -224,12 +187,11 @@ class Machine:
 
         Raises :class:`ConfigurationError` for a guest that cannot be one of the platform.
         """
-        self._check_open()
+        self._running.check_open()
         need("image", image, Image)
-        if self._ran:
+        if self._running.has_run:
             raise ConfigurationError("load()", "the machine has run already", "make a new one")
-        self._image = image
-        self._judge = Judge(self.memory, image, self._irqchip)
+        self._running.judge = Judge(self.memory, image, self._irqchip)
         self.platform.load(image, self._ram[0].view)
         for vcpu in self.vcpus:
             self.platform.boot(vcpu, len(self.vcpus), image)
@@ -261,45 +223,7 @@ class Machine:
         A KeyboardInterrupt (or any exception of a device or policy) stops all vCPUs and
         is raised again; :meth:`report` then has what happened so far.
         """
-        self._check_open()
-        if self._ask is None and self.memory.raw.policy == Policy.ASK:
-            raise ConfigurationError(
-                "run()",
-                "the policy is to ask, and there is nobody to ask",
-                "give a function as the policy, or use exits()",
-            )
-        deadline = self._start(deadline_s)
-        self._protocol.unclaimed_to_python = False
-        self._running = True
-        threads: list[VcpuThread] = []
-        errors: list[BaseException] = []
-
-        def run_in_thread(index: int) -> None:
-            try:
-                _exhaust(self._run_vcpu(index, deadline, for_caller=False))
-            except BaseException as error:
-                self._end_all()
-                errors.append(error)
-
-        try:
-            for index in range(1, len(self.loops)):
-                if index not in self._ended:
-                    threads.append(VcpuThread(index, run_in_thread))
-                    threads[-1].start()
-            if 0 not in self._ended:
-                _exhaust(self._run_vcpu(0, deadline, for_caller=False))
-        except BaseException:
-            self._end_all()
-            raise
-        finally:
-            try:
-                _join(threads, self._end_all)
-            finally:
-                self._running = False
-                self._finish_or_close()
-        errors.extend(thread.error for thread in threads if thread.error is not None)
-        if errors:
-            raise errors[0]
+        self._running.all_vcpus(deadline_s)
         return self.report()
 
     def exits(self, deadline_s: float = 30.0) -> Generator[Exit, None, None]:
@@ -312,29 +236,29 @@ class Machine:
         :meth:`deny` is called. What is yielded does not count as unclaimed in the report, and
         what ends the run is not yielded: see :meth:`report`.
         """
-        if len(self.loops) != 1:
-            raise ConfigurationError("exits()", f"the machine has {len(self.loops)} vCPUs, not 1")
-        deadline = self._start(deadline_s)
-        self._protocol.unclaimed_to_python = True
-        iteration = self._run_vcpu(0, deadline, for_caller=True)
-        self._iteration = weakref.ref(iteration)
-        return iteration
+        return self._running.one_vcpu(deadline_s)
 
-    def _asks_the_caller(self) -> bool:
-        return self._ask is None and bool(self.memory.raw.policy == Policy.ASK)
+    @property
+    def on_tick(self) -> Callable[[], None] | None:
+        """Called by vCPU 0 some times a second while it runs."""
+        return self._running.on_tick
+
+    @on_tick.setter
+    def on_tick(self, call: Callable[[], None] | None) -> None:
+        self._running.on_tick = call
 
     def deny(self) -> None:
         """Refuse the conversion that :meth:`exits` has yielded last: to go on then ends the run.
 
         Raises :class:`ConfigurationError` when it has yielded something else.
         """
-        if self._question is None:
+        if self._running.question is None:
             raise ConfigurationError(
                 "deny()",
                 "exits() has not asked for a conversion",
                 "call it after a MemoryErrorExit",
             )
-        self._denied = True
+        self._running.denied = True
 
     def answer(self, value: int, index: int = 0) -> None:
         """Complete the read that vCPU ``index`` waits for: an IN or an MMIO read.
@@ -343,7 +267,7 @@ class Machine:
         :class:`ConfigurationError` when it does not, or when the last exit was no read.
         """
         run = self.vcpus[number("vCPU", index, 0, len(self.vcpus) - 1)].kvm_run
-        if self._question is not None:
+        if self._running.question is not None:
             raise ConfigurationError(
                 "answer",
                 f"vCPU {index} waits for a conversion, not for a value",
@@ -360,151 +284,7 @@ class Machine:
 
     def kick(self) -> None:
         """End the run, from any thread; the result is then "interrupted"."""
-        self._kicked = True
-        self._end_all()
-
-    def _is_running(self) -> bool:
-        iteration = None if self._iteration is None else self._iteration()
-        return self._running or (
-            isinstance(iteration, GeneratorType) and iteration.gi_frame is not None
-        )
-
-    def _start(self, deadline_s: float) -> int:
-        """The deadline on CLOCK_MONOTONIC, in nanoseconds."""
-        self._check_open()
-        if self._is_running():
-            raise ConfigurationError("machine", "it runs already", "wait for the end of that run")
-        if self._ran:
-            result = self.report().result
-            if result not in (Result.DEADLINE, Result.INTERRUPTED):
-                raise ConfigurationError(
-                    "machine", f"its run has ended ({result.value})", "make a new one"
-                )
-        need("deadline_s", deadline_s, int, float)
-        if not -_LONGEST_S <= deadline_s <= _LONGEST_S:  # nor NaN; what is past ends the run
-            shown = deadline_s if isinstance(deadline_s, float) else f"{deadline_s:#x}"[:20]
-            raise ConfigurationError(
-                f"a deadline of {shown} s", f"it must be a number of at most {_LONGEST_S}"
-            )
-        self._ran, self._finished = True, False
-        self._ends = [end for end in self._ends if end.index in self._ended]
-        return max(1, time.monotonic_ns() + int(deadline_s * 1e9))  # 0 would be none
-
-    def _run_vcpu(self, index: int, deadline: int, for_caller: bool) -> Generator[Exit, None, None]:
-        """Run a vCPU until it ends; what nothing answers is yielded, or ends it."""
-        loop = self.loops[index]
-        loop.limit(deadline)
-        run, decode = loop.vcpu.kvm_run, loop.vcpu.exit
-        devices, answer = self.bus.devices, self.bus.answer
-        asks_again = index in self._unanswered
-        try:
-            while True:
-                try:
-                    stop = lib.STOP_MEMORY_ERROR if asks_again else loop.run()
-                    asks_again = False
-                    if stop == _STOP_EXIT:
-                        if devices and answer(run):
-                            continue
-                    elif (goes_on := self._handlers.get(stop)) is not None and goes_on(self, index):
-                        continue
-                except Exception as error:
-                    self._ends.append(self._judge.raised(loop, index, error))
-                    raise
-                if for_caller and stop == _STOP_EXIT and run.exit_reason not in _FATAL:
-                    yield decode()
-                    continue
-                if for_caller and stop == lib.STOP_MEMORY_ERROR and self._asks_the_caller():
-                    self._question, self._denied = loop.memory_error(), False
-                    self._unanswered.add(index)
-                    yield self._question
-                    self._question = None
-                    self._unanswered.discard(index)
-                    if not self._denied:
-                        loop.answer_convert()
-                        continue
-                break
-            if stop == _STOP_KICK and self._ending and not self._kicked:
-                end = VcpuEnd(index, None)  # another vCPU has ended the run
-            else:
-                end = self._judge.stopped(
-                    loop, index, stop, "deny()" if self._denied else "the policy"
-                )
-            self._ends.append(end)
-            if stop in _ENDS_OF_A_GUEST:
-                self._ended.add(index)
-            if end.ends_the_run and not self._ending:
-                self._end_all()
-        finally:
-            if for_caller:
-                self._question = None
-                self._finish_or_close()
-        if for_caller:
-            self._check_open()
-
-    def _tick(self, index: int) -> bool:
-        if self.on_tick is not None and index == 0:
-            self.on_tick()
-        return True
-
-    def _converts(self, index: int) -> bool:
-        """Ask the policy, if it is a function, and let the loop convert if it says so."""
-        if self._ask is None:
-            return False
-        loop = self.loops[index]
-        exit = loop.memory_error()
-        self._unanswered.add(index)
-        try:
-            converts = self._ask(exit, index)
-        except Exception as error:
-            error.add_note(f"policy, asked for GPA {exit.gpa:#x}")
-            raise
-        if converts is None:
-            raise ConfigurationError(
-                f"policy, asked for GPA {exit.gpa:#x}",
-                "it returned None",
-                "return True to convert or False to deny",
-            )
-        self._unanswered.discard(index)
-        if converts:
-            loop.answer_convert()
-        return bool(converts)
-
-    def _end_all(self) -> None:
-        self._ending = True
-        for loop in self.loops:
-            loop.kick()
-
-    def _finish_or_close(self) -> None:
-        if self._closed:  # while it ran
-            self._close_parts()
-        else:
-            self._finish()
-
-    def _finish(self) -> None:
-        """Stop the ticks and give out the rest of the log; once."""
-        if self._closed or self._finished:
-            return
-        self._finished = True
-        for index, loop in enumerate(self.loops):
-            loop.disarm()
-            loop.forget_kick()
-            lib.loop_finish_record(loop.raw)
-            if self.on_exit_record is not None:
-                self._drain(index)
-        self._ending = self._kicked = False
-
-    def _drain(self, index: int) -> bool:
-        if self.on_exit_record is not None:
-            for record in self.loops[index].drain_log():
-                self.on_exit_record(index, record)
-        return True
-
-    # What a vCPU's stop asks of the machine; False if the vCPU does not go on by that.
-    _handlers: ClassVar[dict[int, Callable[[Machine, int], bool]]] = {
-        lib.STOP_SIGNAL: _tick,
-        lib.STOP_LOG_FULL: _drain,
-        lib.STOP_MEMORY_ERROR: _converts,
-    }
+        self._running.kick()
 
     def log_exits(self, take: LogFunction) -> None:
         """Give every exit to ``take(vcpu_index, record)``, in order for each vCPU.
@@ -518,107 +298,25 @@ class Machine:
             )
         if not all(loop.raw.recording for loop in self.loops):
             raise ConfigurationError("log_exits()", "the machine does not record", "recording=True")
-        self.on_exit_record = take
+        self._running.take_record = take
         for loop in self.loops:
             loop.raw.stop_on_full_log = True
 
     def report(self) -> RunReport:
         """What happened until now."""
-        self._check_open()
-        result, exit_code, reason, where = verdict(self._ends, len(self.loops), self._image)
-        protocol = self._protocol
-        kept = min(protocol.console_written, lib.CONSOLE_SIZE)
-        measures = min(protocol.measures_written, lib.MEASURES_SIZE)
-        exits, by_reason = statistics_of(self.loops)
-        unclaimed, unclaimed_ports, unclaimed_mmio = unclaimed_accesses(protocol)
-        return RunReport(
-            platform=self.platform.name,
-            mode=self.platform.mode,
-            result=result,
-            exit_code=exit_code,
-            reason=reason,
-            backend=self.memory.backend.name,
-            mechanism=self.memory.mechanism.name.lower(),
-            console_bytes=bytes(ffi.buffer(protocol.console, kept)),
-            console_dropped=protocol.console_written - kept,
-            exits=exits,
-            conversions=self.memory.conversions(),
-            exit_latency=latency_of(self.loops, "exit_latency"),
-            conversion_latency=latency_of(self.loops, "conversion_latency"),
-            measures=tuple(protocol.measures[0:measures]),
-            measures_dropped=protocol.measures_written - measures,
-            memory=tuple(
-                RegionReport(region.gpa, region.size, tuple(region.private_ranges()))
-                for region in self.memory.regions
-            ),
-            by_reason=by_reason,
-            spurious_exits=sum(region.spurious_exits() for region in self.memory.regions),
-            unclaimed=unclaimed,
-            unclaimed_ports=unclaimed_ports,
-            unclaimed_mmio=unclaimed_mmio,
-            where=where,
+        self._running.check_open()
+        return report_of(
+            self.platform, self._running.verdict(), self.memory, self.loops, self._protocol
         )
 
     def console(self) -> bytes:
         """The console's bytes until now; at most 1 MiB is kept."""
-        self._check_open()
-        kept = min(self._protocol.console_written, lib.CONSOLE_SIZE)
-        return bytes(ffi.buffer(self._protocol.console, kept))
-
-    # ---- end ----
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("machine")
+        self._running.check_open()
+        return console_of(self._protocol)
 
     def close(self) -> None:
         """Give everything back. A run that is under way ends first, and does it then."""
-        iteration = None if self._iteration is None else self._iteration()
-        if self._running or (isinstance(iteration, GeneratorType) and iteration.gi_running):
-            self._closed = True
-            self._end_all()
-            return
-        try:
-            with suppress(ClosedError):  # of a part
-                self._finish()  # exits() may have been left in the middle
-        finally:
-            self._closed = True
-            self._close_parts()
-
-    def _close_parts(self) -> None:
-        while self._resources:
-            self._resources.pop().close()
+        self._running.close()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError("a machine cannot be copied or pickled")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _exhaust(exits: Iterator[Exit]) -> None:
-    for exit in exits:
-        raise AssertionError(f"nobody wants {exit}")
-
-
-def _join(threads: list[VcpuThread], end_all: Callable[[], None]) -> None:
-    """Wait for the vCPUs' threads; a Ctrl-C meanwhile ends the run instead of the waiting."""
-    interrupted: BaseException | None = None
-    for thread in threads:
-        while not thread.is_over:
-            try:
-                if interrupted is not None:
-                    end_all()
-                thread.join()
-            except BaseException as error:
-                interrupted = error
-    if interrupted is not None:
-        raise interrupted

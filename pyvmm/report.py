@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pyvmm.guest.platform import Platform
 from pyvmm.host import host_facts, kernel_release
 from pyvmm.loop.vcpu_loop import ExitRecord, VcpuLoop
-from pyvmm.memory.guest_memory import Conversions
+from pyvmm.memory.guest_memory import Conversions, GuestMemory
 from pyvmm.native import ffi, lib
-from pyvmm.unclaimed import Unclaimed
+from pyvmm.unclaimed import Unclaimed, unclaimed_accesses
 
 # Changes when a key goes or means something else, not when one is added.
 SCHEMA = 1
@@ -178,6 +179,54 @@ class RunReport:
     def console(self) -> str:
         """What the guest printed, with U+FFFD for each byte that is no UTF-8."""
         return self.console_bytes.decode("utf-8", "replace")
+
+
+def report_of(
+    platform: Platform,
+    verdict: tuple[Result, int | None, str, Where | None],
+    memory: GuestMemory,
+    loops: Sequence[VcpuLoop],
+    protocol: Any,
+) -> RunReport:
+    """What memory, run loops and the ``struct protocol *`` hold now, and the verdict on it."""
+    result, exit_code, reason, where = verdict
+    measures = min(protocol.measures_written, lib.MEASURES_SIZE)
+    console = console_of(protocol)
+    exits, by_reason = statistics_of(loops)
+    unclaimed, unclaimed_ports, unclaimed_mmio = unclaimed_accesses(protocol)
+    return RunReport(
+        platform=platform.name,
+        mode=platform.mode,
+        result=result,
+        exit_code=exit_code,
+        reason=reason,
+        backend=memory.backend.name,
+        mechanism=memory.mechanism.name.lower(),
+        console_bytes=console,
+        console_dropped=protocol.console_written - len(console),
+        exits=exits,
+        conversions=memory.conversions(),
+        exit_latency=latency_of(loops, "exit_latency"),
+        conversion_latency=latency_of(loops, "conversion_latency"),
+        measures=tuple(protocol.measures[0:measures]),
+        measures_dropped=protocol.measures_written - measures,
+        memory=tuple(
+            RegionReport(region.gpa, region.size, tuple(region.private_ranges()))
+            for region in memory.regions
+        ),
+        by_reason=by_reason,
+        spurious_exits=sum(region.spurious_exits() for region in memory.regions),
+        unclaimed=unclaimed,
+        unclaimed_ports=unclaimed_ports,
+        unclaimed_mmio=unclaimed_mmio,
+        where=where,
+    )
+
+
+def console_of(protocol: Any) -> bytes:
+    """The console's bytes until now, as far as they are kept."""
+    kept = min(protocol.console_written, lib.CONSOLE_SIZE)
+    return bytes(ffi.buffer(protocol.console, kept))
 
 
 def latency_of(loops: Sequence[VcpuLoop], name: str) -> Latency:

@@ -20,9 +20,10 @@ from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
 from pyvmm.guest.assembler import MODES, load_guest
 from pyvmm.loop.vcpu_loop import ExitRecord
-from pyvmm.machine import LogFunction, Machine
+from pyvmm.machine import Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.report import Result, RunReport, to_json
+from pyvmm.running import LogFunction
 
 if TYPE_CHECKING:
     from pyvmm.trace.timeline import TimelineFile
