@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from pyvmm.bench.case import Bench, Case, Times
-from pyvmm.bench.exits import check
+from pyvmm.bench.guests import check
 from pyvmm.errors import KvmError, UnsupportedError
 from pyvmm.kvm.memfd import Memfd, MemoryFile
 from pyvmm.kvm.system import Kvm

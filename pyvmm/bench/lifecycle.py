@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pyvmm.bench.case import Bench, Case, Promise, Times
-from pyvmm.bench.exits import check, guest, unexpected
+from pyvmm.bench.guests import check, guest, unexpected
 from pyvmm.guest.image import Image
 from pyvmm.kvm.system import Kvm
 from pyvmm.loop.vcpu_loop import VcpuLoop
