@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from pyvmm.cli import arguments
 from pyvmm.cli import main as status
 from pyvmm.errors import ConfigurationError
 
@@ -56,7 +56,7 @@ def _add_choosing(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument("-k", metavar="WORD", default="", help="only cases with WORD in the name")
     parser.add_argument(
         "--seconds",
-        type=_positive,
+        type=arguments.positive,
         default=seconds,
         metavar="S",
         help=f"how long to measure ({seconds:g})",
@@ -91,7 +91,11 @@ def _add_ab(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--env", action="append", type=_variable, metavar="NAME=VALUE", help="B; or A, then B"
     )
     parser.add_argument(
-        "--repeat", type=_repetitions, default=5, metavar="N", help="runs of each side (5)"
+        "--repeat",
+        type=arguments.whole_number(1, 1000),
+        default=5,
+        metavar="N",
+        help="runs of each side (5)",
     )
     _add_choosing(parser, _AB_SECONDS)
     _add_comparing(parser)
@@ -105,31 +109,15 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _repetitions(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000")
-    return int(text)
-
-
 def _add_comparing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
-        type=_positive,
+        type=arguments.positive,
         default=_THRESHOLD,
         metavar="PERCENT",
         help=f"smaller changes are none ({_THRESHOLD:g})",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1e6:  # false for nan, too
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number more than 0")
-    return value
 
 
 # ---- measuring ----

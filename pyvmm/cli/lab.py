@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import lab_check
+from pyvmm.cli.arguments import seconds
 from pyvmm.cli.lab_command import build_progress, guarded, say
 
 if TYPE_CHECKING:
@@ -29,51 +30,8 @@ def add_parser(subparsers: Any) -> None:
     )
     commands = lab.add_subparsers(dest="lab_command", metavar="COMMAND", required=True)
 
-    setup = commands.add_parser("setup", help="install what the lab needs (as root), or name it")
-    setup.add_argument(
-        "--source", metavar="VERSION", default=None, help="kernel source to get (default: 6.12)"
-    )
-    setup.set_defaults(func=guarded(_setup))
-
-    build = commands.add_parser("build", help="build a kernel; what was built before is kept")
-    build.add_argument(
-        "--source", type=Path, metavar="TARBALL|DIR", help="default: Debian's linux-source-6.12"
-    )
-    build.add_argument(
-        "--patch", type=Path, action="append", default=[], metavar="FILE", help="applied with -p1"
-    )
-    build.add_argument(
-        "--config", type=Path, metavar="FRAGMENT", help="laid over the lab's configuration"
-    )
-    build.add_argument("--name", help="what 'lab run --kernel' calls it")
-    build.set_defaults(func=guarded(_build))
-
-    run = commands.add_parser(
-        "run",
-        help="run a command in a booted kernel",
-        description="Boot a kernel and run a command in it, with the folders and environment of"
-        " here; what it writes is thrown away, but for the results folder. Exit status: the"
-        " command's own; 125 when the kernel does not build or boot, dies, or its log has a"
-        " warning or worse; 124 after the time limit.",
-    )
-    _add_machine_arguments(run)
-    run.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="for the command (%(default)s)"
-    )
-    run.add_argument(
-        "--results",
-        type=Path,
-        metavar="DIR",
-        help="folder that is writable inside, at the same path and as $PYVMM_RESULTS",
-    )
-    run.add_argument("--results-limit", type=int, default=1024, metavar="MIB", help="(%(default)s)")
-    run.add_argument(
-        "--allow-warnings",
-        action="store_true",
-        help="report trouble in the kernel's log, but keep the command's status",
-    )
-    run.add_argument("argv", nargs=REMAINDER, metavar="-- COMMAND...")
-    run.set_defaults(func=guarded(_run))
+    _add_setup_and_build(commands)
+    _add_run(commands)
 
     shell = commands.add_parser("shell", help="an interactive shell in a booted kernel")
     _add_machine_arguments(shell)
@@ -95,6 +53,60 @@ def add_parser(subparsers: Any) -> None:
 
     log = commands.add_parser("kernel-log", help="the kernel's log of the last lab")
     log.set_defaults(func=guarded(_kernel_log))
+
+
+def _add_setup_and_build(commands: Any) -> None:
+    setup = commands.add_parser("setup", help="install what the lab needs (as root), or name it")
+    setup.add_argument(
+        "--source", metavar="VERSION", default=None, help="kernel source to get (default: 6.12)"
+    )
+    setup.set_defaults(func=guarded(_setup))
+
+    build = commands.add_parser("build", help="build a kernel; what was built before is kept")
+    build.add_argument(
+        "--source", type=Path, metavar="TARBALL|DIR", help="default: Debian's linux-source-6.12"
+    )
+    build.add_argument(
+        "--patch", type=Path, action="append", default=[], metavar="FILE", help="applied with -p1"
+    )
+    build.add_argument(
+        "--config", type=Path, metavar="FRAGMENT", help="laid over the lab's configuration"
+    )
+    build.add_argument("--name", help="what 'lab run --kernel' calls it")
+    build.set_defaults(func=guarded(_build))
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run a command in a booted kernel",
+        description="Boot a kernel and run a command in it, with the folders and environment of"
+        " here; what it writes is thrown away, but for the results folder. Exit status: the"
+        " command's own; 125 when the kernel does not build or boot, dies, or its log has a"
+        " warning or worse; 124 after the time limit.",
+    )
+    _add_machine_arguments(run)
+    run.add_argument(
+        "--timeout",
+        type=seconds,
+        default=600.0,
+        metavar="S",
+        help="for the command (%(default)s)",
+    )
+    run.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder that is writable inside, at the same path and as $PYVMM_RESULTS",
+    )
+    run.add_argument("--results-limit", type=int, default=1024, metavar="MIB", help="(%(default)s)")
+    run.add_argument(
+        "--allow-warnings",
+        action="store_true",
+        help="report trouble in the kernel's log, but keep the command's status",
+    )
+    run.add_argument("argv", nargs=REMAINDER, metavar="-- COMMAND...")
+    run.set_defaults(func=guarded(_run))
 
 
 def _add_machine_arguments(parser: ArgumentParser) -> None:

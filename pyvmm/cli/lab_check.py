@@ -11,6 +11,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyvmm.cli import arguments
 from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
 
 if TYPE_CHECKING:
@@ -34,6 +35,20 @@ def add_parser(commands: Any) -> None:
         " 'pyvmm validate' on both and say what differs. Exit status: 0 nothing got worse, 1"
         " something did, 125 a kernel does not build or boot, 4 nothing could run on either.",
     )
+    _add_kernels(parser)
+    _add_cases(parser)
+    _add_machine(parser)
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="keep everything there: check.txt, check.json, each run's JSON and kernel log",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.set_defaults(func=guarded(_check))
+
+
+def _add_kernels(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--source", type=Path, metavar="TARBALL|DIR", help="default: Debian's linux-source-6.12"
     )
@@ -58,16 +73,32 @@ def add_parser(commands: Any) -> None:
         metavar="NAME=A,B",
         help="boot both with each value of a module parameter (kvm_amd.npt=0,1); all combinations",
     )
+
+
+def _add_cases(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-k", metavar="EXPR", default="", dest="expression", help="cases, as in pyvmm validate"
     )
     parser.add_argument(
-        "-j", type=_workers, metavar="N", dest="workers", help="cases beside each other (2)"
+        "-j",
+        type=arguments.workers,
+        metavar="N",
+        dest="workers",
+        help="cases beside each other (2)",
     )
     parser.add_argument(
-        "--model-examples", type=_count, default=0, metavar="N", help="as in pyvmm validate"
+        "--model-examples",
+        type=arguments.model_examples,
+        default=0,
+        metavar="N",
+        help="as in pyvmm validate",
     )
-    parser.add_argument("--seed", type=_seed, metavar="SEED", help="the same for both kernels")
+    parser.add_argument(
+        "--seed", type=arguments.seed, metavar="SEED", help="the same for both kernels"
+    )
+
+
+def _add_machine(parser: ArgumentParser) -> None:
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(%(default)s)")
     parser.add_argument(
@@ -78,16 +109,12 @@ def add_parser(commands: Any) -> None:
         help="for both kernels' command lines",
     )
     parser.add_argument(
-        "--timeout", type=_seconds, default=1800.0, metavar="S", help="for each run (%(default)g)"
+        "--timeout",
+        type=arguments.seconds,
+        default=1800.0,
+        metavar="S",
+        help="for each run (%(default)g)",
     )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        metavar="DIR",
-        help="keep everything there: check.txt, check.json, each run's JSON and kernel log",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.set_defaults(func=guarded(_check))
 
 
 def _varied(text: str) -> list[str]:
@@ -95,34 +122,6 @@ def _varied(text: str) -> list[str]:
         raise ArgumentTypeError(f"{text!r} is not NAME=VALUE,VALUE")
     name, _, values = text.partition("=")
     return [f"{name}={value}" for value in dict.fromkeys(values.split(","))]
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise ArgumentTypeError(f"{text} is not a number from 1 to 256")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise ArgumentTypeError(f"{text} is not a number from 1 to 1000000")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 64:
-        raise ArgumentTypeError(f"{text} is not a number from 0 to 2^64 - 1")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise ArgumentTypeError(f"{text} is not a number of seconds")
-    return seconds
 
 
 def _check(options: Namespace) -> int:

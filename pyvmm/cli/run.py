@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pyvmm.cli import arguments
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import ConsoleText, render
@@ -35,7 +36,6 @@ _STATUS = {
     Result.ERROR: status.CANNOT_START,
     Result.SKIP: status.SKIPPED,
 }
-_LONGEST_RUN_S = 1e6
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,7 +58,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--irqchip", action="store_true", help="in-kernel PIC, LAPIC and PIT")
     parser.add_argument(
-        "--deadline", type=_seconds, default=30.0, metavar="S", help="seconds (default: 30)"
+        "--deadline",
+        type=arguments.seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds (default: 30)",
     )
     parser.add_argument(
         "--param",
@@ -80,18 +84,6 @@ def _mode(text: str) -> str:
     if text not in MODES:
         raise argparse.ArgumentTypeError(f"{text!r}: pyvmm has real-mode guests only, say real")
     return text
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= _LONGEST_RUN_S:  # false for nan, too
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of seconds, more than 0 and at most {_LONGEST_RUN_S:.0f}"
-        )
-    return value
 
 
 def _parameter(text: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pyvmm.cli import arguments
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.validate_text import Compared, Json, JsonLines, Ktap, Output, Text
@@ -37,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--backend", choices=BACKENDS, default="", help="only cases of one ABI")
     parser.add_argument(
         "-j",
-        type=_workers,
+        type=arguments.workers,
         metavar="N",
         default=_WORKERS,
         dest="workers",
@@ -45,18 +46,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--shuffle",
-        type=_seed,
+        type=arguments.seed,
         metavar="SEED",
         nargs="?",
         const=-1,
         help="in random order; the seed is printed, and gives the same order again",
     )
     parser.add_argument(
-        "--seed", type=_seed, metavar="SEED", help="for what is random; --shuffle SEED sets it too"
+        "--seed",
+        type=arguments.seed,
+        metavar="SEED",
+        help="for what is random; --shuffle SEED sets it too",
     )
     parser.add_argument(
         "--model-examples",
-        type=_examples,
+        type=arguments.model_examples,
         metavar="N",
         help="let each MODEL case play N random scripts; their deadlines grow with it",
     )
@@ -75,24 +79,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     output.add_argument("--list", action="store_true", help="show the names of the cases")
     parser.set_defaults(func=validate, unblocks_signals=True)
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 256:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 256")
-    return int(text)
-
-
-def _examples(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to 1000000")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 2^64 - 1")
-    return int(text)
 
 
 def _chosen_seed(options: argparse.Namespace) -> int | None:
