@@ -243,21 +243,7 @@ class Lab:
             agent.OUTPUT: stdout or output.extend,
             agent.ERRORS: stderr or errors.extend,
         }
-        environment = dict(os.environ if env is None else env)
-        if self._results is not None:
-            environment["PYVMM_RESULTS"] = str(self._results)
-        if self._machine.tcg == "multi" and self._machine.cpus > 1:
-            environment[GUEST_CPU] = str(self._machine.cpus - 1)
-        job = {
-            "argv": [os.fspath(word) for word in argv],
-            "cwd": str(cwd) if cwd is not None else _working_folder(),
-            "env": environment,
-            "terminal": terminal.size() if terminal is not None else None,
-        }
-        request = bytearray(agent.pack_structure(agent.RUN, job))
-        if isinstance(stdin, bytes):
-            request += agent.pack(agent.INPUT, stdin) if stdin else b""
-            request += agent.pack(agent.INPUT)
+        request = self._request(argv, cwd, env, stdin, terminal)
         started = time.monotonic()
         self._console_seen = self._qemu.console.stat().st_size
         source = stdin if isinstance(stdin, int) else None
@@ -280,6 +266,32 @@ class Lab:
             timed_out=ending.timed_out,
             seconds=time.monotonic() - started,
         )
+
+    def _request(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        cwd: Path | str | None,
+        env: Mapping[str, str] | None,
+        stdin: bytes | int,
+        terminal: Terminal | None,
+    ) -> bytearray:
+        """What the agent is told at the start of a command."""
+        environment = dict(os.environ if env is None else env)
+        if self._results is not None:
+            environment["PYVMM_RESULTS"] = str(self._results)
+        if self._machine.tcg == "multi" and self._machine.cpus > 1:
+            environment[GUEST_CPU] = str(self._machine.cpus - 1)
+        job = {
+            "argv": [os.fspath(word) for word in argv],
+            "cwd": str(cwd) if cwd is not None else _working_folder(),
+            "env": environment,
+            "terminal": terminal.size() if terminal is not None else None,
+        }
+        request = bytearray(agent.pack_structure(agent.RUN, job))
+        if isinstance(stdin, bytes):
+            request += agent.pack(agent.INPUT, stdin) if stdin else b""
+            request += agent.pack(agent.INPUT)
+        return request
 
     def _attend(
         self,
