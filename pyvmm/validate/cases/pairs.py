@@ -83,26 +83,6 @@ class Scene:
         size, vcpu = memory.size, self.vm.cpus[cpu]
         vm = self.vm.vm
 
-        def guest() -> int:
-            for offset in range(0, size, LARGE // 16):
-                part = min(size, LARGE // 16)
-                vcpu.prepare(
-                    routines.FILL,
-                    rdi=memory.gpa + offset,
-                    rax=PRIVATE,
-                    rsi=_STRIDE,
-                    rcx=part // _STRIDE,
-                    r8=(1 << 64) - 1,
-                )
-                outcome = vcpu.enter(_LONG_S)
-                if not isinstance(outcome.exit, HltExit):
-                    if outcome.reason != lib.KVM_EXIT_MEMORY_FAULT:
-                        raise CheckFailed(
-                            "a guest beside another call got another exit", str(outcome)
-                        )
-                    return outcome.error
-            return 0
-
         def attributes() -> int:
             # So many that it takes long; the last is what it was.
             length = GIB // 4 if memory is self.large else size
@@ -138,10 +118,30 @@ class Scene:
             "punch": punch,
             "allocate": allocate,
             "close": close,
-            "KVM_RUN": guest,
+            "KVM_RUN": lambda: self._fill(memory, cpu),
             "dirty log": dirty_log,
         }
         return calls[name]
+
+    def _fill(self, memory: Memory, cpu: int) -> int:
+        """Write to all of it by a guest; the errno of an exit for a memory fault."""
+        size, vcpu = memory.size, self.vm.cpus[cpu]
+        for offset in range(0, size, LARGE // 16):
+            part = min(size, LARGE // 16)
+            vcpu.prepare(
+                routines.FILL,
+                rdi=memory.gpa + offset,
+                rax=PRIVATE,
+                rsi=_STRIDE,
+                rcx=part // _STRIDE,
+                r8=(1 << 64) - 1,
+            )
+            outcome = vcpu.enter(_LONG_S)
+            if not isinstance(outcome.exit, HltExit):
+                if outcome.reason != lib.KVM_EXIT_MEMORY_FAULT:
+                    raise CheckFailed("a guest beside another call got another exit", str(outcome))
+                return outcome.error
+        return 0
 
     def put_back(self, name: str, memory: Memory) -> None:
         """Put back what a call took away, so that it can be made once more."""

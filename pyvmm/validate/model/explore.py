@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvmm.errors import PyvmmError
+from pyvmm.native import lib
 from pyvmm.validate.kit.capabilities import missing
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.check import CheckFailed, Missing
@@ -206,96 +207,113 @@ class _Search:
 Draw = Callable[[Any], Any]
 
 
-def _scripts(layout: Layout, rules: Rules, names: list[str]) -> Any:
-    """Lists of lists of steps: of Hypothesis's lists, long ones are rare."""
-    from hypothesis import strategies
+class _Drawing:
+    """Draws steps and what they are about, each with a ``draw`` of Hypothesis."""
 
-    # Strategies are slow to make, so each is made once.
-    below = cache(lambda count: strategies.integers(0, count - 1))
-    weighted = [name for name in names for _ in range(_WEIGHTS.get(name, 1))]
-    pages = _pages(layout)
-    preferred: dict[str, Sequence[int]] = {
-        "page": pages,
-        "guest_page": [page + view * layout.pages for view in range(rules.views) for page in pages],
-        "offset": _OFFSETS,
-        "copy_count": _COUNTS[:3],
-    }
+    def __init__(self, layout: Layout, rules: Rules, names: list[str]) -> None:
+        from hypothesis import strategies
 
-    def one_of(draw: Draw, values: Sequence[Any]) -> Any:
-        return values[draw(below(len(values)))]
+        self._layout, self._rules, self._names = layout, rules, names
+        # Strategies are slow to make, so each is made once.
+        self._below = cache(lambda count: strategies.integers(0, count - 1))
+        self._weighted = [name for name in names for _ in range(_WEIGHTS.get(name, 1))]
+        self._pages = pages = _pages(layout)
+        self._preferred: dict[str, Sequence[int]] = {
+            "page": pages,
+            "guest_page": [
+                page + view * layout.pages for view in range(rules.views) for page in pages
+            ],
+            "offset": _OFFSETS,
+            "copy_count": _COUNTS[:3],
+        }
+        usual = ("to_private", "to_shared", "punch", "discard", "delete_slot", "create_slot")
+        changes = [*usual, *usual[:4], "punch", "new_file", "hypercall"]
+        self._changes = [name for name in changes if name in names]
 
-    @strategies.composite
-    def steps(draw: Draw) -> Step:
-        name = one_of(draw, weighted)
+    def _one_of(self, draw: Draw, values: Sequence[Any]) -> Any:
+        return values[draw(self._below(len(values)))]
+
+    def step(self, draw: Draw) -> Step:
+        name = self._one_of(draw, self._weighted)
         if name == "hypercall":
-            page = one_of(draw, pages)
-            count = number(draw, "count", range(1, layout.pages - page + 1))
-            return (name, *hypercall(draw, page, count))
+            page = self._one_of(draw, self._pages)
+            count = self._number(draw, "count", range(1, self._layout.pages - page + 1))
+            return (name, *self._hypercall(draw, page, count))
         numbers: list[int] = []
         for kind in STEPS[name]:
-            numbers.append(number(draw, kind, bounds_of(kind, numbers, layout, rules)))
+            bounds = bounds_of(kind, numbers, self._layout, self._rules)
+            numbers.append(self._number(draw, kind, bounds))
         return (name, *numbers)
 
-    def number(draw: Draw, kind: str, bounds: range | tuple[int, ...]) -> int:
+    def _number(self, draw: Draw, kind: str, bounds: range | tuple[int, ...]) -> int:
         if kind in ("tag", "value"):
-            return int(draw(below(1 << (TAG_BITS if kind == "tag" else 64))))
+            return int(draw(self._below(1 << (TAG_BITS if kind == "tag" else 64))))
         if kind in ("count", "guest_count", "file_count"):
             longest = len(bounds)
-            return int(one_of(draw, [*(each for each in _COUNTS if each < longest), longest]))
-        if kind in preferred:
-            return int(one_of(draw, [each for each in preferred[kind] if each in bounds]))
-        return int(one_of(draw, bounds))
+            counts = [*(each for each in _COUNTS if each < longest), longest]
+            return int(self._one_of(draw, counts))
+        if kind in self._preferred:
+            preferred = [each for each in self._preferred[kind] if each in bounds]
+            return int(self._one_of(draw, preferred))
+        return int(self._one_of(draw, bounds))
 
-    def hypercall(draw: Draw, page: int, count: int) -> tuple[int, ...]:
-        cpu = one_of(draw, range(layout.cpus))
-        given = [layout.gpa + page * PAGE, count, one_of(draw, (0x10, 0))]
-        hostile = one_of(draw, (-1, -1, -1, 0, 1, 1, 2))
+    def _hypercall(self, draw: Draw, page: int, count: int) -> tuple[int, ...]:
+        cpu = self._one_of(draw, range(self._layout.cpus))
+        states = (lib.KVM_MAP_GPA_RANGE_ENCRYPTED, lib.KVM_MAP_GPA_RANGE_DECRYPTED)
+        given = [self._layout.gpa + page * PAGE, count, self._one_of(draw, states)]
+        hostile = self._one_of(draw, (-1, -1, -1, 0, 1, 1, 2))
         if hostile >= 0:
-            given[hostile] = one_of(
-                draw, (_HOSTILE_GPAS, _HOSTILE_COUNTS, _HOSTILE_ATTRIBUTES)[hostile]
-            )
+            values = (_HOSTILE_GPAS, _HOSTILE_COUNTS, _HOSTILE_ATTRIBUTES)[hostile]
+            given[hostile] = self._one_of(draw, values)
         return (cpu, *given)
 
-    usual = ("to_private", "to_shared", "punch", "discard", "delete_slot", "create_slot")
-    changes = [*usual, *usual[:4], "punch", "new_file", "hypercall"]
-    changes = [name for name in changes if name in names]
-
-    def change(draw: Draw, first: int, count: int) -> list[Step]:
+    def _change(self, draw: Draw, first: int, count: int) -> list[Step]:
         """What may happen to a range of pages: to a part of it, or to its slot or file."""
-        start = first + draw(below(count))
-        part = 1 + draw(below(first + count - start))
+        layout = self._layout
+        start = first + draw(self._below(count))
+        part = 1 + draw(self._below(first + count - start))
         slot = layout.slot_of(first)
         back: Step = ("create_slot", slot, 0, layout.file_offset + layout.slot_pages(slot).start)
-        match name := one_of(draw, changes):
+        match name := self._one_of(draw, self._changes):
             case "punch":
                 return [(name, 0, layout.file_offset + start, part)]
             case "hypercall":
-                return [(name, *hypercall(draw, start, part))]
+                return [(name, *self._hypercall(draw, start, part))]
             case "create_slot":
-                return [(name, slot, 0, draw(below(layout.file_pages)))]
+                return [(name, slot, 0, draw(self._below(layout.file_pages)))]
             case "delete_slot":
                 return [(name, slot), ("look", 0), back]
             case "new_file":
                 return [(name, 0), ("look", 0), back]
         return [(name, start, part)]
 
-    @strategies.composite
-    def story(draw: Draw) -> list[Step]:
+    def story(self, draw: Draw) -> list[Step]:
         """Pages of one state are written to, something happens to them, and they are read."""
-        first = one_of(draw, pages)
-        count = number(draw, "count", range(1, layout.pages - first + 1))
+        layout, below = self._layout, self._below
+        first = self._one_of(draw, self._pages)
+        count = self._number(draw, "count", range(1, layout.pages - first + 1))
         private = draw(below(3)) > 0
         states = [("to_private" if private else "to_shared", first, count)]
-        view = first + layout.pages * (rules.views - 1) * (not private)
-        cpu = one_of(draw, range(layout.cpus))
+        view = first + layout.pages * (self._rules.views - 1) * (not private)
+        cpu = self._one_of(draw, range(layout.cpus))
         fill = ("guest_fill", cpu, view, count, 1 + draw(below((1 << TAG_BITS) - 1)))
-        watch = [("watch", view)] if "watch" in names and draw(below(4)) == 3 else []
-        after = [*change(draw, first, count), ("look", one_of(draw, range(layout.cpus)))]
-        steps = [*(states if states[0][0] in names else []), fill, *watch, *after]
+        watch = [("watch", view)] if "watch" in self._names and draw(below(4)) == 3 else []
+        after = [
+            *self._change(draw, first, count),
+            ("look", self._one_of(draw, range(layout.cpus))),
+        ]
+        steps = [*(states if states[0][0] in self._names else []), fill, *watch, *after]
         # Each can be left out, so that a failure shrinks to those that it needs.
         return [step for step in steps if draw(below(16))]
 
-    group = strategies.lists(steps(), max_size=12) | story() | story()
+
+def _scripts(layout: Layout, rules: Rules, names: list[str]) -> Any:
+    """Lists of lists of steps: of Hypothesis's lists, long ones are rare."""
+    from hypothesis import strategies
+
+    drawing = _Drawing(layout, rules, names)
+    step, story = strategies.composite(drawing.step), strategies.composite(drawing.story)
+    group = strategies.lists(step(), max_size=12) | story() | story()
     return strategies.lists(group, min_size=_GROUPS, max_size=3 * _GROUPS)
 
 
