@@ -13,8 +13,8 @@ from pyvmm_command import Outcome, pyvmm
 from pyvmm.validate.cases.model import SHARED_LAYOUTS
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model import play as play_module
+from pyvmm.validate.model.abis.memslots import RULES, MemslotsState, MemslotsSystem
 from pyvmm.validate.model.explore import explore
-from pyvmm.validate.model.memslots import RULES, MemslotsState, MemslotsSystem
 from pyvmm.validate.model.play import Play
 from pyvmm.validate.model.script import Layout, Script, to_text
 from pyvmm.validate.model.state import Place
@@ -113,7 +113,7 @@ def test_replay_of_a_failure_names_the_step(tmp_path: Path) -> None:
     """Memory that the kernel cannot have lost: the file was punched behind the model's back."""
     file = written(tmp_path)
     code = (
-        "import sys; from pyvmm.validate.model import memslots\n"
+        "import sys; from pyvmm.validate.model.abis import memslots\n"
         "memslots.MemslotsState.fill = lambda *given: None\n"
         "from pyvmm.cli.main import main\n"
         f"sys.argv = ['pyvmm', 'validate', '--replay', {str(file)!r}]\n"

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.model.abis.guest_memfd import RULES, GuestMemfdState, GuestMemfdSystem
 from pyvmm.validate.model.explore import explore
-from pyvmm.validate.model.guest_memfd import RULES, GuestMemfdState, GuestMemfdSystem
 from pyvmm.validate.model.play import Play
 from pyvmm.validate.model.script import Layout, Script, to_text
 

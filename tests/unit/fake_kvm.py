@@ -7,7 +7,7 @@ that a kernel may have.
 from __future__ import annotations
 
 from pyvmm.validate.kit.case import PAGE
-from pyvmm.validate.model.guest_memfd import GuestMemfdState
+from pyvmm.validate.model.abis.guest_memfd import GuestMemfdState
 from pyvmm.validate.model.script import Layout
 from pyvmm.validate.model.state import MMIO, AccessExit, Place
 

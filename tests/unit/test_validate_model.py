@@ -13,10 +13,10 @@ from pyvmm.errors import ConfigurationError
 from pyvmm.validate.kit.check import CheckFailed
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model import explore as explore_module
+from pyvmm.validate.model.abis.guest_memfd import RULES, GuestMemfdState
 from pyvmm.validate.model.explore import explore
-from pyvmm.validate.model.guest_memfd import RULES, GuestMemfdState
 from pyvmm.validate.model.play import Play, rules_of
-from pyvmm.validate.model.script import Layout, Script, load, to_text
+from pyvmm.validate.model.script import STEPS, Layout, Script, load, to_text
 
 LAYOUT = Layout(0x80000, 16, slots=2, file_pages=24, file_offset=3)
 SCRIPT = Script(
@@ -198,6 +198,11 @@ def test_a_bug_is_found_and_shrinks_to_a_few_steps(bug: str, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("all_steps")
+def test_every_step_can_be_taken() -> None:
+    fake: Any = FakeKvm(LAYOUT)
+    assert list(Play(RULES, GuestMemfdState(LAYOUT), fake).steps) == list(STEPS)
+
+
 def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path) -> None:
     def player(script: Script, tools: Toolbox) -> None:
         fake: Any = FakeKvm(LAYOUT)

@@ -10,7 +10,7 @@ from pyvmm.native import lib
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.check import CheckFailed, errno_name, words
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model import guest_memfd, memory_error, memslots
+from pyvmm.validate.model.abis import guest_memfd, memory_error, memslots
 from pyvmm.validate.model.script import TAG_BITS, Layout, Rules, Script, Step
 from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import LOOK_PAGES, System
@@ -62,6 +62,30 @@ class Play:
         self.views = rules.views
         self.pages = state.layout.pages
         self.watched: int | None = None
+        # The names are those of STEPS.
+        self.steps: dict[str, Callable[..., None]] = {
+            "to_private": self._to_private,
+            "to_shared": self._to_shared,
+            "guest_read": self._guest_read,
+            "guest_write": self._guest_write,
+            "guest_add": self._guest_add,
+            "guest_fill": self._guest_fill,
+            "guest_copy": self._guest_copy,
+            "host_read": self._host_read,
+            "host_write": self._host_write,
+            "host_fill": self._host_fill,
+            "discard": self._discard,
+            "punch": self._punch,
+            "allocate": self._allocate,
+            "delete_slot": self._delete_slot,
+            "create_slot": self._create_slot,
+            "close_file": self._close_file,
+            "new_file": self._new_file,
+            "hypercall": self._hypercall,
+            "watch": self._watch,
+            "unwatch": self._unwatch,
+            "look": self._look,
+        }
 
     def all(self, steps: tuple[Step, ...]) -> None:
         for number, step in enumerate(steps, 1):
@@ -81,7 +105,7 @@ class Play:
             raise StepFailed(message, f"{where}: {error}", number) from None
 
     def step(self, step: Step) -> None:
-        getattr(self, f"_{step[0]}")(*step[1:])
+        self.steps[step[0]](*step[1:])
         self._expect_watched(step[0])
 
     def end(self) -> None:

@@ -104,6 +104,16 @@ class State:
     def has_slot(self, page: int) -> bool:
         return self.slots[self._slot_of[page % self.layout.pages]] is not None
 
+    def is_bound(self, inode: int, page: int, count: int) -> bool:
+        """Whether a slot has one of these pages of a file behind it."""
+        for slot, binding in enumerate(self.slots):
+            if binding is None or binding.inode != inode:
+                continue
+            there = len(self.layout.slot_pages(slot))
+            if page < binding.page + there and binding.page < page + count:
+                return True
+        return False
+
     def gpa(self, page: int) -> int:
         view, index = divmod(page, self.layout.pages)
         return self.layout.gpa + view * SECOND_VIEW + index * PAGE

@@ -80,14 +80,9 @@ class GuestMemfdState(State):
         size = len(self.layout.slot_pages(slot))
         if page + size > self.layout.file_pages:
             return Refusal((errno.EINVAL,))
-        for other, binding in enumerate(self.slots):
-            if binding is None or binding.inode != inode:
-                continue
-            there = len(self.layout.slot_pages(other))
-            if page < binding.page + there and binding.page < page + size:
-                # EEXIST since commit 7ea987a90585, Linux 7.2: MU1 tells which.
-                return Refusal((errno.EINVAL, errno.EEXIST))
-        return ALLOWED
+        # EEXIST since commit 7ea987a90585, Linux 7.2: MU1 tells which.
+        bound = Refusal((errno.EINVAL, errno.EEXIST))
+        return bound if self.is_bound(inode, page, size) else ALLOWED
 
 
 class GuestMemfdSystem(System):

@@ -98,13 +98,8 @@ class MemoryErrorState(State):
         size = len(self.layout.slot_pages(slot))
         if page + size > self.layout.file_pages:
             return Refusal((errno.EINVAL,))
-        for other, binding in enumerate(self.slots):
-            if binding is None or binding.inode != inode:
-                continue
-            there = len(self.layout.slot_pages(other))
-            if page < binding.page + there and binding.page < page + size:
-                return Refusal((errno.EINVAL, errno.EEXIST))
-        return ALLOWED
+        bound = Refusal((errno.EINVAL, errno.EEXIST))
+        return bound if self.is_bound(inode, page, size) else ALLOWED
 
 
 class MemoryErrorSystem(System):

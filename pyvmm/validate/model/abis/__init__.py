@@ -1,0 +1,1 @@
+"""The ABIs that the model knows: the rules, the state and the system of each."""
