@@ -80,11 +80,11 @@ class BareVm:
         self.vcpu = self._resources.enter_context(self.vm.create_vcpu(0))
         self.vcpu.set_cpuid2(self.kvm.get_supported_cpuid())
         set_real_mode(self.vcpu, START, rsp=STACK)
-        self._bare = self._resources.enter_context(BareVcpu(self.vcpu))
+        self.bare = self._resources.enter_context(BareVcpu(self.vcpu))
 
     def run(self) -> Exit:
         """Run to the next exit. Fails when none comes in time."""
-        return self._bare.run(DEADLINE_S)
+        return self.bare.run(DEADLINE_S)
 
     def run_to_stub(self) -> int:
         """Run to the stub of a vector that nothing handles; which vector that is."""

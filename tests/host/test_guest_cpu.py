@@ -20,7 +20,7 @@ with BareVm("1: jmp 1b") as vm:
     tid, after = [], []
 
     def run_loop():
-        vm._loop.run()
+        vm.bare.loop.run()
 
     def run_bare():
         try:
@@ -40,7 +40,7 @@ with BareVm("1: jmp 1b") as vm:
     print(*os.sched_getaffinity(tid[0]))
     while thread.is_alive():
         vm.vcpu.kvm_run.immediate_exit = 1
-        vm._loop.kick()
+        vm.bare.loop.kick()
         signal.pthread_kill(thread.ident, lib.loop_kick_signal())
         thread.join(0.01)
     print(after[0] == own, os.sched_getaffinity(0) == own)

@@ -93,7 +93,7 @@ def test_d(machine, assemble):
     assert "test_mine.py:10: assert failed" in output
     assert "test_mine.py:16: Error: no such instruction: `nonsense'" in output
     assert "assembler.py" not in output
-    assert "at test_mine.py:20" in output
+    assert "(test_mine.py:20)" in output
 
 
 def test_other_projects_are_left_alone(tmp_path: Path) -> None:
