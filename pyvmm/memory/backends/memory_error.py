@@ -8,7 +8,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd, no_protected_vm
-from pyvmm.native import ffi, lib
+from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
 
 _REMEDY = "no released kernel has it; `pyvmm lab build --name memory-error` makes one"
@@ -39,14 +39,14 @@ class MemoryErrorBackend:
                 for slot, flags in enumerate(
                     (lib.KVM_MEM_PRIVATE, lib.KVM_MEM_PRIVATE | lib.KVM_MEM_SHARED_VIEW)
                 ):
-                    request = ffi.new("struct kvm_userspace_memory_region_ext *")
-                    request.region.slot = slot
-                    request.region.flags = flags
-                    request.region.guest_phys_addr = slot * size
-                    request.region.memory_size = size
-                    request.region.userspace_addr = backing.shared_host.address
-                    request.fd = backing.private_file.fileno()
-                    vm.ioctl("KVM_SET_USER_MEMORY_REGION", request)
+                    vm.set_user_memory_region_ext(
+                        slot,
+                        slot * size,
+                        size,
+                        backing.shared_host.address,
+                        flags,
+                        backing.private_file.fileno(),
+                    )
             except KvmError as error:
                 return Support(
                     None, f"KVM_MEM_PRIVATE is not the RFC's here ({error.strerror})", _REMEDY
