@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pyvmm import __version__
 from pyvmm.cli.interruption import ENDING_SIGNALS
@@ -86,18 +86,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     wanted = words[0] if words and words[0] in COMMANDS else None
     for name in COMMANDS:
         if wanted in (None, name):
-            _add_command(commands, name)
+            importlib.import_module(f"pyvmm.cli.{name}").add_parser(commands)
     return parser.parse_args(words)
-
-
-def _add_command(commands: argparse._SubParsersAction[Any], name: str) -> None:
-    try:
-        module = importlib.import_module(f"pyvmm.cli.{name}")
-    except ModuleNotFoundError as error:
-        if error.name == f"pyvmm.cli.{name}":
-            return
-        raise
-    module.add_parser(commands)
 
 
 def complain(message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,26 +20,6 @@ _CONVERSIONS: dict[int, PageState | None] = {
     lib.CONVERSION_TO_SHARED: PageState.SHARED,
     lib.CONVERSION_TO_PRIVATE: PageState.PRIVATE,
 }
-
-
-class Stop(IntEnum):
-    """Why the loop came back from C; see csrc/vcpu_loop.h."""
-
-    EXIT = lib.STOP_EXIT
-    GUEST_EXIT = lib.STOP_GUEST_EXIT
-    ASSERT = lib.STOP_ASSERT
-    HLT = lib.STOP_HLT
-    MAX_EXITS = lib.STOP_MAX_EXITS
-    KICK = lib.STOP_KICK
-    SIGNAL = lib.STOP_SIGNAL
-    DEADLINE = lib.STOP_DEADLINE
-    LOG_FULL = lib.STOP_LOG_FULL
-    MEMORY_ERROR = lib.STOP_MEMORY_ERROR
-    CONVERSION_FAILED = lib.STOP_CONVERSION_FAILED
-    EMULATED_ACCESS = lib.STOP_EMULATED_ACCESS
-    GUARD = lib.STOP_GUARD
-    RUN_FAILED = lib.STOP_RUN_FAILED
-    BUSY = lib.STOP_BUSY
 
 
 def create_protocol() -> Any:

@@ -34,7 +34,8 @@ from pyvmm import (
 from pyvmm.guest.boot import START
 from pyvmm.guest.image import Image, Segment
 from pyvmm.kvm.memfd import Memfd
-from pyvmm.loop.vcpu_loop import Stop, VcpuLoop
+from pyvmm.loop.vcpu_loop import VcpuLoop
+from pyvmm.native import lib
 
 
 def run_once(**options: Any) -> None:
@@ -361,7 +362,7 @@ def test_made_in_one_thread_and_run_in_another() -> None:
 
 
 def run_until_stop(loop: VcpuLoop, stops: list[int]) -> None:
-    while (stop := loop.run()) == Stop.SIGNAL:
+    while (stop := loop.run()) == lib.STOP_SIGNAL:
         pass
     stops.append(stop)
 
@@ -379,9 +380,9 @@ def test_a_second_thread_in_a_loop_is_turned_away_and_the_first_keeps_its_deadli
             thread.start()
         for thread in threads:
             thread.join(20)
-        assert stops == [Stop.BUSY, Stop.DEADLINE]
+        assert stops == [lib.STOP_BUSY, lib.STOP_DEADLINE]
         loop.limit(time.monotonic_ns() + 1_000_000)
-        assert loop.run() == Stop.DEADLINE
+        assert loop.run() == lib.STOP_DEADLINE
 
 
 def test_a_machine_whose_loop_another_thread_runs_says_so_and_that_thread_ends(
@@ -397,7 +398,7 @@ def test_a_machine_whose_loop_another_thread_runs_says_so_and_that_thread_ends(
             pass
         report = machine.run(1)
         thread.join(20)
-        assert stops == [Stop.KICK]
+        assert stops == [lib.STOP_KICK]
     assert report.result is Result.ERROR
     assert report.reason == "vCPU 0: another thread is in its run loop"
 

@@ -243,9 +243,6 @@ class Memory:
     def expect_host(self, offset: int, size: int, tag: int, what: str) -> None:
         self.shared.expect_filled(self.gpa, offset, size, tag, what)
 
-    def expect_host_zero(self, offset: int, size: int, what: str) -> None:
-        self.shared.expect_zero(self.gpa, offset, size, what)
-
     # ---- what the guest does ----
 
     def guest_fill(self, offset: int, size: int, tag: int, cpu: int = 0) -> None:
