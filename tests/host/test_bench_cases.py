@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from pyvmm.bench.subjects import benches
 from pyvmm.bench.turn import Turn
 from pyvmm.bench.worker import Worker
 from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
-from pyvmm.native import lib
+from pyvmm.native import ffi, lib
 
 ALL = benches("all")
+TOUCH = "emulated_touch"
 
 
 def name_of(bench: Bench) -> str:
@@ -104,29 +106,27 @@ def test_names_are_unique() -> None:
 
 
 def test_the_split_of_a_conversion_adds_up() -> None:
-    """The parts come from other batches than the whole: on a busy machine some runs are apart,
-    but a part that is missing or counted twice is so in every run."""
-    chosen = [
-        bench
-        for bench in select(conversions.benches(), "emulated")
-        if "touch" in name_of(bench) and bench.pinned and len(bench.cases) == 3
+    """Its parts are a mean of the conversions that the histogram has the times of."""
+    (chosen,) = [
+        bench for bench in select(conversions.benches(), "emulated") if name_of(bench) == TOUCH
     ]
-    assert chosen
-    apart = []
-    for _ in range(10):
-        whole, *directions = run(chosen, 3).cases
-        sums = [sum(case.split.values()) for case in directions]
-        ratios = [each / case.ns for each, case in zip(sums, directions, strict=True)]
-        ratios.append(sum(sums) / 2 / whole.ns)
-        if ratios == pytest.approx([1, 1, 1], rel=0.05):
-            return
-        apart.append(ratios)
-    raise AssertionError(apart)
+    with ExitStack() as stack:
+        experiment = chosen.set_up(stack)
+        latencies = [ffi.new("struct histogram *") for _ in chosen.cases]
+        for latency in latencies:
+            lib.histogram_clear(latency)
+        whole, *measured = experiment.sample(64, latencies)
+    assert not whole
+    assert len(measured) == 2
+    for each, latency in zip(measured, latencies[1:], strict=True):
+        parts = chosen.split(each)
+        assert set(parts) == {"exit", "refault", "allocate", "switch", "discard", "bookkeeping"}
+        assert all(parts[name] > 0 for name in ("exit", "allocate", "switch", "discard"))
+        assert latency.count in (31, 32)  # of the last record nobody knows the end
+        assert sum(parts.values()) == pytest.approx(latency.sum / latency.count)
 
 
 def test_conversions_leave_the_pages_shared() -> None:
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         machine = conversions._machine(stack, "emulated", conversions._TOUCH)
         guests = conversions.Guests(machine)

@@ -59,7 +59,9 @@ def test_cpuid_goes_round() -> None:
         # Some kernels add leaves of their own.
         assert {entry.function for entry in taken} >= {entry.function for entry in supported[:3]}
         assert (taken[0].ebx, taken[0].edx) == (vendor.ebx, vendor.edx)
-        assert list(cpuid_entries(bare.kvm.get_emulated_cpuid())) is not None
+        emulated = [each.function for each in cpuid_entries(bare.kvm.get_emulated_cpuid())]
+        assert emulated == sorted(set(emulated))
+        assert 1 in emulated  # MOVBE, by every kernel that has the call
         try:
             hyperv = bare.kvm.get_supported_hv_cpuid()
         except KvmError as error:

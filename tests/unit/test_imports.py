@@ -6,8 +6,7 @@ import ast
 import importlib
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # Beside the house: needs neither KVM nor the compiled module.
 LAB_MAY_IMPORT = ("pyvmm.lab", "pyvmm.errors", "pyvmm.closing")
 # Anybody above the ground floor may ask what the package itself offers, but nobody does.
-SLOW = ("argparse", "json", "rich", "psutil", "capstone", "matplotlib", "elftools", "subprocess")
+SLOW = ("argparse", "json", "psutil", "capstone", "matplotlib", "subprocess")
 QUICK_PARTS = ("cli", "lab", "bench", "validate", "pytest_plugin", "guest", "trace")
 
 
@@ -180,18 +179,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="nonsense"):
         _ = pyvmm.nonsense
-
-
-def test_import_times(record_property: Callable[[str, object], None]) -> None:
-    """Printed, not judged: `pytest -s` shows them."""
-    for module in ("cffi", "pyvmm", "pyvmm.machine"):
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            python(f"import {module}")
-            times.append(time.perf_counter() - start)
-        record_property(module, min(times))
-        print(f"import {module}: {min(times) * 1000:.0f} ms, interpreter included")
 
 
 def test_old_names_work_and_say_so() -> None:

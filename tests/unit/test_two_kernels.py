@@ -418,18 +418,24 @@ def test_all_combinations_on_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 # ---- side by side ----
 
 
-def test_runs_side_by_side_come_back_in_their_order() -> None:
+def test_runs_side_by_side_come_back_in_their_order(tmp_path: Path) -> None:
     told: list[tuple[int, str]] = []
+    heard = tmp_path / "heard"
 
-    def named(name: str, pause_s: float) -> Run:
+    def hear(index: int, name: str) -> None:
+        told.append((index, name))
+        heard.touch()
+
+    def named(name: str, is_second: bool) -> Run:
         def work(tell: Callable[[str], None]) -> LabRun:
-            time.sleep(pause_s)
+            while is_second and not heard.exists():
+                time.sleep(0.01)
             tell(name)
             return run(result(name), trouble=(splat("BUG: x", name),))
 
         return work
 
-    both = run_side_by_side([named("X1.a", 0.2), named("X2.b", 0)], lambda *at: told.append(at))
+    both = run_side_by_side([named("X1.a", True), named("X2.b", False)], hear)
     assert [each.planned for each in both] == [("X1.a",), ("X2.b",)]
     assert told == [(1, "X2.b"), (0, "X1.a")]
 

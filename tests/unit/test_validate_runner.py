@@ -163,8 +163,9 @@ def test_a_kernel_on_which_all_hangs_is_given_up() -> None:
     alone = a_case(passes, id="X9", alone=True)
     slow = [a_case(slowly_fails, id=f"X{number}") for number in range(8)]
     runner = Runner([*slow, alone], patience_s=0.5)
-    assert [result.id for result in runner] == ["X0", "X1", "X2"]
-    assert [each.id for each in runner.not_run] == ["X3", "X4", "X5", "X6", "X7", "X9"]
+    ran = [result.id for result in runner]
+    assert 1 <= len(ran) <= 3  # each takes 0.2 s, and on a busy machine more
+    assert [*ran, *(each.id for each in runner.not_run)] == [each.id for each in (*slow, alone)]
     # The model looks for the shortest script that fails, which takes its time.
     searching = [a_case(slowly_fails, id=f"X{number}", examples=1) for number in range(4)]
     runner = Runner(searching, patience_s=0.3)
