@@ -12,7 +12,7 @@ from pyvmm_command import Outcome, pyvmm
 
 from pyvmm.validate.cases.model import SHARED_LAYOUTS
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model import play as play_module
+from pyvmm.validate.model.abis import rules_of
 from pyvmm.validate.model.abis.memslots import RULES, MemslotsState, MemslotsSystem
 from pyvmm.validate.model.explore import explore
 from pyvmm.validate.model.play import Play
@@ -164,7 +164,7 @@ def test_every_layout_is_one_that_a_file_may_have() -> None:
     for layout in SHARED_LAYOUTS.values():
         script = Script("memslots", layout, ())
         data = json.loads(to_text(script))
-        assert play_module.rules_of("memslots") is RULES
+        assert rules_of("memslots") is RULES
         from pyvmm.validate.model.script import parse
 
-        assert parse(data, play_module.rules_of) == script
+        assert parse(data, rules_of) == script

@@ -13,9 +13,10 @@ from pyvmm.errors import ConfigurationError
 from pyvmm.validate.kit.check import CheckFailed
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model import explore as explore_module
+from pyvmm.validate.model.abis import rules_of
 from pyvmm.validate.model.abis.guest_memfd import RULES, GuestMemfdState
 from pyvmm.validate.model.explore import explore
-from pyvmm.validate.model.play import Play, rules_of
+from pyvmm.validate.model.play import Play
 from pyvmm.validate.model.script import STEPS, Layout, Script, load, to_text
 
 LAYOUT = Layout(0x80000, 16, slots=2, file_pages=24, file_offset=3)

@@ -81,47 +81,36 @@ class Scene:
     def call(self, name: str, memory: Memory, cpu: int) -> Callable[[], int]:
         """A call on ``memory``, by vCPU ``cpu`` if by any: it returns an errno."""
         size, vcpu = memory.size, self.vm.cpus[cpu]
-        vm = self.vm.vm
-
-        def attributes() -> int:
-            # So many that it takes long; the last is what it was.
-            length = GIB // 4 if memory is self.large else size
-            for each in (0, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE):
-                vm.set_memory_attributes(memory.gpa, length, each)
-            return 0
-
-        def delete() -> int:
-            memory.delete()
-            return 0
-
-        def dirty_log() -> int:
-            for _ in range(64 if memory is self.large else 1):
-                vm.get_dirty_log(self.logged_slot, LARGE // PAGE)
-            return 0
-
-        def punch() -> int:
-            memory.punch(0, size)
-            return 0
-
-        def allocate() -> int:
-            memory.allocate(0, size)
-            return 0
-
-        def close() -> int:
-            memory.file.close()
-            return 0
-
-        calls: dict[str, Callable[[], int]] = {
+        tell: dict[str, Callable[[], int]] = {
             "pre-fault": lambda: pre_fault(vcpu, memory.gpa, size)[1],
-            "set attributes": attributes,
-            "delete a slot": delete,
-            "punch": punch,
-            "allocate": allocate,
-            "close": close,
             "KVM_RUN": lambda: self._fill(memory, cpu),
-            "dirty log": dirty_log,
         }
-        return calls[name]
+        succeed: dict[str, Callable[[], object]] = {
+            "set attributes": lambda: self._set_attributes(memory),
+            "delete a slot": memory.delete,
+            "punch": lambda: memory.punch(0, size),
+            "allocate": lambda: memory.allocate(0, size),
+            "close": lambda: memory.file.close(),
+            "dirty log": lambda: self._get_dirty_log(memory),
+        }
+        if name in tell:
+            return tell[name]
+
+        def make() -> int:
+            succeed[name]()
+            return 0
+
+        return make
+
+    def _set_attributes(self, memory: Memory) -> None:
+        # So many that it takes long; the last is what it was.
+        length = GIB // 4 if memory is self.large else memory.size
+        for each in (0, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE):
+            self.vm.vm.set_memory_attributes(memory.gpa, length, each)
+
+    def _get_dirty_log(self, memory: Memory) -> None:
+        for _ in range(64 if memory is self.large else 1):
+            self.vm.vm.get_dirty_log(self.logged_slot, LARGE // PAGE)
 
     def _fill(self, memory: Memory, cpu: int) -> int:
         """Write to all of it by a guest; the errno of an exit for a memory fault."""

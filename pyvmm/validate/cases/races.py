@@ -20,27 +20,13 @@ from pyvmm.validate.kit.guest import Outcome
 from pyvmm.validate.kit.memory import ATTRIBUTE, Memory
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.kit.userfault import HeldPage
-from pyvmm.validate.kit.watch import INSIDE, Watch
+from pyvmm.validate.kit.watch import INSIDE, PRIVATE_WORD, SHARED_WORD, Watch, watched_memory
 
 NEEDS = ("private_memory", "two_cpus", "native_guests")
 SIZE = 8 * PAGE
-# What the shared and the private side of the watched page hold.
-SHARED_WORD, PRIVATE_WORD = 0x5151_5151, 0x7272_7272_7272
 _ROUNDS = 40
 # However slow the machine is.
 _STALE_S = 5.0
-
-
-def watched_memory(tools: Toolbox, gpa: int, backing: str = "anonymous") -> Memory:
-    """Memory whose pages hold SHARED_WORD on the one side and PRIVATE_WORD on the other."""
-    vm = tools.private_vm()
-    memory = tools.memory(vm, gpa, SIZE if backing != "thp" else 2 * HUGE, backing=backing)
-    for offset in range(0, SIZE, PAGE):
-        memory.shared.view[offset : offset + 8] = SHARED_WORD.to_bytes(8, "little")
-    memory.set_private(0, SIZE)
-    for offset in range(0, SIZE, PAGE):
-        vm.cpu.write(gpa + offset, PRIVATE_WORD)
-    return memory
 
 
 @case(
@@ -56,7 +42,7 @@ def watched_memory(tools: Toolbox, gpa: int, backing: str = "anonymous") -> Memo
     alone=True,
 )
 def attribute_change(tools: Toolbox, to: str, gpa: int, backing: str) -> None:
-    memory = watched_memory(tools, gpa, backing)
+    memory = watched_memory(tools, gpa, SIZE, backing)
     page = 3 * PAGE
     change, undo = memory.set_private, memory.set_shared
     expected = PRIVATE_WORD
@@ -117,7 +103,7 @@ def punch(tools: Toolbox, slots: int, gpa: int) -> None:
 )
 def stale_fault(tools: Toolbox, end: str) -> None:
     gpa = 4 * GIB + 2 * PAGE
-    memory = watched_memory(tools, 4 * GIB)
+    memory = watched_memory(tools, 4 * GIB, SIZE)
     there, back = (0, ATTRIBUTE) if end == "private" else (ATTRIBUTE, 0)
     requests = [
         ffi.new("struct kvm_memory_attributes *", (gpa, PAGE, attributes, 0))
@@ -228,7 +214,7 @@ def shared_discard(tools: Toolbox, backing: str) -> None:
     alone=True,
 )
 def random_conversions(tools: Toolbox, cpus: int) -> None:
-    memory = watched_memory(tools, 4 * GIB)
+    memory = watched_memory(tools, 4 * GIB, SIZE)
     for index in range(1, cpus):
         memory.vm.add_cpu(index)
     states = [True] * 8
@@ -265,7 +251,7 @@ def random_conversions(tools: Toolbox, cpus: int) -> None:
     alone=True,
 )
 def slots_beside(tools: Toolbox) -> None:
-    memory = watched_memory(tools, 4 * GIB)
+    memory = watched_memory(tools, 4 * GIB, SIZE)
     beside = tools.memory(memory.vm, 5 * GIB, SIZE)
     with Watch(memory.vm.cpu, memory.gpa) as watch:
         for _ in tools.enough(30):
@@ -289,7 +275,7 @@ def slots_beside(tools: Toolbox) -> None:
     alone=True,
 )
 def slot_deletion(tools: Toolbox, state: str) -> None:
-    memory = watched_memory(tools, 4 * GIB)
+    memory = watched_memory(tools, 4 * GIB, SIZE)
     if state == "shared":
         memory.set_shared(0, SIZE)
     for _ in tools.enough(5):
@@ -382,7 +368,7 @@ def close_file(tools: Toolbox, memory: Memory) -> None:
     vary={"gpa": (512 * KIB, 4 * GIB)},
 )
 def held_fault(tools: Toolbox, gpa: int) -> None:
-    memory = watched_memory(tools, gpa)
+    memory = watched_memory(tools, gpa, SIZE)
     vm, page = memory.vm, 5 * PAGE
     address = memory.shared.address + page
     for _ in range(8):

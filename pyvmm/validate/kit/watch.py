@@ -11,13 +11,17 @@ from types import TracebackType
 from pyvmm.kvm.exits import HltExit
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
-from pyvmm.validate.kit.case import PAGE
+from pyvmm.validate.kit.case import HUGE, PAGE
 from pyvmm.validate.kit.check import CheckFailed
 from pyvmm.validate.kit.guest import Cpu, Outcome
+from pyvmm.validate.kit.memory import Memory
 from pyvmm.validate.kit.routines import Routine
+from pyvmm.validate.kit.toolbox import Toolbox
 
 #: What :meth:`Watch.during` tells, in the words of :meth:`Toolbox.tried`.
 INSIDE = "calls found the vCPU inside the guest"
+# What the shared and the private side of the watched page hold.
+SHARED_WORD, PRIVATE_WORD = 0x5151_5151, 0x7272_7272_7272
 
 
 class Watch:
@@ -135,3 +139,15 @@ class Watch:
             self._thread.join(timeout=30)
         if self.error is not None and error is None:
             raise self.error
+
+
+def watched_memory(tools: Toolbox, gpa: int, size: int, backing: str = "anonymous") -> Memory:
+    """Memory whose pages hold SHARED_WORD on the one side and PRIVATE_WORD on the other."""
+    vm = tools.private_vm()
+    memory = tools.memory(vm, gpa, size if backing != "thp" else 2 * HUGE, backing=backing)
+    for offset in range(0, size, PAGE):
+        memory.shared.view[offset : offset + 8] = SHARED_WORD.to_bytes(8, "little")
+    memory.set_private(0, size)
+    for offset in range(0, size, PAGE):
+        vm.cpu.write(gpa + offset, PRIVATE_WORD)
+    return memory

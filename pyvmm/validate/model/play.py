@@ -10,32 +10,14 @@ from pyvmm.native import lib
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.check import CheckFailed, errno_name, words
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model.abis import guest_memfd, memory_error, memslots
-from pyvmm.validate.model.script import TAG_BITS, Layout, Rules, Script, Step
+from pyvmm.validate.model.abis import ABIS
+from pyvmm.validate.model.script import TAG_BITS, Rules, Script, Step
 from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import LOOK_PAGES, System
 
-# An ABI: its rules, its model, and the same on KVM.
-ABIS: dict[str, tuple[Rules, type[State], Callable[[Toolbox, Layout], System]]] = {
-    guest_memfd.RULES.abi: (
-        guest_memfd.RULES,
-        guest_memfd.GuestMemfdState,
-        guest_memfd.GuestMemfdSystem,
-    ),
-    memory_error.RULES.abi: (
-        memory_error.RULES,
-        memory_error.MemoryErrorState,
-        memory_error.MemoryErrorSystem,
-    ),
-    memslots.RULES.abi: (memslots.RULES, memslots.MemslotsState, memslots.MemslotsSystem),
-}
 _EINVAL, _ALL = 22, (1 << 64) - 1
 _WINDOW = 64  # so many pages are looked at around what changed, where memory is large
 _GUEST_SHIFT = 64 - TAG_BITS
-
-
-def rules_of(abi: str) -> Rules | None:
-    return ABIS[abi][0] if abi in ABIS else None
 
 
 def play(script: Script, tools: Toolbox) -> None:

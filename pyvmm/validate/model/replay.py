@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pyvmm.validate.kit.case import DEADLINE_S, Case
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model.play import play, rules_of
+from pyvmm.validate.model.abis import rules_of
+from pyvmm.validate.model.play import play
 from pyvmm.validate.model.script import load
 
 _STEP_S = 0.5
