@@ -47,7 +47,7 @@ def measure(bench: Bench, batches: int) -> None:
         ratio = min(mine) / min(bare)
         kept = "kept" if case.promise.kept(min(bare), ratio) else "NOT KEPT"
         print(
-            f"{case.name:<32} bare C {min(bare):>11,.0f} {median(bare):>11,.0f}   "
+            f"{case.name:<32} floor {min(bare):>11,.0f} {median(bare):>11,.0f}   "
             f"pyvmm {min(mine):>11,.0f} {median(mine):>11,.0f}   "
             f"ratio {ratio:.3f} {median(mine) / median(bare):.3f}   {case.promise}: {kept}",
             flush=True,

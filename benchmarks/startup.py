@@ -7,40 +7,55 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from interleaved import Promise, Side, batches_asked, compare, describe_machine
+from interleaved import batches_asked, describe_machine
+from promises import measure
+
+from pyvmm.bench.case import Bench, Case, Promise, Times
 
 HELLO = Path(__file__).resolve().parent.parent / "guests" / "hello.S"
+IMPORTING, RUNNING = Promise(more_ns=80e6), Promise(more_ns=450e6)
 
 
-def python(name: str, *arguments: str) -> Side:
-    command = [sys.executable, *arguments]
-    return Side(name, lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+class Processes:
+    """Two command lines of Python's, each from fork to exit."""
+
+    def __init__(self, ours: Sequence[str], floor: Sequence[str]) -> None:
+        self._ours, self._floor = ours, floor
+
+    def ours(self, operations: int) -> Times:
+        return _run(self._ours, operations)
+
+    def floor(self, operations: int) -> Times:
+        return _run(self._floor, operations)
+
+    def sample(self, operations: int, latencies: Sequence[Any]) -> list[dict[str, float]]:
+        raise NotImplementedError
+
+
+def _run(words: Sequence[str], operations: int) -> Times:
+    start = time.monotonic_ns()
+    for _ in range(operations):
+        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+    return ((time.monotonic_ns() - start) / operations,)
+
+
+def bench(title: str, ours: Sequence[str], floor: Sequence[str], promise: Promise) -> Bench:
+    return Bench((Case(title, title, promise),), lambda stack: Processes(ours, floor))
 
 
 def main() -> None:
     batches = batches_asked(__doc__ or "", 20)
     describe_machine()
-    print(f"{batches} processes of each side, interleaved")
-    cffi = python("import cffi", "-c", "import cffi")
+    print(f"{batches} processes of each side, interleaved; ns: minimum, median")
     for statement in ("import pyvmm", "from pyvmm import Machine"):
-        compare(
-            f"{statement}, over import cffi",
-            python(statement, "-c", statement),
-            cffi,
-            Promise(more_ns=80e6),
-            operations=1,
-            batches=batches,
-        )
-    compare(
-        "pyvmm run guests/hello.S",
-        python("pyvmm run guests/hello.S", "-m", "pyvmm", "run", str(HELLO)),
-        python("python -c pass", "-c", "pass"),
-        Promise(total_ns=500e6),
-        operations=1,
-        batches=batches,
-    )
+        measure(bench(statement, ("-c", statement), ("-c", "import cffi"), IMPORTING), batches)
+    words = ("-m", "pyvmm", "run", str(HELLO))
+    measure(bench("pyvmm run guests/hello.S", words, ("-c", "pass"), RUNNING), batches)
 
 
 if __name__ == "__main__":
