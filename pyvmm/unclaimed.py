@@ -11,8 +11,8 @@ _MOST_PORTS = 16
 
 # What guests from elsewhere look for, and what stands in for it here.
 _HINTS = (
-    (range(0x3F8, 0x400), "COM1: there is no UART; the console is port 0xe9"),
-    (range(0x2F8, 0x300), "COM2: there is no UART; the console is port 0xe9"),
+    (range(0x3F8, 0x400), f"COM1: there is no UART; the console is port {lib.PORT_CONSOLE:#x}"),
+    (range(0x2F8, 0x300), f"COM2: there is no UART; the console is port {lib.PORT_CONSOLE:#x}"),
     (range(0x20, 0x22), "the PIC: there is one with --irqchip"),
     (range(0xA0, 0xA2), "the PIC: there is one with --irqchip"),
     (range(0x40, 0x44), "the PIT: there is one with --irqchip"),

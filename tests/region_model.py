@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 
 from snippets import PAGE, PAGES, PRIVATE, SHARED
 
 from pyvmm import PageState
-
-EINVAL = 22
 
 
 @dataclass
@@ -28,10 +27,10 @@ class RegionModel:
             if view <= gpa < view + PAGES * PAGE:
                 break
         else:
-            return EINVAL
+            return errno.EINVAL
         first, rest = divmod(gpa - view, PAGE)
         if rest or not 0 < pages <= PAGES - first or state not in tuple(PageState):
-            return EINVAL
+            return errno.EINVAL
         for page in range(first, first + pages):
             if self.states[page] == state:
                 continue

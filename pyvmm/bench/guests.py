@@ -9,8 +9,9 @@ from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.guest.assembler import assemble
 from pyvmm.guest.image import Image
 from pyvmm.machine import Machine
+from pyvmm.native import lib
 
-PORT_IN_C = 0x600  # the doorbell's GPA: C keeps the value
+PORT_IN_C = lib.PORT_DOORBELL_GPA  # C keeps the value
 RESULT_IN_C = 0x60C
 PORT_IN_PYTHON = 0x700
 PORT_IN_KERNEL = 0x710

@@ -33,7 +33,7 @@ _TITLES = (
     "close everything",
 )
 _DEADLINE_S = 3600
-_GUEST = "movl $0, %eax\n outl %eax, $0xf4\n"
+_GUEST = f"movl $0, %eax\n outl %eax, ${lib.PORT_EXIT:#x}\n"
 PROMISE = Promise(ratio=1.10)
 
 

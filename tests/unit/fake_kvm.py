@@ -6,12 +6,14 @@ that a kernel may have.
 
 from __future__ import annotations
 
+import errno
+
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.model.abis.guest_memfd import GuestMemfdState
 from pyvmm.validate.model.script import Layout
 from pyvmm.validate.model.state import MMIO, AccessExit, Place
 
-_EINVAL = (-22) & (1 << 64) - 1
+_EINVAL = -errno.EINVAL & (1 << 64) - 1
 
 
 class FakeKvm:

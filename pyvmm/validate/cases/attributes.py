@@ -114,7 +114,7 @@ def refused(tools: Toolbox, wrong: str) -> None:
         vm.vm.ioctl("KVM_SET_MEMORY_ATTRIBUTES", request)
 
     def expect_refused(what: str, **change: int) -> None:
-        expect_errno(lambda: call(**change), 22, f"KVM_SET_MEMORY_ATTRIBUTES with {what}")
+        expect_errno(lambda: call(**change), errno.EINVAL, f"KVM_SET_MEMORY_ATTRIBUTES with {what}")
 
     call(attributes=ATTRIBUTE)
     if wrong == "flags":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from pyvmm.native import lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.capabilities import hypercall_routine
@@ -15,7 +17,10 @@ from pyvmm.validate.kit.toolbox import Toolbox
 NUMBER: int = lib.KVM_HC_MAP_GPA_RANGE
 _ALL = (1 << 64) - 1
 HIGH = 0xDEAD_BEEF << 32
-_EPERM, _EINVAL, _ENOSYS = (-1) & _ALL, (-22) & _ALL, (-1000) & _ALL
+_ENCRYPTED: int = lib.KVM_MAP_GPA_RANGE_ENCRYPTED
+_EPERM, _EINVAL, _ENOSYS = (
+    -number & _ALL for number in (errno.EPERM, errno.EINVAL, lib.KVM_ENOSYS)
+)
 
 
 def caller(tools: Toolbox) -> tuple[GuestVm, Routine]:
@@ -27,7 +32,7 @@ def caller(tools: Toolbox) -> tuple[GuestVm, Routine]:
 
 # Each argument differs from the others in every half of its bits.
 ARGUMENTS = (
-    (0x40000, 1, 0x10),
+    (0x40000, 1, _ENCRYPTED),
     (4 * GIB, 2, 0x00),
     (0x1_2345_6789_A000, 0x1_0000_0002, 0x1_0000_0010),
     (0x000F_FFFF_FFFF_F000, 0x7, 0xFFFF_FFFF),
@@ -66,7 +71,7 @@ def arguments(tools: Toolbox, arguments: tuple[int, int, int]) -> None:
 )
 def answer(tools: Toolbox, answer: int) -> None:
     vm, routine = caller(tools)
-    registers = {"rbx": 4 * GIB, "rcx": 1, "rdx": 0x10, "rsi": 0x77, "r9": 0x99}
+    registers = {"rbx": 4 * GIB, "rcx": 1, "rdx": _ENCRYPTED, "rsi": 0x77, "r9": 0x99}
     vm.cpu.run(routine, rax=NUMBER, **registers)
     vm.cpu.answer(answer)
     regs = vm.cpu.finish("after a hypercall")
@@ -94,7 +99,7 @@ def refused(tools: Toolbox, wrong: str) -> None:
         "all ones": [(_ALL, _ALL), (_ALL, 1)],
     }
     for gpa, pages in cases[wrong]:
-        vm.cpu.prepare(routine, rax=NUMBER, rbx=gpa, rcx=pages, rdx=0x10)
+        vm.cpu.prepare(routine, rax=NUMBER, rbx=gpa, rcx=pages, rdx=_ENCRYPTED)
         regs = vm.cpu.finish(f"a hypercall that KVM must refuse ({wrong})")
         expect(int(regs.rax), _EINVAL, f"rax after a hypercall with {wrong}")
 
@@ -108,7 +113,9 @@ def refused(tools: Toolbox, wrong: str) -> None:
 def upper_halves(tools: Toolbox, number: int) -> None:
     vm, routine = caller(tools)
     cpu = vm.add_cpu(1)
-    cpu.prepare_real_mode(routine, rax=number, rbx=HIGH | 0x40000, rcx=HIGH | 3, rdx=HIGH | 0x10)
+    cpu.prepare_real_mode(
+        routine, rax=number, rbx=HIGH | 0x40000, rcx=HIGH | 3, rdx=HIGH | _ENCRYPTED
+    )
     outcome = cpu.enter()
     if outcome.reason == lib.KVM_EXIT_HLT and number != NUMBER:
         rax = int(cpu.vcpu.get_regs().rax)
@@ -121,7 +128,7 @@ def upper_halves(tools: Toolbox, number: int) -> None:
     hypercall = cpu.vcpu.kvm_run.hypercall
     expect(int(hypercall.nr), NUMBER, "number of a caller in real mode")
     seen = [int(hypercall.args[index]) for index in range(3)]
-    expect(seen, [0x40000, 3, 0x10], "arguments of a caller in real mode")
+    expect(seen, [0x40000, 3, _ENCRYPTED], "arguments of a caller in real mode")
     expect(int(hypercall.longmode), 0, "flags of a caller in real mode")
     cpu.answer(HIGH | 0x55)
     regs = cpu.finish("after a hypercall in real mode")
@@ -149,7 +156,7 @@ def unknown(tools: Toolbox, number: int) -> None:
 def not_enabled(tools: Toolbox) -> None:
     probe, routine = caller(tools)
     vm = tools.private_vm() if tools.has_private_vm else tools.vm()
-    vm.cpu.prepare(routine, rax=NUMBER, rbx=PAGE, rcx=1, rdx=0x10)
+    vm.cpu.prepare(routine, rax=NUMBER, rbx=PAGE, rcx=1, rdx=_ENCRYPTED)
     regs = vm.cpu.finish("a hypercall that was not enabled")
     expect(int(regs.rax), _ENOSYS, "rax after a hypercall that was not enabled")
     capability = lib.KVM_CAP_EXIT_HYPERCALL
@@ -158,7 +165,7 @@ def not_enabled(tools: Toolbox) -> None:
         if not allowed >> bit & 1:
             expect_errno(
                 lambda bit=bit: vm.vm.enable_cap(capability, 1 << bit),  # type: ignore[misc]
-                22,
+                errno.EINVAL,
                 f"KVM_CAP_EXIT_HYPERCALL for hypercall {bit}",
             )
 
@@ -175,7 +182,7 @@ def user_mode(tools: Toolbox) -> None:
 
     def call(level: int) -> Outcome:
         cpu = vm.cpu
-        cpu.prepare(then_out, rax=NUMBER, rbx=4 * GIB, rcx=1, rdx=0x10)
+        cpu.prepare(then_out, rax=NUMBER, rbx=4 * GIB, rcx=1, rdx=_ENCRYPTED)
         regs, sregs = cpu.vcpu.get_regs(), cpu.vcpu.get_sregs()
         regs.rflags = io_privilege
         for segment in (sregs.cs, sregs.ss):
@@ -214,11 +221,11 @@ def converts(tools: Toolbox, gpa: int) -> None:
             raise CheckFailed(f"a hypercall gave {outcome}")
         hypercall = vm.cpu.vcpu.kvm_run.hypercall
         start, size = int(hypercall.args[0]) - gpa, int(hypercall.args[1]) * PAGE
-        (memory.to_private if hypercall.args[2] & 0x10 else memory.to_shared)(start, size)
+        (memory.to_private if hypercall.args[2] & _ENCRYPTED else memory.to_shared)(start, size)
         vm.cpu.answer(0)
         vm.cpu.finish("after a hypercall that converted")
 
-    ask(0x10)
+    ask(_ENCRYPTED)
     memory.expect_guest_zero(2 * PAGE, 4 * PAGE, "pages made private by hypercall")
     memory.expect_guest(0, 2 * PAGE, 1 << 48, "pages before those made private by hypercall")
     memory.expect_guest(6 * PAGE, 10 * PAGE, 1 << 48, "pages behind those made private")

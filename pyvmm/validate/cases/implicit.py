@@ -8,6 +8,7 @@ The names are those of the tests that were posted with the RFC: private or share
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -79,7 +80,12 @@ def doorbell(gpa: int, pages: int, command: int) -> bytes:
 def hypercall(gpa: int, pages: int, private: bool) -> bytes:
     """KVM_HC_MAP_GPA_RANGE by vmmcall, and report rax."""
     number = int(lib.KVM_HC_MAP_GPA_RANGE)
-    moves = ((0xB8, number), (0xBB, gpa), (0xB9, pages), (0xBA, 0x10 * private))
+    moves = (
+        (0xB8, number),
+        (0xBB, gpa),
+        (0xB9, pages),
+        (0xBA, lib.KVM_MAP_GPA_RANGE_ENCRYPTED * private),
+    )
     code = b"".join(struct.pack("<BBI", 0x66, opcode, value) for opcode, value in moves)
     return code + b"\x0f\x01\xd9" + b"\xba" + struct.pack("<H", _MEASURE) + b"\x66\xef"
 
@@ -241,7 +247,7 @@ def by_hypercall(tools: Toolbox, on: str) -> None:
         hypercall(at, 1, False),
     ]
     seen = run(tools, on, accesses)
-    wrong = (1 << 32) - 22
+    wrong = (1 << 32) - errno.EINVAL
     expect(seen.values, (0, 0, 0, 0, 0, 0, wrong, wrong, 0), "what the guest read")
     expect_errors(seen.errors)
     expect(seen.private, [(at + PAGE, PAGE)], "private ranges")
@@ -310,7 +316,7 @@ def doorbells(tools: Toolbox, on: str) -> None:
     accesses += [read(PRIVATE_GPA + page * PAGE) for page in (2, 4, 5)]
     accesses += [read(SHARED_GPA + 3 * PAGE)]
     seen = run(tools, on, accesses)
-    wrong = (1 << 32) - 22
+    wrong = (1 << 32) - errno.EINVAL
     expect(seen.values, (0, *[wrong] * len(refused), 0, 2, 4, 5, 0), "what the guest read")
     expect_errors(seen.errors)
     expect(
