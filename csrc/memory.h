@@ -55,6 +55,7 @@ enum memory_verdict {
 	MEMORY_DONE,	 /* re-enter */
 	MEMORY_ASK,	 /* the policy asks Python, or denies */
 	MEMORY_FAILED,	 /* the conversion failed: see error */
+	MEMORY_UNKNOWN,	 /* what else the instruction wrote cannot be known */
 	MEMORY_EMULATED, /* KVM's emulator reached for private memory */
 };
 
@@ -66,7 +67,6 @@ struct memory_exit {
 	uint32_t sync_registers; /* KVM_SYNC_X86_*: what may be asked for in kvm_run */
 	bool timed;
 	bool approved; /* after MEMORY_ASK: the page of `access` may be converted, whatever the policy */
-	bool interrupts_on; /* run->if_flag when the guest was entered */
 	uint64_t generation;
 
 	/* Found. */

@@ -248,6 +248,8 @@ static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool 
 		return STOP_MEMORY_ERROR;
 	case MEMORY_FAILED:
 		return STOP_CONVERSION_FAILED;
+	case MEMORY_UNKNOWN:
+		return STOP_UNKNOWN_WRITE;
 	case MEMORY_EMULATED:
 		return STOP_EMULATED_ACCESS;
 	default:
@@ -432,7 +434,6 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 			return STOP_MAX_EXITS;
 		choose_synced_registers(loop);
 		loop->memory_exit.generation = memory_generation(loop->memory);
-		loop->memory_exit.interrupts_on = run->if_flag;
 		run_errno = ioctl(loop->vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
 		if (run_errno == EINTR)
 			return interrupted(loop);

@@ -69,6 +69,7 @@ enum loop_stop {
 	STOP_GUARD,	/* GUARD_LIMIT memory exits at one instruction */
 	STOP_RUN_FAILED, /* KVM_RUN failed: see error */
 	STOP_BUSY, /* another thread is in loop_run(); nothing was touched */
+	STOP_UNKNOWN_WRITE, /* what else the instruction wrote cannot be known */
 };
 
 /* The recorded exits of one reason, in nanoseconds as exit_latency. */

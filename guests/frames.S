@@ -1,15 +1,15 @@
 # frames.S - instructions and exceptions that write memory more than once
 #
-# shows:       pushal, a far call, an interrupt by INT, a division by zero and an invalid
-#              opcode push what they push through the wrong view: the page is
-#              converted once and all of it is there. exceptions.S does it with
-#              exceptions alone, irq.S with FRAMES=1 with timer interrupts. `emulated`
-#              needs a KVM that delivers exceptions by its own emulator; hardware that
-#              cannot push spins until the deadline.
+# shows:       pushal, a division by zero and an invalid opcode push what they push
+#              through the wrong view: the page is converted once and all of it is there.
+#              calls.S does it with far calls and INT, exceptions.S with exceptions alone,
+#              irq.S with FRAMES=1 with timer interrupts. `emulated` needs a KVM that
+#              delivers exceptions by its own emulator; hardware that cannot push spins
+#              until the deadline.
 # vcpus:       1-28, the first one works
 # exits:       io memory, and shutdown on emulated
 # expect:      pass
-# conversions: to_private=20 to_shared=20 implicit=40 explicit=0
+# conversions: to_private=12 to_shared=12 implicit=24 explicit=0
 # expect emulated: pass | fail | deadline
 # expect --views 1: fail exit_code=1
 
@@ -18,7 +18,6 @@
 
         .set ROUNDS, 4
         .set TOP, 0x100                 # of each stack in the region
-        .set ALIAS, 0x10                # a CS from which the guest can be seen, too
 
 # pushes VIEW, INSTRUCTION: INSTRUCTION runs while SS:SP is in page DX. ES is its segment.
 .macro pushes view, instruction:vararg
@@ -71,32 +70,13 @@ behind_\@:
         assert_eq %es:TOP-32, $0x22222222
 .endm
 
-.macro far_call view
-        pushes \view, call_from_alias
-        assert_eqw %cx, $TOP-4
-        assert_eqw %es:TOP-4, $BEHIND-(ALIAS<<4)
-        assert_eqw %es:TOP-2, $ALIAS
-.endm
-
-# Calls the next instruction, from a CS that is not 0.
-.macro call_from_alias
-        ljmp $ALIAS, $alias_\@ - (ALIAS << 4)
-alias_\@:
-        lcall $0, $called_\@
-called_\@:
-.endm
-
         only_vcpu_0
         require_two_views
         movw $fault, 0 * 4              # #DE, at the instruction
         movw $fault, 6 * 4              # #UD, at the instruction
-        movw $trap, 0x40 * 4            # INT, behind it
 
         movw $ROUNDS, %si
 round:
-        movw $0, %dx
-        frame PRIVATE, int $0x40
-        frame SHARED, int $0x40
         movw $1, %dx
         frame PRIVATE, divb %ah
         frame SHARED, divb %ah
@@ -106,23 +86,16 @@ round:
         movw $4, %dx
         all_registers PRIVATE
         all_registers SHARED
-        movw $5, %dx
-        far_call PRIVATE
-        far_call SHARED
         decw rounds
         jnz round
         exit_guest $0
 
-# Both return AX = the IP on top of their frame.
+# Returns AX = the IP on top of its frame.
 fault:
         popw %ax
         addw $2, %ax                    # both instructions that fault have two bytes
         pushw %ax
         subw $2, %ax
-        iretw
-trap:
-        popw %ax
-        pushw %ax
         iretw
 
 rounds: .word ROUNDS

@@ -829,6 +829,7 @@ class _Lib:
     STOP_NONE: int
     STOP_RUN_FAILED: int
     STOP_SIGNAL: int
+    STOP_UNKNOWN_WRITE: int
     STUB_OUT_AL: int
     STUB_OUT_AX: int
     SYS_close: int

@@ -17,7 +17,7 @@ from pyvmm.errors import ClosedError, KvmError, PyvmmError
 from pyvmm.guest.image import Image
 from pyvmm.loop.vcpu_loop import VcpuLoop
 from pyvmm.memory.guest_memory import GuestMemory
-from pyvmm.native import lib
+from pyvmm.native import ffi, lib
 from pyvmm.page_states import PageState
 from pyvmm.printable import printable
 from pyvmm.report import Result, Where
@@ -124,6 +124,15 @@ def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str, place: str) 
             f"{who} at {place}: KVM's emulator tried to reach private memory at GPA "
             f"{access.gpa:#x} (KVM_EXIT_MMIO inside a region); use no string I/O or MMIO "
             "instruction there"
+        )
+    if stop == lib.STOP_UNKNOWN_WRITE:
+        mmio = raw.run.mmio
+        word = int.from_bytes(ffi.buffer(mmio.data, mmio.len), "little")
+        return (
+            f"{who} came to {place} by what may be a far call or INT: KVM_EXIT_MMIO tells of its "
+            f"last word, {word:#x} to GPA {mmio.phys_addr:#x}, and not of the CS and FLAGS above "
+            "it, which cannot be known on `emulated`; keep stacks out of the region, or use a "
+            "kernel with private memory"
         )
     if stop == lib.STOP_GUARD:
         return (

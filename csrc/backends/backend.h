@@ -34,6 +34,7 @@ struct backend {
 	/*
 	 * The page of the exit is as wanted: finish the access, where the kernel does not repeat
 	 * it. May be NULL. MEMORY_ASK, MEMORY_FAILED: of a page that exit->access now names.
+	 * MEMORY_UNKNOWN: the access cannot be finished without a guess.
 	 */
 	enum memory_verdict (*finish)(struct memory *memory, struct region *region,
 				      struct memory_exit *exit);

@@ -5,42 +5,17 @@
 #include <string.h>
 
 #include "registers.h"
+#include "stores.h"
 
 #define MOST_PUSHED_WORDS 8u
-#define RFLAGS_INTERRUPTS_ON 0x200u
 #define VECTORS 256u
-#define TABLE_SIZE (VECTORS * 4u)
-#define LONGEST_CODE 7u
-#define LONGEST_WRITE 8u
-#define LONGEST_STORE 12u /* bytes of an instruction that are looked at */
-
 #define OPERAND_SIZE 0x66
 #define PUSHA 0x60
-#define PUSH_WORD 0x68
-#define PUSH_BYTE 0x6A
-#define MOV_FROM_AL 0xA2
-#define MOV_FROM_AX 0xA3
-#define GROUP_5 0xFF /* PUSH, with 6 in its ModRM */
-#define CALL_FAR 0x9A
-#define INT3 0xCC
-#define INT 0xCD
-#define INTO 0xCE
 
 struct pushed_word {
 	uint64_t gpa;
 	uint32_t size;
 	uint32_t value;
-};
-
-/* A vCPU behind an instruction whose last write was `value` at SS:SP + at * size. */
-struct push {
-	const struct memory *memory;
-	const struct kvm_regs *regs;
-	const struct kvm_sregs *sregs;
-	uint32_t size;
-	uint32_t at;
-	uint32_t value;
-	bool raced; /* pages may have changed since */
 };
 
 static uint64_t stack_gpa(const struct push *push, uint32_t at)
@@ -64,89 +39,13 @@ static uint64_t code_gpa(const struct push *push, uint32_t before)
 	return push->sregs->cs.base + ((push->regs->rip - before) & 0xFFFF);
 }
 
-/* The word may be a part of what was written from there: KVM splits at pages. */
-static bool is_where_it_wrote(const struct push *push, uint64_t offset)
-{
-	const struct kvm_sregs *sregs = push->sregs;
-	const struct kvm_segment *segments[] = { &sregs->ss, &sregs->ds, &sregs->es,
-						 &sregs->fs, &sregs->gs, &sregs->cs };
-	uint32_t i;
-
-	for (i = 0; i < sizeof(segments) / sizeof(segments[0]); i++) {
-		if (stack_gpa(push, push->at) - (segments[i]->base + offset) < LONGEST_WRITE)
-			return true;
-	}
-	return false;
-}
-
-/* Whether an instruction of which code[modrm], code[modrm - 1] ... code[0] is the end wrote there. */
-static bool writes_by_modrm(const struct push *push, const uint8_t *code, uint32_t modrm)
-{
-	const struct kvm_regs *regs = push->regs;
-	const uint64_t base16[] = { regs->rbx + regs->rsi, regs->rbx + regs->rdi,
-				    regs->rbp + regs->rsi, regs->rbp + regs->rdi,
-				    regs->rsi, regs->rdi, regs->rbp, regs->rbx };
-	const uint64_t base32[] = { regs->rax, regs->rcx, regs->rdx, regs->rbx,
-				    0, regs->rbp, regs->rsi, regs->rdi };
-	const uint32_t mode = code[modrm] >> 6, rm = code[modrm] & 7;
-	const bool is_plain = mode == 0 && rm == 6; /* only a displacement */
-	const uint32_t length = mode == 1 ? 1 : mode == 2 || is_plain ? 2 : 0;
-	int64_t offset = 0;
-
-	if (mode == 3 || length > modrm)
-		return false;
-	if (length == 1)
-		offset = (int8_t)code[modrm - 1];
-	if (length == 2)
-		offset = (int16_t)(code[modrm - 1] | code[modrm - 2] << 8);
-	if (mode < 2 && rm != 4 && !(mode == 0 && rm == 5) &&
-	    is_where_it_wrote(push, (uint32_t)(base32[rm] + (uint64_t)offset)))
-		return true;
-	return is_where_it_wrote(push, ((is_plain ? 0 : base16[rm]) + (uint64_t)offset) & 0xFFFF);
-}
-
-/* Whether the byte before IP can be an operand: of an instruction that wrote just this word. */
-static bool is_operand(const struct push *push)
-{
-	uint8_t code[LONGEST_STORE]; /* code[0] lies right before IP */
-	uint32_t length, size, i;
-
-	for (length = 0; length < LONGEST_STORE; length++) {
-		if (!memory_peek(push->memory, code_gpa(push, length + 1), &code[length], 1))
-			break;
-	}
-	if (push->at == 0 && length > 1 && code[1] == PUSH_BYTE && push->value == code[0])
-		return true;
-	for (size = 2; push->at == 0 && size <= 4 && size < length; size += 2) {
-		const uint32_t mask = push->size == 2 ? 0xFFFF : UINT32_MAX;
-		uint32_t value = 0;
-
-		for (i = 0; i < size; i++)
-			value = value << 8 | code[i];
-		if (code[size] == PUSH_WORD && (value & mask) == push->value)
-			return true;
-	}
-	if (length > 2 && (code[2] == MOV_FROM_AL || code[2] == MOV_FROM_AX) &&
-	    is_where_it_wrote(push, (uint64_t)(code[1] | code[0] << 8)))
-		return true;
-	for (i = 1; i < length; i++) {
-		/* PUSH from memory: what is behind the ModRM is a displacement of one or two bytes. */
-		if (push->at == 0 && i <= 2 && i + 1 < length && code[i + 1] == GROUP_5 &&
-		    (code[i] >> 3 & 7) == 6)
-			return true;
-		if (writes_by_modrm(push, code, i))
-			return true;
-	}
-	return false;
-}
-
 /* Words on pages that were there hold what was pushed. */
-static bool agrees_with_memory(const struct push *push, const uint32_t *values)
+static bool agrees_with_memory(const struct push *push, const uint32_t *values, bool raced)
 {
 	const uint64_t absent = stack_gpa(push, push->at) / PYVMM_PAGE_SIZE;
 	uint32_t i;
 
-	for (i = 0; i < MOST_PUSHED_WORDS && !push->raced; i++) {
+	for (i = 0; i < MOST_PUSHED_WORDS && !raced; i++) {
 		uint32_t found = 0;
 
 		if (stack_gpa(push, i) / PYVMM_PAGE_SIZE != absent &&
@@ -157,14 +56,13 @@ static bool agrees_with_memory(const struct push *push, const uint32_t *values)
 	return true;
 }
 
-static uint32_t pushed_by_pusha(const struct push *push, struct pushed_word *words)
+static uint32_t pushed_by_pusha(const struct push *push, bool raced, struct pushed_word *words)
 {
 	const struct kvm_regs *regs = push->regs;
 	const uint64_t pointer = (regs->rsp & ~0xFFFFull) |
 				 ((regs->rsp + MOST_PUSHED_WORDS * push->size) & 0xFFFF);
 	const uint64_t registers[MOST_PUSHED_WORDS] = { regs->rdi, regs->rsi, regs->rbp, pointer,
 							regs->rbx, regs->rdx, regs->rcx, regs->rax };
-	const uint32_t mask = push->size == 2 ? 0xFFFF : UINT32_MAX;
 	uint32_t values[MOST_PUSHED_WORDS], i;
 	uint8_t opcode, prefix;
 
@@ -174,118 +72,72 @@ static uint32_t pushed_by_pusha(const struct push *push, struct pushed_word *wor
 				prefix != OPERAND_SIZE))
 		return 0;
 	for (i = 0; i < MOST_PUSHED_WORDS; i++)
-		values[i] = (uint32_t)registers[i] & mask;
-	if (push->value != values[push->at] || is_operand(push) || !agrees_with_memory(push, values))
+		values[i] = (uint32_t)registers[i] & word_mask(push);
+	if (push->value != values[push->at] || is_store(push) || !agrees_with_memory(push, values, raced))
 		return 0;
 	return words_above(push, values, MOST_PUSHED_WORDS, words);
 }
 
-/* The CS of code that lies in RAM right before IP; best the vCPU's own. */
-static bool find_segment(const struct push *push, const uint8_t *code, uint32_t length,
-			 uint32_t ip, uint32_t *segment)
+/* Whether a vector leads to where the vCPU is. */
+static bool is_at_a_handler(const struct push *push)
 {
-	const struct memory *memory = push->memory;
-	bool found = false;
-	uint32_t i;
+	uint16_t table[VECTORS][2];
+	uint32_t vector;
 
-	for (i = 0; i < memory->ram_count; i++) {
-		const struct ram *ram = &memory->ram[i];
-		const char *at = ram->host, *end = at + ram->size;
-
-		while ((at = memmem(at, (size_t)(end - at), code, length))) {
-			const uint64_t behind = ram->gpa + (uint64_t)(at - ram->host) + length;
-			const uint64_t base = behind - ip;
-
-			at++;
-			if (behind < ip || base % 16 || base >> 4 > 0xFFFF)
-				continue;
-			/* The interrupt table has all bytes that there are, and is no code. */
-			if (behind - length - push->sregs->idt.base < TABLE_SIZE)
-				continue;
-			if (!found || base >> 4 == push->sregs->cs.selector)
-				*segment = (uint32_t)(base >> 4);
-			found = true;
-		}
-	}
-	return found;
-}
-
-static uint32_t pushed_by_far_call(const struct push *push, struct pushed_word *words)
-{
-	const uint32_t size = push->size, target = (uint32_t)push->regs->rip;
-	const uint16_t segment = push->sregs->cs.selector;
-	uint8_t code[LONGEST_CODE] = { CALL_FAR };
-	uint32_t values[2] = { push->value };
-
-	memcpy(code + 1, &target, size);
-	memcpy(code + 1 + size, &segment, sizeof(segment));
-	if (push->at != 0 || !find_segment(push, code, 1 + size + 2, push->value, &values[1]))
-		return 0;
-	return words_above(push, values, 2, words);
-}
-
-static uint32_t pushed_by_interrupt(const struct push *push, bool interrupts_on,
-				    struct pushed_word *words)
-{
-	uint32_t values[3] = { 0, 0, (uint32_t)push->regs->rflags & 0xFFFF }, vector;
-	uint16_t table[VECTORS][2], ip;
-
-	if (push->size != 2 || push->at > 1 ||
-	    !memory_peek(push->memory, push->sregs->idt.base, table, sizeof(table)))
-		return 0;
-	if (interrupts_on)
-		values[2] |= RFLAGS_INTERRUPTS_ON;
-	values[push->at] = push->value;
-	if (push->at == 1) { /* IP lies in another page, which was there */
-		if (!memory_peek(push->memory, stack_gpa(push, 0), &ip, sizeof(ip)))
-			return 0;
-		values[0] = ip;
-	}
+	/* A table that cannot be read may lead anywhere. */
+	if (!memory_peek(push->memory, push->sregs->idt.base, table, sizeof(table)))
+		return true;
 	for (vector = 0; vector < VECTORS; vector++) {
-		const uint8_t code[] = { INT, (uint8_t)vector }, three = INT3, overflow = INTO;
-		uint32_t segment;
-
-		if (table[vector][0] != push->regs->rip ||
-		    table[vector][1] != push->sregs->cs.selector)
-			continue;
-		if (!find_segment(push, code, 2, values[0], &segment) &&
-		    !(vector == 3 && find_segment(push, &three, 1, values[0], &segment)) &&
-		    !(vector == 4 && find_segment(push, &overflow, 1, values[0], &segment)))
-			continue;
-		if (push->at == 0)
-			values[1] = segment;
-		return words_above(push, values, 3, words);
+		if (table[vector][0] == push->regs->rip &&
+		    table[vector][1] == push->sregs->cs.selector)
+			return true;
 	}
-	return 0;
+	return false;
 }
 
-/* The words that lie above the one in kvm_run, lowest first; how many. */
-static uint32_t find_pushed_words(const struct memory *memory, const struct memory_exit *exit,
-				  struct pushed_word words[MOST_PUSHED_WORDS])
+/* Whether a word above the one of the exit may have been lost. */
+static bool may_be_lost(const struct push *push, uint32_t at, bool raced)
+{
+	const uint64_t gpa = stack_gpa(push, at);
+	const struct region *region = memory_find(push->memory, gpa);
+
+	return gpa / PYVMM_PAGE_SIZE == push->gpa / PYVMM_PAGE_SIZE ||
+	       (region && (raced || region_is_absent(region, gpa)));
+}
+
+/* Whether the instruction may have pushed CS or FLAGS above this word, with no way to tell. */
+static bool is_unknown(const struct push *push, bool raced)
+{
+	if (push->at > 1 || !(may_be_lost(push, 1, raced) || may_be_lost(push, 2, raced)))
+		return false;
+	if (push->at == 1) /* CS, below FLAGS; or a store to there, or a far call */
+		return may_be_lost(push, 2, raced) && is_at_a_handler(push) && !is_store(push);
+	return !is_store(push) && !is_near_call(push);
+}
+
+/* False: the word is no push in real mode. */
+static bool understand(const struct memory *memory, const struct memory_exit *exit,
+		       const struct registers *registers, struct push *push)
 {
 	const struct kvm_run *run = exit->run;
-	struct push push = { .memory = memory, .size = run->mmio.len, .raced = exit->raced };
-	struct registers registers;
 	uint64_t offset;
-	uint32_t found;
 
-	if ((push.size != 2 && push.size != 4) || !get_registers(exit, &registers))
-		return 0;
-	push.regs = registers.regs;
-	push.sregs = registers.sregs;
-	offset = run->mmio.phys_addr - push.sregs->ss.base;
-	if (push.sregs->cr0 & CR0_PROTECTED_MODE || offset > 0xFFFF)
-		return 0;
-	offset = (offset - push.regs->rsp) & 0xFFFF;
-	push.at = (uint32_t)offset / push.size;
-	if (offset % push.size || push.at >= MOST_PUSHED_WORDS)
-		return 0;
-	memcpy(&push.value, run->mmio.data, push.size);
-	if ((found = pushed_by_pusha(&push, words)))
-		return found;
-	if ((found = pushed_by_interrupt(&push, exit->interrupts_on, words)))
-		return found;
-	return pushed_by_far_call(&push, words);
+	*push = (struct push){
+		.memory = memory,
+		.regs = registers->regs,
+		.sregs = registers->sregs,
+		.gpa = run->mmio.phys_addr,
+		.size = run->mmio.len,
+	};
+	offset = push->gpa - push->sregs->ss.base;
+	if (push->sregs->cr0 & CR0_PROTECTED_MODE || offset > 0xFFFF)
+		return false;
+	offset = (offset - push->regs->rsp) & 0xFFFF;
+	push->at = (uint32_t)offset / push->size;
+	if (offset % push->size || push->at >= MOST_PUSHED_WORDS)
+		return false;
+	memcpy(&push->value, run->mmio.data, push->size);
+	return true;
 }
 
 /*
@@ -347,10 +199,20 @@ enum memory_verdict store_pushed_words(struct memory *memory, struct region *reg
 {
 	uint64_t lost[2] = { exit->access.gpa / PYVMM_PAGE_SIZE, UINT64_MAX };
 	struct pushed_word words[MOST_PUSHED_WORDS];
-	const uint32_t count = find_pushed_words(memory, exit, words);
 	enum memory_verdict verdict = MEMORY_DONE;
-	uint32_t i;
+	struct registers registers;
+	struct push push;
+	uint32_t count, i;
 
+	if (exit->run->mmio.len != 2 && exit->run->mmio.len != 4)
+		return MEMORY_DONE;
+	if (!get_registers(exit, &registers))
+		return MEMORY_UNKNOWN;
+	if (!understand(memory, exit, &registers, &push))
+		return MEMORY_DONE;
+	count = pushed_by_pusha(&push, exit->raced, words);
+	if (count == 0 && is_unknown(&push, exit->raced))
+		return MEMORY_UNKNOWN;
 	for (i = 0; i < count && verdict == MEMORY_DONE; i++) {
 		uint64_t gpa = words[i].gpa, left = words[i].size, size;
 		char *bytes = (char *)&words[i].value;

@@ -3,17 +3,19 @@
  * What an instruction pushed beside the word that KVM_EXIT_MMIO tells of.
  *
  * KVM's emulator hands over the last write of an instruction only. PUSHA, a far call
- * and INT push several words; what else they pushed into absent pages is found again
- * here from the state after them, in real mode:
- *   PUSHA     all of it is still in the registers; a byte 0x60 before IP is none where
- *             it can be the operand of another store, or where what else PUSHA would
- *             have pushed is not in memory
- *   far call  its code, which names the target, tells where it lies, and so its CS
- *   INT       the same, by the vector that leads to where the vCPU is; the interrupt
- *             flag is what it was at the exit before
- * The code of a far call and of INT is looked for in plain RAM: of two copies of it that
- * fit, the one in the vCPU's own CS is taken, or the lower one. What is not found stays lost:
- * the words read zero.
+ * and INT push several words. Here it is asked, from the state after an instruction in real
+ * mode, whether others went to absent pages:
+ *   a store    the code right before IP is an instruction that wrote this word: no others
+ *   near call  the code right before the pushed IP is a call to where the vCPU is: no others
+ *   PUSHA      0x60 is before IP, the word is that of its register, and no store explains it:
+ *              all that it pushed is still in the registers
+ *   far call, INT  what is left. The caller's CS is in the lost word alone, for the same code
+ *              can be reached by several; and of INT the interrupt flag, which INT clears.
+ *              Nothing proves them, so the run ends
+ * A word above the stack's top is judged likewise: where IP lies in a page that was there, the
+ * exit tells of CS, and FLAGS are lost if a vector leads to where the vCPU is.
+ * A word that lies across two pages is two writes, and is not looked into; nor is what happens
+ * in protected mode.
  */
 #ifndef PYVMM_PUSHED_WORDS_H
 #define PYVMM_PUSHED_WORDS_H
@@ -23,6 +25,7 @@
 /*
  * After a KVM_EXIT_MMIO that wrote, with the region's lock held; it may be given up for another
  * region's, and is taken again. MEMORY_ASK, MEMORY_FAILED: of a page that exit->access names.
+ * MEMORY_UNKNOWN: words are lost, and what they were is not known.
  */
 enum memory_verdict store_pushed_words(struct memory *memory, struct region *region,
 				       struct memory_exit *exit);
