@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from pyvmm.errors import KvmError
@@ -15,7 +16,7 @@ from pyvmm.validate.model.script import TAG_BITS, Rules, Script, Step
 from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import LOOK_PAGES, System
 
-_EINVAL, _ALL = 22, (1 << 64) - 1
+_ALL = (1 << 64) - 1
 _WINDOW = 64  # so many pages are looked at around what changed, where memory is large
 _GUEST_SHIFT = 64 - TAG_BITS
 
@@ -297,7 +298,7 @@ class Play:
         seen = self.system.hypercall(cpu, given)
         first = gpa // PAGE
         if gpa % PAGE or not pages or (first + pages) & _ALL <= first:
-            if seen != -_EINVAL & _ALL:
+            if seen != -errno.EINVAL & _ALL:
                 raise CheckFailed("a hypercall that KVM must refuse is not", str(seen))
             return
         if isinstance(seen, int):
@@ -307,7 +308,7 @@ class Play:
                 "a hypercall's arguments are not those that the guest gave",
                 f"seen {_hexes(seen)}, expected {_hexes(given)}",
             )
-        answer = -_EINVAL & _ALL
+        answer = -errno.EINVAL & _ALL
         start = (gpa - self.state.layout.gpa) // PAGE
         if 0 <= start < self.pages and start + pages <= self.pages and not attributes & ~0x1F:
             self._convert(start, pages, bool(attributes & 0x10))
