@@ -287,6 +287,10 @@ class GuestMemory:
         if result < 0:
             raise KvmError("write" if is_write else "read", -result, what)
 
+    def ram_ranges(self) -> list[GpaRange]:
+        """The plain memory, in the order in which it was added. Deprecated: add_ram() says it."""
+        return [claimed for claimed, _ in self._ram]
+
     def conversions(self) -> Conversions:
         """The sum over all regions."""
         to_private = to_shared = implicit = explicit = 0
