@@ -66,7 +66,7 @@ struct memory_exit {
 	struct kvm_run *run;
 	uint32_t sync_registers; /* KVM_SYNC_X86_*: what may be asked for in kvm_run */
 	bool timed;
-	bool approved; /* after MEMORY_ASK: the page of `access` may be converted, whatever the policy */
+	bool approved; /* after MEMORY_ASK: convert the page of `access`, whatever the policy */
 	uint64_t generation;
 
 	/* Found. */

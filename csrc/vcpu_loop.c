@@ -173,7 +173,8 @@ void loop_finish_record(struct vcpu_loop *loop)
 
 static bool log_is_full(const struct vcpu_loop *loop)
 {
-	return loop->stop_on_full_log && loop->log.written - loop->log.drained >= loop->log.capacity;
+	return loop->stop_on_full_log &&
+	       loop->log.written - loop->log.drained >= loop->log.capacity;
 }
 
 /* ---- the same-fault guard ---- */
@@ -322,7 +323,8 @@ static enum loop_stop handle_hypercall(struct vcpu_loop *loop)
 		error = memory_convert(loop->memory, run->hypercall.args[0],
 				       run->hypercall.args[1], state, &converted);
 	run->hypercall.ret = (uint64_t)(int64_t)error;
-	record_conversion(loop, converted != 0, state, loop->recording ? monotonic_ns() - start : 0);
+	record_conversion(loop, converted != 0, state,
+			  loop->recording ? monotonic_ns() - start : 0);
 	return STOP_NONE;
 }
 

@@ -21,7 +21,8 @@ int vector_of_stub(int vcpu_fd, const struct memory *memory, const struct kvm_ru
 	for (behind = 0; behind <= sizeof(code); behind += sizeof(code)) {
 		vector = sregs.cs.base + regs.rip - behind - VECTOR_STUBS;
 		/* The guest may have something else there by now. */
-		if (vector < VECTORS && memory_peek(memory, VECTOR_STUBS + vector, code, sizeof(code)) &&
+		if (vector < VECTORS &&
+		    memory_peek(memory, VECTOR_STUBS + vector, code, sizeof(code)) &&
 		    memcmp(code, wanted, sizeof(code)) == 0)
 			return (int)vector;
 	}

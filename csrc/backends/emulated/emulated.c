@@ -207,7 +207,7 @@ static enum memory_verdict finish(struct memory *memory, struct region *region,
 		if (exit->access.is_write)
 			verdict = store_pushed_words(memory, region, exit);
 	}
-	/* A guest that had one such exit will have more: kvm_run has the registers from the next on. */
+	/* A guest that had one will have more: from the next on, kvm_run has the registers. */
 	if (verdict == MEMORY_DONE)
 		exit->run->kvm_valid_regs |= exit->sync_registers & SYNCED_REGISTERS;
 	return verdict;

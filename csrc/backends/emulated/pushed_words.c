@@ -30,7 +30,8 @@ static uint32_t words_above(const struct push *push, const uint32_t *values, uin
 	uint32_t at, found = 0;
 
 	for (at = push->at + 1; at < count; at++)
-		words[found++] = (struct pushed_word){ stack_gpa(push, at), push->size, values[at] };
+		words[found++] = (struct pushed_word){ stack_gpa(push, at), push->size,
+						       values[at] };
 	return found;
 }
 
@@ -61,8 +62,9 @@ static uint32_t pushed_by_pusha(const struct push *push, bool raced, struct push
 	const struct kvm_regs *regs = push->regs;
 	const uint64_t pointer = (regs->rsp & ~0xFFFFull) |
 				 ((regs->rsp + MOST_PUSHED_WORDS * push->size) & 0xFFFF);
-	const uint64_t registers[MOST_PUSHED_WORDS] = { regs->rdi, regs->rsi, regs->rbp, pointer,
-							regs->rbx, regs->rdx, regs->rcx, regs->rax };
+	const uint64_t registers[MOST_PUSHED_WORDS] = {
+		regs->rdi, regs->rsi, regs->rbp, pointer, regs->rbx, regs->rdx, regs->rcx, regs->rax,
+	};
 	uint32_t values[MOST_PUSHED_WORDS], i;
 	uint8_t opcode, prefix;
 
@@ -73,7 +75,8 @@ static uint32_t pushed_by_pusha(const struct push *push, bool raced, struct push
 		return 0;
 	for (i = 0; i < MOST_PUSHED_WORDS; i++)
 		values[i] = (uint32_t)registers[i] & word_mask(push);
-	if (push->value != values[push->at] || is_store(push) || !agrees_with_memory(push, values, raced))
+	if (push->value != values[push->at] || is_store(push) ||
+	    !agrees_with_memory(push, values, raced))
 		return 0;
 	return words_above(push, values, MOST_PUSHED_WORDS, words);
 }
@@ -217,7 +220,8 @@ enum memory_verdict store_pushed_words(struct memory *memory, struct region *reg
 		uint64_t gpa = words[i].gpa, left = words[i].size, size;
 		char *bytes = (char *)&words[i].value;
 
-		for (; left > 0 && verdict == MEMORY_DONE; bytes += size, gpa += size, left -= size) {
+		for (; left > 0 && verdict == MEMORY_DONE;
+		     bytes += size, gpa += size, left -= size) {
 			size = PYVMM_PAGE_SIZE - gpa % PYVMM_PAGE_SIZE;
 			if (size > left)
 				size = left;
