@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
 
 _BINDINGS = ("clock", "coalesced", "cpuid", "dirty_log", "dirty_ring", "eventfd", "exits", "fd") + (
     "guest_memfd",
@@ -44,13 +44,18 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Alias(Loader):
+class _Alias:
     """Makes a module whose names are those of other modules."""
 
     def __init__(self, targets: tuple[str, ...]) -> None:
         self._targets = tuple(f"pyvmm.{target}" for target in targets)
 
+    def create_module(self, spec: ModuleSpec) -> None:
+        """The usual one."""
+
     def exec_module(self, module: ModuleType) -> None:
+        import warnings
+
         targets = self._targets
         warnings.warn(f"{module.__name__} is {targets[0]} now", DeprecationWarning, stacklevel=2)
 
@@ -66,14 +71,15 @@ class _Alias(Loader):
         module.__getattr__ = find  # type: ignore[method-assign]
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, rest = name.partition(".")
         if package != "pyvmm" or rest not in MOVED:
             return None
-        return ModuleSpec(name, _Alias(MOVED[rest]))
+        loader: Any = _Alias(MOVED[rest])  # importlib.abc would cost every import of pyvmm 2 ms
+        return ModuleSpec(name, loader)
 
 
 def install() -> None:

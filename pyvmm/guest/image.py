@@ -8,8 +8,6 @@ from pathlib import Path
 
 from pyvmm.errors import GuestError
 from pyvmm.guest.boot import RAM_SIZE, START
-from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, read_elf
-from pyvmm.guest.identify import kind_of
 
 MAX_FILE = 16 << 20
 # Of a larger file so much is read, to tell what it is.
@@ -67,6 +65,8 @@ def _why_no_file(path: Path) -> str:
 
 
 def _too_large(path: Path, head: bytes, size: int) -> GuestError:
+    from pyvmm.guest.identify import kind_of
+
     kind = kind_of(path, head, size)
     if kind is None:
         return GuestError(str(path), f"{size} bytes are too many for a guest's file")
@@ -83,6 +83,8 @@ def flat_image(name: str, data: bytes) -> Image:
 
 def elf_image(name: str, data: bytes) -> Image:
     """A linked ELF file, 32 or 64 bits, x86: its PT_LOAD segments at their physical addresses."""
+    from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, read_elf
+
     elf = read_elf(name, data)
     if elf.machine not in (EM_386, EM_X86_64):
         raise GuestError(name, f"the ELF file is for machine {elf.machine}, not x86")
