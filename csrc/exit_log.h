@@ -41,8 +41,8 @@ struct exit_record {
 	uint64_t time_in;
 	uint64_t time_out;
 	uint64_t address; /* GPA, port or hypercall number; 0 where there is none */
-	uint32_t reason;  /* the kernel's exit_reason */
-	uint32_t size;	  /* bytes of the access */
+	uint32_t reason; /* the kernel's exit_reason */
+	uint32_t size; /* bytes of the access */
 	uint8_t is_write;
 	uint8_t conversion; /* enum exit_conversion */
 	uint8_t reserved[6];
@@ -51,9 +51,9 @@ struct exit_record {
 
 struct exit_log {
 	struct exit_record *records; /* owned by the vCPU's loop */
-	uint64_t capacity;	     /* a power of two, or 0 */
-	uint64_t written;	     /* ever; the newest is records[(written - 1) % capacity] */
-	uint64_t drained;	     /* how many of them a reader has taken */
+	uint64_t capacity; /* a power of two, or 0 */
+	uint64_t written; /* ever; the newest is records[(written - 1) % capacity] */
+	uint64_t drained; /* how many of them a reader has taken */
 };
 
 static inline uint32_t histogram_bucket(uint64_t value)

@@ -35,8 +35,8 @@ void guest_cpu_move_there(void)
 	cpu_set_t there;
 
 	only(&there, guest_cpu);
-	moved = sched_getaffinity(0, sizeof(before), &before) == 0 &&
-		!CPU_EQUAL(&before, &there) && sched_setaffinity(0, sizeof(there), &there) == 0;
+	moved = sched_getaffinity(0, sizeof(before), &before) == 0 && !CPU_EQUAL(&before, &there) &&
+		sched_setaffinity(0, sizeof(there), &there) == 0;
 }
 
 void guest_cpu_move_back(void)

@@ -41,8 +41,8 @@ static inline void guest_cpu_end_of_block(const char *unused)
 }
 
 /* A declaration: from here to the end of the block. */
-#define ON_GUEST_CPU \
-	__attribute__((cleanup(guest_cpu_end_of_block))) const char on_guest_cpu = \
+#define ON_GUEST_CPU                                                                               \
+	__attribute__((cleanup(guest_cpu_end_of_block))) const char on_guest_cpu =                 \
 		(guest_cpu_enter(), 0)
 
 #endif

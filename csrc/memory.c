@@ -168,8 +168,8 @@ static int transfer(int fd, char *bytes, uint64_t size, uint64_t offset, bool is
 	ssize_t done;
 
 	for (; size > 0; bytes += done, size -= (uint64_t)done, offset += (uint64_t)done) {
-		done = is_write ? pwrite(fd, bytes, size, (off_t)offset) :
-				  pread(fd, bytes, size, (off_t)offset);
+		done = is_write ? pwrite(fd, bytes, size, (off_t)offset)
+				: pread(fd, bytes, size, (off_t)offset);
 		if (done < 0 && errno == EINTR)
 			done = 0;
 		else if (done <= 0)
@@ -228,8 +228,7 @@ bool memory_peek(const struct memory *memory, uint64_t gpa, void *bytes, uint64_
 	if (!region)
 		return false;
 	offset = region_offset(region, gpa);
-	if (region_is_absent(region, gpa) ||
-	    size > PYVMM_PAGE_SIZE - offset % PYVMM_PAGE_SIZE)
+	if (region_is_absent(region, gpa) || size > PYVMM_PAGE_SIZE - offset % PYVMM_PAGE_SIZE)
 		return false;
 	/* Through the file: what is mapped may become inaccessible at any time. */
 	return memory_transfer(region, gpa, bytes, size, false) == 0;

@@ -52,17 +52,17 @@ struct memory_access {
 
 enum memory_verdict {
 	MEMORY_NOT_MINE, /* no memory exit, or outside every region */
-	MEMORY_DONE,	 /* re-enter */
-	MEMORY_ASK,	 /* the policy asks Python, or denies */
-	MEMORY_FAILED,	 /* the conversion failed: see error */
-	MEMORY_UNKNOWN,	 /* what else the instruction wrote cannot be known */
+	MEMORY_DONE, /* re-enter */
+	MEMORY_ASK, /* the policy asks Python, or denies */
+	MEMORY_FAILED, /* the conversion failed: see error */
+	MEMORY_UNKNOWN, /* what else the instruction wrote cannot be known */
 	MEMORY_EMULATED, /* KVM's emulator reached for private memory */
 };
 
 struct memory_exit {
 	/* Set by the caller. `generation` is memory.generation when the guest was entered. */
 	int vcpu_fd;
-	int run_errno;		 /* of KVM_RUN, or 0 */
+	int run_errno; /* of KVM_RUN, or 0 */
 	struct kvm_run *run;
 	uint32_t sync_registers; /* KVM_SYNC_X86_*: what may be asked for in kvm_run */
 	bool timed;
@@ -72,11 +72,11 @@ struct memory_exit {
 	/* Found. */
 	struct memory_access access;
 	enum page_state wanted; /* what the access needs */
-	bool raced;		/* pages may have changed between the access and now */
-	uint64_t approved_gpa;	/* of the page that was approved; UINT64_MAX: none */
-	uint64_t converted;	/* pages that changed state */
+	bool raced; /* pages may have changed between the access and now */
+	uint64_t approved_gpa; /* of the page that was approved; UINT64_MAX: none */
+	uint64_t converted; /* pages that changed state */
 	uint64_t conversion_ns; /* 0 unless timed */
-	int error;		/* negative errno */
+	int error; /* negative errno */
 };
 
 int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t policy);

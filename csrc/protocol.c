@@ -49,8 +49,9 @@ static void ring_doorbell(struct protocol_vcpu *vcpu, struct memory *memory, uin
 {
 	uint64_t start = conversion_ns ? monotonic_ns() : 0;
 	/* An unknown request becomes an unknown state, which memory_convert() refuses. */
-	uint32_t state = request == DOORBELL_TO_SHARED ? PAGE_SHARED :
-			 request == DOORBELL_TO_PRIVATE ? PAGE_PRIVATE : UINT32_MAX;
+	uint32_t state = request == DOORBELL_TO_SHARED	  ? PAGE_SHARED
+			 : request == DOORBELL_TO_PRIVATE ? PAGE_PRIVATE
+							  : UINT32_MAX;
 	uint64_t changed;
 
 	vcpu->doorbell_result = (uint32_t)memory_convert(memory, vcpu->doorbell_gpa,
@@ -126,8 +127,8 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 		return PORT_DONE;
 	}
 	if (size != 4)
-		return is_stub_port(run->io.port) ? PORT_STUB :
-						    protocol_unclaimed(protocol, run, data);
+		return is_stub_port(run->io.port) ? PORT_STUB
+						  : protocol_unclaimed(protocol, run, data);
 	for (i = 0; i < run->io.count; i++, bytes += size) {
 		const uint32_t value = element(bytes, size);
 
@@ -203,8 +204,8 @@ uint32_t protocol_unclaimed_ports(const struct protocol *protocol, struct unclai
 	if (!__atomic_load_n(&protocol->has_unclaimed_ports, __ATOMIC_RELAXED))
 		return 0;
 	for (port = 0; port < PORTS; port++) {
-		const uint64_t count = __atomic_load_n(&protocol->unclaimed_ports[port],
-						       __ATOMIC_RELAXED);
+		const uint64_t count =
+			__atomic_load_n(&protocol->unclaimed_ports[port], __ATOMIC_RELAXED);
 
 		*total += count;
 		if (count == 0 || (known == room && (room == 0 || most[room - 1].count >= count)))

@@ -47,7 +47,7 @@ struct unclaimed {
 
 struct protocol {
 	uint32_t features;
-	bool enabled;		/* off: every port goes to Python */
+	bool enabled; /* off: every port goes to Python */
 	bool unclaimed_to_python; /* ports and memory that nobody claims */
 	bool has_unclaimed_ports;
 	uint32_t python_window_count;
@@ -79,8 +79,8 @@ struct protocol_vcpu {
 
 enum port_verdict {
 	PORT_DONE,
-	PORT_PYTHON,  /* nobody in C answers this port */
-	PORT_EXITED,  /* exit_code is set */
+	PORT_PYTHON, /* nobody in C answers this port */
+	PORT_EXITED, /* exit_code is set */
 	PORT_ASSERTED, /* assert_gpa is set */
 	PORT_STUB, /* a vector's stub, or nobody: protocol_unclaimed() */
 };

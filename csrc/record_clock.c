@@ -7,13 +7,14 @@
 #include <unistd.h>
 
 #define INVARIANT_TSC (1u << 8)
-#define LIFETIME_NS 10000000ll	   /* of an anchor */
-#define SHORTEST_NS 1000000ull	   /* from one anchor to the next, to tell the rate */
-#define LONGEST_NS 1000000000ull   /* beyond this who knows what happened in between */
-#define TIGHT_NS 400u		   /* two readings of the clock with a rdtsc in between */
-#define TOLERATED_NS 1000u	   /* by which an anchor may differ from what was told */
+#define LIFETIME_NS 10000000ll /* of an anchor */
+#define SHORTEST_NS 1000000ull /* from one anchor to the next, to tell the rate */
+#define LONGEST_NS 1000000000ull /* beyond this who knows what happened in between */
+#define TIGHT_NS 400u /* two readings of the clock with a rdtsc in between */
+#define TOLERATED_NS 1000u /* by which an anchor may differ from what was told */
 
-static const char clocksource[] = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+static const char clocksource[] =
+	"/sys/devices/system/clocksource/clocksource0/current_clocksource";
 
 /* The kernel leaves the TSC alone where CPUs differ in it, or where it was seen to be wrong. */
 static bool kernel_uses_tsc(void)
@@ -38,8 +39,8 @@ static bool can_use_tsc(void)
 	int known = __atomic_load_n(&answer, __ATOMIC_RELAXED);
 
 	if (known < 0) {
-		known = __get_cpuid(0x80000007, &eax, &ebx, &ecx, &edx) &&
-			(edx & INVARIANT_TSC) && kernel_uses_tsc();
+		known = __get_cpuid(0x80000007, &eax, &ebx, &ecx, &edx) && (edx & INVARIANT_TSC) &&
+			kernel_uses_tsc();
 		__atomic_store_n(&answer, known, __ATOMIC_RELAXED);
 	}
 	return known;
@@ -84,7 +85,8 @@ uint64_t record_clock_anchor(struct record_clock *clock)
 	ticks = tsc - clock->anchor_tsc;
 	told = clock->anchor_ns + record_clock_scaled(ticks, clock->rate);
 	is_fresh = ticks < 2 * clock->lifetime;
-	if (after - before > TIGHT_NS) { /* interrupted: the old anchor stays, the next call tries */
+	if (after - before >
+	    TIGHT_NS) { /* interrupted: the old anchor stays, the next call tries */
 		if (is_fresh)
 			return tell(clock, tsc, told);
 		forget_anchor(clock);
@@ -97,13 +99,13 @@ uint64_t record_clock_anchor(struct record_clock *clock)
 	if (!clock->anchor_clock_ns || elapsed < SHORTEST_NS || elapsed >= LONGEST_NS ||
 	    ticks == 0) {
 		forget_anchor(clock);
-	} else if (clock->rate && (uint64_t)(behind < 0 ? -behind : behind) >
-					  TOLERATED_NS + elapsed / 10000) {
+	} else if (clock->rate &&
+		   (uint64_t)(behind < 0 ? -behind : behind) > TOLERATED_NS + elapsed / 10000) {
 		forget_anchor(clock); /* not the TSC that the rate was found for */
 	} else {
 		rate = (uint64_t)(((unsigned __int128)elapsed << RECORD_CLOCK_SHIFT) / ticks);
-		clock->lifetime = (uint64_t)(((unsigned __int128)LIFETIME_NS
-					      << RECORD_CLOCK_SHIFT) / rate);
+		clock->lifetime =
+			(uint64_t)(((unsigned __int128)LIFETIME_NS << RECORD_CLOCK_SHIFT) / rate);
 		clock->rate = rate;
 		if (is_fresh) { /* go on from what was told, and be right at the next anchor */
 			clock->rate += (uint64_t)((__int128)rate * behind / LIFETIME_NS);
@@ -122,8 +124,8 @@ uint64_t record_clock_ask(struct record_clock *clock)
 	uint64_t since = clock->latest_clock_ns;
 
 	if (clock->lifetime) { /* it is long ago, or the TSC jumped */
-		since = clock->anchor_ns + record_clock_scaled(clock->latest_tsc -
-							       clock->anchor_tsc, clock->rate);
+		since = clock->anchor_ns +
+			record_clock_scaled(clock->latest_tsc - clock->anchor_tsc, clock->rate);
 		forget_anchor(clock);
 	}
 	clock->latest_clock_ns = now;

@@ -39,11 +39,11 @@
 
 struct record_clock {
 	uint64_t anchor_tsc;
-	uint64_t anchor_ns;  /* what is told for it */
-	uint64_t rate;	     /* nanoseconds << RECORD_CLOCK_SHIFT per tick; 0: unknown */
-	uint64_t lifetime;   /* ticks for which the anchor serves; 0: for none */
+	uint64_t anchor_ns; /* what is told for it */
+	uint64_t rate; /* nanoseconds << RECORD_CLOCK_SHIFT per tick; 0: unknown */
+	uint64_t lifetime; /* ticks for which the anchor serves; 0: for none */
 	uint64_t latest_tsc; /* of the last reading */
-	uint64_t latest;     /* what was told */
+	uint64_t latest; /* what was told */
 	/* What only the slow way needs. */
 	uint64_t anchor_clock_ns; /* what CLOCK_MONOTONIC said; 0: there is no anchor yet */
 	uint64_t latest_clock_ns; /* the same of the last reading, where there is no rate */

@@ -21,10 +21,10 @@ enum page_state { PAGE_SHARED = 0, PAGE_PRIVATE = 1 };
 
 /* How a backend makes a page's wrong view absent. */
 enum memory_mechanism {
-	MECHANISM_PROT_NONE = 0,  /* host mapping without access */
-	MECHANISM_SLOTS = 1,	  /* no memslot */
+	MECHANISM_PROT_NONE = 0, /* host mapping without access */
+	MECHANISM_SLOTS = 1, /* no memslot */
 	MECHANISM_ATTRIBUTES = 2, /* KVM_SET_MEMORY_ATTRIBUTES */
-	MECHANISM_PRESENCE = 3,	  /* page present in the private file */
+	MECHANISM_PRESENCE = 3, /* page present in the private file */
 };
 
 struct backend;
@@ -32,12 +32,12 @@ struct backend;
 struct region {
 	/* What memory_add_region() is told. */
 	uint64_t private_gpa; /* of the only view, where there is one */
-	uint64_t shared_gpa;  /* equals private_gpa where there is one view */
+	uint64_t shared_gpa; /* equals private_gpa where there is one view */
 	uint64_t pages;
 	int private_fd;
 	int shared_fd;
 	void *private_host; /* behind the private view */
-	void *shared_host;  /* behind the shared view */
+	void *shared_host; /* behind the shared view */
 	uint32_t slot_base; /* slot numbers the region may use */
 	uint32_t slot_count;
 	uint32_t mechanism;

@@ -22,7 +22,7 @@ struct slot_window {
 	int vm_fd;
 	uint64_t gpa;
 	uint64_t pages;
-	void *host;	 /* the address behind page 0 */
+	void *host; /* the address behind page 0 */
 	int guest_memfd; /* -1: plain slots */
 	uint32_t slot_base;
 	uint32_t slot_count;

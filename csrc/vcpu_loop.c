@@ -132,8 +132,8 @@ static void record_conversion(struct vcpu_loop *loop, uint64_t conversions, uint
 	loop->own_conversions += conversions;
 	if (!loop->recording)
 		return;
-	loop->pending.conversion = state == PAGE_PRIVATE ? CONVERSION_TO_PRIVATE :
-							   CONVERSION_TO_SHARED;
+	loop->pending.conversion =
+		state == PAGE_PRIVATE ? CONVERSION_TO_PRIVATE : CONVERSION_TO_SHARED;
 	loop->pending.conversion_ns = nanoseconds;
 	histogram_record(&loop->conversion_latency, nanoseconds);
 }
@@ -320,8 +320,8 @@ static enum loop_stop handle_hypercall(struct vcpu_loop *loop)
 	if (attributes & ~(uint64_t)(KVM_MAP_GPA_RANGE_ENCRYPTED | 0xF))
 		error = -EINVAL;
 	else
-		error = memory_convert(loop->memory, run->hypercall.args[0],
-				       run->hypercall.args[1], state, &converted);
+		error = memory_convert(loop->memory, run->hypercall.args[0], run->hypercall.args[1],
+				       state, &converted);
 	run->hypercall.ret = (uint64_t)(int64_t)error;
 	record_conversion(loop, converted != 0, state,
 			  loop->recording ? monotonic_ns() - start : 0);
@@ -412,8 +412,8 @@ static void choose_synced_registers(struct vcpu_loop *loop)
 
 static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 {
-	const uint64_t last_exit = loop->max_exits ? loop->exit_total + loop->max_exits :
-						     UINT64_MAX;
+	const uint64_t last_exit =
+		loop->max_exits ? loop->exit_total + loop->max_exits : UINT64_MAX;
 	struct kvm_run *run = loop->run;
 	enum loop_stop stop;
 	int run_errno;

@@ -53,20 +53,20 @@
 #define GUARD_UNCHECKED 16u /* before it is worth looking at registers */
 
 enum loop_stop {
-	STOP_NONE,	/* never returned */
-	STOP_EXIT,	/* an exit for Python: look at run->exit_reason */
+	STOP_NONE, /* never returned */
+	STOP_EXIT, /* an exit for Python: look at run->exit_reason */
 	STOP_GUEST_EXIT, /* the guest wrote the exit port */
-	STOP_ASSERT,	/* the guest wrote the assert port */
+	STOP_ASSERT, /* the guest wrote the assert port */
 	STOP_HLT,
 	STOP_MAX_EXITS, /* as many exits as were asked for */
 	STOP_KICK,
 	STOP_SIGNAL, /* a tick or a foreign signal: run again */
 	STOP_DEADLINE,
-	STOP_LOG_FULL,	/* the exit log wants to be drained */
+	STOP_LOG_FULL, /* the exit log wants to be drained */
 	STOP_MEMORY_ERROR, /* the policy wants to know: see memory_exit */
 	STOP_CONVERSION_FAILED, /* see memory_exit.error */
-	STOP_EMULATED_ACCESS,	/* KVM's emulator reached for private memory */
-	STOP_GUARD,	/* GUARD_LIMIT memory exits at one instruction */
+	STOP_EMULATED_ACCESS, /* KVM's emulator reached for private memory */
+	STOP_GUARD, /* GUARD_LIMIT memory exits at one instruction */
 	STOP_RUN_FAILED, /* KVM_RUN failed: see error */
 	STOP_BUSY, /* another thread is in loop_run(); nothing was touched */
 	STOP_UNKNOWN_WRITE, /* what else the instruction wrote cannot be known */
@@ -90,9 +90,9 @@ struct vcpu_loop {
 	uint32_t sync_registers; /* KVM_SYNC_X86_*: what KVM_CAP_SYNC_REGS can do here */
 
 	/* May be changed between two loop_run(). */
-	uint64_t deadline;     /* CLOCK_MONOTONIC ns, or 0 */
-	uint64_t max_exits;    /* return STOP_MAX_EXITS after so many, or 0 */
-	bool recording;	   /* exit log and histograms */
+	uint64_t deadline; /* CLOCK_MONOTONIC ns, or 0 */
+	uint64_t max_exits; /* return STOP_MAX_EXITS after so many, or 0 */
+	bool recording; /* exit log and histograms */
 	bool stop_on_full_log;
 	bool convert_once; /* the answer to the last STOP_MEMORY_ERROR: convert */
 
@@ -112,7 +112,7 @@ struct vcpu_loop {
 	uint64_t kick_seen_ns;
 	struct exit_log log;
 	struct exit_times times[LOOP_REASONS];
-	struct histogram exit_latency;	     /* from KVM_RUN's return to the next call */
+	struct histogram exit_latency; /* from KVM_RUN's return to the next call */
 	struct histogram conversion_latency; /* of one conversion, of however many pages */
 
 	/* Private to vcpu_loop.c and ticks.c. */

@@ -14,9 +14,8 @@ int vector_of_stub(int vcpu_fd, const struct memory *memory, const struct kvm_ru
 	uint64_t behind, vector;
 
 	if (run->exit_reason != KVM_EXIT_IO || run->io.direction != KVM_EXIT_IO_OUT ||
-	    run->io.count != 1 || run->io.size > 2 ||
-	    !is_stub_port(run->io.port) || ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 ||
-	    ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
+	    run->io.count != 1 || run->io.size > 2 || !is_stub_port(run->io.port) ||
+	    ioctl(vcpu_fd, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) < 0)
 		return -1;
 	for (behind = 0; behind <= sizeof(code); behind += sizeof(code)) {
 		vector = sregs.cs.base + regs.rip - behind - VECTOR_STUBS;

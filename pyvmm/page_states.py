@@ -1,4 +1,4 @@
-"""pyvmm's own words for memory; the values are those of csrc/memory.h."""
+"""pyvmm's own words for memory; the values are those of csrc/region.h and csrc/memory.h."""
 
 from __future__ import annotations
 

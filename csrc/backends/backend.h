@@ -16,7 +16,7 @@
 
 enum recognition {
 	NOT_A_MEMORY_EXIT,
-	MEMORY_EXIT,	 /* an access wanted the page in the state of the view it used */
+	MEMORY_EXIT, /* an access wanted the page in the state of the view it used */
 	MEMORY_EXIT_IF_ABSENT, /* or something else, where the page is there and was all the time */
 	EMULATED_ACCESS, /* KVM's emulator wanted memory that it cannot reach */
 };

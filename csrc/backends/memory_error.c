@@ -73,8 +73,8 @@ static enum recognition recognise(const struct memory *memory, struct memory_exi
 }
 
 /* After a failure: of the range, the pages in this state are not in the other one's file. */
-static void punch_again(const struct region *region, enum page_state state, int fd,
-			uint64_t first, uint64_t pages)
+static void punch_again(const struct region *region, enum page_state state, int fd, uint64_t first,
+			uint64_t pages)
 {
 	uint64_t page;
 

@@ -179,8 +179,8 @@ int bare_convert_pairs(struct bare_direction *to_private, struct bare_direction 
 }
 
 int memory_convert_pairs(struct memory *memory, uint64_t gpa, uint64_t pages, uint64_t pairs,
-			 uint64_t *private_ns, uint64_t *shared_ns,
-			 struct histogram *to_private, struct histogram *to_shared)
+			 uint64_t *private_ns, uint64_t *shared_ns, struct histogram *to_private,
+			 struct histogram *to_shared)
 {
 	uint64_t start, middle, end, converted;
 	int error;
@@ -230,4 +230,3 @@ int page_range_pairs(int file, uint64_t size, uint64_t pairs, uint64_t *allocate
 	}
 	return 0;
 }
-

@@ -31,7 +31,7 @@ enum bare_part {
 struct bare_step {
 	uint32_t call;
 	uint32_t part;
-	int fd;		 /* the file, or the VM */
+	int fd; /* the file, or the VM */
 	int guest_memfd; /* of an added slot, or -1 */
 	int protection;
 	uint32_t slot;
@@ -68,8 +68,8 @@ int bare_convert_pairs(struct bare_direction *to_private, struct bare_direction 
 		       uint64_t pairs, enum bare_timing timing);
 /* The same by memory_convert(), which is what a doorbell and the host call. */
 int memory_convert_pairs(struct memory *memory, uint64_t gpa, uint64_t pages, uint64_t pairs,
-			 uint64_t *private_ns, uint64_t *shared_ns,
-			 struct histogram *to_private, struct histogram *to_shared);
+			 uint64_t *private_ns, uint64_t *shared_ns, struct histogram *to_private,
+			 struct histogram *to_shared);
 /* Allocating and discarding pages of a file by turns, as conversions do it. */
 int page_range_pairs(int file, uint64_t size, uint64_t pairs, uint64_t *allocate_ns,
 		     uint64_t *discard_ns, struct histogram *allocate, struct histogram *discard);

@@ -137,4 +137,3 @@ int bare_interrupts(int vcpu, struct kvm_run *run, uint32_t vector, uint64_t int
 	}
 	return 0;
 }
-

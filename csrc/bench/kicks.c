@@ -10,7 +10,7 @@
 
 #define KICK_LEAST_DELAY_NS 8000
 #define KICK_DELAYS 16384 /* a span of ns, longer than most exits take from one to the next */
-#define KICK_STEP 10007	  /* no divisor of it: successive delays cover the span evenly */
+#define KICK_STEP 10007 /* no divisor of it: successive delays cover the span evenly */
 #define KICK_NO_MORE UINT64_MAX
 
 /* What the kicking thread is told; `loop` is NULL for the bare kick. */
@@ -21,7 +21,7 @@ struct kicker {
 	int signal;
 	bool alone; /* on its CPU */
 	uint64_t wanted; /* the number of the kick that the vCPU waits for; KICK_NO_MORE ends */
-	uint64_t sent;	 /* when it was sent, CLOCK_MONOTONIC ns; 0: not yet */
+	uint64_t sent; /* when it was sent, CLOCK_MONOTONIC ns; 0: not yet */
 };
 
 static void wait_a_little(const struct kicker *kicker)
@@ -160,4 +160,3 @@ int loop_kicks(struct vcpu_loop *loop, int kicker_cpu, uint64_t kicks, uint64_t 
 	pthread_join(thread, NULL);
 	return error;
 }
-

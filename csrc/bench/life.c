@@ -36,10 +36,10 @@ struct life {
 };
 
 /* Every call must succeed; which one did not is for strace to say. */
-#define TRY(call) \
-	do { \
-		if ((long)(call) == -1) \
-			return -errno; \
+#define TRY(call)                                                                                  \
+	do {                                                                                       \
+		if ((long)(call) == -1)                                                            \
+			return -errno;                                                             \
 	} while (0)
 
 static int create(struct life *life)
@@ -138,8 +138,8 @@ static int add_vcpu(struct life *life, const void *image, uint64_t size)
 	TRY(ioctl(life->kvm, KVM_GET_SUPPORTED_CPUID, &cpuid));
 	TRY(ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2));
 	TRY(life->vcpu = ioctl(life->vm, KVM_CREATE_VCPU, 0));
-	TRY(life->run = mmap(NULL, life->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, life->vcpu,
-			     0));
+	TRY(life->run =
+		    mmap(NULL, life->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, life->vcpu, 0));
 	TRY(ioctl(life->vcpu, KVM_SET_CPUID2, &cpuid));
 	memset(life->ram, 0x5A, LOW_MEMORY);
 	memcpy((char *)life->ram + START, image, size);
@@ -221,7 +221,11 @@ int bare_life(const void *image, uint64_t size, int timer_signal, bool prot_none
 {
 	ON_GUEST_CPU;
 	struct life life = {
-		.kvm = -1, .vm = -1, .vcpu = -1, .private_fd = -1, .shared_fd = -1,
+		.kvm = -1,
+		.vm = -1,
+		.vcpu = -1,
+		.private_fd = -1,
+		.shared_fd = -1,
 		.timer_signal = timer_signal,
 	};
 	uint64_t at[BARE_PHASES + 1];

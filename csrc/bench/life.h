@@ -10,11 +10,11 @@
 
 /* A machine's life, phase by phase: the system calls of pyvmm's Machine in their order. */
 enum bare_phase {
-	BARE_CREATE,	 /* /dev/kvm and the VM */
-	BARE_SLOTS,	 /* memory: RAM and one region of the emulated backend */
-	BARE_VCPU,	 /* with its CPUID, its kvm_run and its registers */
+	BARE_CREATE, /* /dev/kvm and the VM */
+	BARE_SLOTS, /* memory: RAM and one region of the emulated backend */
+	BARE_VCPU, /* with its CPUID, its kvm_run and its registers */
 	BARE_FIRST_EXIT, /* with the deadline's timer */
-	BARE_RESET,	 /* registers as at the start, and an exit again */
+	BARE_RESET, /* registers as at the start, and an exit again */
 	BARE_CLOSE,
 	BARE_PHASES,
 };

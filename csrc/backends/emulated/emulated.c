@@ -178,8 +178,8 @@ static enum recognition recognise(const struct memory *memory, struct memory_exi
 static void complete(const struct region *region, struct memory_exit *exit)
 {
 	const struct memory_access *access = &exit->access;
-	const bool is_private = region_has_two_views(region) &&
-				region_wants(region, access->gpa) == PAGE_PRIVATE;
+	const bool is_private =
+		region_has_two_views(region) && region_wants(region, access->gpa) == PAGE_PRIVATE;
 	char *host = is_private ? region->private_host : region->shared_host;
 	const uint64_t offset = region_offset(region, access->gpa);
 	const uint64_t room = region->pages * PYVMM_PAGE_SIZE - offset;

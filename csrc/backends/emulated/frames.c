@@ -59,8 +59,8 @@ bool find_frame(const struct memory *memory, struct memory_exit *exit)
 	if (!get_registers(exit, &registers) || registers.sregs->cr0 & CR0_PROTECTED_MODE)
 		return false;
 	for (byte = 1; byte <= REAL_MODE_FRAME; byte++) {
-		const uint64_t address = registers.sregs->ss.base +
-					 ((registers.regs->rsp - byte) & 0xFFFF);
+		const uint64_t address =
+			registers.sregs->ss.base + ((registers.regs->rsp - byte) & 0xFFFF);
 		const struct region *region = memory_find(memory, address);
 
 		if (!region || !region_has_two_views(region))
@@ -89,11 +89,18 @@ static bool repeats_a_string(const struct memory *memory, const struct registers
 		if (!memory_peek(memory, base + ((registers->regs->rip + at) & 0xFFFF), &code, 1))
 			return false;
 		switch (code) {
-		case 0xF2: case 0xF3: /* REPNE, REP */
+		case 0xF2:
+		case 0xF3: /* REPNE, REP */
 			repeats = true;
 			break;
-		case 0x26: case 0x2E: case 0x36: case 0x3E: case 0x64: case 0x65: /* segments */
-		case 0x66: case 0x67: /* sizes */
+		case 0x26:
+		case 0x2E:
+		case 0x36:
+		case 0x3E:
+		case 0x64:
+		case 0x65: /* segments */
+		case 0x66:
+		case 0x67: /* sizes */
 			break;
 		case 0x6C ... 0x6F: /* INS, OUTS */
 		case 0xA4 ... 0xA7: /* MOVS, CMPS */

@@ -30,8 +30,8 @@ static uint32_t words_above(const struct push *push, const uint32_t *values, uin
 	uint32_t at, found = 0;
 
 	for (at = push->at + 1; at < count; at++)
-		words[found++] = (struct pushed_word){ stack_gpa(push, at), push->size,
-						       values[at] };
+		words[found++] =
+			(struct pushed_word){ stack_gpa(push, at), push->size, values[at] };
 	return found;
 }
 
@@ -60,18 +60,19 @@ static bool agrees_with_memory(const struct push *push, const uint32_t *values, 
 static uint32_t pushed_by_pusha(const struct push *push, bool raced, struct pushed_word *words)
 {
 	const struct kvm_regs *regs = push->regs;
-	const uint64_t pointer = (regs->rsp & ~0xFFFFull) |
-				 ((regs->rsp + MOST_PUSHED_WORDS * push->size) & 0xFFFF);
+	const uint64_t pointer =
+		(regs->rsp & ~0xFFFFull) | ((regs->rsp + MOST_PUSHED_WORDS * push->size) & 0xFFFF);
 	const uint64_t registers[MOST_PUSHED_WORDS] = {
-		regs->rdi, regs->rsi, regs->rbp, pointer, regs->rbx, regs->rdx, regs->rcx, regs->rax,
+		regs->rdi, regs->rsi, regs->rbp, pointer,
+		regs->rbx, regs->rdx, regs->rcx, regs->rax,
 	};
 	uint32_t values[MOST_PUSHED_WORDS], i;
 	uint8_t opcode, prefix;
 
 	if (!memory_peek(push->memory, code_gpa(push, 1), &opcode, 1) || opcode != PUSHA)
 		return 0;
-	if (push->size == 4 && (!memory_peek(push->memory, code_gpa(push, 2), &prefix, 1) ||
-				prefix != OPERAND_SIZE))
+	if (push->size == 4 &&
+	    (!memory_peek(push->memory, code_gpa(push, 2), &prefix, 1) || prefix != OPERAND_SIZE))
 		return 0;
 	for (i = 0; i < MOST_PUSHED_WORDS; i++)
 		values[i] = (uint32_t)registers[i] & word_mask(push);
@@ -164,7 +165,8 @@ static enum memory_verdict store_piece(struct memory *memory, struct region *reg
 			return MEMORY_DONE;
 		verdict = memory_convert_page(memory, region, gpa, exit);
 		if (verdict != MEMORY_DONE) {
-			exit->access = (struct memory_access){ .gpa = gpa, .size = (uint32_t)size,
+			exit->access = (struct memory_access){ .gpa = gpa,
+							       .size = (uint32_t)size,
 							       .is_write = true };
 			exit->wanted = region_wants(region, gpa);
 			return verdict;

@@ -12,8 +12,8 @@ enum segment { ES, CS, SS, DS, FS, GS };
 struct code {
 	uint8_t bytes[LONGEST_INSTRUCTION];
 	uint32_t length; /* bytes that are there */
-	uint32_t at;	 /* of the opcode, then of what is behind it */
-	bool wide;	 /* operands of 32 bits */
+	uint32_t at; /* of the opcode, then of what is behind it */
+	bool wide; /* operands of 32 bits */
 	bool wide_address;
 	bool repeats;
 	uint32_t segment; /* enum segment, or NO_SEGMENT */
@@ -67,15 +67,20 @@ static bool read_code(const struct push *push, uint32_t ip, uint32_t most, struc
 		case 0x67:
 			code->wide_address = true;
 			break;
-		case 0xF2: case 0xF3:
+		case 0xF2:
+		case 0xF3:
 			code->repeats = true;
 			break;
 		case 0xF0:
 			break;
-		case 0x26: case 0x2E: case 0x36: case 0x3E:
+		case 0x26:
+		case 0x2E:
+		case 0x36:
+		case 0x3E:
 			code->segment = code->bytes[code->at] >> 3 & 3;
 			break;
-		case 0x64: case 0x65:
+		case 0x64:
+		case 0x65:
 			code->segment = code->bytes[code->at] - 0x64u + FS;
 			break;
 		default:
@@ -132,9 +137,14 @@ static bool take_short_address(const struct push *push, struct code *code, uint3
 			       bool *by_stack)
 {
 	const struct kvm_regs *regs = push->regs;
-	const uint64_t bases[] = { regs->rbx + regs->rsi, regs->rbx + regs->rdi,
-				   regs->rbp + regs->rsi, regs->rbp + regs->rdi,
-				   regs->rsi, regs->rdi, regs->rbp, regs->rbx };
+	const uint64_t bases[] = { regs->rbx + regs->rsi,
+				   regs->rbx + regs->rdi,
+				   regs->rbp + regs->rsi,
+				   regs->rbp + regs->rdi,
+				   regs->rsi,
+				   regs->rdi,
+				   regs->rbp,
+				   regs->rbx };
 	const uint32_t mode = code->modrm >> 6, rm = code->modrm & 7;
 	const bool is_plain = mode == 0 && rm == 6; /* only a displacement */
 	uint32_t displacement = 0;
@@ -161,8 +171,8 @@ static bool take_modrm(const struct push *push, struct code *code)
 	code->address = 0;
 	if (code->modrm >> 6 == 3)
 		return true;
-	taken = code->wide_address ? take_wide_address(push, code, &offset, &by_stack) :
-				     take_short_address(push, code, &offset, &by_stack);
+	taken = code->wide_address ? take_wide_address(push, code, &offset, &by_stack)
+				   : take_short_address(push, code, &offset, &by_stack);
 	if (code->segment == NO_SEGMENT)
 		code->segment = by_stack ? SS : DS;
 	code->address = segment_base(push, code->segment) + offset;
@@ -195,9 +205,15 @@ static uint32_t immediate_size(const struct code *code, uint8_t opcode)
 	const uint32_t operation = code->modrm >> 3 & 7, word = code->wide ? 4 : 2;
 
 	switch (opcode) {
-	case 0x80: case 0x82: case 0x83: case 0xC0: case 0xC1: case 0xC6:
+	case 0x80:
+	case 0x82:
+	case 0x83:
+	case 0xC0:
+	case 0xC1:
+	case 0xC6:
 		return 1;
-	case 0x81: case 0xC7:
+	case 0x81:
+	case 0xC7:
 		return word;
 	case 0xF6:
 		return operation < 2 ? 1 : 0;
@@ -259,8 +275,7 @@ static bool is_long_store(const struct push *push, struct code *code)
 		return false;
 	if (opcode == 0xA0 || opcode == 0xA8)
 		return code->at == code->length && push->at == 0 &&
-		       (push->value & 0xFFFF) ==
-			       segment_selector(push, opcode == 0xA0 ? FS : GS);
+		       (push->value & 0xFFFF) == segment_selector(push, opcode == 0xA0 ? FS : GS);
 	if (!take_modrm(push, code) || code->modrm >> 6 == 3 || !is_there(push, code->address))
 		return false;
 	immediate = opcode == 0xA4 || opcode == 0xAC || opcode == 0xBA || opcode == 0xC5;
@@ -355,8 +370,8 @@ bool is_near_call(const struct push *push)
 	if (push->at != 0)
 		return false;
 	for (length = 2; length <= LONGEST_INSTRUCTION; length++) {
-		if (read_code(push, push->value - length, length, &code) &&
-		    code.length == length && calls(push, &code))
+		if (read_code(push, push->value - length, length, &code) && code.length == length &&
+		    calls(push, &code))
 			return true;
 	}
 	return false;
