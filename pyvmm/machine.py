@@ -77,9 +77,10 @@ class Machine(Closing):
         kvm: Kvm | None = None,
     ) -> None:
         if not isinstance(guest, (Image, bytes)):
-            raise TypeError(
-                f"guest: {type(guest).__name__} is neither Image nor bytes; "
-                "load_guest() and assemble() make an Image"
+            raise WrongTypeError(
+                "guest",
+                f"{type(guest).__name__} is neither Image nor bytes",
+                "load_guest() and assemble() make an Image",
             )
         self.platform = RealMode() if platform is None else platform
         need("platform", self.platform, Platform)

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pyvmm.errors import ConfigurationError, GuestError, KvmError
+from pyvmm.errors import ConfigurationError, GuestError, KvmError, WrongTypeError
 from pyvmm.guest.boot import START
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.identify import kind_of, refusal
 from pyvmm.guest.image import Image, elf_image, flat_image, read_guest_file
 from pyvmm.guest.source import check_source, may_say_its_width, read_source
+from pyvmm.kvm.arguments import MOST_U32, need, number, shown
 from pyvmm.kvm.memfd import Memfd
 from pyvmm.printable import printable
 
@@ -67,7 +68,8 @@ def load_guest(
     """
     if mode is not None and mode not in MODES:
         raise ConfigurationError(f"mode {mode!r}", "pyvmm runs real-mode guests only", "use real")
-    name = os.fspath(name)
+    need("guest", name, str, bytes, os.PathLike)
+    name = os.fsdecode(name)
     if not name:
         raise GuestError("guest", "its name is empty", "name a file")
     if name == "-":
@@ -95,7 +97,7 @@ def load_guest(
 def assemble(source: str, parameters: Mapping[str, int] | None = None) -> Image:
     """An image from assembly text (GNU as syntax, begin it with ``.code16``)."""
     if not isinstance(source, str):
-        raise TypeError(f"source: {type(source).__name__} is no str of assembly")
+        raise WrongTypeError("source", f"{type(source).__name__} is no str of assembly")
     check_source("guest", source)
     image = _assemble(Path("guest"), "-", source, parameters)
     _check_width(Path("guest"), source, parameters, image)
@@ -124,12 +126,12 @@ def _assemble(
 
     The error's cause is what as or ld say, with the name that the user gave to the file.
     """
+    symbols = [f"--defsym={symbol}={value}" for symbol, value in _checked(parameters).items()]
     # One line, whatever the file is called.
     name = printable(str(path))
     macros = guests_dir() / "include" / "pyvmm.inc"
     # Memory files: whatever ends this process, no temporary file stays behind.
     with Memfd("guest.o", 0) as unlinked, Memfd("guest.elf", 0) as linked:
-        symbols = [f"--defsym={name}={value}" for name, value in (parameters or {}).items()]
         include = ["-I", str(path.parent), "-I", str(macros.parent)]
         assembler = ["as", "-g", "--32", *include, *symbols, "-o", _path_of(unlinked), argument]
         said = _call(path, assembler, source if argument == "-" else "", unlinked)
@@ -148,6 +150,19 @@ def _assemble(
         size = os.fstat(linked.fileno()).st_size
         elf = os.pread(linked.fileno(), size, 0)
         return replace(elf_image(path.name, elf), elf=elf)
+
+
+def _checked(parameters: Mapping[str, int] | None) -> Mapping[str, int]:
+    """The parameters. Raises :class:`WrongTypeError` and :class:`ConfigurationError`."""
+    if parameters is None:
+        return {}
+    need("parameters", parameters, Mapping)
+    for symbol, value in parameters.items():
+        need("parameter's name", symbol, str)
+        if not re.fullmatch(r"[A-Za-z_.$][\w.$]*", symbol, re.ASCII):
+            raise ConfigurationError(f"parameter {shown(symbol)}", "its name is no symbol")
+        number(f"parameter {symbol}", value, -1 << 31, MOST_U32)
+    return parameters
 
 
 def _named(said: str, argument: str, name: str) -> str:

@@ -231,6 +231,16 @@ def need(what: str, value: object, *kinds: type) -> None:
         raise WrongTypeError(what, f"wants {names}, was given {type(value).__name__}")
 
 
+def listed(what: str, values: Any) -> list[Any]:
+    """``values`` as a list. Raises :class:`WrongTypeError` for what is no row of things."""
+    try:
+        return list(values)
+    except TypeError:
+        raise WrongTypeError(
+            what, f"wants a sequence, was given {shown(values)} ({type(values).__name__})"
+        ) from None
+
+
 def not_a_number(entry: Ioctl, argument: Any) -> Exception:
     """What is wrong with an argument that C did not take as the ioctl's integer."""
     if isinstance(argument, _CData):

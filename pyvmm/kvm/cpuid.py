@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyvmm.errors import KvmError
-from pyvmm.kvm.arguments import need, pointer, structure
+from pyvmm.kvm.arguments import listed, need, pointer, structure
 from pyvmm.kvm.fd import KvmFd
 from pyvmm.kvm.ioctls import IOCTLS
 from pyvmm.native import ffi
@@ -49,7 +49,7 @@ def _entries(kept: Any) -> Iterator[CpuidEntry]:
 def cpuid_table(entries: Iterable[CpuidEntry]) -> Any:
     """A ``struct kvm_cpuid2 *`` for KVM_SET_CPUID2."""
     fields = []
-    for entry in entries:
+    for entry in listed("CPUID entries", entries):
         need("CPUID entry", entry, CpuidEntry)
         fields.append(asdict(entry))
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pyvmm.kvm.arguments import MOST_U32, need, number
+from pyvmm.kvm.arguments import MOST_U32, listed, need, number
 from pyvmm.native import ffi, lib
 
 
@@ -27,6 +27,7 @@ class MsiRoute(NamedTuple):
 
 def routing_table(routes: Sequence[IrqchipRoute | MsiRoute]) -> Any:
     """A ``struct kvm_irq_routing *``."""
+    routes = listed("routes", routes)
     table = ffi.new("struct kvm_irq_routing *", {"entries": len(routes)})
     table.nr = len(routes)
     for at, route in enumerate(routes):

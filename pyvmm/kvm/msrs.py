@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from pyvmm.errors import ConfigurationError, KvmError, UnsupportedError
-from pyvmm.kvm.arguments import MOST_U32, need, number
+from pyvmm.kvm.arguments import MOST_U32, listed, need, number
 from pyvmm.kvm.fd import KvmFd
 from pyvmm.native import ffi, lib
 
@@ -36,7 +36,7 @@ class MsrFilterRange:
 def get_msrs(fd: KvmFd, indices: Iterable[int]) -> dict[int, int]:
     """KVM_GET_MSRS. Raises :class:`UnsupportedError` naming the first that cannot be read."""
     values: dict[int, int] = {}
-    for some in _chunks(indices):
+    for some in _chunks(listed("MSRs", indices)):
         request = _request([(index, 0) for index in some])
         done = fd.ioctl("KVM_GET_MSRS", request, _about(some))
         values |= {request.entries[at].index: request.entries[at].data for at in range(done)}
@@ -54,6 +54,7 @@ def set_msrs(fd: KvmFd, values: Mapping[int, int]) -> None:
 
     Those before it, in the mapping's order, have been set, and it and those after it have not.
     """
+    need("MSRs", values, Mapping)
     written = 0
     for some in _chunks(values):
         request = _request([(index, values[index]) for index in some])
@@ -85,6 +86,7 @@ def get_msr_list(fd: KvmFd, name: str) -> tuple[int, ...]:
 
 def msr_filter(ranges: Sequence[MsrFilterRange], deny_others: bool) -> tuple[Any, list[Any]]:
     """A ``struct kvm_msr_filter *``, and the bitmaps that must live as long as it is used."""
+    ranges = listed("MSR filter", ranges)
     most = lib.KVM_MSR_FILTER_MAX_RANGES
     if len(ranges) > most:
         raise ConfigurationError("MSR filter", f"{len(ranges)} ranges, and KVM takes {most}")

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
 from pyvmm.kvm import advice
-from pyvmm.kvm.arguments import MOST_U32, number, structure
+from pyvmm.kvm.arguments import MOST_U32, listed, need, number, structure
 from pyvmm.kvm.cpuid import ask_cpuid
 from pyvmm.kvm.exits import Exit, exit_decoder
 from pyvmm.kvm.fd import KvmFd
@@ -103,7 +103,7 @@ class Vcpu(KvmFd):
             self.ioctl("KVM_SET_SIGNAL_MASK")
             return
         mask = ffi.new("struct kvm_signal_mask *", {"len": _SIGNALS // 8, "sigset": _SIGNALS // 8})
-        for signal in blocked:
+        for signal in listed("signals", blocked):
             bit = number("signal", signal, 1, _SIGNALS) - 1
             mask.sigset[bit // 8] |= 1 << bit % 8
         self.ioctl("KVM_SET_SIGNAL_MASK", mask)
@@ -114,6 +114,7 @@ class Vcpu(KvmFd):
         With KVM_GUESTDBG_USE_HW_BP, ``debug_registers`` are DR0 to DR7.
         """
         request = structure("struct kvm_guest_debug", control=control)
+        debug_registers = listed("debug registers", debug_registers)
         if len(debug_registers) > len(request.arch.debugreg):
             raise ConfigurationError(
                 f"{len(debug_registers)} debug registers", "there are DR0 to DR7"
@@ -208,6 +209,7 @@ class Vcpu(KvmFd):
 
     def set_xcrs(self, values: Mapping[int, int]) -> None:
         """KVM_SET_XCRS (4.45)."""
+        need("XCRs", values, Mapping)
         xcrs = ffi.new("struct kvm_xcrs *", {"nr_xcrs": len(values)})
         if len(values) > len(xcrs.xcrs):
             raise ConfigurationError(f"{len(values)} XCRs", f"KVM takes {len(xcrs.xcrs)}")

@@ -102,8 +102,8 @@ class Vm(KvmFd):
         A denied access is a #GP, or an exit with ``enable_cap(KVM_CAP_X86_USER_SPACE_MSR,
         lib.KVM_MSR_EXIT_REASON_FILTER)``.
         """
-        request, _kept = msr_filter(ranges, deny_others)
-        self.ioctl("KVM_X86_SET_MSR_FILTER", request, "%s ranges", len(ranges))
+        request, kept = msr_filter(ranges, deny_others)
+        self.ioctl("KVM_X86_SET_MSR_FILTER", request, "%s ranges", len(kept))
 
     # ---- vCPUs ----
 
@@ -322,7 +322,8 @@ class Vm(KvmFd):
 
     def set_gsi_routing(self, routes: Sequence[IrqchipRoute | MsiRoute]) -> None:
         """KVM_SET_GSI_ROUTING (4.52): replaces the whole table."""
-        self.ioctl("KVM_SET_GSI_ROUTING", routing_table(routes), "%s routes", len(routes))
+        table = routing_table(routes)
+        self.ioctl("KVM_SET_GSI_ROUTING", table, "%s routes", table.nr)
 
     def signal_msi(self, address: int, data: int) -> bool:
         """KVM_SIGNAL_MSI (4.71): send an MSI; whether the guest got it."""

@@ -17,7 +17,7 @@ import pytest
 
 from pyvmm.errors import ConfigurationError, KvmError, PyvmmError, WrongTypeError
 from pyvmm.kvm import Kvm
-from pyvmm.kvm.cpuid import cpuid_entries
+from pyvmm.kvm.cpuid import cpuid_entries, cpuid_table
 from pyvmm.kvm.fd import KvmFd
 from pyvmm.kvm.ioctls import IOCTLS, MAY_BE_NULL, SIZED_BY_THE_HOST, TAILS, Ioctl, iow, is_written
 from pyvmm.kvm.vcpu import Vcpu
@@ -310,6 +310,36 @@ def test_registers_given_to_the_wrong_method(bare: Bare) -> None:
         WrongTypeError, match=r"wants struct kvm_sregs \*, was given struct kvm_reg"
     ):
         bare.vcpu.ioctl("KVM_GET_SREGS", ffi.new("struct kvm_regs *"))
+
+
+NO_SEQUENCES = [5, 1.5, object(), ffi.NULL, ffi.new("struct kvm_regs *")]
+
+
+@pytest.mark.parametrize("wrong", [None, *NO_SEQUENCES], ids=lambda wrong: type(wrong).__name__)
+def test_what_is_no_sequence_or_mapping(bare: Bare, wrong: Any) -> None:
+    before = bare.state()
+    kind = type(wrong).__name__
+    for call in (
+        bare.kvm.get_msrs,
+        bare.vcpu.get_msrs,
+        bare.vcpu.set_msrs,
+        bare.vcpu.set_xcrs,
+        bare.vm.set_gsi_routing,
+        bare.vm.x86_set_msr_filter,
+        cpuid_table,
+        lambda value: bare.vcpu.set_guest_debug(0, value),
+        bare.vcpu.set_signal_mask if wrong is not None else bare.vcpu.get_msrs,
+    ):
+        with pytest.raises(WrongTypeError, match=rf"wants (a sequence|Mapping).*{kind}"):
+            call(wrong)
+    assert bare.state() == before
+
+
+@pytest.mark.parametrize("wrong", ["x", b"ab", (1, 2), [None]], ids=repr)
+def test_values_without_names(bare: Bare, wrong: Any) -> None:
+    for call in (bare.vcpu.set_msrs, bare.vcpu.set_xcrs):
+        with pytest.raises(WrongTypeError, match="wants Mapping, was given"):
+            call(wrong)
 
 
 # ---- what C is given ----

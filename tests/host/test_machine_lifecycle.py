@@ -31,6 +31,7 @@ from pyvmm import (
     assemble,
     load_guest,
 )
+from pyvmm.errors import PyvmmError, WrongTypeError
 from pyvmm.guest.boot import START
 from pyvmm.guest.image import Image, Segment
 from pyvmm.kvm.memfd import Memfd
@@ -428,14 +429,43 @@ def test_what_owns_a_descriptor_is_not_copied(copy_of: Callable[[Any], Any], no_
 
 @pytest.mark.parametrize("wrong", ["guests/hello.S", bytearray(b"\xf4"), None, 5], ids=repr)
 def test_a_machine_of_what_is_no_guest(wrong: Any) -> None:
-    with pytest.raises(TypeError, match=r"neither Image nor bytes.*load_guest"):
+    with pytest.raises(WrongTypeError, match=r"neither Image nor bytes.*load_guest"):
         Machine(wrong)
+
+
+def test_a_backend_is_told_by_name() -> None:
+    with pytest.raises(WrongTypeError, match="backend: wants str, was given list"):
+        Machine(b"\xf4", backend=[])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("source", [None, b".code16", 5], ids=repr)
 def test_only_text_is_assembled(source: Any) -> None:
-    with pytest.raises(TypeError, match="no str of assembly"):
+    with pytest.raises(WrongTypeError, match="no str of assembly"):
         assemble(source)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (5, "parameters: wants Mapping, was given int"),
+        ([("A", 1)], "parameters: wants Mapping, was given list"),
+        ({1: 2}, "parameter's name: wants str, was given int"),
+        ({"A B": 1}, "parameter 'A B': its name is no symbol"),
+        ({"A": 1.5}, "parameter A: wants an integer, was given 1.5"),
+        ({"A": 1 << 32}, "parameter A 0x100000000: it must be"),
+        ({"A": 10**40}, "parameter A: a number of 133 bits"),
+    ],
+    ids=repr,
+)
+def test_parameters_that_no_assembler_could_take(parameters: Any, words: str) -> None:
+    with pytest.raises(PyvmmError, match=words):
+        assemble(".code16\nhlt", parameters)
+
+
+@pytest.mark.parametrize("name", [None, 5, object()], ids=repr)
+def test_a_guest_file_is_told_by_its_name(name: Any) -> None:
+    with pytest.raises(WrongTypeError, match="guest: wants str or bytes or PathLike, was given"):
+        load_guest(name)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyvmm.errors import ConfigurationError, UnsupportedError
+from pyvmm.kvm.arguments import need
 from pyvmm.kvm.system import Kvm
 from pyvmm.memory.backends.emulated import EmulatedBackend
 from pyvmm.memory.backends.guest_memfd import GuestMemfdBackend
@@ -25,6 +26,7 @@ def choose_backend(kvm: Kvm, name: str = "auto") -> tuple[Backend, Mechanism]:
 
     Raises :class:`UnsupportedError` when the kernel does not have it.
     """
+    need("backend", name, str)
     if name != "auto" and name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ConfigurationError(f"backend {name}", "there is no such backend", f"use {known}")
