@@ -102,6 +102,9 @@ REMEDIES: dict[tuple[str, int], str] = {
     ("KVM_SET_PIT2", errno_module.ENXIO): "call create_pit2() first",
     ("KVM_IRQ_LINE", errno_module.ENXIO): _NEEDS_IRQCHIP,
     ("KVM_IRQ_LINE_STATUS", errno_module.ENXIO): _NEEDS_IRQCHIP,
+    ("KVM_REGISTER_COALESCED_MMIO", errno_module.ENOSPC): (
+        "the VM has as many zones and devices as KVM takes: unregister some, or make them larger"
+    ),
     ("KVM_SET_TSC_KHZ", errno_module.EINVAL): "this host's TSC cannot be scaled to that",
     ("KVM_SMI", errno_module.EINVAL): "this KVM has no system management mode",
     ("KVM_KVMCLOCK_CTRL", errno_module.EINVAL): "the guest does not use kvmclock",

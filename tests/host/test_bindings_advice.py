@@ -31,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("no_leak")
 
 PAGE = 0x1000
 CR0_PE, CR0_NW, CR0_PG = 1 << 0, 1 << 29, 1 << 31
-CR4_PAE = 1 << 5
-LME, LMA = 1 << 8, 1 << 10
+CR4_PAE, OSXSAVE = 1 << 5, 1 << 18
+LME, LMA, SVME = 1 << 8, 1 << 10, 1 << 12
 
 
 class Scene:
@@ -130,6 +130,11 @@ def lacks_cpuid(**changes: int) -> Callable[[Scene], object]:
         vcpu.set_sregs(sregs)
 
     return call
+
+
+def too_many_zones(scene: Scene) -> None:
+    for at in range(4096):
+        scene.vm.register_coalesced_mmio(0x1000_0000 + 8 * at, 4)
 
 
 def run_once(scene: Scene) -> Any:
@@ -299,6 +304,10 @@ ROWS: dict[str, tuple[Callable[[Scene], object], str]] = {
         lacks_cpuid(cr0=CR0_PE | CR0_PG, cr4=CR4_PAE, efer=LME | LMA),
         "EFER.LME needs bit 29 of EDX of CPUID leaf 0x80000001.*call set_cpuid2.* first",
     ),
+    "apic, and a bit that a vCPU without CPUID may have": (
+        lacks_cpuid(efer=SVME, apic_base=0xFEE00400),
+        "x2APIC .*without the APIC's enable",
+    ),
     "apic": (lambda scene: scene.sregs(apic_base=0xFEE00400), "x2APIC .*without the APIC's enable"),
     "cpuid": (cpuid_after_a_run, "vCPU 0 has run: its CPUID cannot change"),
     "cpuid's addresses": (odd_addresses, "leaf 0x80000008 says 47 bits"),
@@ -308,7 +317,9 @@ ROWS: dict[str, tuple[Callable[[Scene], object], str]] = {
         ),
         "2000 entries are more than this KVM takes",
     ),
-    # KVM_IOEVENTFD, KVM_IRQFD
+    # KVM_IOEVENTFD, KVM_IRQFD, KVM_SIGNAL_MSI, KVM_REGISTER_COALESCED_MMIO
+    "msi": (lambda scene: scene.vm.signal_msi(0xFEE00000, 0), "needs an interrupt controller"),
+    "zones": (too_many_zones, "as many zones and devices as KVM takes: unregister some"),
     "three bytes": (io(0x50, 3, is_port=True), "size 3 is none of 0"),
     "io wraps": (io((1 << 64) - 1, 4), "4 bytes from 0xffffffffffffffff wrap"),
     "io value": (io(0x50, 0, is_port=True, value=1), "a value needs a size"),
@@ -445,6 +456,20 @@ def test_a_slot_that_was_deleted_is_forgotten(scene: Scene) -> None:
     scene.vm.set_user_memory_region(0, 0, 8 * PAGE, scene.at)
     with pytest.raises(KvmError, match="there is no slot 4 to delete"):
         scene.vm.set_user_memory_region(4, 0, 0, 0)
+
+
+def test_a_bit_that_the_vcpu_has_is_not_to_blame(scene: Scene) -> None:
+    vcpu = scene.stack.enter_context(scene.vm.create_vcpu(0))
+    sregs = vcpu.get_sregs()
+    sregs.cr4 |= OSXSAVE
+    try:
+        vcpu.set_sregs(sregs)
+    except KvmError:
+        pytest.skip("this KVM looks at CPUID")
+    sregs.cr4 |= 1 << 19  # which KVM lets nobody have, for another reason
+    with pytest.raises(KvmError) as caught:
+        vcpu.set_sregs(sregs)
+    assert "OSXSAVE" not in caught.value.remedy
 
 
 def test_a_list_of_msrs_that_stops_says_where(scene: Scene) -> None:

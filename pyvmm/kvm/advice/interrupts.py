@@ -105,6 +105,12 @@ def _route(state: VmState, entries: list[Any]) -> str:
     return ""
 
 
+def signal_msi(state: VmState, request: Any, number: int) -> str:
+    if number == errno.EINVAL and not state.controller():
+        return _NO_IRQCHIP
+    return ""
+
+
 def _eventfd(fd: int, number: int) -> str:
     if number == errno.EBADF and file_of(fd) is None:
         return f"descriptor {fd} is not open"

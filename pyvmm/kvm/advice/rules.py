@@ -38,6 +38,7 @@ _VM: dict[str, Rule] = {
     "KVM_GET_IRQCHIP": interrupts.irqchip,
     "KVM_SET_IRQCHIP": interrupts.irqchip,
     "KVM_SET_GSI_ROUTING": interrupts.set_gsi_routing,
+    "KVM_SIGNAL_MSI": interrupts.signal_msi,
     "KVM_IRQFD": interrupts.irqfd,
     "KVM_IOEVENTFD": interrupts.ioeventfd,
 }

@@ -144,14 +144,17 @@ def set_sregs(state: VcpuState, sregs: Any, number: int) -> str:
     if number != errno.EINVAL:
         return ""
     cpuid = _Cpuid(state.vcpu)
+    held = state.vcpu.get_sregs()
+    # What every KVM refuses comes first. Whether CPUID matters differs between kernels, but
+    # what the vCPU has already was not refused.
     return (
         _sregs2(sregs)
         or _mode(sregs, cpuid)
-        or cpuid.lacks(sregs.cr4, _CR4_NEEDS)
         or _cr0(sregs.cr0)
-        or cpuid.lacks(sregs.efer, _EFER_NEEDS)
         or _apic_base(sregs.apic_base)
         or _unknown_bits(sregs)
+        or cpuid.lacks(sregs.cr4 & ~held.cr4, _CR4_NEEDS)
+        or cpuid.lacks(sregs.efer & ~held.efer, _EFER_NEEDS)
     )
 
 
