@@ -98,6 +98,12 @@ def coff_object() -> bytes:
     return header + section + CODE + bytes(18) + struct.pack("<I", 4)
 
 
+def a_out(magic: int = 0o407) -> bytes:
+    text = CODE.ljust(8, b"\0")
+    header = struct.pack("<HH7I", magic, 0x64, len(text), 0, 0, 0, 0x7C00, 0, 0)
+    return header.ljust(1024 if magic == 0o413 else 32, b"\0") + text
+
+
 def intel_hex(data: bytes) -> bytes:
     body = bytes([len(data), 0x7C, 0, 0]) + data
     record = body + bytes([-sum(body) & 0xFF])
@@ -222,6 +228,10 @@ def _for_boot_loaders() -> Iterator[Foreign]:
 def _executables() -> Iterator[Foreign]:
     yield Foreign("shim.efi", portable_executable(0x8664, 10), ("EFI application (PE, x86-64)",))
     yield Foreign("a.exe", portable_executable(0x14C, 3), ("Windows executable (PE, i386)",))
+    yield Foreign("a.out", a_out(), ("a.out executable",))
+    yield Foreign("zmagic", a_out(0o413), ("a.out executable",))
+    ne = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40) + b"NE" + bytes(62)
+    yield Foreign("win16.exe", ne, ("an NE executable",))
     yield Foreign("dos.exe", dos_executable(), ("DOS executable",))
     yield Foreign("a.obj", coff_object(), ("COFF object",))
     yield Foreign("lib.a", b"!<arch>\n" + b"guest.o/".ljust(58) + b"`\n", ("static library",))
@@ -246,6 +256,9 @@ def _packed() -> Iterator[Foreign]:
     yield Foreign("a.zst", zstd, ("zstd archive", "zstd -d"))
     yield Foreign("a.lz4", b"\x04\x22\x4d\x18\x64\x40\xa7\5\0\0\x80" + CODE, ("lz4 archive",))
     yield Foreign("a.zip", zipped(), ("zip archive",))
+    yield Foreign("a.lz", b"LZIP\1\x0c" + bytes(32), ("lzip archive", "lzip -d"))
+    deb = b"!<arch>\ndebian-binary   0           0     0     100644  4         `\n2.0\n"
+    yield Foreign("a.deb", deb, ("a Debian package", "dpkg-deb -x"))
     yield Foreign("a.7z", b"7z\xbc\xaf\x27\x1c\0\4" + bytes(24), ("7z archive",))
     yield Foreign("a.tar", tar(tarfile.USTAR_FORMAT), ("tar archive",))
     yield Foreign("gnu.tar", tar(tarfile.GNU_FORMAT), ("tar archive",))
@@ -273,6 +286,8 @@ def _disks() -> Iterator[Foreign]:
     struct.pack_into("<I", ext4, 0x44C, 1)
     yield Foreign("root.ext4", bytes(ext4), ("ext file system",))
     yield Foreign("root.squashfs", b"hsqs" + placed(24, b"\4\0\0\0", 96), ("squashfs",))
+    minix = bytes(0x410) + b"\x7f\x13" + bytes(0x400)
+    yield Foreign("root.minix", minix, ("begins with a sector of zeros", "--mode real"))
     yield Foreign("zeros.img", bytes(1 << 16), ("nothing but zeros",))
 
 
@@ -280,6 +295,8 @@ def _texts() -> Iterator[Foreign]:
     no_c = ("C source", "no C guests so far")
     yield Foreign("a.hex", intel_hex(CODE), ("Intel HEX", "objcopy -I ihex"))
     yield Foreign("a.srec", s_record(CODE), ("S-record", "objcopy -I srec"))
+    yield Foreign("bad.hex", b":057C000030C0E6F4F4F0\n", ("Intel HEX", "wrong checksum"))
+    yield Foreign("bad.srec", b"S1087C0030C0E6F4F4EE\n", ("S-record", "wrong checksum"))
     yield Foreign("guest.c", b"int main(void) { return 0; }\n", no_c)
     yield Foreign("no-suffix", b"#include <stdio.h>\n\nint main(void)\n{\n}\n", no_c)
     yield Foreign("guest.cpp", b"int main() {}\n", ("C++ source",))

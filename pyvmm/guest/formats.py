@@ -22,6 +22,7 @@ _OTHER_CPU = "it is for another machine"
 _KERNEL = "pyvmm has no Linux boot protocol so far"
 _MULTIBOOT = "pyvmm has no multiboot loader and no protected mode so far"
 _FLAT = "link a flat binary (ld --oformat binary)"
+_BLANK = "is it a disk without a boot loader, or linked for another address?"
 _OWN_VMM = "firmware needs the machine that it was made for (qemu -bios)"
 _RAW_DISK = f"convert it to raw (qemu-img convert -O raw); {_FIRST_SECTOR}"
 
@@ -29,11 +30,13 @@ _RAW_DISK = f"convert it to raw (qemu-img convert -O raw); {_FIRST_SECTOR}"
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xfd7zXZ\0", "an xz archive", _UNPACK.format("xz -d")),
     (0, b"\x89LZO\0\r\n\x1a\n", "an lzop archive", _UNPACK.format("lzop -d")),
+    (0, b"LZIP\1", "an lzip archive", _UNPACK.format("lzip -d")),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format("7z x")),
     (0, b"Rar!\x1a\x07", "a rar archive", _UNPACK.format("unrar x")),
     (0, b"MSCF\0\0\0\0", "a cabinet archive", _UNPACK.format("cabextract")),
     (0, b"\xed\xab\xee\xdb\3\0\0", "an RPM package", _UNPACK.format("rpm2cpio")),
-    (0, b"!<arch>\n", "an ar archive (a static library or a Debian package)", "link an ELF of it"),
+    (0, b"!<arch>\ndebian-binary", "a Debian package", _UNPACK.format("dpkg-deb -x")),
+    (0, b"!<arch>\n", "an ar archive (a static library)", "link an ELF of it"),
     (0, b"!<thin>\n", "a thin ar archive (a static library)", "link an ELF of its members"),
     (0, b"BC\xc0\xde\x35\x14", "LLVM bitcode", "compile it to an ELF file"),
     (0, b"BC\xc0\xde\x21\x0c", "LLVM bitcode", "compile it to an ELF file"),
@@ -130,7 +133,7 @@ def _dos_or_windows(data: bytes, size: int) -> Kind | None:
         if signature == b"PE\0\0":
             return _portable_executable(data, new)
         if new >= 0x40 and signature[:2] in (b"NE", b"LE", b"LX"):
-            return Kind(f"a {signature[:2].decode()} executable of Windows or OS/2", _FLAT)
+            return Kind(f"an {signature[:2].decode()} executable of Windows or OS/2", _FLAT)
     last, pages, relocations, head = struct.unpack_from("<4H", data, 2)
     table = struct.unpack_from("<H", data, 0x18)[0]
     length = pages * 512 - (512 - last if last else 0)
@@ -161,6 +164,21 @@ def _old_objects(data: bytes, size: int) -> Kind | None:
         fits = 2 + data[3] == length and follows in (b"\x88", b"\x8c", b"\x96", b"\x98", b"\x9a")
         if fits and (sum(record) % 256 == 0 or record[-1] == 0):
             return Kind("an OMF object (.obj)", "link a flat binary of it")
+    return None
+
+
+def _unix_a_out(data: bytes, size: int) -> Kind | None:
+    """Unix's format before ELF: sizes of text and data that lie in the file, and an entry."""
+    if len(data) < 32 or data[2:4] not in (b"\x64\0", b"\0\0"):
+        return None
+    magic, _, text, content, _, symbols, _, *moves = struct.unpack_from("<HH7I", data)
+    # ZMAGIC begins its text at 1024, the others right behind the header or with it.
+    begins = {0o407: 32, 0o410: 32, 0o413: 1024, 0o314: 0}.get(magic)
+    if begins is None or not text:
+        return None
+    length = begins + text + content + symbols + sum(moves)
+    if length <= size and text % 4 == content % 4 == symbols % 12 == 0:
+        return Kind("an a.out executable or object", _FLAT)
     return None
 
 
@@ -303,6 +321,8 @@ def _file_system(data: bytes, size: int) -> Kind | None:
         (revision,) = struct.unpack_from("<I", data, 0x44C)
         if first < 2 and block < 7 and revision < 2:
             return Kind("an ext file system", _FIRST_SECTOR)
+    if size > SECTOR and not any(data[:SECTOR]):
+        return Kind("a file that begins with a sector of zeros, which boots nothing", _BLANK)
     if size > SECTOR and _is_bootable(data):
         if _has_partitions(data, size):
             return Kind("a disk image with a partition table", _FIRST_SECTOR)
@@ -343,6 +363,7 @@ _LOOKS: tuple[Callable[[bytes, int], Kind | None], ...] = (
     _linux,
     _multiboot,
     _dos_or_windows,
+    _unix_a_out,
     _coff,
     _old_objects,
     _compressed,

@@ -60,6 +60,9 @@ def language_of(text: str, name: str, suffix: str) -> Kind:
         return Kind("an Intel HEX file", f"objcopy -I ihex -O binary {shown} GUEST.bin")
     if (record := _S_RECORD.match(first)) and sum(bytes.fromhex(record[1])) % 256 == 255:
         return Kind("a Motorola S-record file", f"objcopy -I srec -O binary {shown} GUEST.bin")
+    if _INTEL_HEX.match(first) or _S_RECORD.match(first):
+        which = "an Intel HEX" if first.startswith(":") else "a Motorola S-record"
+        return Kind(f"{which} file whose first record has a wrong checksum")
     for start, kind, remedy in _HEADS:
         if first.lower().startswith(start):
             return Kind(kind, remedy)

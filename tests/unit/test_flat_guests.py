@@ -76,7 +76,7 @@ def test_what_looks_like_a_header_but_for_its_checks(tmp_path: Path) -> None:
     wrong_sum = multiboot1().replace(struct.pack("<I", 3), struct.pack("<I", 2))
     assert is_flat(path, wrong_sum)
     assert is_flat(path, b"\x90" + multiboot1())  # not at a multiple of four
-    assert is_flat(path, bytes(8192) + multiboot1())  # beyond where a loader looks
+    assert is_flat(path, b"\x90" * 8192 + multiboot1())  # beyond where a loader looks
     longer_than_the_file = bytearray(dos_executable())
     struct.pack_into("<H", longer_than_the_file, 4, 3)
     assert is_flat(path, bytes(longer_than_the_file))
@@ -99,6 +99,8 @@ def test_random_code(rng: random.Random) -> None:
     short = [b"", *(begins for begins in BEGINNINGS if len(begins) < 4)]
     for _ in range(CODES):
         code = rng.choice(short) + rng.randbytes(rng.randrange(32, 2000))
+        if len(code) % 512 == 0:
+            code += b"\x90"  # chance may make an option ROM, whose checksum is one byte
         assert kind_of(Path("guest.bin"), code, len(code)) is None, code.hex()
 
 
