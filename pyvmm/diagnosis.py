@@ -30,6 +30,7 @@ _SUBERRORS = {
 }
 _LONGEST_STRING = 256
 _INT = 0xCD
+_HLT = b"\xf4"
 _FIRST_SPINNING = 0x80
 # Intel SDM volume 3, table 6-1; AMD's have 28 to 30 besides.
 _EXCEPTIONS = {
@@ -114,7 +115,8 @@ def describe_cause(cause: Cause, has_irqchip: bool) -> str:
 
 def describe_deadline(where: Where) -> str:
     """One line about a vCPU that has not ended in time."""
-    line = f"still ran at the deadline, at {where.place}"
+    did = "waited in HLT" if where.code[:1] == _HLT else "ran"
+    line = f"still {did} at the deadline, at {where.place}"
     if len(where.code) > 1 and where.code[0] == _INT:
         line += f": INT {where.code[1]:#x}"
         if where.code[1] >= _FIRST_SPINNING:
@@ -152,23 +154,24 @@ def _disassemble(code: bytes) -> str:
     return ""
 
 
-def read_assert(memory: GuestMemory, gpa: int, image: Image) -> str:
+def read_assert(memory: GuestMemory, gpa: int, image: Image, place: str) -> str:
     """What a guest's assert record says: {u16 line, u16 0, u32 seen, u32 expected, strings}.
 
     A record with line 0 was made by an assembler's macro, which cannot know the line; the
-    line table does. A guest is hostile: whatever it points to gives one line.
+    line table does. ``place`` is where the guest said so. A guest is hostile: whatever it
+    points to gives one line.
     """
     try:
         line, _, seen, expected = struct.unpack("<HHII", memory.read(gpa, 12))
         name = _read_string(memory, gpa + 12)
         expression = _read_string(memory, gpa + 12 + len(name) + 1)
     except PyvmmError as error:
-        return f"assert failed; its record at GPA {gpa:#x} cannot be read: {error.cause}"
-    place = f"{_printable(name)}:{line}"
+        return f"assert failed at {place}; its record at GPA {gpa:#x} cannot be read: {error.cause}"
+    source = f"{_printable(name)}:{line}"
     if line == 0 and (found := source_line(image, gpa)) is not None:
-        place = f"{found[0]}:{found[1]}"
+        source = f"{found[0]}:{found[1]}"
     return (
-        f"{place}: assert failed: {_printable(expression)}: seen {seen:#x}, expected {expected:#x}"
+        f"{source}: assert failed: {_printable(expression)}: seen {seen:#x}, expected {expected:#x}"
     )
 
 

@@ -76,7 +76,8 @@ class Judge:
             reason = f"{who} wrote exit code {code} ({code:#x}) at {where.place}"
             return VcpuEnd(index, None, code, reason, where)
         if stop == lib.STOP_ASSERT:
-            reason = f"{who}: {read_assert(self.memory, raw.guest.assert_gpa, self.image)}"
+            told = read_assert(self.memory, raw.guest.assert_gpa, self.image, where.place)
+            reason = f"{who}: {told}"
             return VcpuEnd(index, None, 1, reason, where)
         if stop == lib.STOP_HLT:
             return VcpuEnd(index, None, where=where)

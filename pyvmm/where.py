@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyvmm.errors import PyvmmError
+from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.guest.image import Image
 from pyvmm.guest.source_lines import source_line
 from pyvmm.kvm.exits import MmioExit, ShutdownExit
@@ -31,6 +31,8 @@ _AT_AN_ACCESS = (
     lib.STOP_EMULATED_ACCESS,
     lib.STOP_GUARD,
 )
+
+_AT_ANY_TIME = (lib.STOP_DEADLINE, lib.STOP_KICK)
 
 _INT, _INT3, _INTO, _HLT = 0xCD, 0xCC, 0xCE, 0xF4
 _OUT_CODE = (b"\xe6\xf4", b"\xe7\xf4", b"\x66\xe7\xf4", b"\xee", b"\xef", b"\x66\xef")
@@ -139,8 +141,9 @@ def where_it_stands(
 ) -> Where:
     """The instruction that vCPU ``index`` is at, its registers, its source line and last exits.
 
-    After STOP_HLT and STOP_GUEST_EXIT that is the instruction which stopped it, though IP may
-    be behind that; after a write it may be the one before. Without ``image`` no line is known.
+    After STOP_HLT, STOP_GUEST_EXIT and STOP_ASSERT, and where the vCPU waits in HLT, that is
+    the instruction which stopped it, though IP may be behind that; after a write it may be the
+    one before. Without ``image`` no line is known.
     """
     try:
         stand = _Stand(loop, memory)
@@ -152,14 +155,23 @@ def where_it_stands(
         # Nothing of what it was is left: KVM has reset the vCPU, as its hardware demands.
         return Where(index, last_exits=tuple(loop.last_exits(_LAST_EXITS)))
     ip = registers["eip"]
-    if stop == lib.STOP_HLT and stand.code(ip - 1, 1) == bytes([_HLT]):
+    is_halted = stop == lib.STOP_HLT or (stop in _AT_ANY_TIME and _waits_in_hlt(loop))
+    if is_halted and stand.code(ip - 1, 1) == bytes([_HLT]):
         registers["eip"] = ip - 1
     elif stop in _AT_AN_ACCESS and _is_mmio_write(loop) and not stand.repeats(ip):
         return stand.where(loop, index, image, is_behind=True)
-    elif stop == lib.STOP_GUEST_EXIT and not stand.starts_with(ip, _OUT_CODE):
+    elif stop in (lib.STOP_GUEST_EXIT, lib.STOP_ASSERT) and not stand.starts_with(ip, _OUT_CODE):
         sizes = (len(code) for code in _OUT_CODE if stand.code(ip - len(code), len(code)) == code)
         registers["eip"] = ip - max(sizes, default=0)
     return stand.where(loop, index, image)
+
+
+def _waits_in_hlt(loop: VcpuLoop) -> bool:
+    """Whether KVM, which has the interrupt controller, lets the vCPU wait for an interrupt."""
+    try:
+        return loop.vcpu.get_mp_state() == lib.KVM_MP_STATE_HALTED
+    except KvmError:
+        return False
 
 
 def _is_mmio_write(loop: VcpuLoop) -> bool:

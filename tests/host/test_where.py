@@ -223,6 +223,22 @@ def test_the_deadline() -> None:
     assert "still ran at the deadline, at CS:IP 0000:7c01 (" in report.reason
 
 
+@pytest.mark.parametrize("interrupts", ["cli", "sti"])
+def test_the_deadline_of_a_vcpu_that_waits_in_hlt(interrupts: str) -> None:
+    report = run(f"{interrupts}\nhlt\nnop\n", deadline=0.3, irqchip=True)
+    assert report.result is Result.DEADLINE
+    stopped_at(report, START + 1, 2)
+    assert "still waited in HLT at the deadline, at CS:IP 0000:7c01 (" in report.reason
+
+
+@pytest.mark.parametrize("gpa", [0x80000, 0xFFFFFFF0])
+def test_an_assert_whose_record_cannot_be_read(gpa: int) -> None:
+    report = run(f"movl ${gpa:#x}, %eax\nmovw $0x610, %dx\noutl %eax, %dx\nnop\n")
+    stopped_at(report, START + 9, 3)
+    assert "assert failed at CS:IP 0000:7c09 (" in report.reason
+    assert f"; its record at GPA {gpa:#x} cannot be read" in report.reason
+
+
 def test_a_policy_that_denies() -> None:
     """KVM's emulator leaves IP behind an instruction whose write it hands on."""
     es = f"movw ${PRIVATE >> 4}, %ax\nmovw %ax, %es\n"
