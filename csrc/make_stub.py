@@ -1,19 +1,17 @@
 """Writes pyvmm/_native.pyi, the types of the compiled module.
 
 What csrc/decl/ declares is taken from the module as it was compiled. Of the kernel's constants
-the stub has those that the module and the oldest headers have, so that code which mypy takes
-finds them on every host; PYVMM_KERNEL_HEADERS names these headers.
-CONTRIBUTING.md says how to run this.
+the stub has those that this tree's Python uses: a host's headers may have fewer than another's, and a
+test shows that every host has these.
 """
 
 from __future__ import annotations
 
 import keyword
-import os
 import re
 from typing import Any
 
-from build_native import DECLARATIONS, FAMILY, HERE, constants
+from build_native import DECLARATIONS, FAMILY, HERE
 
 from pyvmm._native import ffi, lib
 
@@ -102,11 +100,18 @@ def declared() -> list[str]:
     return [name for name in dir(lib) if not FAMILY.fullmatch(name)]
 
 
+def used() -> list[str]:
+    """The kernel's constants that Python code of this tree names."""
+    folders = (HERE.parent / name for name in ("pyvmm", "tests", "examples", "benchmarks"))
+    text = "".join(path.read_text() for each in folders for path in each.rglob("*.py"))
+    names = set(re.findall(r"\blib\.([A-Z][A-Z0-9_]*[A-Z0-9])\b(?!\*|_)", text))
+    return sorted(name for name in names if FAMILY.fullmatch(name))
+
+
 def stub(kernels: list[str]) -> str:
     """The file's text, with these names of the kernel."""
     return HEAD + "".join(member(name) for name in sorted([*declared(), *kernels])) + TAIL
 
 
 if __name__ == "__main__":
-    oldest = constants(os.environ.get("CC", "cc"))
-    STUB.write_text(stub([name for name in oldest if hasattr(lib, name)]))
+    STUB.write_text(stub(used()))

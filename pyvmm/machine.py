@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import NoReturn, SupportsIndex
 
 from pyvmm.closing import Closing
@@ -164,7 +165,7 @@ class Machine(Closing):
             self._protocol.features |= lib.FEATURE_HYPERCALL
         sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS)
         cpuid = self._kvm.get_supported_cpuid()
-        self._add_bus(physical_address_bits(cpuid))
+        self._add_bus(partial(physical_address_bits, cpuid))
         for index in range(self._vcpu_count):
             vcpu = self.vm.create_vcpu(index)
             self._resources.append(vcpu)
@@ -197,7 +198,7 @@ class Machine(Closing):
         for vcpu in self.vcpus:
             self.platform.boot(vcpu, len(self.vcpus), image)
 
-    def _add_bus(self, address_bits: int) -> None:
+    def _add_bus(self, address_bits: Callable[[], int]) -> None:
         """The bus, and what is no device's: the protocol's ports and what KVM has itself."""
         self.bus = Bus(self._protocol, self.memory.keep_free, address_bits)
         self._resources.append(self.bus)

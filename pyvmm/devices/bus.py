@@ -36,17 +36,20 @@ class Bus:
     """Devices of one machine. ``protocol`` is the machine's ``struct protocol *``.
 
     ``claim(name, gpa, size)`` takes guest addresses, or raises :class:`ConfigurationError`
-    because something else is there. Guest addresses have ``address_bits`` bits.
+    because something else is there. ``address_bits()`` says how many bits guest addresses have; it
+    is asked when a device needs it.
     Once the machine is closed no device can be added: :class:`ClosedError`.
     """
 
-    def __init__(self, protocol: Any, claim: ClaimFunction, address_bits: int) -> None:
+    def __init__(
+        self, protocol: Any, claim: ClaimFunction, address_bits: Callable[[], int]
+    ) -> None:
         self._protocol = c_structure("struct protocol *", protocol)
         self._claim = claim
         self._address_bits = address_bits
         self.devices: list[Device] = []
         self._ports: dict[int, Device] = {}
-        self._owners: dict[int, str] = {}  # of ports, by name
+        self._owners: list[tuple[str, range]] = []  # of ports
         self._windows: list[tuple[range, Device]] = []
 
     @property
@@ -61,8 +64,11 @@ class Bus:
 
     def reserve_ports(self, owner: str, ports: range) -> None:
         """Ports that no device can have, because C or the kernel answers them."""
-        for port in ports:
-            self._owners[port] = owner
+        self._owners.append((owner, ports))
+
+    def _owner(self, port: int) -> str:
+        """Who has a port, by name; "" for nobody."""
+        return next((owner for owner, ports in self._owners if port in ports), "")
 
     def add_ports(self, ports: range, device: Device) -> None:
         """Give ports to a device.
@@ -82,14 +88,14 @@ class Bus:
                 raise ConfigurationError(
                     f"{name} at port {port:#x}", f"ports are 0 to {_PORTS - 1:#x}"
                 )
-            if port in self._owners:
+            if owner := self._owner(port):
                 raise ConfigurationError(
-                    f"{name} at port {port:#x}", f"{self._owners[port]} has it", "use another port"
+                    f"{name} at port {port:#x}", f"{owner} has it", "use another port"
                 )
         self.devices.append(device)
+        self._owners.append((name, ports))
         for port in ports:
             self._ports[port] = device
-            self._owners[port] = name
             protocol.python_ports[port // 8] |= 1 << port % 8
 
     def add_mmio(self, addresses: range, device: Device) -> None:
@@ -109,10 +115,9 @@ class Bus:
             )
         size = addresses.stop - addresses.start
         where = f"{name} at GPA {addresses.start:#x}, {size:#x} bytes"
-        if addresses.start < 0 or addresses.stop > 1 << self._address_bits:
-            raise ConfigurationError(
-                where, f"guest addresses have {self._address_bits} bits here", "move it"
-            )
+        bits = self._address_bits()
+        if addresses.start < 0 or addresses.stop > 1 << bits:
+            raise ConfigurationError(where, f"guest addresses have {bits} bits here", "move it")
         count = protocol.python_window_count
         if count == lib.PYTHON_WINDOWS:
             raise ConfigurationError(

@@ -30,6 +30,7 @@ MOST_U64 = (1 << 64) - 1
 MOST_I64 = (1 << 63) - 1
 MOST_DESCRIPTOR = (1 << 31) - 1
 _MOST_BITS = 128  # of a number that is worth showing
+_USUAL = 1 << 64
 
 
 class _Wanted(NamedTuple):
@@ -191,6 +192,8 @@ def integer(what: str, value: Any) -> int:
     Raises :class:`WrongTypeError` for what is none, and :class:`ConfigurationError` for one
     that is too long to be shown.
     """
+    if type(value) is int and -_USUAL < value < _USUAL:
+        return value
     try:
         found = index(value)
     except TypeError:
@@ -208,6 +211,8 @@ def number(what: str, value: Any, low: int = 0, high: int = MOST_U64) -> int:
     Raises as :func:`integer`, and :class:`ConfigurationError` for one that is too small or
     too large.
     """
+    if type(value) is int and low <= value <= high:  # what nearly all calls give
+        return value
     found = integer(what, value)
     if not low <= found <= high:
         limits = f"{low} to {high:#x}" if high > 9 else f"{low} to {high}"

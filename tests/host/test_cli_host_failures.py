@@ -48,7 +48,7 @@ def test_a_thread_that_cannot_start_ends_those_that_did(monkeypatch: pytest.Monk
         start_new_thread(*call)
 
     before = holdings()
-    monkeypatch.setattr("pyvmm.machine.VcpuThread", Noted)
+    monkeypatch.setattr("pyvmm.running.VcpuThread", Noted)
     monkeypatch.setattr("pyvmm.loop.vcpu_thread.start_new_thread", start_two)
     with Machine(spin(), vcpus=4) as machine:
         with pytest.raises(ConfigurationError, match=r"vCPU 3.*fewer vCPUs"):

@@ -46,7 +46,7 @@ def kernel_names(maker: ModuleType) -> list[str]:
 
 def test_it_names_only_what_every_host_has(maker: ModuleType) -> None:
     names = kernel_names(maker)
-    assert len(names) > 500
+    assert len(names) > 100
     assert set(names) <= set(dir(lib))
 
 
