@@ -1,8 +1,8 @@
 """Writes pyvmm/_native.pyi, the types of the compiled module.
 
 What csrc/decl/ declares is taken from the module as it was compiled. Of the kernel's constants
-the stub has those that this tree's Python uses: a host's headers may have fewer than another's, and a
-test shows that every host has these.
+the stub has those that this tree's Python uses: a host's headers may have fewer than another's,
+and a test shows that every host has these.
 """
 
 from __future__ import annotations
