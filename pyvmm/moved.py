@@ -23,8 +23,18 @@ _BINDINGS = ("clock", "coalesced", "cpuid", "dirty_log", "dirty_ring", "eventfd"
     "vm",
 )
 _WINGS = {
-    "kit": ("capabilities", "case", "check", "guest", "memory", "routines", "toolbox", "watch"),
-    "run": ("catalogue", "runner", "worker"),
+    "kit": (
+        "capabilities",
+        "case",
+        "check",
+        "guest",
+        "memory",
+        "routines",
+        "toolbox",
+        "userfault",
+        "watch",
+    ),
+    "run": ("catalogue", "runner", "stuck", "worker"),
     "results": ("baseline", "ktap", "lines", "report", "result"),
     "kernels": ("lab_run", "side_by_side", "two_kernels"),
 }
@@ -36,6 +46,10 @@ MOVED: dict[str, tuple[str, ...]] = {
     "vcpu_thread": ("loop.vcpu_thread",),
     "timeline": ("trace.timeline",),
     "tracefs": ("trace.tracefs",),
+    **{
+        f"validate.model.{name}": (f"validate.model.abis.{name}",)
+        for name in ("guest_memfd", "memory_error", "memslots")
+    },
     **{
         f"validate.{name}": (f"validate.{wing}.{name}",)
         for wing, names in _WINGS.items()
