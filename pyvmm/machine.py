@@ -247,6 +247,8 @@ class Machine(Closing):
 
     @on_tick.setter
     def on_tick(self, call: Callable[[], None] | None) -> None:
+        if call is not None and not callable(call):
+            raise WrongTypeError("on_tick", f"wants a function, was given {type(call).__name__}")
         self._running.on_tick = call
 
     def deny(self) -> None:

@@ -64,6 +64,10 @@ class SlotTable:
         """Take GPAs for whatever it is. Raises :class:`ConfigurationError` if they are taken."""
         wanted = GpaRange(integer("GPA", gpa), integer("size", size), name)
         end = wanted.end
+        if gpa < 0 or size <= 0:
+            raise ConfigurationError(
+                f"{name} at {gpa:#x}, {size:#x} bytes", "there is no address in it"
+            )
         if end > 1 << 52:
             raise ConfigurationError(str(wanted), "no x86 CPU has addresses of more than 52 bits")
         for taken in self._ranges:

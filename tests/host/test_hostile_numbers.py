@@ -16,7 +16,7 @@ import pytest
 from snippets import passing
 
 from pyvmm import Machine
-from pyvmm.errors import PyvmmError, WrongTypeError
+from pyvmm.errors import ConfigurationError, PyvmmError, WrongTypeError
 from pyvmm.kvm import Kvm
 from pyvmm.kvm.coalesced import CoalescedRing
 from pyvmm.kvm.cpuid import CpuidEntry, cpuid_table
@@ -281,3 +281,20 @@ def test_what_is_no_number_is_a_type_error_too() -> None:
                 vm.set_user_memory_region(value, 0, 0, 0)  # type: ignore[arg-type]
             assert isinstance(caught.value, TypeError)
             assert "slot" in str(caught.value)
+
+
+@pytest.mark.parametrize(("gpa", "size"), [(0x3000_0000, -1), (0x3000_0000, 0), (-0x1000, 0x1000)])
+def test_no_address_is_kept_free(gpa: int, size: int) -> None:
+    with Machine(passing()) as machine:
+        with pytest.raises(ConfigurationError, match="there is no address in it"):
+            machine.memory.keep_free("nothing", gpa, size)
+        machine.memory.add_ram(0x3000_0000, 0x1000)
+
+
+@pytest.mark.parametrize("wrong", [5, "tick", object()], ids=repr)
+def test_a_tick_is_a_function(wrong: Any) -> None:
+    with Machine(passing()) as machine:
+        with pytest.raises(WrongTypeError, match="on_tick: wants a function, was given"):
+            machine.on_tick = wrong
+        machine.on_tick = None
+        assert machine.run(20).passed
