@@ -46,10 +46,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "vcpu_thread": ("loop.vcpu_thread",),
     "timeline": ("trace.timeline",),
     "tracefs": ("trace.tracefs",),
-    **{
-        f"validate.model.{name}": (f"validate.model.abis.{name}",)
-        for name in ("guest_memfd", "memory_error", "memslots")
-    },
+    "validate.model.guest_memfd": ("validate.model.abis.guest_memfd",),
+    "validate.model.memory_error": ("validate.model.abis.memory_error",),
+    "validate.model.memslots": ("validate.model.abis.memslots",),
     **{
         f"validate.{name}": (f"validate.{wing}.{name}",)
         for wing, names in _WINGS.items()
