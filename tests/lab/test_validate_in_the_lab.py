@@ -105,7 +105,7 @@ def test_races_happen_here() -> None:
     numbers = [re.findall(r"[\d,]+", detail) for detail in flipped]
     lost_races, flips = (sum(int(each[at].replace(",", "")) for each in numbers) for at in (0, 1))
     print(f"{lost_races} lost races in {flips} flips: {lost_races / flips:.2%}")
-    assert lost_races > 0, flipped
+    assert lost_races >= 0.005 * flips, flipped
 
 
 def test_the_model() -> None:
