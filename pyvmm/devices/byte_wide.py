@@ -10,6 +10,7 @@ class ByteWide:
 
     What an access reaches behind the last port reads all ones and ignores writes, as an ISA
     bus does. Derive from it and say what :meth:`read_byte` and :meth:`write_byte` do.
+    ``bus.add_ports(device.ports, device)`` puts it on a machine's bus.
 
     Synchronization: one lock, held over each access, so that vCPUs may share the device. It
     is reentrant: a signal handler may call what the thread it interrupts is in.
@@ -20,27 +21,26 @@ class ByteWide:
         self.lock = RLock()
 
     def read_byte(self, offset: int) -> int:
-        """The byte at port ``ports[offset]``."""
+        """The byte at the port so far behind the first one."""
         raise NotImplementedError
 
     def write_byte(self, offset: int, value: int) -> None:
-        """Take a byte at port ``ports[offset]``."""
+        """Take a byte there."""
         raise NotImplementedError
 
     def read(self, port: int, size: int) -> int:
-        offset = port - self.ports.start
+        offset, end = port - self.ports.start, self.ports.stop - self.ports.start
         with self.lock:
             if size == 1:
                 return self.read_byte(offset)
-            count = len(self.ports)
             value = 0
-            for at in range(size):
-                byte = self.read_byte(offset + at) if offset + at < count else 0xFF
-                value |= byte << 8 * at
+            for at in range(offset, offset + size):
+                byte = self.read_byte(at) if at < end else 0xFF
+                value |= byte << 8 * (at - offset)
             return value
 
     def write(self, port: int, size: int, value: int) -> None:
-        offset = port - self.ports.start
+        offset, end = port - self.ports.start, self.ports.stop - self.ports.start
         with self.lock:
-            for at in range(min(size, len(self.ports) - offset)):
-                self.write_byte(offset + at, value >> 8 * at & 0xFF)
+            for at in range(offset, min(offset + size, end)):
+                self.write_byte(at, value >> 8 * (at - offset) & 0xFF)
