@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from functools import partial
@@ -18,16 +19,21 @@ PROT_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 def map_memory(
-    size: int, protection: int, flags: int, fd: int, offset: int, type: str, about: str
+    size: int, protection: int, flags: int, fd: int, offset: int, type: str, about: str = ""
 ) -> Any:
     """mmap(2). The mapping lives for as long as the returned pointer, a ``type``, does."""
-    number("size", size, 0, MOST_I64)
-    number("protection", protection, 0, MOST_DESCRIPTOR)
-    number("descriptor", fd, -1, MOST_DESCRIPTOR)
-    number("offset", offset, 0, MOST_I64)
-    address = lib.host_map(size, protection, flags, fd, offset)
+    try:
+        address = lib.host_map(size, protection, flags, fd, offset)
+        error = ffi.errno
+    except (OverflowError, TypeError):
+        address, error = None, errno.EINVAL
     if not address:
-        raise KvmError("mmap", ffi.errno, about)
+        # Only now: most maps are good, and a machine makes several.
+        number("size", size, 0, MOST_I64)
+        number("protection", protection, 0, MOST_DESCRIPTOR)
+        number("descriptor", fd, -1, MOST_DESCRIPTOR)
+        number("offset", offset, 0, MOST_I64)
+        raise KvmError("mmap", error, about or f"{size} bytes")
     # No function in Python: what a signal handler raises in one would keep the memory mapped.
     return ffi.gc(ffi.cast(type, address), partial(lib.host_unmap, size))
 
@@ -42,11 +48,9 @@ class Mapping(Closing):
     def __init__(
         self, size: int, *, fd: int = -1, offset: int = 0, protection: int = PROT_READ_WRITE
     ) -> None:
-        number("size", size, 0, MOST_I64)
-        is_file = number("descriptor", fd, -1, MOST_DESCRIPTOR) >= 0
-        flags = mmap.MAP_SHARED if is_file else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if fd == -1 else mmap.MAP_SHARED
         self.size = size
-        self._pointer = map_memory(size, protection, flags, fd, offset, "void *", f"{size} bytes")
+        self._pointer = map_memory(size, protection, flags, fd, offset, "void *")
 
     @property
     def pointer(self) -> Any:

@@ -58,20 +58,22 @@ class SlotTable:
                 "it is empty or not aligned",
                 f"use multiples of {PAGE_SIZE}",
             )
-        return self.claim_addresses(name, gpa, size)
+        return self._claim(GpaRange(gpa, size, name))
 
     def claim_addresses(self, name: str, gpa: int, size: int) -> GpaRange:
         """Take GPAs for whatever it is. Raises :class:`ConfigurationError` if they are taken."""
-        wanted = GpaRange(integer("GPA", gpa), integer("size", size), name)
-        end = wanted.end
-        if gpa < 0 or size <= 0:
+        if integer("GPA", gpa) < 0 or integer("size", size) <= 0:
             raise ConfigurationError(
                 f"{name} at {gpa:#x}, {size:#x} bytes", "there is no address in it"
             )
+        return self._claim(GpaRange(gpa, size, name))
+
+    def _claim(self, wanted: GpaRange) -> GpaRange:
+        end = wanted.end
         if end > 1 << 52:
             raise ConfigurationError(str(wanted), "no x86 CPU has addresses of more than 52 bits")
         for taken in self._ranges:
-            if gpa < taken.end and taken.gpa < end:
+            if taken.gpa < end and wanted.gpa < taken.gpa + taken.size:
                 raise ConfigurationError(str(wanted), f"it overlaps {taken}", "move one of them")
         self._ranges.append(wanted)
         return wanted
