@@ -41,6 +41,8 @@ class _Wanted(NamedTuple):
     item: Any
     size: int
     tail: Tail | None
+    tail_offset: int
+    tail_item_size: int
     is_plain: bool
     may_be_null: bool
     is_written: bool
@@ -55,13 +57,19 @@ def _wanted(entry: Ioctl) -> _Wanted:
     except ffi.error:
         cause = f"its type {types[0]!r} is no C type that pyvmm declares"
         raise ConfigurationError(entry.name, cause, 'use an array, as "uint64_t[4]"') from None
+    tail, tail_offset, tail_item_size = TAILS.get(types[0]), 0, 1
+    if tail is not None and tail.array:
+        elements = dict(item.fields)[tail.array]
+        tail_offset, tail_item_size = elements.offset, ffi.sizeof(elements.type.item)
     return _Wanted(
         f"{types[0]} *",
         tuple(ffi.typeof(ffi.getctype(each, "*")) for each in types),
         item,
         ffi.sizeof(item),
-        TAILS.get(types[0]),
-        types[0] not in TAILS and entry.name not in SIZED_BY_THE_HOST,
+        tail,
+        tail_offset,
+        tail_item_size,
+        tail is None and entry.name not in SIZED_BY_THE_HOST,
         entry.name in MAY_BE_NULL,
         is_written(entry),
     )
@@ -108,8 +116,7 @@ def _checked_cdata(entry: Ioctl, wanted: _Wanted, argument: Any, sizes: dict[str
             if kind.item.kind == "void" or kind.item in _BYTE_TYPES:
                 remedy = f"its size is not known: ffi.cast() it to {wanted.name}, or give an array"
             raise _wrong(entry, wanted, kind.cname, remedy)
-        # What cffi allocated it knows the size of; of anything else it knows the type.
-        room = len(ffi.buffer(argument)) if " owning " in repr(argument) else None
+        room = len(ffi.buffer(argument))
     elif kind.kind == "array" and (
         kind.item in _BYTE_TYPES
         or any(kind.item == each.item for each in wanted.pointers)
@@ -156,31 +163,33 @@ def _check_room(
     entry: Ioctl,
     wanted: _Wanted,
     head: Any,
-    room: int | None,
+    room: int,
     kind: str,
     sizes: dict[str, int],
 ) -> None:
-    """``head`` is where the structure begins, ``room`` how many bytes there are, if known."""
-    if room is None:
-        return
+    """``head`` is where the structure begins, ``room`` how many bytes there are."""
     size = max(wanted.size, sizes.get(entry.name, 0))
     if room < size:
+        if _is_of_unknown_size(head):
+            return
         raise ConfigurationError(
             entry.name, f"wants {wanted.name} ({size} bytes), was given {kind} ({room} bytes)"
         )
     if wanted.tail is None:
         return
     length = getattr(ffi.cast(wanted.pointers[0], head), wanted.tail.length)
-    size = length
-    if wanted.tail.array:
-        elements = dict(wanted.item.fields)[wanted.tail.array]
-        size = elements.offset + length * ffi.sizeof(elements.type.item)
-    if room < size:
+    size = wanted.tail_offset + length * wanted.tail_item_size
+    if room < size and not _is_of_unknown_size(head):
         raise ConfigurationError(
             entry.name,
             f"wants {wanted.name} of {size} bytes for {wanted.tail.length} = {length}, "
             f"was given {kind} ({room} bytes)",
         )
+
+
+def _is_of_unknown_size(head: Any) -> bool:
+    """What cffi allocated it knows the size of; of any other pointer it knows the type only."""
+    return ffi.typeof(head).kind == "pointer" and " owning " not in repr(head)
 
 
 # ---- numbers ----
