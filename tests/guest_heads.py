@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.guest.assembler import guests_dir, load_guest
+from pyvmm.guest.assembler import load_guest
+from pyvmm.guest.shipped import guests_dir
 from pyvmm.machine import Machine
 from pyvmm.report import RunReport
 

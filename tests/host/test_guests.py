@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from guest_heads import Head, cases, check_report, guests, run_guest
 
-from pyvmm.guest.assembler import guests_dir
+from pyvmm.guest.shipped import guests_dir
 
 ROUNDS = int(os.environ.get("PYVMM_ROUNDS", "1"))
 

@@ -14,7 +14,7 @@ from snippets import PAGE, PAGES, PRIVATE, SHARED, passing, touches
 
 import pyvmm.machine
 from pyvmm import ConfigurationError, Kvm, KvmError, Machine, PageState, load_guest
-from pyvmm.guest.assembler import guests_dir
+from pyvmm.guest.shipped import guests_dir
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.native import ffi, lib
 from pyvmm.page_states import Mechanism

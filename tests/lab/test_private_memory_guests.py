@@ -10,7 +10,7 @@ from snippets import EXIT_0, PAGE, PRIVATE, SHARED, guest, touches
 from text_and_json import both, compare
 
 from pyvmm import Kvm, Machine, Policy, Result, UnsupportedError
-from pyvmm.guest.assembler import guests_dir
+from pyvmm.guest.shipped import guests_dir
 from pyvmm.kvm.exits import MemoryErrorExit
 from pyvmm.memory.backends import choose_backend
 from pyvmm.native import lib

@@ -23,10 +23,10 @@ from foreign_images import (
 )
 
 from pyvmm import GuestError, load_guest
-from pyvmm.guest.assembler import guests_dir
 from pyvmm.guest.boot import START
 from pyvmm.guest.identify import kind_of
 from pyvmm.guest.image import Image, Segment
+from pyvmm.guest.shipped import guests_dir
 
 CODES = int(os.environ.get("PYVMM_FUZZ_CODES", "3000"))
 FAT_SECTOR = b"\xeb\x3c\x90" + struct.pack("<8sHBHBHHBHHH", b"PYVMM", 512, 1, 1, 2, 16, 2880,
