@@ -112,6 +112,12 @@ def sources() -> list[str]:
     return sorted(str(path.relative_to(HERE.parent)) for path in files)
 
 
+def backends() -> list[str]:
+    """The names of the backends: one file or folder each."""
+    found = (HERE / "backends").iterdir()
+    return sorted(path.stem for path in found if path.is_dir() or path.suffix == ".c")
+
+
 def check_python_headers() -> None:
     paths = {sysconfig.get_path(name) for name in ("include", "platinclude")}
     if not any(Path(path, "Python.h").is_file() for path in paths):
@@ -137,6 +143,8 @@ def make_builder() -> cffi.FFI:
         HEADERS,
         sources=sources(),
         include_dirs=include_dirs(),
+        # What memory.c makes its list of.
+        define_macros=[("BACKENDS(each)", " ".join(f"each({name})" for name in backends()))],
         extra_compile_args=arguments + os.environ.get("PYVMM_CFLAGS", "").split(),
         extra_link_args=os.environ.get("PYVMM_LDFLAGS", "").split(),
         depends=[str(path.relative_to(HERE.parent)) for path in HERE.rglob("*.h")],

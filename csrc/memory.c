@@ -10,11 +10,11 @@
 #include "exit_log.h"
 #include "page_range.h"
 
-static const struct backend *const backends[] = {
-	&backend_emulated,
-	&backend_guest_memfd,
-	&backend_memory_error,
-};
+/* BACKENDS(each) is made from the names of the files in backends/ when this is compiled. */
+#define DECLARED(name) extern const struct backend backend_##name;
+#define LISTED(name) &backend_##name,
+BACKENDS(DECLARED)
+static const struct backend *const backends[] = { BACKENDS(LISTED) };
 
 int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t policy)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What one kernel ABI for private memory must be able to do. A backend is one
- * file with one `const struct backend`, listed in memory.c.
+ * file with one `const struct backend`, called backend_ and the file's name.
  *
  * All calls but recognise() are made with the region's lock held. finish() may give it up to
  * take another region's, and takes it again: nobody holds two. Every int is 0
@@ -46,10 +46,6 @@ static inline void delete_windows(struct region *region)
 	slot_window_delete(&region->private_window);
 	slot_window_delete(&region->shared_window);
 }
-
-extern const struct backend backend_emulated;
-extern const struct backend backend_guest_memfd;
-extern const struct backend backend_memory_error;
 
 /* The access behind a KVM_EXIT_MMIO. */
 static inline struct memory_access mmio_access(const struct kvm_run *run)
