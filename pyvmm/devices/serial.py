@@ -170,8 +170,11 @@ class Serial16550(ByteWide):
         if not self._fifo:
             return 0
         byte = self._fifo.popleft()
-        self._take_from_wire()
         self._update()
+        if not self._fifo:
+            # The line has fallen: where interrupts are edges, what comes now is the next one.
+            self._take_from_wire()
+            self._update()
         return byte
 
     def _take_from_wire(self) -> None:

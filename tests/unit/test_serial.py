@@ -123,6 +123,18 @@ def test_each_byte_sent_is_an_edge() -> None:
     assert serial.read(IIR, 1) == SENT
 
 
+@pytest.mark.parametrize(("fcr", "edges"), [(0x00, 40), (0x01, 3)])
+def test_input_that_waits_is_edge_after_edge(fcr: int, edges: int) -> None:
+    """Whoever reads until there is nothing more, and whoever reads one byte without FIFOs."""
+    line = Line()
+    serial = Serial16550(set_line=line)
+    serial.write(FCR, 1, fcr)
+    serial.write(IER, 1, 0x01)
+    serial.receive(bytes(range(40)))
+    assert [serial.read(DATA, 1) for _ in range(40)] == list(range(40))
+    assert line.levels == [True, False] * edges
+
+
 def test_the_fifos_trigger_level() -> None:
     line = Line()
     serial = Serial16550(set_line=line)
