@@ -135,6 +135,26 @@ struct kvm_pre_fault_memory {
 #define GUEST_MEMFD_FLAG_INIT_SHARED (1ULL << 1)
 #endif
 
+/* ---- Linux 7.4, as it is in linux-next: the page state belongs to the guest_memfd ---- */
+
+#ifndef KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES
+#define KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES 252 /* may be another once it is released */
+#endif
+#ifndef KVM_SET_MEMORY_ATTRIBUTES2
+struct kvm_memory_attributes2 {
+	union {
+		__u64 address;
+		__u64 offset;
+	};
+	__u64 size;
+	__u64 attributes;
+	__u64 flags;
+	__u64 error_offset;
+	__u64 reserved[11];
+};
+#define KVM_SET_MEMORY_ATTRIBUTES2 _IOWR(KVMIO, 0xd2, struct kvm_memory_attributes2)
+#endif
+
 /* ---- The RFC of December 2021, v3; never in a released kernel ---- */
 
 #define KVM_MEM_PRIVATE (1UL << 2)

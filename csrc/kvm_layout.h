@@ -71,6 +71,14 @@ OFFSET(struct kvm_memory_attributes, size, 8);
 OFFSET(struct kvm_memory_attributes, attributes, 16);
 OFFSET(struct kvm_memory_attributes, flags, 24);
 
+SIZE(struct kvm_memory_attributes2, 128);
+OFFSET(struct kvm_memory_attributes2, offset, 0);
+OFFSET(struct kvm_memory_attributes2, size, 8);
+OFFSET(struct kvm_memory_attributes2, attributes, 16);
+OFFSET(struct kvm_memory_attributes2, flags, 24);
+OFFSET(struct kvm_memory_attributes2, error_offset, 32);
+OFFSET(struct kvm_memory_attributes2, reserved, 40);
+
 SIZE(struct kvm_create_guest_memfd, 64);
 OFFSET(struct kvm_create_guest_memfd, size, 0);
 OFFSET(struct kvm_create_guest_memfd, flags, 8);

@@ -23,6 +23,10 @@ struct kvm_userspace_memory_region_ext {
 	struct kvm_userspace_memory_region region; __u64 ofs; __u32 fd; __u32 padding[5]; ...;
 };
 struct kvm_memory_attributes { __u64 address; __u64 size; __u64 attributes; __u64 flags; ...; };
+struct kvm_memory_attributes2 {
+	__u64 offset; __u64 size; __u64 attributes; __u64 flags; __u64 error_offset;
+	__u64 reserved[11]; ...;
+};
 struct kvm_create_guest_memfd { __u64 size; __u64 flags; __u64 reserved[6]; ...; };
 struct kvm_pre_fault_memory { __u64 gpa; __u64 size; __u64 flags; ...; };
 struct kvm_dirty_log { __u32 slot; void *dirty_bitmap; ...; };

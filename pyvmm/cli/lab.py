@@ -64,7 +64,10 @@ def _add_setup_and_build(commands: Any) -> None:
 
     build = commands.add_parser("build", help="build a kernel; what was built before is kept")
     build.add_argument(
-        "--source", type=Path, metavar="TARBALL|DIR", help="default: Debian's linux-source-6.12"
+        "--source",
+        type=Path,
+        metavar="VERSION|TARBALL|DIR",
+        help="a version is Debian's linux-source-VERSION (default: 6.12)",
     )
     build.add_argument(
         "--patch", type=Path, action="append", default=[], metavar="FILE", help="applied with -p1"
@@ -139,14 +142,16 @@ def _setup(arguments: Namespace) -> int:
 def _build(arguments: Namespace) -> int:
     from pyvmm.lab.build import DEFAULT_VERSION, Recipe, build, known_recipe
     from pyvmm.lab.config import read_fragment
-    from pyvmm.lab.sources import default_tarball
+    from pyvmm.lab.sources import default_tarball, source_path
 
-    given = arguments.source or arguments.patch or arguments.config
-    recipe = known_recipe(arguments.name) if arguments.name and not given else None
+    source = source_path(arguments.source) if arguments.source else None
+    recipe = known_recipe(arguments.name) if arguments.name else None
+    if arguments.patch or arguments.config or (recipe and source not in (None, recipe.source)):
+        recipe = None
     if recipe is None:
-        source = arguments.source or default_tarball(DEFAULT_VERSION)
+        source = source or default_tarball(DEFAULT_VERSION)
         config = read_fragment(arguments.config) if arguments.config else ""
-        recipe = Recipe(source.absolute(), tuple(arguments.patch), config)
+        recipe = Recipe(source, tuple(arguments.patch), config)
     with build_progress() as progress:
         kernel = build(recipe, arguments.name, say, progress)
     print(f"{kernel.name}: Linux {kernel.release}, {kernel.image}")

@@ -183,6 +183,8 @@ _OF_A_VCPU = (
     iow("KVM_XEN_VCPU_SET_ATTR", 0xCB, "struct kvm_xen_vcpu_attr"),
 )
 
+_OF_A_GUEST_MEMFD = (iowr("KVM_SET_MEMORY_ATTRIBUTES2", 0xD2, "struct kvm_memory_attributes2"),)
+
 _OF_SEVERAL = (
     iowr("KVM_GET_MSRS", 0x88, "struct kvm_msrs"),
     iowr("KVM_MEMORY_ENCRYPT_OP", 0xBA, "unsigned long"),
@@ -196,7 +198,12 @@ _OF_SEVERAL = (
     iow("KVM_HAS_DEVICE_ATTR", 0xE3, "struct kvm_device_attr"),
 )
 
-_OWNED = {"/dev/kvm": _OF_THE_SYSTEM, "a VM": _OF_A_VM, "a vCPU": _OF_A_VCPU}
+_OWNED = {
+    "/dev/kvm": _OF_THE_SYSTEM,
+    "a VM": _OF_A_VM,
+    "a vCPU": _OF_A_VCPU,
+    "a guest_memfd": _OF_A_GUEST_MEMFD,
+}
 
 IOCTLS: dict[str, Ioctl] = {
     entry.name: entry for entries in (*_OWNED.values(), _OF_SEVERAL) for entry in entries

@@ -23,6 +23,8 @@ from pyvmm.lab.sources import Tree, default_tarball, open_source
 DEFAULT_VERSION = "6.12"
 #: Patches that belong to the lab; each is the name of the kernel that it makes.
 _OWN_PATCHES = Path(__file__).parent / "patches"
+#: Those that are for another source than the default one.
+_PATCHED_VERSIONS = {"in-place": "7.3"}
 #: Room for the objects of one configuration, in MiB.
 _BUILD_MIB = 600
 _UNBUILDABLE = re.compile(r"[\s:]")
@@ -47,7 +49,14 @@ def known_recipe(name: str) -> Recipe | None:
     if _VERSION.fullmatch(name):
         return Recipe(default_tarball(name))
     patch = _OWN_PATCHES / f"{name}.patch"
-    return Recipe(default_tarball(DEFAULT_VERSION), (patch,)) if patch.exists() else None
+    if not patch.exists():
+        return None
+    config = patch.with_suffix(".config")
+    return Recipe(
+        default_tarball(_PATCHED_VERSIONS.get(name, DEFAULT_VERSION)),
+        (patch,),
+        config.read_text() if config.exists() else "",
+    )
 
 
 def known_names() -> list[str]:

@@ -42,6 +42,7 @@ _NAMING_LINES = (
 _PATCH_FAILURES = ("FAILED", "can't find", "malformed", "not supported")
 #: What tar calls to unpack a tarball, by the end of its name.
 _UNPACKERS = {".xz": "xz", ".bz2": "bzip2", ".zst": "zstd"}
+_VERSION = re.compile(r"\d+\.\d+")
 _LONGEST_STEM = 40
 _LONGEST_NAME = 255  # NAME_MAX of linux/limits.h
 
@@ -62,6 +63,13 @@ class Source:
 def default_tarball(version: str) -> Path:
     """Where the distribution's package linux-source-VERSION has its source."""
     return _TARBALLS / f"linux-source-{version}.tar.xz"
+
+
+def source_path(given: Path) -> Path:
+    """Where a source is that a person named: by a path, or by a version such as 7.3."""
+    if _VERSION.fullmatch(str(given)) and not given.exists():
+        return default_tarball(str(given))
+    return given.absolute()
 
 
 def _how_to_get(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""An oracle that shares no code with pyvmm: the RFC's ABI, by ioctls from C."""
+"""Oracles that share no code with pyvmm: two ABIs of private memory, by ioctls from C."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("memory_error_abi.c")
 RACE_ROUNDS = "300"
 
 
 @pytest.mark.lab(kernel="memory-error")
 def test_the_kernel_has_the_rfc_s_private_memory(tmp_path: Path) -> None:
-    binary = tmp_path / "memory_error_abi"
+    check("memory_error_abi", tmp_path)
+
+
+@pytest.mark.lab(kernel="in-place")
+def test_the_kernel_has_in_place_conversion(tmp_path: Path) -> None:
+    check("in_place_abi", tmp_path)
+
+
+def check(name: str, folder: Path) -> None:
+    binary, program = folder / name, Path(__file__).with_name(f"{name}.c")
     flags = ["-O1", "-pthread", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["gcc", *flags, "-o", binary, PROGRAM], check=True, timeout=120)
+    subprocess.run(["gcc", *flags, "-o", binary, program], check=True, timeout=120)
     result = subprocess.run(
         [binary, RACE_ROUNDS], capture_output=True, text=True, timeout=200, check=False
     )

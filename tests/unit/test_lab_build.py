@@ -17,6 +17,7 @@ from pyvmm.lab.config import check_config, own_fragment, parse_config, read_frag
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import built_kernels, find_built, read_image
 from pyvmm.lab.programs import OF_A_BUILD
+from pyvmm.lab.sources import source_path
 
 _MAKE = r"""#!/bin/sh
 # Stands in for make: the goals are the last argument.
@@ -254,7 +255,7 @@ def test_names(world: Path) -> None:
     for name in ("", "../x", ".hidden", "a b", "x" * 100):
         with pytest.raises(LabUsageError, match="kernel name"):
             build(recipe, name, _silent)
-    for name in ("default", "6.12", "memory-error"):
+    for name in ("default", "6.12", "memory-error", "in-place"):
         with pytest.raises(LabUsageError, match="the lab's own"):
             build(recipe, name, _silent)
     with pytest.raises(LabUsageError, match=r"'nosuch': there is none of this name"):
@@ -305,7 +306,20 @@ def test_known_recipes_are_what_they_say() -> None:
     assert version is not None and version.source.name == "linux-source-7.3.tar.xz"
     own = known_recipe("memory-error")
     assert own is not None and own.patches[0].name == "memory-error.patch"
+    newer = known_recipe("in-place")
+    assert newer is not None and newer.source == version.source
+    assert newer.patches[0].name == "in-place.patch" and "CONFIG_IO_URING=y" in newer.config
     assert known_recipe("anything") is None
+
+
+def test_a_source_is_named_by_path_or_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert source_path(Path("7.3")).name == "linux-source-7.3.tar.xz"
+    assert source_path(Path("linux")) == tmp_path / "linux"
+    (tmp_path / "7.3").mkdir()
+    assert source_path(Path("7.3")) == tmp_path / "7.3"
 
 
 def test_a_build_waits_for_another(world: Path) -> None:

@@ -215,6 +215,8 @@ def set_memory_attributes(state: VmState, request: Any, number: int) -> str:
         return f"flags {request.flags:#x} must be 0"
     known = state.ask(lib.KVM_CAP_MEMORY_ATTRIBUTES)
     if unknown := request.attributes & ~known:
+        if state.ask(lib.KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES):
+            return "on this kernel a page's state is its guest_memfd's: set_memory_attributes2()"
         if unknown == lib.KVM_MEMORY_ATTRIBUTE_PRIVATE:
             return (
                 f"private memory needs a VM of type {lib.KVM_X86_SW_PROTECTED_VM} "
@@ -226,6 +228,26 @@ def set_memory_attributes(state: VmState, request: Any, number: int) -> str:
     if request.address + request.size >= _END:
         return f"the range from GPA {request.address:#x} wraps past 64 bits"
     return _aligned(("GPA", request.address), ("size", request.size))
+
+
+def set_memory_attributes2(file_size: int, request: Any, number: int) -> str:
+    if number == errno.ENOTTY:
+        return "this kernel's page states belong to the VM (kvm.gmem_in_place_conversion is not on)"
+    if number == errno.EAGAIN:
+        return f"somebody uses the page at offset {request.error_offset:#x} (I/O, a pipe, a pin)"
+    if number != errno.EINVAL:
+        return ""
+    if request.flags or any(request.reserved):
+        return "flags and reserved must be 0"
+    if unknown := request.attributes & ~lib.KVM_MEMORY_ATTRIBUTE_PRIVATE:
+        return f"attributes {unknown:#x} are not known"
+    if not request.size:
+        return "size is 0"
+    if aligned := _aligned(("offset", request.offset), ("size", request.size)):
+        return aligned
+    if request.offset + request.size > file_size:
+        return f"it reaches past the end of the file at {file_size:#x}"
+    return f"private memory needs a VM of type {lib.KVM_X86_SW_PROTECTED_VM}"
 
 
 def _aligned(*values: tuple[str, int]) -> str:

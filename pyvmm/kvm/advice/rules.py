@@ -54,6 +54,9 @@ _VCPU: dict[str, Rule] = {
     "KVM_SET_NESTED_STATE": vcpus.nested_state,
     "KVM_ENABLE_CAP": capabilities.enable_vcpu_cap,
 }
+_GUEST_MEMFD: dict[str, Rule] = {
+    "KVM_SET_MEMORY_ATTRIBUTES2": memory.set_memory_attributes2,
+}
 
 
 def of_vm(state: VmState, call: str, request: Any, number: int) -> str:
@@ -64,6 +67,11 @@ def of_vm(state: VmState, call: str, request: Any, number: int) -> str:
 def of_vcpu(state: VcpuState, call: str, request: Any, number: int) -> str:
     """The rule that an ioctl of a vCPU broke, or ""."""
     return _of("a vCPU", _VCPU, state, call, request, number)
+
+
+def of_guest_memfd(size: int, call: str, request: Any, number: int) -> str:
+    """The rule that an ioctl of a guest_memfd of ``size`` bytes broke, or ""."""
+    return _of("a guest_memfd", _GUEST_MEMFD, size, call, request, number)
 
 
 def wrong_owner(owner: str, call: str, number: int) -> str:
