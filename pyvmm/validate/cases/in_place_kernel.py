@@ -1,0 +1,410 @@
+"""What else in the kernel uses memory that converts in place: KVM's own accesses, exits, accounts.
+
+KVM reads and writes guest memory itself, through the slot's host address: clocks, steal time,
+interrupt flags, string I/O. None of it may reach a page that is private.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+from pyvmm.kvm.mapping import PROT_NONE, Mapping
+from pyvmm.native import ffi, lib
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.accounts import left_behind, lines, meminfo
+from pyvmm.validate.kit.calls import pre_fault
+from pyvmm.validate.kit.capabilities import hypercall_routine
+from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, Missing, check, errno_name, expect
+from pyvmm.validate.kit.guest import Cpu, GuestVm
+from pyvmm.validate.kit.in_place import MAPPED, MMAP, InPlace
+from pyvmm.validate.kit.known import MMIO_THEN_PRIVATE, Known
+from pyvmm.validate.kit.patterns import HOST, PRIVATE
+from pyvmm.validate.kit.race import in_threads
+from pyvmm.validate.kit.references import Pipe
+from pyvmm.validate.kit.toolbox import Toolbox
+
+NEEDS = ("in_place",)
+BACKEND = "in_place"
+GPA, PAGES = 4 * GIB, 8
+SIZE = PAGES * PAGE
+PORT = 0x77
+# <asm/kvm_para.h>: the MSR, and the bits beside the address that switch it on.
+_MSRS = {
+    "clock": (0x4B564D01, 1),
+    "wall clock": (0x4B564D00, 0),
+    "async page faults": (0x4B564D02, 1),
+    "steal time": (0x4B564D03, 1),
+    "end of interrupt": (0x4B564D04, 1),
+}
+
+
+def new_memory(tools: Toolbox, cpus: int = 1, **more: int) -> InPlace:
+    return InPlace(tools, tools.private_vm(cpus), GPA, SIZE, **more)
+
+
+def write_msr(cpu: Cpu, msr: int, value: int) -> bool:
+    """Let the guest write an MSR; False where it gets an exception (a triple fault)."""
+    cpu.prepare(routines.WRMSR, rcx=msr, rax=value & 0xFFFFFFFF, rdx=value >> 32)
+    return cpu.enter().reason == lib.KVM_EXIT_HLT
+
+
+@case(
+    "IP60",
+    "what KVM writes by itself does not reach a page that became private",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"what": tuple(_MSRS)},
+)
+def written_by_kvm(tools: Toolbox, what: str) -> None:
+    memory = new_memory(tools)
+    vm, cpu = memory.vm, memory.vm.cpu
+    msr, on = _MSRS[what]
+    cpu.fill(GPA, PAGE, PRIVATE, 8)
+    memory.to_private(0, PAGE)
+    memory.to_shared(0, PAGE)
+    if not write_msr(cpu, msr, GPA | on):
+        raise Missing(f"KVM's {what} (MSR {msr:#x})")
+
+    def use() -> None:
+        """Make KVM write: by entries, and by a clock that was set."""
+        clock = ffi.new("struct kvm_clock_data *")
+        vm.vm.ioctl("KVM_GET_CLOCK", clock)
+        clock.flags = 0
+        clock.clock += 1_000_000
+        vm.vm.ioctl("KVM_SET_CLOCK", clock)
+        for _ in range(4):
+            cpu.read(0x9000)
+        write_msr(cpu, msr, GPA | on)
+
+    use()
+    cpu.fill(GPA, PAGE, PRIVATE, 8)
+    answer = memory.ask(0, PAGE, True)
+    expect(errno_name(answer.error), "success", f"a page that KVM's {what} uses, to private")
+    for attempt in range(3):
+        if attempt:
+            cpu.fill(GPA, PAGE, PRIVATE, 8)
+        use()
+        cpu.expect_filled(GPA, PAGE, PRIVATE, f"a private page that KVM's {what} is to be in", 8)
+    memory.expect_refused(0, PAGE, f"a private page that KVM's {what} is to be in")
+    memory.to_shared(0, PAGE)
+    use()
+
+
+@case(
+    "IP61",
+    "string I/O that KVM emulates reads and writes no private page",
+    needs=(*NEEDS, "native_guests"),
+    backend=BACKEND,
+    vary={"direction": ("outs", "ins"), "address": ("the mapping", "PROT_NONE")},
+)
+def string_io(tools: Toolbox, direction: str, address: str) -> None:
+    hole = tools.keep(Mapping(SIZE, protection=PROT_NONE))
+    more = {"address": hole.address} if address == "PROT_NONE" else {}
+    memory = new_memory(tools, **more)
+    cpu = memory.vm.cpu
+    secret, answer = 0xA5, b"\x3c"
+    memory.guest_fill(0, SIZE, PRIVATE)
+    cpu.write(GPA, secret, 1)
+    memory.to_private(0, 2 * PAGE)
+    if direction == "outs":
+        outcome = cpu.run(routines.OUTSB, rsi=GPA, rdx=PORT)
+    else:
+        outcome = cpu.run(routines.INSB, rdi=GPA, rdx=PORT)
+    what = f"{direction} with a private page"
+    if outcome.reason == lib.KVM_EXIT_IO:
+        run = cpu.vcpu.kvm_run
+        data = ffi.cast("char *", run) + run.io.data_offset
+        if direction == "outs":
+            # Right, if KVM can read the page itself; it must not be what the host has there.
+            expect(ffi.buffer(data, 1)[:][0], secret, f"the byte of {what}")
+            return
+        ffi.memmove(data, answer, 1)
+        cpu.keep_answer()
+        outcome = cpu.enter()
+    if outcome.reason == lib.KVM_EXIT_HLT:
+        cpu.expect_read(GPA, answer[0], f"what {what} wrote", 1)
+        return
+    reasons = (lib.KVM_EXIT_MMIO, lib.KVM_EXIT_MEMORY_FAULT, lib.KVM_EXIT_INTERNAL_ERROR)
+    check(outcome.reason in reasons, f"{what}: an exit that says nothing", str(outcome))
+    if outcome.reason == lib.KVM_EXIT_MMIO:
+        expect(int(cpu.vcpu.kvm_run.mmio.phys_addr), GPA, f"GPA of the exit of {what}")
+        cpu.answer(0)
+        cpu.enter()
+    memory.expect_guest(PAGE, SIZE - PAGE, PRIVATE, f"pages beside {what}")
+    cpu.expect_read(GPA, secret, f"the page after {what}", 1)
+
+
+@case(
+    "IP62",
+    "without a slot a page is shared: MMIO, whatever the state of its page in the file",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def without_a_slot(tools: Toolbox) -> None:
+    memory = new_memory(tools, flags=MMAP)
+    memory.vm.cpu.expect_mmio(GPA + SIZE, "behind a private slot")
+    memory.delete()
+    for page in (0, PAGES - 1):
+        memory.vm.cpu.expect_mmio(GPA + page * PAGE, "a private page whose slot was deleted")
+    memory.to_shared(0, SIZE)
+    memory.vm.cpu.expect_mmio(GPA + PAGE, "a shared page whose slot was deleted")
+
+
+@case(
+    "IP63",
+    "a private page that had no slot before is memory as soon as it has one",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"state": ("private", "shared")},
+)
+def mmio_before(tools: Toolbox, state: str) -> None:
+    memory = new_memory(tools, flags=MMAP if state == "private" else MAPPED)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.delete()
+    memory.vm.cpu.expect_mmio(GPA, f"a {state} page whose slot was deleted")
+    memory.create()
+    outcome = memory.vm.cpu.run(routines.READ[8], rdi=GPA)
+    if state == "private" and outcome.fault == (0, GPA, PAGE):
+        raise Known(MMIO_THEN_PRIVATE, "a private page that was MMIO before its slot came exits")
+    if outcome.reason != lib.KVM_EXIT_HLT:
+        raise CheckFailed(f"a {state} page whose slot was made again: the guest got {outcome}")
+    memory.expect_guest(0, SIZE, PRIVATE, f"{state} pages whose slot was made again")
+
+
+@case(
+    "IP64",
+    "ordinary memory in the place of the slot is shared, as the host sees it",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def ordinary_memory_instead(tools: Toolbox) -> None:
+    memory = new_memory(tools, flags=MMAP)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.delete()
+    side = tools.shared_side(GPA, SIZE)
+    side.fill(GPA, 0, SIZE, HOST)
+    vm = memory.vm
+    slot = vm.new_slot()
+    vm.vm.set_user_memory_region(slot, GPA, SIZE, side.address)
+    vm.cpu.expect_filled(GPA, SIZE, HOST, "ordinary memory in the place of a private slot")
+    vm.vm.set_user_memory_region(slot, GPA, 0, side.address)
+    memory.create()
+    memory.expect_guest(0, SIZE, PRIVATE, "private pages that were ordinary memory meanwhile")
+
+
+@case(
+    "IP65",
+    "when its file is closed a page exits with EFAULT, and is not called private",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"state": ("private", "shared"), "mapped": (True, False)},
+)
+def file_closed(tools: Toolbox, state: str, mapped: bool) -> None:
+    memory = new_memory(tools, flags=MAPPED if state == "shared" else MMAP)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    if mapped:  # the mapping is a reference
+        memory.file.close()
+        memory.expect_guest(0, SIZE, PRIVATE, f"{state} pages whose file is mapped still")
+    memory.close_file()
+    for page in (PAGES - 1, 0):
+        memory.vm.cpu.prepare(routines.READ[8], rdi=GPA + page * PAGE)
+        memory.vm.cpu.expect_fault(GPA + page * PAGE, f"a {state} page of a closed file", flags=0)
+    memory.delete()
+    memory.vm.cpu.expect_mmio(GPA, "a page of a closed file without its slot")
+
+
+# The ranges of the kernel's own test, in pages of a vCPU's part.
+_RANGES = ((0, 1), (0, 16), (1, 1), (1, 16), (16, 1))
+
+
+@case(
+    "IP66",
+    "vCPUs ask for conversions by hypercall, each of its part: contents stay on both sides",
+    needs=(*NEEDS, "hypercall_exit"),
+    backend=BACKEND,
+    combinations=({"slots": 1, "cpus": 1}, {"slots": 1, "cpus": 2}, {"slots": 3, "cpus": 2}),
+)
+def by_hypercall(tools: Toolbox, slots: int, cpus: int) -> None:
+    pages = 18
+    vm = tools.private_vm(cpus)
+    call = hypercall_routine(vm)
+    assert call is not None
+    memory = InPlace(tools, vm, GPA, cpus * pages * PAGE, slots=slots)
+    host_tag, guest_tag = HOST, PRIVATE
+
+    def ask(cpu: int, offset: int, size: int, private: bool) -> None:
+        chosen = vm.cpus[cpu]
+        chosen.prepare(
+            call,
+            rax=lib.KVM_HC_MAP_GPA_RANGE,
+            rbx=GPA + offset,
+            rcx=size // PAGE,
+            rdx=private << 4,
+        )
+        outcome = chosen.enter()
+        if outcome.reason != lib.KVM_EXIT_HYPERCALL:
+            raise CheckFailed(f"a hypercall of a guest that converts in place gives {outcome}")
+        gpa, count, attributes = (int(each) for each in chosen.vcpu.kvm_run.hypercall.args[0:3])
+        # KVM has changed nothing by itself.
+        convert = memory.to_private if attributes >> 4 & 1 else memory.to_shared
+        convert(gpa - GPA, count * PAGE)
+        chosen.answer(0)
+        expect(int(chosen.finish("after a hypercall").rax), 0, "what the hypercall returns")
+
+    def work(cpu: int) -> None:
+        start = cpu * pages * PAGE
+        for first, count in _RANGES:
+            offset, size = start + first * PAGE, count * PAGE
+            memory.expect_states_of(offset, size, False, "before a hypercall")
+            memory.guest_fill(offset, size, guest_tag + cpu, cpu)
+            ask(cpu, offset, size, True)
+            memory.expect_guest(offset, size, guest_tag + cpu, "pages asked to be private", cpu)
+            memory.expect_refused(offset, size, "pages asked to be private")
+            memory.guest_fill(offset, size, guest_tag + 8 + cpu, cpu)
+            ask(cpu, offset, size, False)
+            memory.expect_host(offset, size, guest_tag + 8 + cpu, "pages asked to be shared")
+
+    in_threads(work, cpus)
+    memory.fill(0, memory.size, host_tag)
+    memory.expect_guest(0, memory.size, host_tag, "pages after conversions by hypercall")
+
+
+@case(
+    "IP67",
+    "pages are used once: a conversion takes no memory, a punch gives it back in either state",
+    needs=NEEDS,
+    backend=BACKEND,
+    alone=True,
+)
+def used_once(tools: Toolbox) -> None:
+    size = 32 * MIB
+    memory = InPlace(tools, tools.private_vm(), GPA, size)
+
+    def changed(call: Callable[[], object]) -> int:
+        before = meminfo()["Unevictable"]
+        call()
+        return meminfo()["Unevictable"] - before
+
+    near = size // 4
+    for what, call, wanted in (
+        ("allocating shared pages", lambda: memory.allocate(0, size), size),
+        ("a conversion to private", lambda: memory.to_private(0, size), 0),
+        ("a guest that uses private pages", lambda: memory.vm.cpu.fill(GPA, size, 1, PAGE), 0),
+        ("a conversion to shared", lambda: memory.to_shared(0, size), 0),
+        ("a punch of shared pages", lambda: memory.punch(0, size), -size),
+        ("a conversion of pages that are not there", lambda: memory.to_private(0, size), 0),
+        ("allocating private pages", lambda: memory.allocate(0, size), size),
+        ("a punch of private pages", lambda: memory.punch(0, size), -size),
+    ):
+        seen = changed(call)
+        if abs(seen - wanted) > near:  # others use memory too: once more, from the beginning
+            memory.punch(0, size)
+            raise CheckFailed(
+                f"{what} changes memory in use by another amount (Unevictable of /proc/meminfo)",
+                f"by {seen} bytes, expected about {wanted}",
+            )
+
+
+@case(
+    "IP68",
+    "nothing is left of a file whose pages were of both states, however it ends",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"ending": ("file first", "VM first", "mapped last", "EAGAIN last")},
+    alone=True,
+)
+def left(tools: Toolbox, ending: str) -> None:
+    pages = 64
+
+    def once() -> None:
+        with Toolbox("left") as own:
+            vm: GuestVm = own.private_vm()
+            memory = InPlace(own, vm, GPA, pages * PAGE)
+            memory.fill(0, 4 * PAGE, HOST)
+            for page in range(0, pages, 4):
+                memory.to_private(page * PAGE, 2 * PAGE)
+            memory.guest_fill(0, pages * PAGE, PRIVATE)
+            if ending == "file first":
+                memory.close_file()
+            elif ending == "VM first":
+                vm.close()
+                memory.to_shared(0, pages * PAGE)
+            elif ending == "mapped last":
+                memory.file.close()
+                vm.close()
+            else:
+                with Pipe() as pipe:
+                    check(pipe.hold(memory.address + 2 * PAGE), "vmsplice of a shared page")
+                    answer = memory.ask(0, pages * PAGE, True)
+                    expect(errno_name(answer.error), "EAGAIN", "a page in a pipe")
+
+    def work() -> None:
+        for _ in range(4):
+            once()
+
+    work()
+    grown = left_behind(work, lines(), lambda line: line.noise, 3)
+    names = ", ".join(line.name for line in grown)
+    check(not grown, f"something is left of files that converted in place ({names})", f"{grown}")
+
+
+@case(
+    "IP69",
+    "a pattern of states costs its memory control group what it costs the kernel",
+    needs=NEEDS,
+    backend=BACKEND,
+    alone=True,
+)
+def charged(tools: Toolbox) -> None:
+    """Told, not judged: upstream's tree of states is not charged to anybody."""
+    current = Path("/sys/fs/cgroup/memory.current")
+    group = Path("/proc/self/cgroup")
+    if not group.exists():
+        raise Missing("memory control groups (CONFIG_MEMCG)")
+    own = Path("/sys/fs/cgroup", group.read_text().rpartition("::/")[2].strip())
+    current = own / "memory.current"
+    if not current.exists():
+        raise Missing(f"{current}: mount -t cgroup2 none /sys/fs/cgroup")
+    memory = InPlace(tools, tools.private_vm(), GPA, 16 * MIB)
+    slab, group_bytes = meminfo()["Slab"], int(current.read_text())
+    for page in range(0, 4096, 2):
+        memory.to_private(page * PAGE, PAGE)
+    grown = meminfo()["Slab"] - slab
+    tools.say(
+        f"{grown >> 10} KiB of Slab, {int(current.read_text()) - group_bytes >> 10} KiB charged"
+    )
+    memory.to_private(0, memory.size)
+    check(
+        meminfo()["Slab"] - slab < max(grown // 2, 2 * MIB),
+        "states that are equal again keep the memory of when they were not",
+    )
+
+
+@case(
+    "IP70",
+    "pre-faulting maps pages of either state, and outside slots is ENOENT",
+    needs=(*NEEDS, "pre_fault", "statistics"),
+    backend=BACKEND,
+    vary={"state": ("private", "shared", "both")},
+)
+def pre_faulted(tools: Toolbox, state: str) -> None:
+    memory = new_memory(tools, flags=MAPPED if state == "shared" else MMAP)
+    if state == "both":
+        memory.to_shared(2 * PAGE, 3 * PAGE)
+    wanted = memory.states()
+    cpu = memory.vm.cpu
+    cpu.read(0x9000)
+    before = memory.vm.mapped_pages()
+    for _ in range(3):
+        left, error = pre_fault(cpu, GPA, SIZE + 2 * PAGE)
+        if error != errno.EINTR:
+            break
+    expect((left, errno_name(error)), (2 * PAGE, "ENOENT"), "bytes left, and errno")
+    expect(memory.vm.mapped_pages() - before, PAGES, f"pages mapped, {state}")
+    taken = cpu.counter("pf_taken")
+    memory.expect_guest_zero(0, SIZE, f"pre-faulted pages, {state}")
+    check(cpu.counter("pf_taken") - taken < PAGES, "pre-faulted pages fault once more")
+    memory.expect_states(wanted, "pre-faulted pages")

@@ -1,0 +1,280 @@
+"""To private while somebody holds a page: EAGAIN, which page it is, and nothing has changed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import ExitStack
+
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.native import ffi, lib
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.case import GIB, PAGE, case
+from pyvmm.validate.kit.check import Missing, check, errno_name, expect
+from pyvmm.validate.kit.in_place import INIT_SHARED, MARK, Answer, InPlace, raw_call
+from pyvmm.validate.kit.memory import ATTRIBUTE
+from pyvmm.validate.kit.patterns import HOST, PRIVATE
+from pyvmm.validate.kit.race import again_and_again
+from pyvmm.validate.kit.references import KINDS, Pipe
+from pyvmm.validate.kit.toolbox import Toolbox
+
+NEEDS = ("in_place",)
+BACKEND = "in_place"
+GPA, PAGES = 4 * GIB, 8
+SIZE = PAGES * PAGE
+# The memory is not at the beginning of its file.
+OFFSET = 67 * PAGE
+_EHWPOISON = 133  # <asm-generic/errno.h>; the errno module does not have it
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def new_memory(tools: Toolbox, slots: int = 1) -> InPlace:
+    memory = InPlace(tools, tools.private_vm(), GPA, SIZE, slots=slots, file_offset=OFFSET)
+    memory.fill(0, SIZE, HOST)
+    return memory
+
+
+def expect_busy(memory: InPlace, offset: int, size: int, page: int, what: str) -> None:
+    """To private must be EAGAIN and name a page of the memory, by its offset in the file."""
+    answer = memory.ask(offset, size, True)
+    where = memory.file_offset + page * PAGE
+    expect(errno_name(answer.error), "EAGAIN", f"errno of {what}")
+    expect(answer.error_offset, where, f"error_offset of {what}, where a page of the file is held")
+
+
+@case(
+    "IP40",
+    "a page that somebody holds makes its range EAGAIN: error_offset names it, nothing changes",
+    needs=NEEDS,
+    backend=BACKEND,
+    combinations=(
+        *({"kind": "vmsplice", "page": page} for page in (0, 3, 7)),
+        {"kind": "io_uring", "page": 3},
+        {"kind": "gup_test", "page": 3},
+    ),
+)
+def held(tools: Toolbox, kind: str, page: int) -> None:
+    memory = new_memory(tools)
+    memory.expect_guest(0, SIZE, HOST, "shared pages")
+    with KINDS[kind]() as reference:
+        check(reference.hold(memory.address + page * PAGE), f"{kind} cannot hold a shared page")
+        for _ in range(2):
+            expect_busy(memory, 0, SIZE, page, "a range with a page that is held")
+            memory.expect_states([False] * PAGES, "after EAGAIN")
+            memory.expect_host(0, SIZE, HOST, "pages after EAGAIN")
+            memory.expect_guest(0, SIZE, HOST, "pages after EAGAIN")
+        for each in range(PAGES):
+            if each == page:
+                expect_busy(memory, each * PAGE, PAGE, page, "a page that is held")
+            else:
+                memory.to_private(each * PAGE, PAGE)
+        memory.expect_states([each != page for each in range(PAGES)], "one by one, one held")
+        memory.to_shared(0, SIZE)
+        memory.expect_host(0, SIZE, HOST, "pages made shared while one is held")
+    memory.to_private(0, SIZE)
+    memory.expect_states([True] * PAGES, "when the page is let go")
+    memory.expect_guest(0, SIZE, HOST, "pages of which one was held")
+
+
+@case(
+    "IP41",
+    "of two pages that are held the first is named; what is before it converts alone",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"first": (0, 2, 5)},
+)
+def two_held(tools: Toolbox, first: int) -> None:
+    memory = new_memory(tools, 2)
+    with ExitStack() as stack:
+        for page in (first, 6):
+            pipe = stack.enter_context(Pipe())
+            check(pipe.hold(memory.address + page * PAGE), "vmsplice of a shared page")
+        expect_busy(memory, 0, SIZE, first, "a range with two pages that are held")
+        memory.expect_states([False] * PAGES, "after EAGAIN with two pages that are held")
+        if first:
+            memory.to_private(0, first * PAGE)
+        expect_busy(memory, 0, SIZE, first, "a range whose head is private already")
+        memory.expect_states([page < first for page in range(PAGES)], "after EAGAIN")
+        expect_busy(memory, (first + 1) * PAGE, SIZE - (first + 1) * PAGE, 6, "what is behind it")
+    memory.to_private(0, SIZE)
+    memory.expect_guest(0, SIZE, HOST, "pages of which two were held")
+
+
+@case(
+    "IP42",
+    "to shared nobody's reference matters, nor one to a page outside the range",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def to_shared(tools: Toolbox) -> None:
+    memory = new_memory(tools)
+    memory.to_private(0, 4 * PAGE)
+    with Pipe() as pipe:
+        check(pipe.hold(memory.address + 4 * PAGE), "vmsplice of a shared page")
+        for attempt in (memory.to_shared, memory.to_private, memory.to_shared):
+            attempt(0, 4 * PAGE)
+        memory.to_private(5 * PAGE, 3 * PAGE)
+        memory.to_shared(0, SIZE)
+        memory.expect_states([False] * PAGES, "made shared while a page is held")
+    memory.expect_host(0, SIZE, HOST, "made shared while a page is held")
+
+
+@case(
+    "IP43",
+    "a request that cannot be written to is EFAULT when there is an error_offset to tell",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def nowhere_to_tell(tools: Toolbox) -> None:
+    memory = new_memory(tools)
+    request = tools.keep(Mapping(PAGE))
+    words = [OFFSET, SIZE, ATTRIBUTE, 0, MARK]
+    request.view[:40] = bytes(ffi.buffer(ffi.new("uint64_t[5]", words)))
+    fd = memory.file.fileno()
+    with Pipe() as pipe:
+        check(pipe.hold(memory.address), "vmsplice of a shared page")
+        expect(errno_name(raw_call(fd, request.address)), "EAGAIN", "a request that can be written")
+        seen = int.from_bytes(request.view[32:40], "little")
+        expect(seen, OFFSET, "its error_offset")
+        _libc.mprotect(ctypes.c_void_p(request.address), ctypes.c_size_t(PAGE), 1)
+        expect(errno_name(raw_call(fd, request.address)), "EFAULT", "EAGAIN in a read-only request")
+        memory.expect_states([False] * PAGES, "after a request that failed")
+    expect(errno_name(raw_call(fd, request.address)), "success", "the same when nobody holds it")
+
+
+@case(
+    "IP44",
+    "all fields of a request are what they were after EAGAIN, but for error_offset",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"preset": (0, MARK)},
+)
+def written_back(tools: Toolbox, preset: int) -> None:
+    memory = new_memory(tools)
+    request = ffi.new("uint64_t[16]", [OFFSET, SIZE, ATTRIBUTE, 0, preset])
+    with Pipe() as pipe:
+        check(pipe.hold(memory.address + 5 * PAGE), "vmsplice of a shared page")
+        error = raw_call(memory.file.fileno(), int(ffi.cast("uintptr_t", request)))
+    expect(errno_name(error), "EAGAIN", "a range with a page that is held")
+    wanted = [OFFSET, SIZE, ATTRIBUTE, 0, OFFSET + 5 * PAGE, *[0] * 11]
+    check(list(request) == wanted, "EAGAIN changes more of the request than error_offset")
+
+
+@case(
+    "IP45",
+    "pages that a guest and the host use all the while are nobody's reference: no EAGAIN",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"first_use": ("by the guest", "by the host", "by fallocate")},
+)
+def in_use(tools: Toolbox, first_use: str) -> None:
+    """New pages are in a CPU's batch on their way to the kernel's lists: that is a reference."""
+    memory = new_memory(tools)
+    for _ in range(8):
+        memory.punch(0, SIZE)
+        if first_use == "by the guest":
+            memory.guest_fill(0, SIZE, PRIVATE)
+        elif first_use == "by fallocate":
+            memory.allocate(0, SIZE)
+        else:
+            memory.fill(0, SIZE, HOST)
+        answer = memory.ask(0, SIZE, True)
+        seen = errno_name(answer.error)
+        expect(seen, "success", f"errno of a conversion of pages first used {first_use}")
+        memory.to_shared(0, SIZE)
+
+
+@case(
+    "IP46",
+    "a guest's faults hold no page: no conversion under a guest that faults is EAGAIN",
+    needs=(*NEEDS, "two_cpus"),
+    backend=BACKEND,
+    alone=True,
+)
+def under_faults(tools: Toolbox) -> None:
+    # Nothing but the guest uses it, and it cannot be mapped.
+    memory = InPlace(tools, tools.private_vm(2), GPA, SIZE, flags=INIT_SHARED)
+    busy: list[int] = []
+    cpu = memory.vm.cpus[1]
+
+    def fault() -> None:
+        cpu.prepare(routines.FILL, rdi=GPA, rax=PRIVATE, rsi=PAGE, rcx=PAGES, r8=(1 << 64) - 1)
+        while cpu.enter().error:  # a race that it lost
+            pass
+
+    done = 0
+    with again_and_again(fault):
+        before = cpu.counter("pf_taken")
+        for _ in tools.enough(400, 4.0):
+            busy.append(memory.ask(0, SIZE, True).error)
+            busy.append(memory.ask(0, SIZE, False).error)
+            done += 2
+        faults = cpu.counter("pf_taken") - before
+    tools.provoked(min(faults, done), f"faults during {done} conversions")
+    check(
+        not any(busy),
+        "a conversion under a guest that faults fails: a fault holds a reference to its page",
+        f"{sum(map(bool, busy))} of {done}: {', '.join({errno_name(each) for each in busy})}",
+    )
+
+
+@case(
+    "IP47",
+    "a poisoned page can be used by nobody, and its range never becomes private",
+    needs=NEEDS,
+    backend=BACKEND,
+    alone=True,
+)
+def poisoned(tools: Toolbox) -> None:
+    memory = new_memory(tools)
+    page, advice = 3, 100  # MADV_HWPOISON
+    address = memory.address + page * PAGE
+    # Whoever asks for it is told by SIGBUS.
+    pid = os.fork()
+    if pid == 0:
+        memory.host.write(page * PAGE, b"mapped")
+        failed = _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), advice)
+        os._exit(ctypes.get_errno() if failed else 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status > 0:
+        raise Missing(f"MADV_HWPOISON ({errno_name(status)}): CONFIG_MEMORY_FAILURE, and root")
+    try:
+        check(memory.host.read(page * PAGE, 8) is None, "the host can read a poisoned page")
+        for what in ("a poisoned page", "a poisoned page after a conversion was refused"):
+            outcome = memory.vm.cpu.run(routines.READ[8], rdi=GPA + page * PAGE)
+            seen = (outcome.error, outcome.reason)
+            wanted = (_EHWPOISON, lib.KVM_EXIT_MEMORY_FAULT)
+            expect(seen, wanted, f"errno and reason of a guest's access to {what}")
+            expect_busy(memory, 0, SIZE, page, "a range with a poisoned page")
+        wanted_states = [each == page for each in range(PAGES)]
+        memory.expect_states(wanted_states, "pages that the host cannot read, of which one is bad")
+        memory.expect_guest(0, page * PAGE, HOST, "pages before a poisoned one")
+        memory.expect_guest((page + 1) * PAGE, 4 * PAGE, HOST, "pages behind a poisoned one")
+    finally:
+        memory.punch(0, SIZE)
+    answer = memory.ask(0, SIZE, True)
+    expect(answer, Answer(0, MARK), "a conversion when the poisoned page was punched")
+    memory.expect_guest_zero(0, SIZE, "a range whose poisoned page was punched")
+
+
+@case(
+    "IP48",
+    "what a page's holder reads is what the page has: no copy is made for it",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def through_a_pipe(tools: Toolbox) -> None:
+    memory = new_memory(tools)
+    out, into = os.pipe()
+    try:
+        vec = (ctypes.c_uint64 * 2)(memory.address, PAGE)
+        done = _libc.vmsplice(ctypes.c_int(into), ctypes.byref(vec), 1, 0)
+        expect(done, PAGE, "what vmsplice of a shared page returns")
+        memory.guest_fill(0, PAGE, PRIVATE)
+        data = os.read(out, PAGE)
+        expect(int.from_bytes(data[:8], "little"), PRIVATE + GPA, "what comes out of the pipe")
+        memory.to_private(0, SIZE)
+        memory.expect_guest(0, PAGE, PRIVATE, "a page that was in a pipe")
+    finally:
+        os.close(out)
+        os.close(into)
