@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 
 
 class Step(StrEnum):
@@ -46,6 +47,8 @@ class World:
     in_use: bool = False
     converted_by_file: bool = False
 
+    # There are few worlds, and each order asks for each of its steps.
+    @cache  # noqa: B019
     def after(self, step: Step) -> World | None:
         """The world after ``step``, None where it is not possible.
 
