@@ -27,6 +27,9 @@ SIZE = 8 * PAGE
 _ROUNDS = 40
 # However slow the machine is.
 _STALE_S = 5.0
+# So many tries are enough where a machine is fast. Without the check of stale faults one of 25
+# lost races, and one of 20 pairs of punches, leaves a page that is wrong.
+_LOST_RACES, _PUNCHES = 500, 2000
 
 
 @case(
@@ -119,7 +122,7 @@ def stale_fault(tools: Toolbox, end: str) -> None:
     wrong = flips = failed = 0
     with Watch(memory.vm.cpu, gpa) as watch:
         until = time.monotonic() + 3 * _STALE_S
-        while time.monotonic() < until and not wrong:
+        while time.monotonic() < until and watch.lost_races < _LOST_RACES and not wrong:
             delay = delays[flips % len(delays)]
             failed |= ioctl(fd, number, first)
             for _ in delay:
@@ -148,7 +151,7 @@ def stale_punch(tools: Toolbox) -> None:
     vm = tools.private_vm()
     memory = tools.memory(vm, 4 * GIB, SIZE)
     memory.set_private(0, SIZE)
-    lost = punches = 0
+    lost = punches = inside = 0
 
     def punch_twice(delay: range) -> None:
         memory.punch(0, PAGE)
@@ -158,10 +161,11 @@ def stale_punch(tools: Toolbox) -> None:
 
     with Watch(vm.cpu, memory.gpa, routines.COUNT) as watch:
         until = time.monotonic() + _STALE_S
-        while time.monotonic() < until:
+        while time.monotonic() < until and inside < _PUNCHES:
             punches += 1
             delay = range(tools.random.randrange(60))
             met = watch.during(punch_twice, delay)
+            inside += met
             tools.tried(met, "pairs of punches found the vCPU inside the guest")
             # The guest counts in the page that it has mapped; unmapped, it faults in the file's.
             counted = watch.after(watch.rounds + 20)
