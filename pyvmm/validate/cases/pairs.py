@@ -51,7 +51,7 @@ _GONE = {
 _LONG_S = 20.0
 # Of a guest that touches many pages.
 _STRIDE = 4 * PAGE
-_ATTEMPTS, _RACES, _REPEAT_S = 6, 3, 0.5
+_ATTEMPTS, _RACES, _REPEAT_S = 6, 3, 0.2
 
 
 class Scene:
@@ -104,7 +104,7 @@ class Scene:
 
     def _set_attributes(self, memory: Memory) -> None:
         # So many that it takes long; the last is what it was.
-        length = GIB // 4 if memory is self.large else memory.size
+        length = GIB // 8 if memory is self.large else memory.size
         for each in (0, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE):
             self.vm.vm.set_memory_attributes(memory.gpa, length, each)
 
