@@ -26,6 +26,8 @@ BACKEND = "memory_error"
 TO_SHARED: int = lib.KVM_EXIT_MEM_MAP_SHARED
 TO_PRIVATE: int = lib.KVM_EXIT_MEM_MAP_PRIVATE
 SIZE = 64 * PAGE
+# How long a page is flipped, and how long until there was a race: a busy machine lets few come.
+_FLIPS_S, _RACE_S = 5.0, 30.0
 TAG, OTHER = 0x11 << 48, 0x22 << 48
 BASES = ((0x40000, 0xC0000), (4 * GIB, 5 * GIB), (4 * GIB, GIB))
 
@@ -277,7 +279,7 @@ def running(tools: Toolbox, to: str) -> None:
 
     at = views(tools)
     view, wanted = (at.shared, TO_SHARED) if to == "private" else (at.private, TO_PRIVATE)
-    for _ in tools.enough(20):
+    for _ in tools.enough(20, _RACE_S):
         (at.to_shared if to == "private" else at.to_private)(0, PAGE)
         with Watch(at.vm.cpu, view, stop_at_exit=True) as watch:
             convert = at.to_private if to == "private" else at.to_shared
@@ -312,8 +314,8 @@ def stale_fault(tools: Toolbox, end: str) -> None:
     began = time.monotonic()
     with Watch(at.vm.cpu, view, stop_at_exit=True):
         usual_s = time.monotonic() - began  # until a vCPU has its page
-    until, flips = time.monotonic() + 5, 0
-    while time.monotonic() < until:
+    began, flips = time.monotonic(), 0
+    while time.monotonic() - began < (_FLIPS_S if tools.races else _RACE_S):
         flips += 1
         first(0, PAGE)
         with Watch(at.vm.cpu, view, stop_at_exit=True, wait=False) as watch:
@@ -336,6 +338,7 @@ def stale_fault(tools: Toolbox, end: str) -> None:
     backend=BACKEND,
     vary={"base": (512 * KIB, 4 * GIB)},
     alone=True,
+    deadline_s=120.0,
 )
 def fight(tools: Toolbox, base: int) -> None:
 
@@ -359,7 +362,8 @@ def fight(tools: Toolbox, base: int) -> None:
             value = int(vm.cpus[cpu].vcpu.get_regs().rax)
             check(value in (0, mine), "a vCPU sees what the other view wrote", f"{value:#x}")
 
-    in_threads(work, 2)
+    for _ in tools.enough(1, _RACE_S):
+        in_threads(work, 2)
 
 
 @case(
@@ -406,7 +410,7 @@ def fault_meanwhile(tools: Toolbox) -> None:
     size = 64 * MIB
     at = views(tools, size=size)
     page = at.shared + size - PAGE
-    for _ in tools.enough(1):
+    for _ in tools.enough(1, _RACE_S):
         at.file.punch(0, size)
         with Watch(at.vm.cpu, page, stop_at_exit=True) as watch:
             tools.tried(watch.during(at.file.allocate, 0, size), INSIDE)
