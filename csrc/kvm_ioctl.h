@@ -41,6 +41,31 @@ static inline void *host_map(size_t size, int protection, int flags, int fd, int
 	return address == MAP_FAILED ? NULL : address;
 }
 
+/*
+ * Private memory for guest address `gpa`, so that both sides may use pages of 2 MiB; both are
+ * aligned to 4 KiB. What is not touched costs nothing. NULL as above.
+ */
+static inline void *host_map_ram(size_t size, uint64_t gpa)
+{
+	const size_t huge = 2u << 20;
+	char *whole, *found;
+
+	if (size > SIZE_MAX - huge) {
+		errno = ENOMEM;
+		return NULL;
+	}
+	whole = mmap(NULL, size + huge, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (whole == MAP_FAILED)
+		return NULL;
+	found = whole + ((gpa - (uintptr_t)whole) & (huge - 1));
+	if (found > whole)
+		munmap(whole, (size_t)(found - whole));
+	munmap(found + size, huge - (size_t)(found - whole));
+	madvise(found, size, MADV_HUGEPAGE); /* where the kernel has them */
+	return found;
+}
+
 static inline void host_unmap(size_t size, void *address)
 {
 	munmap(address, size);

@@ -16,6 +16,7 @@ struct protocol *protocol_create(void)
 	if (protocol == MAP_FAILED)
 		return NULL;
 	protocol->enabled = true;
+	protocol->vector_stubs = VECTOR_STUBS;
 	return protocol;
 }
 
@@ -52,10 +53,13 @@ static void ring_doorbell(struct protocol_vcpu *vcpu, struct memory *memory, uin
 	uint32_t state = request == DOORBELL_TO_SHARED	  ? PAGE_SHARED
 			 : request == DOORBELL_TO_PRIVATE ? PAGE_PRIVATE
 							  : UINT32_MAX;
+	const uint64_t gpa = (uint64_t)vcpu->doorbell_gpa_high << 32 | vcpu->doorbell_gpa;
+	const uint64_t pages = (uint64_t)vcpu->doorbell_pages_high << 32 | vcpu->doorbell_pages;
 	uint64_t changed;
 
-	vcpu->doorbell_result = (uint32_t)memory_convert(memory, vcpu->doorbell_gpa,
-							 vcpu->doorbell_pages, state, &changed);
+	vcpu->doorbell_result = (uint32_t)memory_convert(memory, gpa, pages, state, &changed);
+	vcpu->doorbell_gpa_high = 0;
+	vcpu->doorbell_pages_high = 0;
 	*converted += changed;
 	if (conversion_ns && changed)
 		*conversion_ns += monotonic_ns() - start;
@@ -105,6 +109,27 @@ static enum port_verdict port_in(struct protocol *protocol, struct protocol_vcpu
 	return PORT_DONE;
 }
 
+/* The upper half of a number of 64 bits; false where the port is any other. */
+static bool take_upper_half(const struct protocol *protocol, struct protocol_vcpu *vcpu,
+			    uint32_t port, uint32_t value)
+{
+	if (!protocol->is_wide)
+		return false;
+	switch (port) {
+	case PORT_DOORBELL_GPA_HIGH:
+		vcpu->doorbell_gpa_high = value;
+		return true;
+	case PORT_DOORBELL_PAGES_HIGH:
+		vcpu->doorbell_pages_high = value;
+		return true;
+	case PORT_ASSERT_HIGH:
+		vcpu->assert_gpa_high = value;
+		return true;
+	default:
+		return false;
+	}
+}
+
 enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu *vcpu,
 				struct memory *memory, const struct kvm_run *run, void *data,
 				uint64_t *conversion_ns, uint64_t *converted)
@@ -114,7 +139,7 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 	uint32_t i;
 
 	if (!protocol->enabled)
-		return PORT_PYTHON;
+		return protocol->is_foreign ? protocol_unclaimed(protocol, run, data) : PORT_PYTHON;
 	if (run->io.direction == KVM_EXIT_IO_IN)
 		return port_in(protocol, vcpu, run, data);
 	if (run->io.port == PORT_EXIT) {
@@ -143,14 +168,17 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 			ring_doorbell(vcpu, memory, value, conversion_ns, converted);
 			break;
 		case PORT_ASSERT:
-			vcpu->assert_gpa = value;
+			vcpu->assert_gpa = (uint64_t)vcpu->assert_gpa_high << 32 | value;
 			vcpu->exit_code = 1;
 			return PORT_ASSERTED;
 		case PORT_MEASURE:
 			put_measure(protocol, value);
 			break;
 		default:
-			return protocol_unclaimed(protocol, run, data);
+			if (take_upper_half(protocol, vcpu, run->io.port, value))
+				break;
+			return is_stub_port(run->io.port) ? PORT_STUB
+							  : protocol_unclaimed(protocol, run, data);
 		}
 	}
 	return PORT_DONE;

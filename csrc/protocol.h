@@ -26,6 +26,10 @@
 #define PORT_ASSERT 0x610
 #define PORT_MEASURE 0x614
 #define PORT_FEATURES 0x618
+/* In protected and long mode only: bits 63:32 of what the three ports of that name are told. */
+#define PORT_DOORBELL_GPA_HIGH 0x61C
+#define PORT_DOORBELL_PAGES_HIGH 0x620
+#define PORT_ASSERT_HIGH 0x624
 
 #define DOORBELL_TO_SHARED 1
 #define DOORBELL_TO_PRIVATE 2
@@ -47,10 +51,13 @@ struct unclaimed {
 
 struct protocol {
 	uint32_t features;
-	bool enabled; /* off: every port goes to Python */
+	bool enabled; /* off: every port goes to Python, unless is_foreign */
+	bool is_foreign; /* not enabled: the guest's ports are devices' or nobody's */
+	bool is_wide; /* the guest has numbers of 64 bits */
 	bool unclaimed_to_python; /* ports and memory that nobody claims */
 	bool has_unclaimed_ports;
 	uint32_t python_window_count;
+	uint64_t vector_stubs; /* GPA of vector 0's: see vector_stub.h */
 	uint64_t console_written; /* bytes ever; the first CONSOLE_SIZE are kept */
 	uint64_t measures_written;
 	struct unclaimed unclaimed_gpas[UNCLAIMED_GPAS]; /* GPA + 1, in order; 0: none yet */
@@ -71,9 +78,12 @@ struct protocol {
 struct protocol_vcpu {
 	uint32_t doorbell_gpa;
 	uint32_t doorbell_pages;
+	uint32_t doorbell_gpa_high; /* these three are 0 again once they were used */
+	uint32_t doorbell_pages_high;
+	uint32_t assert_gpa_high;
 	uint32_t doorbell_result;
 	uint32_t exit_code;
-	uint32_t assert_gpa;
+	uint64_t assert_gpa;
 	bool by_stub; /* exit_code is 0x100 + vector: nothing handled it */
 };
 

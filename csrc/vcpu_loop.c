@@ -261,7 +261,8 @@ static enum loop_stop handle_memory(struct vcpu_loop *loop, int run_errno, bool 
 /* What happened where no handler is, or just a port that nobody has. */
 static enum port_verdict handle_stub(struct vcpu_loop *loop, void *data)
 {
-	const int vector = vector_of_stub(loop->vcpu_fd, loop->memory, loop->run);
+	const int vector = vector_of_stub(loop->vcpu_fd, loop->memory, loop->run,
+					  loop->protocol->vector_stubs);
 
 	if (vector < 0)
 		return protocol_unclaimed(loop->protocol, loop->run, data);
@@ -340,7 +341,8 @@ static enum loop_stop handle_exit(struct vcpu_loop *loop, int run_errno)
 			reset_guard(loop);
 			return handle_io(loop);
 		case KVM_EXIT_HLT:
-			return loop->protocol->enabled ? STOP_HLT : STOP_EXIT;
+			return loop->protocol->enabled || loop->protocol->is_foreign ? STOP_HLT
+										     : STOP_EXIT;
 		case KVM_EXIT_HYPERCALL:
 			reset_guard(loop);
 			return handle_hypercall(loop);

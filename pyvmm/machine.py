@@ -16,7 +16,7 @@ from pyvmm.errors import (
 )
 from pyvmm.guest.image import Image, flat_image
 from pyvmm.guest.platform import Platform
-from pyvmm.guest.real_mode import RealMode
+from pyvmm.guest.platforms import protocol_platform
 from pyvmm.kvm.arguments import integer, need, number, shown
 from pyvmm.kvm.cpuid import physical_address_bits
 from pyvmm.kvm.exits import Exit, io_data
@@ -48,10 +48,11 @@ class Machine(Closing):
 
     ``guest`` is an :class:`Image` or the bytes of a flat binary, which run as they are,
     whatever they look like: a file is for :func:`load_guest`. ``platform`` is the world that it
-    is born into; by default the guest protocol in real mode. ``policy`` says what happens
-    when the guest touches a page through the wrong view: a :class:`Policy`, or a function
-    that is given the :class:`MemoryErrorExit` and the vCPU's index and returns whether to
-    convert. Policy.ASK itself asks whoever iterates over :meth:`exits`.
+    is born into; by default the guest protocol in the image's mode, for bytes in real mode.
+    ``policy`` says what happens when the guest touches a page through the wrong view: a
+    :class:`Policy`, or a function that is given the :class:`MemoryErrorExit` and the vCPU's
+    index and returns whether to convert. Policy.ASK itself asks whoever iterates over
+    :meth:`exits`.
     ``recording`` keeps latencies and the last ``log_capacity`` exits of each vCPU (a power
     of two).
 
@@ -83,8 +84,11 @@ class Machine(Closing):
                 f"{type(guest).__name__} is neither Image nor bytes",
                 "load_guest() and assemble() make an Image",
             )
-        self.platform = RealMode() if platform is None else platform
+        mode = guest.mode if isinstance(guest, Image) else None
+        self.platform = protocol_platform(mode) if platform is None else platform
         need("platform", self.platform, Platform)
+        layout = self.platform.layout
+        image = flat_image("guest", guest, layout) if isinstance(guest, bytes) else guest
         most = self.platform.max_vcpus
         if not 1 <= integer("vcpus", vcpus) <= most:
             raise ConfigurationError(
@@ -96,19 +100,20 @@ class Machine(Closing):
             need("kvm", kvm, Kvm)
         if not (isinstance(policy, Policy) or callable(policy)):
             raise ConfigurationError(f"policy {shown(policy)}", "it is no Policy and no function")
-        image = flat_image("guest", guest) if isinstance(guest, bytes) else guest
         asked = policy if isinstance(policy, Policy) else Policy.ASK
         ask = None if isinstance(policy, Policy) else policy
         self.vcpus: list[Vcpu] = []
         self.loops: list[VcpuLoop] = []
         self._resources: list[Closeable] = []
-        self._backend, self._views, self._irqchip = backend, views, irqchip
+        self._backend, self._views = backend, views
+        self._irqchip = irqchip or self.platform.has_irqchip
         self._vcpu_count = vcpus
         self._log_capacity = log_capacity if recording else 0
         try:
             self._create_vm(kvm, asked)
             self._add_memory()
             self._add_vcpus()
+            self.platform.add_devices(self)
             self._running = Running(self.loops, self.bus, self.memory, ask, self._resources)
             self.load(image)
         except BaseException:
@@ -125,15 +130,18 @@ class Machine(Closing):
         self._kvm = kvm
         self._policy = policy
         self._chosen, self._mechanism = choose_backend(kvm, self._backend)
-        if self._views not in self._chosen.views:
-            raise UnsupportedError(
-                f"{self._views} view",
-                f"the {self._chosen.name} backend has no such regions",
-                "use 2 views",
-            )
+        self._check_views(self._views)
         # Closed last to first: the loops, the vCPUs, the memory, the VM.
         self.vm = kvm.create_vm(self._chosen.vm_type)
         self._resources.append(self.vm)
+
+    def _check_views(self, views: int) -> None:
+        if views not in self._chosen.views:
+            raise UnsupportedError(
+                f"{views} view",
+                f"the {self._chosen.name} backend has no such regions",
+                "use 2 views",
+            )
 
     def _add_memory(self) -> None:
         """The platform's RAM and regions, and where KVM keeps pages of its own."""
@@ -152,13 +160,19 @@ class Machine(Closing):
         if self._irqchip:
             self.vm.create_irqchip()
             self.vm.create_pit2()
-        self._ram = [self.memory.add_ram(gpa, size) for gpa, size in self.platform.ram]
+        for gpa, size in self.platform.ram:
+            self.memory.add_ram(gpa, size)
         for place in self.platform.regions(self._views):
+            self._check_views(1 if place.shared_gpa is None else 2)
             self.memory.add_region(place.gpa, place.size, place.shared_gpa)
 
     def _add_vcpus(self) -> None:
         """The protocol's ports, the bus, and vCPUs with their run loops."""
         self._protocol = create_protocol()
+        self._protocol.enabled = self.platform.has_protocol
+        self._protocol.is_foreign = not self.platform.has_protocol
+        self._protocol.is_wide = self.platform.is_wide
+        self._protocol.vector_stubs = self.platform.vector_stubs or 0
         if self._views == 2:
             self._protocol.features |= lib.FEATURE_TWO_VIEWS
         if self._chosen.hypercall and self.vm.map_gpa_range_exits():
@@ -171,7 +185,7 @@ class Machine(Closing):
             self._resources.append(vcpu)
             self.vcpus.append(vcpu)
             vcpu.set_cpuid2(cpuid)
-            if self._irqchip and index > 0:
+            if self._irqchip and index > 0 and not self.platform.waits_for_sipi:
                 # Behind a LAPIC a secondary vCPU waits for a start-up interrupt.
                 vcpu.set_mp_state(lib.KVM_MP_STATE_RUNNABLE)
             loop = VcpuLoop(
@@ -193,8 +207,8 @@ class Machine(Closing):
         need("image", image, Image)
         if self._running.has_run:
             raise ConfigurationError("load()", "the machine has run already", "make a new one")
-        self._running.judge = Judge(self.memory, image, self._irqchip)
-        self.platform.load(image, self._ram[0].view)
+        self._running.judge = Judge(self.memory, image, self._irqchip, self.platform.hlt_passes)
+        self.platform.load(image, self.memory, len(self.vcpus))
         for vcpu in self.vcpus:
             self.platform.boot(vcpu, len(self.vcpus), image)
 
@@ -317,6 +331,10 @@ class Machine(Closing):
         """The console's bytes until now; at most 1 MiB is kept."""
         self._running.check_open()
         return console_of(self._protocol)
+
+    def serial(self) -> bytes:
+        """What the guest sent to COM1 until now, where the platform has one."""
+        return self.platform.serial()
 
     def close(self) -> None:
         """Give everything back. A run that is under way ends first, and does it then."""

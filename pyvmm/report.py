@@ -210,6 +210,7 @@ def report_of(
         conversion_latency=latency_of(loops, "conversion_latency"),
         measures=tuple(protocol.measures[0:measures]),
         measures_dropped=protocol.measures_written - measures,
+        serial=platform.serial().decode("utf-8", "replace"),
         memory=tuple(
             RegionReport(region.gpa, region.size, tuple(region.private_ranges()))
             for region in memory.regions

@@ -10,6 +10,7 @@ from types import GeneratorType
 from typing import ClassVar, Protocol
 
 from pyvmm.devices.bus import Bus
+from pyvmm.devices.end_of_run import EndOfRun
 from pyvmm.errors import ClosedError, ConfigurationError
 from pyvmm.kvm.arguments import need
 from pyvmm.kvm.exits import Exit, MemoryErrorExit
@@ -161,6 +162,7 @@ class Running:
         run, decode = loop.vcpu.kvm_run, loop.vcpu.exit
         devices, answer = self._bus.devices, self._bus.answer
         asks_again = index in self._unanswered
+        end: VcpuEnd | None = None
         try:
             while True:
                 try:
@@ -171,6 +173,9 @@ class Running:
                             continue
                     elif (goes_on := self._handlers.get(stop)) is not None and goes_on(self, index):
                         continue
+                except EndOfRun as end_of_run:
+                    end = self.judge.ended_by_device(loop, index, end_of_run)
+                    break
                 except Exception as error:
                     self._ends.append(self.judge.raised(loop, index, error))
                     raise
@@ -187,12 +192,8 @@ class Running:
                         loop.answer_convert()
                         continue
                 break
-            if stop == _STOP_KICK and self._ending and not self._kicked:
-                end = VcpuEnd(index, None)  # another vCPU has ended the run
-            else:
-                end = self.judge.stopped(
-                    loop, index, stop, "deny()" if self.denied else "the policy"
-                )
+            if end is None:
+                end = self._stopped(loop, index, stop)
             self._ends.append(end)
             if stop in _ENDS_OF_A_GUEST:
                 self._ended.add(index)
@@ -204,6 +205,12 @@ class Running:
                 self._finish_or_close()
         if for_caller:
             self.check_open()
+
+    def _stopped(self, loop: VcpuLoop, index: int, stop: int) -> VcpuEnd:
+        if stop == _STOP_KICK and self._ending and not self._kicked:
+            return VcpuEnd(index, None)  # another vCPU has ended the run
+        denied_by = "deny()" if self.denied else "the policy"
+        return self.judge.stopped(loop, index, stop, denied_by)
 
     def _tick(self, index: int) -> bool:
         if self.on_tick is not None and index == 0:
@@ -251,7 +258,7 @@ class Running:
 
     def verdict(self) -> tuple[Result, int | None, str, Where | None]:
         """Result, exit code, reason and place of all runs until now."""
-        return verdict(self._ends, len(self._loops), self.judge.image)
+        return verdict(self._ends, len(self._loops), self.judge)
 
     # ---- the end ----
 

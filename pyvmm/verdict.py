@@ -6,6 +6,7 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pyvmm.devices.end_of_run import EndOfRun
 from pyvmm.diagnosis import (
     describe_cause,
     describe_deadline,
@@ -50,6 +51,7 @@ class Judge:
     memory: GuestMemory
     image: Image
     has_irqchip: bool
+    hlt_passes: bool = False
 
     def stopped(self, loop: VcpuLoop, index: int, stop: int, denied_by: str) -> VcpuEnd:
         """The end of vCPU ``index``, whose ``loop`` returned ``stop``.
@@ -93,6 +95,15 @@ class Judge:
         result = Result.ERROR if host_failed else Result.FAIL
         reason = _failure(loop, index, stop, denied_by, where.place)
         return VcpuEnd(index, result, None, reason, where)
+
+    def ended_by_device(self, loop: VcpuLoop, index: int, end: EndOfRun) -> VcpuEnd:
+        """The end of vCPU ``index``, which wrote to a device that ends the run by it."""
+        lib.loop_finish_record(loop.raw)
+        if end.passed:
+            return VcpuEnd(index, Result.PASS, end.code)
+        where = where_it_stands(loop, index, self.image, self.memory, lib.STOP_GUEST_EXIT)
+        reason = printable(f"vCPU {index} {end.reason} at {where.place}")
+        return VcpuEnd(index, Result.FAIL, end.code, reason, where)
 
     def raised(self, loop: VcpuLoop, index: int, error: Exception) -> VcpuEnd:
         """The end of a vCPU whose device, policy or log has raised."""
@@ -151,7 +162,7 @@ def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str, place: str) 
 
 
 def verdict(
-    ends: Sequence[VcpuEnd], vcpus: int, image: Image
+    ends: Sequence[VcpuEnd], vcpus: int, judge: Judge
 ) -> tuple[Result, int | None, str, Where | None]:
     """Result, exit code, reason and place of a run of so many vCPUs, by the ends until now."""
     codes = [end.exit_code for end in ends if end.exit_code is not None]
@@ -163,8 +174,10 @@ def verdict(
             return Result.FAIL, end.exit_code, end.reason, end.where
     if len(ends) < vcpus:
         return Result.INTERRUPTED, code, "the run was interrupted", None
+    if code is None and judge.hlt_passes:
+        return Result.PASS, None, "", None
     if code is None:
-        where = with_source(ends[-1].where, image)
+        where = with_source(ends[-1].where, judge.image)
         last = "" if where is None else f", the last at {where.place}"
         reason = f"every vCPU ended in HLT{last}, and none wrote an exit code"
         return Result.FAIL, None, reason, where

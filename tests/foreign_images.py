@@ -183,20 +183,24 @@ def built_by_hand() -> Iterator[Foreign]:
     yield from _texts()
 
 
+def of_other_modes() -> Iterator[tuple[str, bytes]]:
+    """Guests of protected and long mode: the mode, and an ELF file."""
+    yield "long", elf(64, machine=EM_X86_64)
+    yield "long", elf(64, machine=EM_X86_64, at=0x200000)
+    yield "long", elf(32, machine=EM_X86_64)  # x32
+    yield "protected", elf(at=0x200000)
+    yield "protected", elf(at=0x100000)
+
+
 def _elf_files() -> Iterator[Foreign]:
-    yield Foreign("k64", elf(64, machine=EM_X86_64), ("64-bit ELF executable", "--mode real"))
-    yield Foreign("pie64", elf(64, DYN, EM_X86_64, 0x1000), ("64-bit ELF PIE", ".code16"))
+    yield Foreign("pie64", elf(64, DYN, EM_X86_64, 0x1000), ("64-bit ELF PIE", "-Ttext=0x100000"))
     yield Foreign("rel64.o", elf(64, REL, EM_X86_64, 0), ("64-bit ELF object",))
     yield Foreign("core", elf(64, CORE, EM_X86_64, 0), ("64-bit ELF core dump",))
-    yield Foreign("x32", elf(32, machine=EM_X86_64), ("x32", "ELF executable"))
     linux = elf(64, machine=EM_X86_64, at=0x1000000, address=0xFFFFFFFF81000000)
     yield Foreign("vmlinux", linux, ("Linux kernel (vmlinux)", "64-bit ELF"))
     yield Foreign("large", linux.ljust(17 << 20, b"\1"), ("vmlinux", "too many for a guest"))
     yield Foreign("pie32", elf(32, DYN, at=0x1000), ("32-bit ELF PIE", "-no-pie", "-Ttext=0x7c00"))
     yield Foreign("rel32.o", elf(32, REL, at=0), ("32-bit ELF object", "ld -m elf_i386"))
-    yield Foreign("high", elf(at=0x8048000), ("32-bit ELF", "protected mode", "0x8048000"))
-    entry_high = elf(at=0x100000)
-    yield Foreign("entry", entry_high, ("32-bit ELF", "linked at 0x100000", "-Ttext=0x7c00"))
     yield Foreign("dynamic", elf(interpreter=True), ("dynamically linked", "32-bit ELF"))
     yield Foreign("mb.elf", elf(code=multiboot1()), ("32-bit ELF", "multiboot 1 header"))
     yield Foreign("arm", elf(machine=EM_ARM), ("ELF file for ARM", "build it for x86"))
@@ -323,12 +327,10 @@ def _texts() -> Iterator[Foreign]:
 
 
 _GCC = (
-    ("exe64", ["-nostdlib", "-static", "-no-pie"], ("64-bit ELF executable",)),
     ("pie64", ["-nostdlib", "-pie"], ("64-bit ELF PIE",)),
     ("library.so", ["-nostdlib", "-shared"], ("64-bit ELF PIE or shared object",)),
     ("object64.o", ["-c"], ("64-bit ELF object",)),
     ("pie32", ["-m32", "-nostdlib", "-pie"], ("32-bit ELF PIE", "-no-pie", "-Ttext=0x7c00")),
-    ("exe32", ["-m32", "-nostdlib", "-static", "-no-pie"], ("32-bit ELF", "protected mode")),
     ("object32.o", ["-m32", "-c"], ("32-bit ELF object", "ld -m elf_i386")),
     ("partial.o", ["-m32", "-nostdlib", "-r"], ("32-bit ELF object",)),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 #define PORT_EXIT ...
 #define PORT_DOORBELL_GPA ...
 #define PORT_FEATURES ...
+#define PORT_ASSERT_HIGH ...
 #define FEATURE_HYPERCALL ...
 #define FEATURE_TWO_VIEWS ...
 #define CONSOLE_SIZE ...
@@ -23,8 +24,11 @@ struct unclaimed {
 struct protocol {
 	uint32_t features;
 	bool enabled;
+	bool is_foreign;
+	bool is_wide;
 	bool unclaimed_to_python;
 	uint32_t python_window_count;
+	uint64_t vector_stubs;
 	uint64_t console_written;
 	uint64_t measures_written;
 	struct gpa_window python_windows[...];
@@ -36,7 +40,7 @@ struct protocol {
 
 struct protocol_vcpu {
 	uint32_t exit_code;
-	uint32_t assert_gpa;
+	uint64_t assert_gpa;
 	bool by_stub;
 	...;
 };

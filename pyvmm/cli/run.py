@@ -14,12 +14,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pyvmm.cli import arguments
+from pyvmm.cli import arguments, platform_options
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
-from pyvmm.guest.assembler import MODES, load_guest
+from pyvmm.guest.assembler import check_kind, image_of, read_guest
+from pyvmm.guest.image import Image
+from pyvmm.guest.platform import Platform
+from pyvmm.guest.platforms import PROTOCOL, choose_platform
 from pyvmm.loop.vcpu_loop import ExitRecord
 from pyvmm.machine import Machine
 from pyvmm.memory.backends import BACKENDS
@@ -49,13 +52,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("guest", metavar="GUEST", help="a file, or the name of a shipped guest")
     parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
     parser.add_argument("--views", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="1 to 28 (default: 1)")
-    parser.add_argument(
-        "--mode",
-        type=_mode,
-        metavar="real",
-        help="real: run GUEST as a real-mode guest, though it looks like something else",
-    )
+    parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="how many (default: 1)")
+    platform_options.add_to(parser)
     parser.add_argument("--irqchip", action="store_true", help="in-kernel PIC, LAPIC and PIT")
     parser.add_argument(
         "--deadline",
@@ -78,12 +76,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--timeline", metavar="FILE", help="write a timeline for ui.perfetto.dev (JSON)"
     )
     parser.set_defaults(func=run, unblocks_signals=True)
-
-
-def _mode(text: str) -> str:
-    if text not in MODES:
-        raise argparse.ArgumentTypeError(f"{text!r}: pyvmm has real-mode guests only, say real")
-    return text
 
 
 def _parameter(text: str) -> tuple[str, int]:
@@ -142,7 +134,7 @@ def _report(
     try:
         with ExitStack() as stack:
             # Both may wait for somebody (an assembler, a FIFO), so a signal ends them at once.
-            image = load_guest(options.guest, dict(options.param), options.mode)
+            image, platform = _guest_and_platform(options)
             files = _ExitFiles(options, stack)
             # A machine is built too quickly for that, and what a signal raises in a destructor
             # would be lost.
@@ -150,6 +142,7 @@ def _report(
             machine = stack.enter_context(
                 Machine(
                     image,
+                    platform=platform,
                     backend=options.backend,
                     views=options.views,
                     vcpus=options.vcpus,
@@ -166,7 +159,7 @@ def _report(
             finally:
                 report = machine.report()
                 if console is not None:
-                    console.take(machine.console())
+                    console.take(_printed(machine))
         return report
     except UnsupportedError as error:
         return replace(report, result=Result.SKIP, reason=str(error))
@@ -174,6 +167,18 @@ def _report(
         return replace(report, result=Result.ERROR, reason=str(error))
     except MemoryError:
         return replace(report, result=Result.ERROR, reason=status.OUT_OF_MEMORY)
+
+
+def _guest_and_platform(options: argparse.Namespace) -> tuple[Image, Platform]:
+    file = read_guest(options.guest)
+    kind = file.kind()
+    wanted = platform_options.taken_from(options)
+    platform = choose_platform(wanted, kind)
+    is_asked = wanted.platform != "auto" or wanted.mode is not None
+    if platform.name == PROTOCOL:
+        check_kind(file, platform.mode, is_asked=is_asked)
+    image = image_of(file, platform.layout, dict(options.param), is_asked=is_asked)
+    return image, platform
 
 
 class _ExitFiles:
@@ -238,5 +243,10 @@ def _nothing() -> None:
 
 
 def _show_live(machine: Machine, console: ConsoleText) -> None:
-    console.take(machine.console())
+    console.take(_printed(machine))
     console.show()
+
+
+def _printed(machine: Machine) -> bytes:
+    """What the guest has printed: on the protocol's console, or where there is none on COM1."""
+    return machine.console() if machine.platform.has_protocol else machine.serial()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from operator import index
 from typing import Any, Protocol
 
+from pyvmm.devices.end_of_run import EndOfRun
 from pyvmm.errors import ClosedError, ConfigurationError
 from pyvmm.kvm.arguments import c_structure
 from pyvmm.kvm.exits import io_data
@@ -22,7 +23,9 @@ ClaimFunction = Callable[[str, int, int], object]
 class Device(Protocol):
     """Something behind ports or addresses. It is called by the vCPU's own thread.
 
-    What it raises ends the run, with a note that names the device and the access.
+    Where a machine has several vCPUs it is called by several threads at once: it locks what it
+    keeps. An :class:`EndOfRun` that it raises is the run's verdict; anything else that it raises
+    ends the run as an error, with a note that names the device and the access.
     """
 
     def read(self, address: int, size: int) -> int:
@@ -159,6 +162,8 @@ class Bus:
                     device.write(address, size, int.from_bytes(data[at : at + size], "little"))
                     continue
                 value = device.read(address, size)
+            except EndOfRun:
+                raise
             except Exception as error:
                 error.add_note(_describe(device, run, "write" if is_write else "read"))
                 raise

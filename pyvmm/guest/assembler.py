@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyvmm.errors import ConfigurationError, GuestError, WrongTypeError
-from pyvmm.guest.boot import START
 from pyvmm.guest.elf import is_elf
+from pyvmm.guest.elf_kind import check_code
 from pyvmm.guest.identify import kind_of, refusal
 from pyvmm.guest.image import Image, elf_image, flat_image, read_guest_file
+from pyvmm.guest.kind import Kind
+from pyvmm.guest.layout import LAYOUTS, REAL, Layout
 from pyvmm.guest.shipped import built_guest, find_guest, guests_dir
 from pyvmm.guest.source import check_source, may_say_its_width, read_source
 from pyvmm.guest.tools import call, named, path_of
@@ -21,22 +23,36 @@ from pyvmm.kvm.memfd import Memfd
 from pyvmm.printable import printable
 
 _ASSEMBLY = (".S", ".s", ".asm")
-MODES = ("real",)
+# By mode: the widths of as and ld, and of the code.
+_TOOLS = {
+    "real": ("--32", "elf_i386", 16),
+    "protected": ("--32", "elf_i386", 32),
+    "long": ("--64", "elf_x86_64", 64),
+}
 
 
-def load_guest(
-    name: str | os.PathLike[str],
-    parameters: Mapping[str, int] | None = None,
-    mode: str | None = None,
-) -> Image:
-    """An image from assembly, a flat binary or an ELF file, told apart by name and content.
+@dataclass(frozen=True, slots=True)
+class GuestFile:
+    """A guest's file; ``name`` is what the user calls it."""
 
-    ``parameters`` become symbols of an assembly file. What cannot be a real-mode guest is
-    refused with what it is, unless ``mode`` is "real": then it is run all the same. Raises
-    :class:`GuestError`, and :class:`ConfigurationError` for another mode.
+    name: str
+    path: Path
+    data: bytes
+
+    @property
+    def is_assembly(self) -> bool:
+        return self.path.suffix in _ASSEMBLY
+
+    def kind(self) -> Kind | None:
+        """What it is, by its content; None if it may be a real-mode guest, or is source."""
+        return None if self.is_assembly else kind_of(self.path, self.data, len(self.data))
+
+
+def read_guest(name: str | os.PathLike[str]) -> GuestFile:
+    """The file called ``name``, or the guest of that name that comes with pyvmm.
+
+    Raises :class:`GuestError`.
     """
-    if mode is not None and mode not in MODES:
-        raise ConfigurationError(f"mode {mode!r}", "pyvmm runs real-mode guests only", "use real")
     need("guest", name, str, bytes, os.PathLike)
     name = os.fsdecode(name)
     if not name:
@@ -46,30 +62,83 @@ def load_guest(
             "-", "no guest is read from standard input", "name a file (./- for one of that name)"
         )
     path = find_guest(name)
-    data = read_guest_file(path)
-    if path.suffix in _ASSEMBLY:
-        if not parameters and (built := built_guest(path)) is not None:
-            return elf_image(name, read_guest_file(built))
-        source = read_source(path, data, mode)
-        image = _assemble(path, str(path.absolute()), source, parameters)
-        if mode is None:
+    return GuestFile(name, path, read_guest_file(path))
+
+
+def image_of(
+    file: GuestFile,
+    layout: Layout,
+    parameters: Mapping[str, int] | None = None,
+    *,
+    is_asked: bool = False,
+) -> Image:
+    """An image of the file for a world with this layout.
+
+    ``is_asked``: the user has asked for that world, so that source which looks like something
+    else is taken. Raises :class:`GuestError`.
+    """
+    path, data = file.path, file.data
+    if file.is_assembly:
+        if not parameters and layout == REAL and (built := built_guest(path)) is not None:
+            return elf_image(file.name, read_guest_file(built))
+        source = read_source(path, data, layout.mode, is_asked)
+        image = _assemble(path, str(path.absolute()), source, parameters, layout)
+        if not is_asked and layout.mode == REAL.mode:
             _check_width(path, source, parameters, image)
         return image
-    kind = kind_of(path, data, len(data))
-    if kind is not None and (mode is None or not kind.is_loadable):
-        raise refusal(path, kind)
     if parameters:
-        raise GuestError(name, "only an assembly file takes parameters", "drop --param")
-    return elf_image(name, data) if is_elf(data) else flat_image(name, data)
+        raise GuestError(file.name, "only an assembly file takes parameters", "drop --param")
+    if not is_elf(data):
+        return flat_image(file.name, data, layout)
+    return elf_image(file.name, data, layout.mode)
 
 
-def assemble(source: str, parameters: Mapping[str, int] | None = None) -> Image:
-    """An image from assembly text (GNU as syntax, begin it with ``.code16``)."""
+def check_kind(file: GuestFile, mode: str, *, is_asked: bool) -> None:
+    """Refuse a file that is no guest of the guest protocol in a mode, by what it is.
+
+    ``is_asked``: the user has asked for that mode, so that what looks like something else is
+    taken, where it can be loaded. Raises :class:`GuestError`.
+    """
+    kind = file.kind()
+    has_place = kind is None or kind.is_loadable or (mode != REAL.mode and kind.platform != "")
+    if kind is not None and kind.mode != mode and not (is_asked and has_place):
+        raise refusal(file.path, kind)
+    if is_elf(file.data):
+        check_code(file.name, file.data, mode)
+
+
+def load_guest(
+    name: str | os.PathLike[str],
+    parameters: Mapping[str, int] | None = None,
+    mode: str | None = None,
+) -> Image:
+    """An image from assembly, a flat binary or an ELF file, told apart by name and content.
+
+    ``parameters`` become symbols of an assembly file. Without ``mode`` an ELF file chooses its
+    own, and all else is of real mode; what can be no guest is then refused with what it is.
+    Raises :class:`GuestError`, and :class:`ConfigurationError` for a mode that there is not.
+    """
+    if mode is not None and mode not in LAYOUTS:
+        raise ConfigurationError(f"mode {mode!r}", "there is no such mode", "use real or long")
+    file = read_guest(name)
+    kind = file.kind() if mode is None else None
+    chosen = mode or (kind.mode if kind is not None else "") or REAL.mode
+    check_kind(file, chosen, is_asked=mode is not None)
+    return image_of(file, LAYOUTS[chosen], parameters, is_asked=mode is not None)
+
+
+def assemble(
+    source: str, parameters: Mapping[str, int] | None = None, mode: str = REAL.mode
+) -> Image:
+    """An image from assembly text in GNU as syntax; for real mode begin it with ``.code16``."""
     if not isinstance(source, str):
         raise WrongTypeError("source", f"{type(source).__name__} is no str of assembly")
+    if mode not in LAYOUTS:
+        raise ConfigurationError(f"mode {mode!r}", "there is no such mode", "use real or long")
     check_source("guest", source)
-    image = _assemble(Path("guest"), "-", source, parameters)
-    _check_width(Path("guest"), source, parameters, image)
+    image = _assemble(Path("guest"), "-", source, parameters, LAYOUTS[mode])
+    if mode == REAL.mode:
+        _check_width(Path("guest"), source, parameters, image)
     return image
 
 
@@ -80,7 +149,7 @@ def _check_width(
     if may_say_its_width(source):
         return
     try:
-        as_meant = _assemble(path, "-", f".code16\n{source}", parameters).segments
+        as_meant = _assemble(path, "-", f".code16\n{source}", parameters, REAL).segments
     except GuestError:
         as_meant = ()
     if as_meant != image.segments:
@@ -89,28 +158,36 @@ def _check_width(
 
 
 def _assemble(
-    path: Path, argument: str, source: str, parameters: Mapping[str, int] | None
+    path: Path,
+    argument: str,
+    source: str,
+    parameters: Mapping[str, int] | None,
+    layout: Layout,
 ) -> Image:
-    """Assemble and link ``source`` at 0x7C00, which as reads from ``argument`` ("-": its input).
+    """Assemble and link ``source`` as ``layout`` says; as reads it from ``argument`` ("-": input).
 
     The error's cause is what as or ld say, with the name that the user gave to the file.
     """
     symbols = [f"--defsym={symbol}={value}" for symbol, value in _checked(parameters).items()]
+    width, emulation, bits = _TOOLS[layout.mode]
+    if bits > 16:
+        symbols.append(f"--defsym=PYVMM_BITS={bits}")  # pyvmm.inc asks for it
     # One line, whatever the file is called.
     name = printable(str(path))
     macros = guests_dir() / "include" / "pyvmm.inc"
     # Memory files: whatever ends this process, no temporary file stays behind.
     with Memfd("guest.o", 0) as unlinked, Memfd("guest.elf", 0) as linked:
         include = ["-I", str(path.parent), "-I", str(macros.parent)]
-        assembler = ["as", "-g", "--32", *include, *symbols, "-o", path_of(unlinked), argument]
+        assembler = ["as", "-g", width, *include, *symbols, "-o", path_of(unlinked), argument]
         said = call(path, assembler, source if argument == "-" else "", unlinked)
         if said:
             from pyvmm.guest.rejected import why_not_assembled
 
             raise why_not_assembled(name, named(said, argument, name), source, macros)
-        layout = ["-m", "elf_i386", "-N", f"-Ttext={START:#x}", f"--entry={START:#x}"]
+        origin = f"{layout.origin:#x}"
+        places = ["-m", emulation, "-N", f"-Ttext={origin}", f"--entry={origin}"]
         quiet = ["--build-id=none", "-z", "noexecstack"]
-        linker = ["ld", *layout, *quiet, "-o", path_of(linked), path_of(unlinked)]
+        linker = ["ld", *places, *quiet, "-o", path_of(linked), path_of(unlinked)]
         said = call(path, linker, "", unlinked, linked)
         if said:
             from pyvmm.guest.rejected import why_not_linked
@@ -118,7 +195,7 @@ def _assemble(
             raise why_not_linked(name, named(said, argument, name), source, macros)
         size = os.fstat(linked.fileno()).st_size
         elf = os.pread(linked.fileno(), size, 0)
-        return replace(elf_image(path.name, elf), elf=elf)
+        return replace(elf_image(path.name, elf, layout.mode), elf=elf)
 
 
 def _checked(parameters: Mapping[str, int] | None) -> Mapping[str, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import struct
 from functools import cache
 
+from pyvmm.guest.layout import REAL
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import ffi, lib
 
-START = 0x7C00
+START = REAL.origin
 RAM_SIZE = 0x40000
 STACK_PER_VCPU = 0x400
 MAX_VCPUS = 28

@@ -1,4 +1,4 @@
-"""ELF files that are no real-mode guests."""
+"""ELF files that are no real-mode guests, and what they are."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pyvmm.guest.elf import (
 )
 from pyvmm.guest.formats import has_multiboot_header
 from pyvmm.guest.kind import Kind
+from pyvmm.guest.layout import LONG
 
 # The first address that real mode cannot form while A20 is masked.
 REAL_MODE_END = 1 << 20
@@ -26,6 +27,8 @@ _RELINK = (
     f"-Wl,-N,-Ttext={START:#x} (C code: -m16 -ffreestanding -fno-pic, too)"
 )
 _SIXTEEN_BITS = f"pyvmm runs 16-bit code only so far: .code16, as --32, {_LINK}"
+_LINK_64 = f"ld -m elf_x86_64 -N -Ttext {LONG.origin:#x} -e _start -o guest.elf"
+_RELINK_64 = f"link it again with gcc -nostdlib -static -no-pie -Wl,-N,-Ttext={LONG.origin:#x}"
 _MACHINES = {
     2: "SPARC",
     4: "m68k",
@@ -73,15 +76,39 @@ def elf_kind(data: bytes) -> Kind | None:
         and all(load.end <= RAM_SIZE or elf.is_notes(load) for load in elf.loads)
     )
     if elf.bits == 64 or machine == EM_X86_64:
-        if is_fixed and _is_linux(elf):
-            name = f"Linux kernel (vmlinux), a {name}"
-        article = "an" if name.startswith("x32") else "a"
-        return Kind(f"{article} {name}", _SIXTEEN_BITS, fits)
+        return _long_mode(elf, name, fits)
     if elf.kind == ET_REL:
         return Kind(f"a {name}", f"link it: {_LINK} FILE", is_loadable=False)
     if not is_fixed:
         return Kind(f"a {name}", _RELINK, is_loadable=False)
     return _protected_mode(elf, name, has_multiboot_header(data), fits)
+
+
+def _long_mode(elf: Elf, name: str, fits: bool) -> Kind:
+    if elf.kind == ET_REL:
+        return Kind(f"a {name}", f"link it: {_LINK_64} FILE", is_loadable=False)
+    if elf.kind != ET_EXEC:
+        return Kind(f"a {name}", _RELINK_64, is_loadable=False)
+    if _is_linux(elf):
+        return Kind(f"a Linux kernel (vmlinux), a {name}", "run its bzImage", fits)
+    if elf.has_interpreter:
+        return Kind(f"a dynamically linked {name} of an operating system", _RELINK_64, fits)
+    article = "an" if name.startswith("x32") else "a"
+    return Kind(f"{article} {name}", "", fits, "protocol", "long")
+
+
+def check_code(name: str, data: bytes, mode: str) -> None:
+    """Refuse an ELF file whose code is of another width than the mode's.
+
+    Real mode may have any: the file's class says nothing of its code. Raises :class:`GuestError`.
+    """
+    found = order_and_machine(data)
+    wanted = {"protected": EM_386, "long": EM_X86_64}.get(mode)
+    if wanted is None or found is None or found[1] == wanted or found[1] not in (EM_386, EM_X86_64):
+        return
+    bits, right = (64, "long") if found[1] == EM_X86_64 else (32, "protected or real")
+    cause = f"its code is of {bits} bits, which {mode} mode does not run"
+    raise GuestError(name, cause, f"use --mode {right}")
 
 
 def _is_linux(elf: Elf) -> bool:
@@ -92,11 +119,12 @@ def _is_linux(elf: Elf) -> bool:
 def _protected_mode(elf: Elf, name: str, multiboot: str, fits: bool) -> Kind | None:
     if multiboot:
         what = f"a {name} with a {multiboot} header, which starts in protected mode"
-        return Kind(what, _SIXTEEN_BITS, fits)
+        return Kind(what, _SIXTEEN_BITS, fits, "multiboot")
     if elf.has_interpreter:
         return Kind(f"a dynamically linked {name} of an operating system", _RELINK, fits)
     code = [load.gpa for load in elf.loads if not elf.is_notes(load)]
     beyond = [address for address in (elf.entry, *code) if address >= REAL_MODE_END]
     if beyond:
-        return Kind(f"a {name} for protected mode, linked at {min(beyond):#x}", _RELINK, fits)
+        what = f"a {name} for protected mode, linked at {min(beyond):#x}"
+        return Kind(what, _RELINK, fits, "protocol", "protected")
     return None

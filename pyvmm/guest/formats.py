@@ -108,7 +108,7 @@ def _is_bootable(data: bytes) -> bool:
 
 def _linux(data: bytes, size: int) -> Kind | None:
     if _is_bootable(data) and data[0x202:0x206] == b"HdrS":
-        return Kind("a Linux kernel (bzImage)", _KERNEL)
+        return Kind("a Linux kernel (bzImage)", _KERNEL, platform="linux")
     if data[56:60] == b"ARM\x64" and data[:2] != b"\0\0":
         return Kind("a Linux kernel for AArch64", _OTHER_CPU)
     if data[48:56] == b"RISCV\0\0\0" and data[56:60] == b"RSC\x05":
@@ -120,7 +120,8 @@ def _multiboot(data: bytes, size: int) -> Kind | None:
     version = has_multiboot_header(data)
     # A boot sector may bring a multiboot kernel along, and begins in real mode all the same.
     if version and not _is_bootable(data):
-        return Kind(f"a {version} image, which starts in protected mode", _MULTIBOOT)
+        what = f"a {version} image, which starts in protected mode"
+        return Kind(what, _MULTIBOOT, platform="multiboot")
     return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.errors import GuestError
-from pyvmm.guest.boot import RAM_SIZE, START
+from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
 
 MAX_FILE = 16 << 20
 # Of a larger file so much is read, to tell what it is.
@@ -16,23 +16,26 @@ _HEAD = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """``data`` at ``gpa``."""
+    """``data`` at ``gpa``. ``is_notes``: only for tools, where a linker put what nobody placed."""
 
     gpa: int
     data: bytes
+    is_notes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
     """A guest that is ready to be copied into RAM. ``entry`` is the IP of every vCPU.
 
-    ``elf`` is the file with the line table that pyvmm's own assembling left, or empty.
+    ``elf`` is the file with the line table that pyvmm's own assembling left, or empty. ``mode``
+    is what the code was made for.
     """
 
     name: str
     segments: tuple[Segment, ...]
-    entry: int = START
+    entry: int = REAL.origin
     elf: bytes = b""
+    mode: str = REAL.mode
 
 
 def read_guest_file(path: Path) -> bytes:
@@ -74,14 +77,14 @@ def _too_large(path: Path, head: bytes, size: int) -> GuestError:
     return GuestError(str(path), cause, kind.remedy)
 
 
-def flat_image(name: str, data: bytes) -> Image:
-    """A flat binary: loaded at 0x7C00, as a boot sector is, and entered at its first byte."""
+def flat_image(name: str, data: bytes, layout: Layout = REAL) -> Image:
+    """A flat binary: loaded at the layout's origin, and entered at its first byte."""
     if not data:
         raise GuestError(name, "it is empty")
-    return Image(name, (Segment(START, data),))
+    return Image(name, (Segment(layout.origin, data),), layout.origin, mode=layout.mode)
 
 
-def elf_image(name: str, data: bytes) -> Image:
+def elf_image(name: str, data: bytes, mode: str = REAL.mode) -> Image:
     """A linked ELF file, 32 or 64 bits, x86: its PT_LOAD segments at their physical addresses."""
     from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, read_elf
 
@@ -89,10 +92,11 @@ def elf_image(name: str, data: bytes) -> Image:
     if elf.machine not in (EM_386, EM_X86_64):
         raise GuestError(name, f"the ELF file is for machine {elf.machine}, not x86")
     if elf.kind != ET_EXEC:
+        emulation = "elf_x86_64" if mode == LONG.mode else "elf_i386"
         raise GuestError(
             name,
             "the ELF file is not a linked executable",
-            f"link it: ld -m elf_i386 -N -Ttext {START:#x} -o guest.elf guest.o",
+            f"link it: ld -m {emulation} -N -Ttext {LAYOUTS[mode].origin:#x} -o guest.elf guest.o",
         )
     segments = []
     total = 0
@@ -101,24 +105,18 @@ def elf_image(name: str, data: bytes) -> Image:
             raise GuestError(name, "a segment of the ELF file is larger than its memory")
         if load.size and load.offset + load.size > len(data):
             raise GuestError(name, "the ELF file is cut short")
-        if load.gpa >= RAM_SIZE and elf.is_notes(load):
-            continue  # a build-id is for tools, and lies where ld puts what nobody placed
         total += load.memory
         if total > MAX_FILE:
             raise GuestError(name, "its segments have too many bytes in all for a guest")
         # What follows the file's bytes is the .bss.
         code = data[load.offset : load.offset + load.size]
-        segments.append(Segment(load.gpa, code.ljust(load.memory, b"\0")))
-    if not segments:
+        segments.append(Segment(load.gpa, code.ljust(load.memory, b"\0"), elf.is_notes(load)))
+    if all(segment.is_notes for segment in segments):
         raise GuestError(name, "it has no code and no data to load")
-    if elf.entry > 0xFFFF:
-        raise GuestError(
-            name, f"its entry {elf.entry:#x} is beyond what real mode reaches with CS 0"
-        )
     if not any(load.gpa <= elf.entry < load.end for load in elf.loads):
         raise GuestError(
             name,
             f"its entry {elf.entry:#x} lies in none of its segments",
             "name the entry to the linker (ld -e SYMBOL)",
         )
-    return Image(name, tuple(segments), elf.entry)
+    return Image(name, tuple(segments), elf.entry, mode=mode)

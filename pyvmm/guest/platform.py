@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
-from pyvmm.guest.image import Image
+from pyvmm.devices.bus import Bus
+from pyvmm.errors import ConfigurationError
+from pyvmm.guest.image import Image, Segment
+from pyvmm.guest.layout import Layout
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vm import Vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +24,67 @@ class RegionPlace:
     shared_gpa: int | None
 
 
+class Ram(Protocol):
+    """What a guest is loaded into: the machine's plain memory."""
+
+    def write_ram(self, gpa: int, data: bytes) -> None:
+        """Store bytes. Raises :class:`ConfigurationError` unless all of them lie in RAM."""
+
+
+class Board(Protocol):
+    """What a platform's devices are connected to: the machine, once it has vCPUs."""
+
+    @property
+    def vm(self) -> Vm: ...
+    @property
+    def bus(self) -> Bus: ...
+    @property
+    def memory(self) -> Ram: ...
+    @property
+    def vcpus(self) -> Sequence[Vcpu]: ...
+    @property
+    def kick(self) -> Callable[[], None]: ...
+
+
 class Platform(ABC):
     """A memory map, how a guest is loaded into it, and the state that its vCPUs start in.
 
-    A new world for guests is one class, in a file of its own beside this one.
+    A new world for guests is one class, in a file of its own beside this one, and a line in
+    ``platforms.py`` where the command line is to have it. A platform belongs to one machine.
     """
 
     #: What a report calls it.
     name: ClassVar[str]
-    mode: ClassVar[str]
-    max_vcpus: ClassVar[int]
-    #: GPA and bytes of each piece of plain memory; a guest is loaded into the first.
-    ram: ClassVar[tuple[tuple[int, int], ...]]
+    mode: str
+    max_vcpus: int
+    #: What its guests' code is, and where a guest without an address of its own lies.
+    layout: Layout
+    #: GPA and bytes of each piece of plain memory.
+    ram: tuple[tuple[int, int], ...]
     #: Ports that no device can have.
-    ports: ClassVar[tuple[range, ...]]
+    ports: tuple[range, ...] = ()
+    #: The fields of :class:`pyvmm.guest.options.PlatformOptions` that it has a use for.
+    options: ClassVar[frozenset[str]] = frozenset()
+    #: Whether C answers the guest protocol's ports; else ports are devices' or nobody's.
+    has_protocol: bool = False
+    #: Whether the VM gets KVM's interrupt controllers and PIT, asked for or not.
+    has_irqchip: bool = False
+    #: Whether a run passes when its vCPUs have ended in HLT and nobody wrote a code.
+    hlt_passes: bool = False
+    #: Behind a LAPIC: whether the vCPUs from 1 on wait for INIT and SIPI.
+    waits_for_sipi: bool = False
+    #: Whether numbers of the guest protocol have 64 bits.
+    is_wide: bool = False
+    #: The linear address, and the GPA, of the stubs that vectors lead to; None if none do.
+    vector_stubs: int | None = None
 
-    @abstractmethod
     def regions(self, views: int) -> tuple[RegionPlace, ...]:
         """The regions of a machine whose regions have so many views."""
+        return ()
 
     @abstractmethod
-    def load(self, image: Image, ram: memoryview) -> None:
-        """Put the guest, and what it may rely on, into the first piece of plain memory.
+    def load(self, image: Image, ram: Ram, vcpus: int) -> None:
+        """Put the guest of so many vCPUs, and what it may rely on, into plain memory.
 
         Raises :class:`pyvmm.errors.ConfigurationError` for a guest that cannot be one here.
         """
@@ -48,3 +92,45 @@ class Platform(ABC):
     @abstractmethod
     def boot(self, vcpu: Vcpu, vcpus: int, image: Image) -> None:
         """Give ``vcpu``, one of so many, the state that a guest starts in."""
+
+    def add_devices(self, board: Board) -> None:  # noqa: B027 - most have none
+        """Put the platform's devices on the bus; called once."""
+
+    def serial(self) -> bytes:
+        """What the guest sent to COM1 until now."""
+        return b""
+
+    def place(self, image: Image, ram: Ram) -> None:
+        """Store all segments of an image, each of which must lie in one piece of plain memory."""
+        for segment in image.segments:
+            if not segment.is_notes or self._ram_at(segment):
+                self._check_place(image, segment)
+                ram.write_ram(segment.gpa, segment.data)
+
+    def _ram_at(self, segment: Segment) -> tuple[int, int] | None:
+        for gpa, size in self.ram:
+            if gpa <= segment.gpa < gpa + size:
+                return gpa, size
+        return None
+
+    def _check_place(self, image: Image, segment: Segment) -> None:
+        size = len(segment.data)
+        if segment.gpa < 0:
+            raise ConfigurationError(image.name, f"there is no GPA {segment.gpa}")
+        found = self._ram_at(segment)
+        if found is None:
+            pieces = ", ".join(f"{gpa:#x}-{gpa + size - 1:#x}" for gpa, size in self.ram)
+            raise ConfigurationError(
+                image.name,
+                f"{size} bytes at {segment.gpa:#x} are not in RAM",
+                f"RAM of the guest {self.name} is {pieces}",
+            )
+        end = sum(found)
+        if segment.gpa + size > end:
+            origin = self.layout.origin
+            room = f"a guest at {origin:#x} may have {end - origin} bytes"
+            raise ConfigurationError(
+                image.name,
+                f"{size} bytes at {segment.gpa:#x} reach past the end of RAM at {end:#x}",
+                room if found[0] <= origin < end else "",
+            )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.guest.boot import MAX_VCPUS, RAM_SIZE, START, low_memory, set_boot_state
+from pyvmm.guest.boot import MAX_VCPUS, RAM_SIZE, low_memory, set_boot_state
 from pyvmm.guest.image import Image
-from pyvmm.guest.platform import Platform, RegionPlace
+from pyvmm.guest.layout import REAL
+from pyvmm.guest.platform import Platform, Ram, RegionPlace
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import lib
 
@@ -22,37 +23,29 @@ class RealMode(Platform):
     name = "protocol"
     mode = "real"
     max_vcpus = MAX_VCPUS
+    layout = REAL
     ram = ((0, RAM_SIZE),)
     # C answers each in one width and direction only; in others they are still the protocol's.
-    ports: ClassVar[tuple[range, ...]] = (
+    ports: tuple[range, ...] = (
         range(lib.PORT_CONSOLE, lib.PORT_CONSOLE + 1),
         range(lib.PORT_EXIT, lib.PORT_EXIT + 1),
         range(lib.PORT_DOORBELL_GPA, lib.PORT_FEATURES + 4),
     )
+    options: ClassVar[frozenset[str]] = frozenset({"mode"})
+    has_protocol = True
+    vector_stubs = lib.VECTOR_STUBS
 
     def regions(self, views: int) -> tuple[RegionPlace, ...]:
         return (RegionPlace(REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA if views == 2 else None),)
 
-    def load(self, image: Image, ram: memoryview) -> None:
-        low = low_memory()
-        ram[: len(low)] = low
+    def load(self, image: Image, ram: Ram, vcpus: int) -> None:
+        ram.write_ram(0, low_memory())
         if not 0 <= image.entry <= 0xFFFF:
             raise ConfigurationError(
                 image.name,
                 f"its entry {image.entry:#x} is beyond what real mode reaches with CS 0",
             )
-        for segment in image.segments:
-            end = segment.gpa + len(segment.data)
-            if segment.gpa < 0:
-                raise ConfigurationError(image.name, f"there is no GPA {segment.gpa}")
-            if end > len(ram):
-                raise ConfigurationError(
-                    image.name,
-                    f"{len(segment.data)} bytes at {segment.gpa:#x} reach past "
-                    f"the end of RAM at {len(ram):#x}",
-                    f"a guest at {START:#x} may have {len(ram) - START} bytes",
-                )
-            ram[segment.gpa : end] = segment.data
+        self.place(image, ram)
 
     def boot(self, vcpu: Vcpu, vcpus: int, image: Image) -> None:
         set_boot_state(vcpu, vcpus, image.entry)

@@ -15,8 +15,11 @@ from pyvmm.guest.text import UTF8_MARK, UTF16_MARKS
 _WIDE = re.compile(r"\.code(32|64)\b")
 
 
-def read_source(path: Path, data: bytes, mode: str | None) -> str:
-    """The text of an assembly file. Raises :class:`GuestError` for what GNU as cannot mean."""
+def read_source(path: Path, data: bytes, mode: str, is_asked: bool) -> str:
+    """The text of an assembly file for a mode, which the user may have asked for.
+
+    Raises :class:`GuestError` for what GNU as cannot mean.
+    """
     name = str(path)
     if data.startswith((UTF8_MARK, *UTF16_MARKS)):
         code = "UTF-8 byte order mark" if data.startswith(UTF8_MARK) else "UTF-16 byte order mark"
@@ -27,9 +30,12 @@ def read_source(path: Path, data: bytes, mode: str | None) -> str:
         cause = f"it is {what}, and by its name it should be assembly"
         raise GuestError(name, cause, "a binary needs a name that does not end in .S, .s or .asm")
     text = data.decode(errors="replace")
-    if mode is None:
-        check_source(name, text, "; --mode real takes the line as a comment")
-        _check_wide(name, text)
+    if not is_asked:
+        check_source(name, text, f"; --mode {mode} takes the line as a comment")
+        if mode == "real":
+            _check_wide(name, text)
+    elif mode != "real":
+        _check_short(name, text, mode)
     return text
 
 
@@ -45,10 +51,19 @@ def _check_wide(name: str, text: str) -> None:
     for line in preprocessor.lines(text):
         if found := _WIDE.match(line.text):
             cause = f"it is {found[1]}-bit code (line {line.number}), no real-mode guest"
-            remedy = (
-                "pyvmm runs 16-bit code only so far (.code16); --mode real runs it all the same"
-            )
+            wanted = "long" if found[1] == "64" else "protected"
+            remedy = f"--mode {wanted} is for such code; --mode real runs it all the same"
             raise GuestError(name, cause, remedy)
+
+
+def _check_short(name: str, text: str, mode: str) -> None:
+    """Refuse code that says to be of 16 bits, and never of more."""
+    if _WIDE.search(text) or ".include" in text:
+        return
+    for line in preprocessor.lines(text):
+        if line.text.startswith(".code16"):
+            cause = f"it is 16-bit code (line {line.number}), no guest of {mode} mode"
+            raise GuestError(name, cause, "--mode real is for such code")
 
 
 def check_source(name: str, text: str, otherwise: str = "") -> None:

@@ -15,6 +15,8 @@ from pyvmm.native import ffi, lib
 
 PAGE_SIZE: int = mmap.PAGESIZE
 PROT_NONE = 0  # <sys/mman.h>; the mmap module does not have it
+# A touch of memory with huge pages clears 2 MiB, which small guests would pay for in vain.
+_LARGE = 64 << 20
 PROT_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
@@ -38,18 +40,37 @@ def map_memory(
     return ffi.gc(ffi.cast(type, address), partial(lib.host_unmap, size))
 
 
+def _map_ram(size: int, gpa: int) -> Any:
+    address = lib.host_map_ram(size, gpa)
+    if not address:
+        raise KvmError("mmap", ffi.errno, f"{size} bytes")
+    return ffi.gc(ffi.cast("void *", address), partial(lib.host_unmap, size))
+
+
 class Mapping(Closing):
     """``size`` bytes of memory, of a file or anonymous. A context manager.
 
     The memory is unmapped when the mapping is closed and no view of it is held any
     more: a view that outlives it stays valid.
+
+    ``for_gpa`` is where a guest sees anonymous memory: if that is large, the kernel is asked
+    for pages of 2 MiB on both sides.
     """
 
     def __init__(
-        self, size: int, *, fd: int = -1, offset: int = 0, protection: int = PROT_READ_WRITE
+        self,
+        size: int,
+        *,
+        fd: int = -1,
+        offset: int = 0,
+        protection: int = PROT_READ_WRITE,
+        for_gpa: int | None = None,
     ) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if fd == -1 else mmap.MAP_SHARED
         self.size = size
+        if for_gpa is not None and size >= _LARGE:
+            self._pointer = _map_ram(size, for_gpa)
+            return
         self._pointer = map_memory(size, protection, flags, fd, offset, "void *")
 
     @property

@@ -148,7 +148,7 @@ class GuestMemory:
         try:
             claimed = self._slots.claim_range("RAM", gpa, size)
             slot = self._slots.claim_slots(1, claimed)
-            mapping = Mapping(size)
+            mapping = Mapping(size, for_gpa=gpa)
             self._vm.set_user_memory_region(slot, gpa, size, mapping.address)
         except BaseException:
             self._slots.give_back(before)
@@ -267,6 +267,14 @@ class GuestMemory:
                 mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data
                 return
         self._copy(raw, gpa, bytearray(data), True)
+
+    def write_ram(self, gpa: int, data: bytes) -> None:
+        """Store bytes into plain memory alone; :class:`ConfigurationError` where there is none."""
+        for ram, mapping in self._ram:
+            if ram.gpa <= gpa and gpa + len(data) <= ram.end:
+                mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data
+                return
+        raise ConfigurationError(f"GPA {gpa:#x}, {len(data)} bytes", "they are not in RAM")
 
     def _refuse_a_fork(self, call: str, about: str) -> None:
         if os.getpid() != self._process:

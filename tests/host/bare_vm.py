@@ -92,7 +92,9 @@ class BareVm:
         memory = ffi.new("struct memory *")
         lib.memory_init(memory, self.vm.fileno(), b"emulated", lib.POLICY_CONVERT)
         lib.memory_add_ram(memory, 0, RAM_SIZE, self.ram.pointer)
-        vector: int = lib.vector_of_stub(self.vcpu.fileno(), memory, self.vcpu.kvm_run)
+        vector: int = lib.vector_of_stub(
+            self.vcpu.fileno(), memory, self.vcpu.kvm_run, lib.VECTOR_STUBS
+        )
         return vector
 
     def run_to_hlt(self) -> None:

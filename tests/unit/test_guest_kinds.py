@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from foreign_images import Foreign, built_by_hand, by_gcc
+from foreign_images import Foreign, built_by_hand, by_gcc, of_other_modes
 
 from pyvmm import ConfigurationError, GuestError, load_guest
 from pyvmm.cli.main import main
@@ -84,6 +84,16 @@ def test_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         load_guest(tmp_path / "link")
 
 
-def test_other_modes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"mode 'long': .*real"):
-        load_guest(tmp_path, mode="long")
+@pytest.mark.parametrize(("mode", "data"), list(of_other_modes()))
+def test_an_elf_file_chooses_its_mode(mode: str, data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "guest.elf"
+    path.write_bytes(data)
+    assert load_guest(path).mode == load_guest(path, mode=mode).mode == mode
+    other = {"long": "protected", "protected": "long"}[mode]
+    with pytest.raises(GuestError, match=f"which {other} mode does not run; use --mode {mode}"):
+        load_guest(path, mode=other)
+
+
+def test_a_mode_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"mode 'virtual': .*real"):
+        load_guest(tmp_path, mode="virtual")
