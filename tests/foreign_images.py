@@ -296,13 +296,13 @@ def _disks() -> Iterator[Foreign]:
 
 
 def _texts() -> Iterator[Foreign]:
-    no_c = ("C source", "no C guests so far")
     yield Foreign("a.hex", intel_hex(CODE), ("Intel HEX", "objcopy -I ihex"))
     yield Foreign("a.srec", s_record(CODE), ("S-record", "objcopy -I srec"))
     yield Foreign("bad.hex", b":057C000030C0E6F4F4F0\n", ("Intel HEX", "wrong checksum"))
     yield Foreign("bad.srec", b"S1087C0030C0E6F4F4EE\n", ("S-record", "wrong checksum"))
-    yield Foreign("guest.c", b"int main(void) { return 0; }\n", no_c)
-    yield Foreign("no-suffix", b"#include <stdio.h>\n\nint main(void)\n{\n}\n", no_c)
+    c = b"#include <stdio.h>\n\nint main(void)\n{\n}\n"
+    yield Foreign("no-suffix", c, ("C source", "name it .c"))
+    yield Foreign("guest.h", b"int main(void) { return 0; }\n", ("C source", "name it .c"))
     yield Foreign("guest.cpp", b"int main() {}\n", ("C++ source",))
     yield Foreign("other", b"#include <vector>\nint main() { }\n", ("C++ source",))
     yield Foreign("run.sh", b"#!/bin/sh\nexec qemu\n", ("a script (#!/bin/sh)",))

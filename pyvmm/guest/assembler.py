@@ -9,20 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyvmm.errors import ConfigurationError, GuestError, WrongTypeError
+from pyvmm.guest import preprocessor
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import check_code
 from pyvmm.guest.identify import kind_of, refusal
 from pyvmm.guest.image import Image, elf_image, flat_image, read_guest_file
 from pyvmm.guest.kind import Kind
-from pyvmm.guest.layout import LAYOUTS, REAL, Layout
+from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
 from pyvmm.guest.shipped import built_guest, find_guest, guests_dir
-from pyvmm.guest.source import check_source, may_say_its_width, read_source
+from pyvmm.guest.source import may_say_its_width, read_source, read_text
 from pyvmm.guest.tools import call, named, path_of
 from pyvmm.kvm.arguments import MOST_U32, need, number, shown
 from pyvmm.kvm.memfd import Memfd
 from pyvmm.printable import printable
 
-_ASSEMBLY = (".S", ".s", ".asm")
+_PREPROCESSED = ".sx"
+_ASSEMBLY = (".S", ".s", ".asm", _PREPROCESSED)
+_C = ".c"
 # By mode: the widths of as and ld, and of the code.
 _TOOLS = {
     "real": ("--32", "elf_i386", 16),
@@ -43,8 +46,14 @@ class GuestFile:
     def is_assembly(self) -> bool:
         return self.path.suffix in _ASSEMBLY
 
+    @property
+    def is_c(self) -> bool:
+        return self.path.suffix == _C
+
     def kind(self) -> Kind | None:
-        """What it is, by its content; None if it may be a real-mode guest, or is source."""
+        """What it is, by its content; None if it may be a real-mode guest, or is assembly."""
+        if self.is_c:
+            return Kind("C source", mode=LONG.mode)
         return None if self.is_assembly else kind_of(self.path, self.data, len(self.data))
 
 
@@ -86,8 +95,13 @@ def image_of(
         if not is_asked and layout.mode == REAL.mode:
             _check_width(path, source, parameters, image)
         return image
+    if file.is_c:
+        from pyvmm.guest.compiler import compile_guest
+
+        source = read_text(path, data)
+        return compile_guest(path, str(path.absolute()), source, _checked(parameters), layout.mode)
     if parameters:
-        raise GuestError(file.name, "only an assembly file takes parameters", "drop --param")
+        raise GuestError(file.name, "only source takes parameters", "drop --param")
     if not is_elf(data):
         return flat_image(file.name, data, layout)
     return elf_image(file.name, data, layout.mode)
@@ -99,6 +113,8 @@ def check_kind(file: GuestFile, mode: str, *, is_asked: bool) -> None:
     ``is_asked``: the user has asked for that mode, so that what looks like something else is
     taken, where it can be loaded. Raises :class:`GuestError`.
     """
+    if file.is_c:  # it is compiled for the mode
+        return
     kind = file.kind()
     has_place = kind is None or kind.is_loadable or (mode != REAL.mode and kind.platform != "")
     if kind is not None and kind.mode != mode and not (is_asked and has_place):
@@ -112,10 +128,11 @@ def load_guest(
     parameters: Mapping[str, int] | None = None,
     mode: str | None = None,
 ) -> Image:
-    """An image from assembly, a flat binary or an ELF file, told apart by name and content.
+    """An image from assembly, C, a flat binary or an ELF file, told apart by name and content.
 
-    ``parameters`` become symbols of an assembly file. Without ``mode`` an ELF file chooses its
-    own, and all else is of real mode; what can be no guest is then refused with what it is.
+    ``parameters`` become symbols of assembly and macros of C. Without ``mode`` an ELF file chooses
+    its own, C is of long mode and all else of real mode; what can be no guest is then refused
+    with what it is.
     Raises :class:`GuestError`, and :class:`ConfigurationError` for a mode that there is not.
     """
     if mode is not None and mode not in LAYOUTS:
@@ -135,7 +152,6 @@ def assemble(
         raise WrongTypeError("source", f"{type(source).__name__} is no str of assembly")
     if mode not in LAYOUTS:
         raise ConfigurationError(f"mode {mode!r}", "there is no such mode", "use real or long")
-    check_source("guest", source)
     image = _assemble(Path("guest"), "-", source, parameters, LAYOUTS[mode])
     if mode == REAL.mode:
         _check_width(Path("guest"), source, parameters, image)
@@ -168,7 +184,8 @@ def _assemble(
 
     The error's cause is what as or ld say, with the name that the user gave to the file.
     """
-    symbols = [f"--defsym={symbol}={value}" for symbol, value in _checked(parameters).items()]
+    wanted = _checked(parameters)
+    symbols = [f"--defsym={symbol}={value}" for symbol, value in wanted.items()]
     width, emulation, bits = _TOOLS[layout.mode]
     if bits > 16:
         symbols.append(f"--defsym=PYVMM_BITS={bits}")  # pyvmm.inc asks for it
@@ -178,8 +195,16 @@ def _assemble(
     # Memory files: whatever ends this process, no temporary file stays behind.
     with Memfd("guest.o", 0) as unlinked, Memfd("guest.elf", 0) as linked:
         include = ["-I", str(path.parent), "-I", str(macros.parent)]
-        assembler = ["as", "-g", width, *include, *symbols, "-o", path_of(unlinked), argument]
-        said = call(path, assembler, source if argument == "-" else "", unlinked)
+        given, text = argument, source if argument == "-" else ""
+        if path.suffix == _PREPROCESSED or preprocessor.is_for_it(source):
+            macro = [
+                f"-D{each}={value}"
+                for each, value in wanted.items()
+                if preprocessor.mentions(source, each)
+            ]
+            given, text = "-", _preprocess(path, argument, source, [f"-m{bits}", *include, *macro])
+        assembler = ["as", "-g", width, *include, *symbols, "-o", path_of(unlinked), given]
+        said = call(path, assembler, text, unlinked)
         if said:
             from pyvmm.guest.rejected import why_not_assembled
 
@@ -196,6 +221,23 @@ def _assemble(
         size = os.fstat(linked.fileno()).st_size
         elf = os.pread(linked.fileno(), size, 0)
         return replace(elf_image(path.name, elf, layout.mode), elf=elf)
+
+
+def _preprocess(path: Path, argument: str, source: str, options: list[str]) -> str:
+    """What the C preprocessor makes of assembly, with the lines that each part came from."""
+    # Names that a guest may have for something else.
+    undefined = ["-Ulinux", "-Uunix", "-Ui386"]
+    with Memfd("guest.s", 0) as output:
+        language = ["-E", "-x", "assembler-with-cpp", "-fmax-errors=100"]
+        command = ["gcc", *language, *undefined, *options, "-o", path_of(output), argument]
+        said = call(path, command, source if argument == "-" else "", output)
+        if said:
+            from pyvmm.guest.rejected import why_not_preprocessed
+
+            name = printable(str(path))
+            raise why_not_preprocessed(name, named(said, argument, name))
+        size = os.fstat(output.fileno()).st_size
+        return os.pread(output.fileno(), size, 0).decode(errors="replace")
 
 
 def _checked(parameters: Mapping[str, int] | None) -> Mapping[str, int]:

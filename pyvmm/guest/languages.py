@@ -12,7 +12,10 @@ from pyvmm.guest.preprocessor import lines
 # So much of a text is looked at.
 _HEAD = 1 << 16
 
-_NO_C = "pyvmm builds no C guests so far: write assembly (.S), or compile and link an ELF file"
+_BUILDS = {
+    "C source": "name it .c, and pyvmm compiles it",
+    "C++ source": "pyvmm compiles C alone: write the guest in that",
+}
 _BUILD = "build a flat binary or an ELF file of it"
 _LANGUAGES = (
     ("C++ source", re.compile(r"#\s*include\s*<(?:iostream|c?std\w+|string|vector|memory)>"
@@ -87,7 +90,7 @@ def _source(text: str, shown: str, name: str, suffix: str) -> Kind:
             break
     if language in (None, "text"):
         return Kind("text", "assembly must have a name that ends in .S, .s or .asm")
-    return Kind(language, _NO_C if language.startswith("C") else _BUILD)
+    return Kind(language, _BUILDS.get(language, _BUILD))
 
 
 def _is_hex_digits(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Lines for the C preprocessor, which pyvmm does not run.
+"""Whether assembly is for the C preprocessor first.
 
 GNU as takes a line that begins with ``#`` as a comment, so a directive of the preprocessor does
 nothing there. Such a line may also be a comment that somebody wrote, so only exact syntax counts.
@@ -10,16 +10,13 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-REMEDY = (
-    "pyvmm does not preprocess, and # begins a comment: use .include, .set and --param, or run "
-    "what gcc -E makes of it (into a file named .s)"
-)
 _LONGEST_LINE = 300
 _AFTER = r"\s*(?:/[/*].*)?$"
 _INCLUDES = re.compile(r"#\s*include\s*(?:<[^<>]+>|\"[^\"]+\")" + _AFTER)
 _DEFINES = re.compile(r"#\s*define\s+([A-Za-z_]\w*)")
 _BEGINS_IF = re.compile(r"#\s*(?:if\s+\S.*|ifn?def\s+\w+" + _AFTER + ")")
-_PERHAPS = re.compile(r"#\s*(?:include|if)")
+_PERHAPS = re.compile(r"#\s*(?:include|if|define)")
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _ENDS_IF = re.compile(r"#\s*endif" + _AFTER)
 
 
@@ -62,15 +59,24 @@ def line_for_it(text: str) -> Line | None:
     return None
 
 
-def line_behind(text: str, words: str, number: int) -> Line | None:
-    """A line for the C preprocessor that explains why as or ld rejects line ``number``.
+def is_for_it(text: str) -> bool:
+    """Whether it has to see the text: for a line that is surely for it, or a #define of what the
+    code has."""
+    if not _PERHAPS.search(text):
+        return False
+    if line_for_it(text) is not None:
+        return True
+    defined = {
+        found[1]
+        for line in lines(text)
+        if line.text.startswith("#define") and (found := _DEFINES.match(line.text))
+    }
+    return bool(defined) and any(
+        not defined.isdisjoint(_WORD.findall(line.text.split("#", 1)[0])) for line in lines(text)
+    )
 
-    ``words`` are what they say of it.
-    """
-    rejected = " ".join(line.text for line in lines(text) if line.number == number)
-    mentioned = set(re.findall(r"\w+", f"{words} {rejected}"))
-    for line in lines(text):
-        defined = _DEFINES.match(line.text)
-        if _INCLUDES.match(line.text) or (defined and defined[1] in mentioned):
-            return line
-    return line_for_it(text)
+
+def mentions(text: str, symbol: str) -> bool:
+    """Whether a directive has the symbol, which it then needs to know."""
+    word = re.compile(rf"(?<![\w$]){re.escape(symbol)}(?![\w$])")
+    return any(line.text.startswith("#") and word.search(line.text) for line in lines(text))

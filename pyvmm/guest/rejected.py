@@ -1,4 +1,4 @@
-"""Words for what as and ld reject: what is wrong, in which line, and what to do."""
+"""Words for what as, gcc and ld reject: what is wrong, in which line, and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from pyvmm.errors import GuestError
-from pyvmm.guest import preprocessor, tool_messages
+from pyvmm.guest import tool_messages
 from pyvmm.guest.dialects import dialect, intel_remedy, is_register
 from pyvmm.guest.tool_messages import Complaint
 
@@ -18,6 +18,16 @@ _WIDE = re.compile(
     r"bad register name [`'(%]+r(?:[abcd]x|[sd]i|[sb]p|ip|\d+)|BFD_RELOC_(?:X86_64_\w+|64\b)"
     r"|only supported in 64-bit mode"
 )
+_C_LIBRARY = re.compile(
+    r" (?:assert|ctype|errno|fcntl|inttypes|signal|stdio|stdlib|string|time|unistd|sys/\w+)\.h: "
+    "No such file"
+)
+# What libgcc has for floating point.
+_FLOATS = re.compile(
+    r"__(?:add|sub|mul|div|neg|cmp|unord|eq|ne|lt|le|gt|ge|float\w*|fix\w*|extend\w*|trunc\w*|pow)"
+    r"[a-z]*[sdxt][fc]\w*"
+)
+_NO_FLOATS = "a guest has no floating point, which KVM's emulator lacks"
 _UNKNOWN = re.compile(r"no such instruction: [`']([\w.$]+)")
 
 
@@ -29,9 +39,6 @@ def why_not_assembled(name: str, stderr: str, source: str, include: Path) -> Gue
         shown = f"{found.name} syntax (line {found.line.number}: {found.line.text})"
         return GuestError(name, f"it is {shown}, and pyvmm assembles with GNU as", found.remedy)
     cause = f"not assembling: {complaint}"
-    behind = preprocessor.line_behind(source, complaint.text, complaint.line)
-    if behind is not None:
-        return _for_the_preprocessor(name, cause, behind)
     return GuestError(name, cause, _remedy(complaint, source, include))
 
 
@@ -41,9 +48,6 @@ def why_not_linked(name: str, stderr: str, source: str, include: Path) -> GuestE
     cause = f"not linking: {complaint}"
     if not complaint.symbol:
         return GuestError(name, cause)
-    behind = preprocessor.line_behind(source, complaint.symbol, complaint.line)
-    if behind is not None:
-        return _for_the_preprocessor(name, cause, behind)
     if "undefined symbol" not in complaint.text:
         remedy = "a real-mode segment reaches 64 KiB" if "16 bits" in complaint.text else ""
         return GuestError(name, cause, remedy)
@@ -57,9 +61,45 @@ def why_not_linked(name: str, stderr: str, source: str, include: Path) -> GuestE
     return GuestError(name, cause, f"is {near[0]} meant?" if near else "define it (LABEL: or .set)")
 
 
-def _for_the_preprocessor(name: str, cause: str, line: preprocessor.Line) -> GuestError:
-    note = f"line {line.number} is for the C preprocessor: {line.text}"
-    return GuestError(name, f"{cause}; {note}", preprocessor.REMEDY)
+def why_not_preprocessed(name: str, stderr: str) -> GuestError:
+    """cpp's first error."""
+    complaint = tool_messages.from_compiler(stderr)
+    missing = "No such file or directory" in complaint.text
+    remedy = "it is looked for beside the guest and in guests/include" if missing else ""
+    return GuestError(name, f"not preprocessing: {complaint}", remedy)
+
+
+def why_not_compiled(name: str, stderr: str) -> GuestError:
+    """gcc's first error."""
+    complaint = tool_messages.from_compiler(stderr)
+    remedy = ""
+    if "File size limit exceeded" in stderr:
+        return GuestError(name, "what gcc makes of it is too large for a guest")
+    if "out of memory" in complaint.text or "memory exhausted" in complaint.text:
+        return GuestError(name, "not compiling: it takes gcc more memory than a guest may")
+    if _C_LIBRARY.search(complaint.text):
+        remedy = "a guest has no C library: pyvmm.h has printf(), memcpy() and the like"
+    elif "No such file or directory" in complaint.text:
+        remedy = "it is looked for beside the guest and in guests/include"
+    elif "SSE" in complaint.text or "x87" in complaint.text or "80387" in complaint.text:
+        remedy = _NO_FLOATS
+    elif "implicit declaration" in complaint.text:
+        remedy = 'is it in pyvmm.h: #include "pyvmm.h"?'
+    elif "conflicting types for" in complaint.text and "main" in complaint.text:
+        remedy = "it is int main(unsigned vcpu, unsigned vcpus)"
+    return GuestError(name, f"not compiling: {complaint}", remedy)
+
+
+def why_not_linked_to_the_runtime(name: str, stderr: str, source: str) -> GuestError:
+    """ld's first error about a guest in C."""
+    complaint = tool_messages.from_linker(stderr, name, source)
+    remedy = ""
+    if complaint.symbol == "main":
+        complaint = complaint._replace(text=f"{name}: there is no main()")
+        remedy = "a guest in C has int main(unsigned vcpu, unsigned vcpus)"
+    elif _FLOATS.fullmatch(complaint.symbol):
+        remedy = _NO_FLOATS
+    return GuestError(name, f"not linking: {complaint}", remedy)
 
 
 def _remedy(complaint: Complaint, source: str, include: Path) -> str:

@@ -15,11 +15,8 @@ from pyvmm.guest.text import UTF8_MARK, UTF16_MARKS
 _WIDE = re.compile(r"\.code(32|64)\b")
 
 
-def read_source(path: Path, data: bytes, mode: str, is_asked: bool) -> str:
-    """The text of an assembly file for a mode, which the user may have asked for.
-
-    Raises :class:`GuestError` for what GNU as cannot mean.
-    """
+def read_text(path: Path, data: bytes) -> str:
+    """The text of a source file. Raises :class:`GuestError` for what is no text of UTF-8."""
     name = str(path)
     if data.startswith((UTF8_MARK, *UTF16_MARKS)):
         code = "UTF-8 byte order mark" if data.startswith(UTF8_MARK) else "UTF-16 byte order mark"
@@ -27,26 +24,38 @@ def read_source(path: Path, data: bytes, mode: str, is_asked: bool) -> str:
     kind = elf_kind(data) if is_elf(data) else binary_kind(data, len(data))
     if kind is not None or b"\0" in data:
         what = kind.name if kind is not None else "no text"
-        cause = f"it is {what}, and by its name it should be assembly"
-        raise GuestError(name, cause, "a binary needs a name that does not end in .S, .s or .asm")
-    text = data.decode(errors="replace")
-    if not is_asked:
-        check_source(name, text, f"; --mode {mode} takes the line as a comment")
-        if mode == "real":
-            _check_wide(name, text)
-    elif mode != "real":
+        language = "C" if path.suffix == ".c" else "assembly"
+        cause = f"it is {what}, and by its name it should be {language}"
+        ends = ".c" if path.suffix == ".c" else ".S, .s or .asm"
+        raise GuestError(name, cause, f"a binary needs a name that does not end in {ends}")
+    return data.decode(errors="replace")
+
+
+def read_source(path: Path, data: bytes, mode: str, is_asked: bool) -> str:
+    """The text of an assembly file for a mode, which the user may have asked for.
+
+    Raises :class:`GuestError` for what GNU as cannot mean.
+    """
+    name, text = str(path), read_text(path, data)
+    if not is_asked and mode == "real":
+        _check_wide(name, text)
+    elif is_asked and mode != "real":
         _check_short(name, text, mode)
     return text
 
 
 def may_say_its_width(text: str) -> bool:
     """Whether a directive of the text, or of a file that it includes, may say .code16."""
-    return ".code" in text or ".include" in text
+    return ".code" in text or _includes(text)
+
+
+def _includes(text: str) -> bool:
+    return ".include" in text or "#include" in text
 
 
 def _check_wide(name: str, text: str) -> None:
     """Refuse code that says to be of 32 or 64 bits, and never of 16."""
-    if ".code16" in text or ".include" in text:
+    if ".code16" in text or _includes(text):
         return
     for line in preprocessor.lines(text):
         if found := _WIDE.match(line.text):
@@ -58,20 +67,9 @@ def _check_wide(name: str, text: str) -> None:
 
 def _check_short(name: str, text: str, mode: str) -> None:
     """Refuse code that says to be of 16 bits, and never of more."""
-    if _WIDE.search(text) or ".include" in text:
+    if _WIDE.search(text) or _includes(text):
         return
     for line in preprocessor.lines(text):
         if line.text.startswith(".code16"):
             cause = f"it is 16-bit code (line {line.number}), no guest of {mode} mode"
             raise GuestError(name, cause, "--mode real is for such code")
-
-
-def check_source(name: str, text: str, otherwise: str = "") -> None:
-    """Refuse what as would take as comments, though it is surely meant for a preprocessor.
-
-    ``otherwise`` follows the remedy.
-    """
-    line = preprocessor.line_for_it(text)
-    if line is not None:
-        cause = f"line {line.number} is for the C preprocessor: {line.text}"
-        raise GuestError(name, cause, preprocessor.REMEDY + otherwise)

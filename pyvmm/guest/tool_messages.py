@@ -1,4 +1,4 @@
-"""What GNU as and ld print, made one line that says what is wrong and where."""
+"""What GNU as, gcc and ld print, made one line that says what is wrong and where."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pyvmm.guest.preprocessor import lines
 _PLACE = re.compile(r"(?P<file>.+?):(?P<number>\d+): (?P<what>.*)")
 _INVOKED = re.compile(r"(?P<place>.+:\d+):\s+Info: macro invoked from here")
 _LOCAL = re.compile(r"local label [`']\"(\d+)\"")
+_GCC_ERROR = re.compile(r":\d+: (?:fatal )?error: | Error: ")
+_GCC_ENDS = ("compilation terminated", "In file included from", "from ")
 _OBJECT = re.compile(r"^(?:\S*ld(?:\.\w+)?: )?(?:/proc/self/fd/\d+:)?")
 _UNDEFINED = re.compile(r"(?P<where>.*): undefined reference to [`'](?P<symbol>.*)'")
 _TRUNCATED = re.compile(
@@ -51,6 +53,16 @@ def from_assembler(stderr: str, name: str, source: str) -> Complaint:
         text = f"{user}: {found['what']} (in a macro)"
         found = _PLACE.fullmatch(text)
     return Complaint(text, int(found["number"]) if found else 0, errors=len(errors))
+
+
+def from_compiler(stderr: str) -> Complaint:
+    """gcc's first error, as it is: file:line:column: error: what."""
+    said = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in said if _GCC_ERROR.search(line)]
+    if not errors:
+        return _first([line for line in said if not line.startswith(_GCC_ENDS)] or said)
+    found = _PLACE.match(errors[0])
+    return Complaint(errors[0], int(found["number"]) if found else 0, errors=len(errors))
 
 
 def _local_label(said: list[str], name: str, source: str) -> Complaint | None:

@@ -33,7 +33,7 @@ def named(said: str, argument: str, name: str) -> str:
     """What a program said, with the user's ``name`` for the file that it was given."""
     if argument != "-":
         return said.replace(argument, name)
-    return re.sub(r"[^:\n]*\{standard input\}|<stdin>", lambda _: name, said)
+    return re.sub(r"[^:\n]*(?:\{standard input\}|<stdin>|/dev/stdin)", lambda _: name, said)
 
 
 def call(path: Path, command: list[str], text: str, *files: Memfd) -> str:

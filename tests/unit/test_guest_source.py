@@ -153,25 +153,29 @@ REJECTED = {
     "64 bits": (".code16\n mov %rax, %rbx\n", "not assembling: x.S:2: ", "no 64-bit code"),
     "what gcc -S makes": (" pushq %rbp\n ret\n", "not assembling: x.S:1: ", "no 64-bit code"),
     "#include": (
-        '#include "pyvmm.inc"\n exit_guest $0\n',
-        'line 1 is for the C preprocessor: #include "pyvmm.inc"; pyvmm does not preprocess',
-        "--mode real takes the line as a comment",
+        '#include "mine.inc"\n exit_guest $0\n',
+        "not preprocessing: x.S:1:10: fatal error: mine.inc: No such file or directory",
+        "it is looked for beside the guest and in guests/include",
     ),
-    "#ifdef": (
-        ".code16\n#ifdef DEBUG\n nop\n#endif /* DEBUG */\n hlt\n",
-        "line 2 is for the C preprocessor: #ifdef DEBUG; ",
+    "#error": (
+        ".code16\n#ifndef DEBUG\n#error no DEBUG\n#endif\n",
+        "not preprocessing: x.S:3:2: error: #error no DEBUG",
         "",
     ),
-    "#define": (
-        ".code16\n#define COM1 0x3f8\n mov $COM1, %dx\n",
-        "not linking: x.S:3: undefined symbol 'COM1'; line 2 is for the C preprocessor: "
-        "#define COM1 0x3f8",
-        "or run what gcc -E makes of it (into a file named .s)",
+    "an error after directives": (
+        "#define COM1 0x3f8\n.code16\n mov $COM1, %dx\n frob\n",
+        "not assembling: x.S:4: Error: no such instruction: `frob'",
+        "",
     ),
-    "a macro of #define": (
-        ".code16\n#define SEND(x) movb $x, %al\n SEND(3)\n",
-        "not assembling: x.S:3: Error: ",
-        "or run what gcc -E makes of it (into a file named .s)",
+    "a symbol after directives": (
+        "#define COM1 0x3f8\n.code16\n mov $COM1, %dx\n call nowhere\n",
+        "not linking: x.S:4: undefined symbol 'nowhere'",
+        "",
+    ),
+    "what never ends": (
+        '#include "x.S"\n#include "x.S"\n',
+        "not preprocessing: x.S:1:15: error: #include nested depth 200",
+        "",
     ),
     "NASM": (
         NASM,
@@ -242,12 +246,38 @@ def test_each_condition_of_the_preprocessor(line: str) -> None:
     assert line_for_it(f"#endif\n{line}\n") is None
 
 
-def test_the_preprocessor_as_comments_in_mode_real(tmp_path: Path) -> None:
+def test_directives_are_followed(tmp_path: Path) -> None:
+    """With #include, #if and #endif, or a #define that is used; or by its name."""
     path = tmp_path / "x.S"
-    path.write_text("#include <x.h>\n.code16\nhlt\n")
-    assert load_guest(path, mode="real").segments[0].data == b"\xf4"
-    with pytest.raises(GuestError, match="preprocess"):
-        assemble(path.read_text())
+    (tmp_path / "ports.h").write_text("/* ports */\n#define CONSOLE 0xe9\n")
+    for text, code in (
+        ('#include "ports.h"\n.code16\n out %al, $CONSOLE\n', b"\xe6\xe9"),
+        ('#include "pyvmm.inc"\n#define CODE $0\n exit_guest CODE\n', b"\x66\xb8\0\0\0\0"),
+        ("# a comment\n#ifdef N\n.code16\nnop\n#else\n.code16\nhlt\n#endif\n", b"\xf4"),
+        (".code16\n#define SEND(x) movb $x, %al ; outb %al, $0xe9\nSEND(3)\n", b"\xb0\3\xe6\xe9"),
+        ("#define linux 5\n.code16\nunix: movb $linux, %al\n jmp unix\n", b"\xb0\5\xeb\xfc"),
+    ):
+        path.write_text(text)
+        for image in (load_guest(path), load_guest(path, mode="real")):
+            assert image.segments[0].data.startswith(code), text
+        if "ports.h" not in text:
+            assert assemble(text).segments == load_guest(path).segments
+    path.write_text("#define N this is a comment\n.code16\nhlt\n")
+    assert load_guest(path).segments[0].data == b"\xf4"
+    path = path.rename(tmp_path / "x.sx")
+    path.write_text("#undef N\n.code16\nhlt // as C++ has it\n")
+    assert load_guest(path).segments[0].data == b"\xf4"
+
+
+def test_parameters_of_preprocessed_source(tmp_path: Path) -> None:
+    """For the preprocessor where a directive has the name, and for as always."""
+    path = tmp_path / "x.S"
+    path.write_text(
+        "#ifndef N\n#define N 1\n#endif\n.code16\n.ifndef M\n.set M, 2\n.endif\n.byte N, M\n"
+    )
+    assert load_guest(path).segments[0].data == b"\1\2"
+    assert load_guest(path, {"N": 7}).segments[0].data == b"\7\2"
+    assert load_guest(path, {"M": 8, "N": -1}).segments[0].data == b"\xff\x08"
 
 
 def test_what_gcc_preprocessed_is_taken(tmp_path: Path) -> None:
