@@ -102,7 +102,7 @@ def _lines(report: RunReport, console: ConsoleText, guest: str, seconds: float) 
         ("Conversions", _conversions(report)),
         ("Pages at the end", _picture(report)),
         ("Measures", _measures(report)),
-        ("Serial port", printable(report.serial, "\n\t").splitlines()),
+        ("Serial port", _serial(report)),
         ("Lost and unclaimed", _lost(report)),
         ("Where it ended", report.where.lines() if report.where else ()),
     ):
@@ -122,6 +122,12 @@ def _host() -> str:
     assert isinstance(modules, list)
     parts = (facts["cpu"], f"{facts['cpus']} CPUs", *modules, f"Python {facts['python']}")
     return printable(", ".join(map(str, parts)))
+
+
+def _serial(report: RunReport) -> Iterator[str]:
+    """What went to COM1, where that was not shown as the console already."""
+    if report.platform == "protocol":
+        yield from printable(report.serial, "\n\t").splitlines()
 
 
 def _exit_table(report: RunReport) -> Iterator[str]:

@@ -10,6 +10,7 @@ PORTS = (
     ("KVM's PIC", range(0xA0, 0xA2)),
     ("KVM's PIC", range(0x4D0, 0x4D2)),
     ("KVM's PIT", range(0x40, 0x44)),
+    ("KVM's PIT", range(0x61, 0x62)),
 )
 #: (name, GPA, bytes)
 WINDOWS = (

@@ -19,7 +19,7 @@ _UNPACK = "unpack it ({}) and run what is in it"
 _FIRST_SECTOR = "there is no BIOS to read a disk; its boot sector alone runs: head -c 512 FILE"
 _PYC_FLAGS = (bytes(4), b"\1\0\0\0", b"\3\0\0\0")
 _OTHER_CPU = "it is for another machine"
-_KERNEL = "pyvmm has no Linux boot protocol so far"
+_KERNEL = "pyvmm run boots it, on the platform linux"
 _MULTIBOOT = "pyvmm has no multiboot loader and no protected mode so far"
 _FLAT = "link a flat binary (ld --oformat binary)"
 _BLANK = "is it a disk without a boot loader, or linked for another address?"
@@ -50,7 +50,7 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"GIF89a", "a GIF picture", ""),
     (0, b"%PDF-1.", "a PDF document", ""),
     (0, b"OggS\0\2", "an Ogg file", ""),
-    (0, b"ANDROID!", "an Android boot image", _KERNEL),
+    (0, b"ANDROID!", "an Android boot image", "take the kernel out of it"),
     (0x24, b"\x18\x28\x6f\x01\0\0\0\0", "a Linux kernel for ARM (zImage)", _OTHER_CPU),
     (0, b"-rom1fs-", "a romfs file system", _FIRST_SECTOR),
     (0, b"SQLite format 3\0", "an SQLite database", ""),

@@ -25,10 +25,20 @@ def _protocol(options: PlatformOptions) -> Platform:
     return _MODES[mode]()
 
 
+def _linux(options: PlatformOptions) -> Platform:
+    from pyvmm.guest.initrd import read_initrd
+    from pyvmm.guest.linux import MEMORY, Linux
+
+    memory = MEMORY if options.memory is None else options.memory
+    initrd = None if options.initrd is None else read_initrd(options.initrd, memory << 20)
+    return Linux(memory=memory, append=options.append or "", initrd=initrd)
+
+
 #: What makes each, by its name. A factory is given options of which it has said that it
 #: has a use for them, by the class attribute ``options`` of what it returns.
 PLATFORMS: dict[str, Callable[[PlatformOptions], Platform]] = {
     PROTOCOL: _protocol,
+    "linux": _linux,
 }
 
 

@@ -262,7 +262,7 @@ def test_what_the_kernel_answers_is_no_devices() -> None:
     assert report.passed and report.unclaimed_ports == 0
     device = Recorder()
     with Machine(guest(reads + EXIT_0)) as machine:
-        machine.bus.add_ports(range(0x20, 0x44), device)
+        machine.bus.add_ports(range(0x20, 0x62), device)
         machine.bus.add_ports(range(0xA0, 0xA2), device)
         machine.bus.add_ports(range(0x4D0, 0x4D2), device)
         machine.bus.add_mmio(range(0xFEE00000, 0xFEE01000), device)

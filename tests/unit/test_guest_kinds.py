@@ -13,6 +13,8 @@ from pyvmm import ConfigurationError, GuestError, load_guest
 from pyvmm.cli.main import main
 
 IMAGES = list(built_by_hand())
+OF_LINUX = [image for image in IMAGES if image.name.startswith("bzImage")]
+REFUSED = [image for image in IMAGES if image not in OF_LINUX]
 
 
 def refused(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -26,7 +28,7 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return err
 
 
-@pytest.mark.parametrize("image", IMAGES, ids=[image.name for image in IMAGES])
+@pytest.mark.parametrize("image", REFUSED, ids=[image.name for image in REFUSED])
 def test_a_file_that_is_no_real_mode_guest(
     image: Foreign, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -34,6 +36,14 @@ def test_a_file_that_is_no_real_mode_guest(
     path.write_bytes(image.data)
     line = refused(path, capsys, *image.words)
     assert "no real-mode guest" in line or "too many" in line
+
+
+@pytest.mark.parametrize("image", OF_LINUX, ids=[image.name for image in OF_LINUX])
+def test_a_kernel_is_a_guest_of_another_platform(image: Foreign, tmp_path: Path) -> None:
+    path = tmp_path / image.name
+    path.write_bytes(image.data)
+    with pytest.raises(GuestError, match=r"Linux kernel \(bzImage\).*pyvmm run boots it"):
+        load_guest(path)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is missing (apt install gcc)")

@@ -7,6 +7,7 @@ import struct
 from dataclasses import replace
 
 import pytest
+from tiny_kernels import bzimage
 
 from pyvmm import ConfigurationError, GuestError
 from pyvmm.guest.acpi import ACPI_GPA, acpi_tables
@@ -18,33 +19,6 @@ from pyvmm.kvm.cpuid import CpuidEntry
 
 MIB = 1 << 20
 RAM = ((0, 64 * MIB),)
-
-
-def bzimage(
-    code: bytes = b"\x90" * 0x1000,
-    *,
-    version: int = 0x20F,
-    loadflags: int = 1,
-    pref_address: int = 16 * MIB,
-    init_size: int = 4 * MIB,
-    xloadflags: int = 1,
-    initrd_max: int = 0x7FFFFFFF,
-    cmdline_size: int = 2047,
-    setup_sects: int = 3,
-    syssize: int | None = None,
-) -> bytes:
-    """A file that says all that."""
-    setup = bytearray((1 + setup_sects) * 512)
-    setup[0x1F1] = setup_sects
-    paragraphs = -(-len(code) // 16) if syssize is None else syssize
-    struct.pack_into("<I", setup, 0x1F4, paragraphs)
-    setup[0x1FE:0x206] = b"\x55\xaa\xeb\x6aHdrS"
-    struct.pack_into("<H", setup, 0x206, version)
-    setup[0x211] = loadflags
-    struct.pack_into("<I", setup, 0x22C, initrd_max)
-    struct.pack_into("<HI", setup, 0x236, xloadflags, cmdline_size)
-    struct.pack_into("<QI", setup, 0x258, pref_address, init_size)
-    return bytes(setup) + code
 
 
 # ---- the file ----
