@@ -19,7 +19,7 @@ from pyvmm.kvm.uapi import reason_name
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.memory.guest_memory import GuestMemory
 from pyvmm.native import lib
-from pyvmm.report import Where
+from pyvmm.report import LONG, PROTECTED, REAL, Where
 from pyvmm.where import Cause
 
 _SUBERRORS = {
@@ -30,6 +30,7 @@ _SUBERRORS = {
 }
 _LONGEST_STRING = 256
 _INT = 0xCD
+_PAGE_FAULT = 14
 _HLT = b"\xf4"
 _FIRST_SPINNING = 0x80
 # Intel SDM volume 3, table 6-1; AMD's have 28 to 30 besides.
@@ -70,8 +71,11 @@ _MISSING = (
 )
 
 
-def describe_exit(vcpu: Vcpu, place: str) -> str:
-    """One line about the exit in a vCPU's kvm_run, for exits that end a run at ``place``."""
+def describe_exit(vcpu: Vcpu, place: str, mode: str = REAL) -> str:
+    """One line about the exit in a vCPU's kvm_run, for exits that end a run at ``place``.
+
+    ``mode`` is the CPU's.
+    """
     exit = vcpu.exit()
     if isinstance(exit, ShutdownExit):
         return f"triple fault (KVM_EXIT_SHUTDOWN) at {place}"
@@ -79,7 +83,7 @@ def describe_exit(vcpu: Vcpu, place: str) -> str:
         what = _SUBERRORS.get(exit.suberror, "unknown suberror")
         line = f"KVM_EXIT_INTERNAL_ERROR, suberror {exit.suberror} ({what}) at {place}"
         if exit.instruction:
-            line += f": {exit.instruction.hex(' ')}{_disassemble(exit.instruction)}"
+            line += f": {exit.instruction.hex(' ')}{_disassemble(exit.instruction, mode)}"
         return line
     if isinstance(exit, FailEntryExit):
         reason = f"reason {exit.hardware_reason:#x}"
@@ -98,19 +102,45 @@ def describe_cause(cause: Cause, has_irqchip: bool) -> str:
         return f"{name}, vector {vector:#x}: its frame on the stack cannot be read"
     nothing = f"nothing handles vector {vector:#x}"
     if cause.instruction:
-        cs, ip = where.registers["cs"], where.registers["eip"]
-        place = f"{cs:04x}:{ip:04x}" if cs else f"{ip:04x}"
-        missing = [nothing, *(who for vectors, who in _MISSING if vector in vectors)]
-        if vector in _BIOS:
-            missing.insert(0, "there is no BIOS")
-        return f"{cause.instruction} at {place}{where.line}: {', '.join(missing)}"
+        return f"{cause.instruction} at {_place_of_int(where)}: {_missing(cause, nothing)}"
     if vector not in _EXCEPTIONS:
         return f"{name} before {where.place}: {nothing}"
     # A controller that the guest has not set up right may have any vector.
-    if has_irqchip and where.registers["eflags"] & _INTERRUPTS_ON:
+    flags = where.registers["rflags" if where.mode == LONG else "eflags"]
+    if has_irqchip and flags & _INTERRUPTS_ON:
         name += " or an interrupt"
     when = "before" if vector in _BEFORE else "at"
-    return f"{name} {when} {where.place}: nothing handles vector {vector}"
+    return f"{name} {when} {where.place}{_error_code(where)}: nothing handles vector {vector}"
+
+
+def _place_of_int(where: Where) -> str:
+    if where.mode != REAL:
+        return where.place
+    cs, ip = where.registers["cs"], where.ip
+    return (f"{cs:04x}:{ip:04x}" if cs else f"{ip:04x}") + where.line
+
+
+def _missing(cause: Cause, nothing: str) -> str:
+    """Who does not answer an INT here, though it is answered elsewhere."""
+    missing = [nothing]
+    if cause.where.mode == REAL:
+        missing += [who for vectors, who in _MISSING if cause.vector in vectors]
+        if cause.vector in _BIOS:
+            missing.insert(0, "there is no BIOS")
+    return ", ".join(missing)
+
+
+def _error_code(where: Where) -> str:
+    """What the error code of an exception says, and of a page fault the address."""
+    code = where.error_code
+    if code is None:
+        return ""
+    if where.vector != _PAGE_FAULT:
+        return f", error code {code:#x}"
+    access = "fetch" if code & 16 else "write" if code & 2 else "read"
+    page = "that is not present" if not code & 1 else "with reserved bits" if code & 8 else ""
+    what = f"a {access} of a page {page}" if page else f"a {access} that the page forbids"
+    return f", error code {code:#x} ({what}), CR2 {where.registers.get('cr2', 0):#x}"
 
 
 def describe_deadline(where: Where) -> str:
@@ -143,28 +173,34 @@ def describe_run_failure(number: int, vcpu: Vcpu, place: str) -> str:
     return str(KvmError("KVM_RUN", number, about, remedy))
 
 
-def _disassemble(code: bytes) -> str:
+def _disassemble(code: bytes, mode: str) -> str:
     try:
         import capstone
     except ImportError:
         return ""
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_16)
+    widths = {REAL: capstone.CS_MODE_16, PROTECTED: capstone.CS_MODE_32, LONG: capstone.CS_MODE_64}
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, widths[mode])
     for instruction in decoder.disasm(code, 0, 1):
         return f" ({instruction.mnemonic} {instruction.op_str}".rstrip() + ")"
     return ""
 
 
-def read_assert(memory: GuestMemory, gpa: int, image: Image, place: str) -> str:
+def read_assert(
+    memory: GuestMemory, gpa: int, image: Image, place: str, is_wide: bool = False
+) -> str:
     """What a guest's assert record says: {u16 line, u16 0, u32 seen, u32 expected, strings}.
+
+    ``is_wide``: of a guest in protected or long mode, where seen and expected are u64.
 
     A record with line 0 was made by an assembler's macro, which cannot know the line; the
     line table does. ``place`` is where the guest said so. A guest is hostile: whatever it
     points to gives one line.
     """
     try:
-        line, _, seen, expected = struct.unpack("<HHII", memory.read(gpa, 12))
-        name = _read_string(memory, gpa + 12)
-        expression = _read_string(memory, gpa + 12 + len(name) + 1)
+        head = struct.Struct("<HHQQ" if is_wide else "<HHII")
+        line, _, seen, expected = head.unpack(memory.read(gpa, head.size))
+        name = _read_string(memory, gpa + head.size)
+        expression = _read_string(memory, gpa + head.size + len(name) + 1)
     except PyvmmError as error:
         return f"assert failed at {place}; its record at GPA {gpa:#x} cannot be read: {error.cause}"
     source = f"{_printable(name)}:{line}"

@@ -18,6 +18,8 @@ from pyvmm.unclaimed import Unclaimed, unclaimed_accesses
 # Changes when a key goes or means something else, not when one is added.
 SCHEMA = 1
 
+# A CPU's modes.
+REAL, PROTECTED, LONG = "real", "protected", "long"
 _SELECTORS = ("cs", "ds", "es", "ss", "fs", "gs")
 _REGISTERS_PER_LINE = 4
 
@@ -91,7 +93,9 @@ class Where:
     instruction there and what follows; ``registers`` are empty when the vCPU could not be
     asked; ``last_exits`` are the newest ones, oldest first. ``vector`` is that of an exception
     or interrupt which nothing handled: the rest is then of the moment before it was taken.
-    ``is_behind``: IP is behind the instruction, which ``source`` is the line of.
+    ``is_behind``: IP is behind the instruction, which ``source`` is the line of. ``mode`` is the
+    CPU's: real, protected or long; in long mode the registers have their names of 64 bits.
+    ``error_code`` is that of the exception, if it has one.
     """
 
     vcpu: int
@@ -101,15 +105,25 @@ class Where:
     last_exits: tuple[ExitRecord, ...] = ()
     vector: int | None = None
     is_behind: bool = False
+    mode: str = REAL
+    error_code: int | None = None
+
+    @property
+    def ip(self) -> int:
+        """The instruction pointer, of however many bits."""
+        return self.registers["rip" if self.mode == LONG else "eip"]
 
     @property
     def place(self) -> str:
-        """CS:IP and the source line, as far as they are known."""
+        """CS:IP, EIP or RIP and the source line, as far as they are known."""
         if not self.registers:
             return "an unknown place"
         before = "the instruction before " if self.is_behind else ""
-        ip = f"{self.registers['cs']:04x}:{self.registers['eip']:04x}"
-        return f"{before}CS:IP {ip}{self.line}"
+        if self.mode == LONG:
+            return f"{before}RIP {self.ip:#x}{self.line}"
+        if self.mode == PROTECTED:
+            return f"{before}CS:EIP {self.registers['cs']:04x}:{self.ip:08x}{self.line}"
+        return f"{before}CS:IP {self.registers['cs']:04x}:{self.ip:04x}{self.line}"
 
     @property
     def line(self) -> str:
@@ -120,10 +134,14 @@ class Where:
         """The same for people."""
         if self.registers or self.vector is not None:
             vector = "" if self.vector is None else f", before vector {self.vector:#x} was taken"
-            yield f"vCPU {self.vcpu} at {self.place}{vector}"
+            mode = "" if self.mode == REAL else f" in {self.mode} mode"
+            yield f"vCPU {self.vcpu} at {self.place}{mode}{vector}"
         if self.code:
             yield f"code {self.code.hex(' ')}"
-        wide = [f"{name}={n:08x}" for name, n in self.registers.items() if name not in _SELECTORS]
+        digits = 16 if self.mode == LONG else 8
+        wide = [
+            f"{name}={n:0{digits}x}" for name, n in self.registers.items() if name not in _SELECTORS
+        ]
         for at in range(0, len(wide), _REGISTERS_PER_LINE):
             yield " ".join(wide[at : at + _REGISTERS_PER_LINE])
         selectors = [f"{n}={self.registers[n]:04x}" for n in _SELECTORS if n in self.registers]
@@ -340,7 +358,9 @@ def _where_to_json(where: Where) -> dict[str, Any]:
         "place": where.place,
         "source": where.source,
         "is_behind": where.is_behind,
+        "mode": where.mode,
         "vector": where.vector,
+        "error_code": where.error_code,
         "code": where.code.hex(" "),
         "registers": where.registers,
         "last_exits": [_record_to_json(record) for record in where.last_exits],

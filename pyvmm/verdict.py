@@ -78,7 +78,8 @@ class Judge:
             reason = f"{who} wrote exit code {code} ({code:#x}) at {where.place}"
             return VcpuEnd(index, None, code, reason, where)
         if stop == lib.STOP_ASSERT:
-            told = read_assert(self.memory, raw.guest.assert_gpa, self.image, where.place)
+            gpa, is_wide = raw.guest.assert_gpa, raw.protocol.is_wide
+            told = read_assert(self.memory, gpa, self.image, where.place, is_wide)
             reason = f"{who}: {told}"
             return VcpuEnd(index, None, 1, reason, where)
         if stop == lib.STOP_HLT:
@@ -93,7 +94,7 @@ class Judge:
             stop == lib.STOP_RUN_FAILED and raw.error in _HOST_ERRORS
         )
         result = Result.ERROR if host_failed else Result.FAIL
-        reason = _failure(loop, index, stop, denied_by, where.place)
+        reason = _failure(loop, index, stop, denied_by, where)
         return VcpuEnd(index, result, None, reason, where)
 
     def ended_by_device(self, loop: VcpuLoop, index: int, end: EndOfRun) -> VcpuEnd:
@@ -120,8 +121,8 @@ class Judge:
         return VcpuEnd(index, Result.ERROR, None, reason, where)
 
 
-def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str, place: str) -> str:
-    raw = loop.raw
+def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str, where: Where) -> str:
+    raw, place = loop.raw, where.place
     who = f"vCPU {index}"
     access = raw.memory_exit.access
     verb = "fetched" if access.is_fetch else "wrote" if access.is_write else "touched"
@@ -158,7 +159,7 @@ def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str, place: str) 
         return str(KvmError("timer_create", raw.error, who, remedy))
     if stop == lib.STOP_RUN_FAILED:
         return describe_run_failure(raw.error, loop.vcpu, place)
-    return f"{who}: {describe_exit(loop.vcpu, place)}"
+    return f"{who}: {describe_exit(loop.vcpu, place, where.mode)}"
 
 
 def verdict(

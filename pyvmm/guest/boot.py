@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from functools import cache
 
+from pyvmm.guest.descriptors import stub_code
 from pyvmm.guest.layout import REAL
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import ffi, lib
@@ -45,6 +46,4 @@ def low_memory() -> bytes:
     vectors = b"".join(
         struct.pack("<HH", lib.VECTOR_STUBS + vector, 0) for vector in range(lib.VECTORS)
     )
-    outs = bytes([lib.STUB_OUT_AL, lib.STUB_OUT_AL, lib.STUB_OUT_AX, lib.STUB_OUT_AX])
-    stubs = outs * (lib.VECTORS // len(outs)) + outs[:1]  # the last one's port
-    return bytes(vectors.ljust(lib.VECTOR_STUBS, b"\0") + stubs)
+    return bytes(vectors.ljust(lib.VECTOR_STUBS, b"\0") + stub_code())

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pyvmm.errors import ConfigurationError
+from pyvmm.guest.flat_modes import LongMode, ProtectedMode
 from pyvmm.guest.kind import Kind
-from pyvmm.guest.layout import REAL
 from pyvmm.guest.options import PlatformOptions, word
 from pyvmm.guest.platform import Platform
 from pyvmm.guest.real_mode import RealMode
@@ -15,14 +15,10 @@ from pyvmm.guest.real_mode import RealMode
 PROTOCOL = "protocol"
 
 
-_MODES: dict[str, type[Platform]] = {"real": RealMode}
-
-
 def _protocol(options: PlatformOptions) -> Platform:
-    mode = options.mode or REAL.mode
-    if mode not in _MODES:
-        raise ConfigurationError(f"--mode {mode}", "there is no such mode", "use real")
-    return _MODES[mode]()
+    if options.mode == ProtectedMode.mode:
+        return ProtectedMode(options)
+    return LongMode(options) if options.mode == LongMode.mode else RealMode()
 
 
 def _linux(options: PlatformOptions) -> Platform:
@@ -76,6 +72,6 @@ def choose_platform(options: PlatformOptions, kind: Kind | None) -> Platform:
     if name == "auto":
         named = kind.platform if kind is not None and mode is None else ""
         name = named if named in PLATFORMS else PROTOCOL
-    if name == PROTOCOL and mode is None and kind is not None and kind.mode in _MODES:
-        mode = kind.mode
+    if name == PROTOCOL and mode is None and kind is not None:
+        mode = kind.mode or None
     return make_platform(replace(options, platform=name, mode=mode))
