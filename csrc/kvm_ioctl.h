@@ -71,6 +71,19 @@ static inline void host_unmap(size_t size, void *address)
 	munmap(address, size);
 }
 
+/*
+ * Take pages of `address` out of every page table and of every VM's, so that the next touch looks
+ * for them anew. What is in them stays, and at no time can they not be read or written: only the
+ * right to execute comes and goes. 0 or -errno.
+ */
+static inline int host_flush(size_t size, void *address)
+{
+	if (mprotect(address, size, PROT_READ | PROT_WRITE | PROT_EXEC) < 0 ||
+	    mprotect(address, size, PROT_READ | PROT_WRITE) < 0)
+		return -errno;
+	return 0;
+}
+
 /* What /proc and ps show; 15 bytes are kept. */
 static inline void name_thread(const char *name)
 {

@@ -152,7 +152,7 @@ class Machine(Closing):
             self.vm.enable_cap(lib.KVM_CAP_DISABLE_QUIRKS2, lib.KVM_X86_QUIRK_SLOT_ZAP_ALL)
         self.memory = GuestMemory(self.vm, self._chosen, self._mechanism, self._policy)
         self._resources.append(self.memory)
-        if self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
+        if self.platform.has_protocol and self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
             # Otherwise KVM also queues #UD, and a repeated fetch would be met by that.
             self.vm.enable_cap(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
         self.vm.set_identity_map_addr(IDENTITY_MAP_GPA)
@@ -208,7 +208,13 @@ class Machine(Closing):
         need("image", image, Image)
         if self._running.has_run:
             raise ConfigurationError("load()", "the machine has run already", "make a new one")
-        self._running.judge = Judge(self.memory, image, self._irqchip, self.platform.hlt_passes)
+        self._running.judge = Judge(
+            self.memory,
+            image,
+            self._irqchip,
+            self.platform.hlt_passes,
+            self.platform.sees_hlt_in_kernel,
+        )
         self.platform.load(image, self.memory, len(self.vcpus))
         for vcpu in self.vcpus:
             self.platform.boot(vcpu, len(self.vcpus), image)

@@ -170,6 +170,7 @@ class RunReport:
     console_bytes: bytes = b""
     console_dropped: int = 0
     serial: str = ""
+    serial_dropped: int = 0
     exits: dict[str, int] = field(default_factory=dict)
     conversions: Conversions = field(default_factory=Conversions)
     exit_latency: Latency = field(default_factory=Latency)
@@ -229,6 +230,7 @@ def report_of(
         measures=tuple(protocol.measures[0:measures]),
         measures_dropped=protocol.measures_written - measures,
         serial=platform.serial().decode("utf-8", "replace"),
+        serial_dropped=platform.serial_dropped(),
         memory=tuple(
             RegionReport(region.gpa, region.size, tuple(region.private_ranges()))
             for region in memory.regions
@@ -315,6 +317,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
         "console_base64": _base64_unless_text(report.console_bytes),
         "console_dropped": report.console_dropped,
         "serial": report.serial,
+        "serial_dropped": report.serial_dropped,
         "exits": report.exits,
         "times": {reason: asdict(times) for reason, times in report.by_reason.items()},
         "conversions": asdict(report.conversions),

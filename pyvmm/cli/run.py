@@ -177,7 +177,8 @@ def _guest_and_platform(options: argparse.Namespace) -> tuple[Image, Platform]:
     is_asked = wanted.platform != "auto" or wanted.mode is not None
     if platform.name == PROTOCOL:
         check_kind(file, platform.mode, is_asked=is_asked)
-    image = image_of(file, platform.layout, dict(options.param), is_asked=is_asked)
+    make = None if platform.name == PROTOCOL else platform.image
+    image = image_of(file, platform.layout, dict(options.param), is_asked=is_asked, make=make)
     return image, platform
 
 

@@ -225,6 +225,7 @@ def _measures(report: RunReport) -> Iterator[str]:
 def _lost(report: RunReport) -> Iterator[str]:
     for count, what in (
         (report.console_dropped, "console bytes dropped: the first 1 MiB is kept"),
+        (report.serial_dropped, "bytes sent to COM1 dropped: the first 1 MiB is kept"),
         (report.measures_dropped, "measures dropped: the first 4096 are kept"),
         (report.spurious_exits, "memory exits that found the page already as they wanted it"),
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,9 +80,12 @@ def image_of(
     parameters: Mapping[str, int] | None = None,
     *,
     is_asked: bool = False,
+    make: Callable[[str, bytes], Image] | None = None,
 ) -> Image:
     """An image of the file for a world with this layout.
 
+    ``make(name, data)`` makes it of a binary, one that was assembled too; by default an ELF file
+    is loaded as it says, and anything else as the layout does.
     ``is_asked``: the user has asked for that world, so that source which looks like something
     else is taken. Raises :class:`GuestError`.
     """
@@ -94,17 +97,26 @@ def image_of(
         image = _assemble(path, str(path.absolute()), source, parameters, layout)
         if not is_asked and layout.mode == REAL.mode:
             _check_width(path, source, parameters, image)
-        return image
+        return _remade(image, make)
     if file.is_c:
         from pyvmm.guest.compiler import compile_guest
 
         source = read_text(path, data)
-        return compile_guest(path, str(path.absolute()), source, _checked(parameters), layout.mode)
+        symbols = _checked(parameters)
+        image = compile_guest(path, str(path.absolute()), source, symbols, layout.mode)
+        return _remade(image, make)
     if parameters:
         raise GuestError(file.name, "only source takes parameters", "drop --param")
+    if make is not None:
+        return make(file.name, data)
     if not is_elf(data):
         return flat_image(file.name, data, layout)
     return elf_image(file.name, data, layout.mode)
+
+
+def _remade(image: Image, make: Callable[[str, bytes], Image] | None) -> Image:
+    """The same of the ELF file that was made of source."""
+    return image if make is None else replace(make(image.name, image.elf), elf=image.elf)
 
 
 def check_kind(file: GuestFile, mode: str, *, is_asked: bool) -> None:

@@ -16,11 +16,19 @@ _HEAD = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """``data`` at ``gpa``. ``is_notes``: only for tools, where a linker put what nobody placed."""
+    """``data`` at ``gpa``, and ``zeros`` bytes behind it that nobody has to write.
+
+    ``is_notes``: only for tools, where a linker put what nobody placed.
+    """
 
     gpa: int
     data: bytes
     is_notes: bool = False
+    zeros: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.gpa + len(self.data) + self.zeros
 
 
 @dataclass(frozen=True, slots=True)

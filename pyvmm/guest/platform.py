@@ -9,7 +9,8 @@ from typing import ClassVar, Protocol
 
 from pyvmm.devices.bus import Bus
 from pyvmm.errors import ConfigurationError
-from pyvmm.guest.image import Image, Segment
+from pyvmm.guest.elf import is_elf
+from pyvmm.guest.image import Image, Segment, elf_image, flat_image
 from pyvmm.guest.layout import Layout
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
@@ -29,6 +30,9 @@ class Ram(Protocol):
 
     def write_ram(self, gpa: int, data: bytes) -> None:
         """Store bytes. Raises :class:`ConfigurationError` unless all of them lie in RAM."""
+
+    def flush(self, gpa: int) -> None:
+        """Take a page out of KVM's page tables; its contents stay."""
 
 
 class Board(Protocol):
@@ -71,12 +75,20 @@ class Platform(ABC):
     has_irqchip: bool = False
     #: Whether a run passes when its vCPUs have ended in HLT and nobody wrote a code.
     hlt_passes: bool = False
+    #: Behind a LAPIC: whether HLT with interrupts off ends a vCPU, which KVM has no exit for.
+    sees_hlt_in_kernel: bool = False
     #: Behind a LAPIC: whether the vCPUs from 1 on wait for INIT and SIPI.
     waits_for_sipi: bool = False
     #: Whether numbers of the guest protocol have 64 bits.
     is_wide: bool = False
     #: The linear address, and the GPA, of the stubs that vectors lead to; None if none do.
     vector_stubs: int | None = None
+
+    def image(self, name: str, data: bytes) -> Image:
+        """The guest that a binary file is. Raises :class:`pyvmm.errors.GuestError`."""
+        if is_elf(data):
+            return elf_image(name, data, self.layout.mode)
+        return flat_image(name, data, self.layout)
 
     def regions(self, views: int) -> tuple[RegionPlace, ...]:
         """The regions of a machine whose regions have so many views."""
@@ -97,8 +109,12 @@ class Platform(ABC):
         """Put the platform's devices on the bus; called once."""
 
     def serial(self) -> bytes:
-        """What the guest sent to COM1 until now."""
+        """What the guest sent to COM1 until now, as far as it is kept."""
         return b""
+
+    def serial_dropped(self) -> int:
+        """How many bytes more it sent."""
+        return 0
 
     def place(self, image: Image, ram: Ram) -> None:
         """Store all segments of an image, each of which must lie in one piece of plain memory."""
@@ -114,7 +130,7 @@ class Platform(ABC):
         return None
 
     def _check_place(self, image: Image, segment: Segment) -> None:
-        size = len(segment.data)
+        size = segment.end - segment.gpa
         if segment.gpa < 0:
             raise ConfigurationError(image.name, f"there is no GPA {segment.gpa}")
         found = self._ram_at(segment)

@@ -56,6 +56,11 @@ class Vm(KvmFd):
         result: int = lib.kvm_ioctl_on(self._fd, IOCTLS["KVM_GET_IRQCHIP"].number, chip)
         return result == 0
 
+    @property
+    def has_irqchip(self) -> bool:
+        """Whether interrupt controllers are in the kernel, all of them or a part."""
+        return bool(self._state.controller())
+
     def _advice(self, call: str, argument: Any, number: int) -> str:
         return advice.of_vm(self._state, call, argument, number)
 

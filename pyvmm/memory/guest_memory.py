@@ -276,6 +276,17 @@ class GuestMemory:
                 return
         raise ConfigurationError(f"GPA {gpa:#x}, {len(data)} bytes", "they are not in RAM")
 
+    def flush(self, gpa: int) -> None:
+        """Take the page of ``gpa`` out of KVM's page tables; its contents stay.
+
+        The next touch by a guest is then a fault that the kernel resolves. Nothing happens
+        where no plain memory is.
+        """
+        for ram, mapping in self._ram:
+            if ram.gpa <= gpa < ram.end:
+                at = (gpa - ram.gpa) & -PAGE_SIZE
+                lib.host_flush(PAGE_SIZE, ffi.cast("char *", mapping.pointer) + at)
+
     def _refuse_a_fork(self, call: str, about: str) -> None:
         if os.getpid() != self._process:
             raise KvmError(call, errno.EIO, about)
