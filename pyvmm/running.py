@@ -179,6 +179,8 @@ class Running:
                 except Exception as error:
                     self._ends.append(self.judge.raised(loop, index, error))
                     raise
+                if stop == lib.STOP_SIGNAL:  # and it does not go on
+                    stop = lib.STOP_HLT
                 if for_caller and stop == _STOP_EXIT and run.exit_reason not in _FATAL:
                     yield decode()
                     continue
@@ -215,7 +217,7 @@ class Running:
     def _tick(self, index: int) -> bool:
         if self.on_tick is not None and index == 0:
             self.on_tick()
-        return True
+        return not self.judge.is_halted(self._loops[index])
 
     def _asks_the_caller(self) -> bool:
         return self._ask is None and bool(self._memory.raw.policy == Policy.ASK)

@@ -22,7 +22,7 @@ from pyvmm.native import ffi, lib
 from pyvmm.page_states import PageState
 from pyvmm.printable import printable
 from pyvmm.report import Result, Where
-from pyvmm.where import cause_of_vector, where_it_stands, with_source
+from pyvmm.where import cause_of_vector, is_halted_for_good, where_it_stands, with_source
 
 # KVM_RUN failed for want of something that the host has too little of.
 _HOST_ERRORS = (errno.EAGAIN, errno.ENOMEM)
@@ -52,6 +52,11 @@ class Judge:
     image: Image
     has_irqchip: bool
     hlt_passes: bool = False
+    sees_hlt_in_kernel: bool = False
+
+    def is_halted(self, loop: VcpuLoop) -> bool:
+        """Whether a vCPU that has no exit to show has come to its end in HLT all the same."""
+        return self.sees_hlt_in_kernel and is_halted_for_good(loop)
 
     def stopped(self, loop: VcpuLoop, index: int, stop: int, denied_by: str) -> VcpuEnd:
         """The end of vCPU ``index``, whose ``loop`` returned ``stop``.

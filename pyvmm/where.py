@@ -40,6 +40,11 @@ _AT_AN_ACCESS = (
 
 _AT_ANY_TIME = (lib.STOP_DEADLINE, lib.STOP_KICK)
 
+_INTERRUPTS_ON = 1 << 9  # in RFLAGS
+# The LAPIC's local vector table, and what an entry of it may be.
+_LOCAL_VECTORS = range(0x320, 0x380, 0x10)
+_DELIVERY, _NMI, _MASKED = 0x700, 0x400, 1 << 16
+
 _INT, _INT3, _INTO, _HLT = 0xCD, 0xCC, 0xCE, 0xF4
 _OUT_CODE = (b"\xe6\xf4", b"\xe7\xf4", b"\x66\xe7\xf4", b"\xee", b"\xef", b"\x66\xef")
 
@@ -238,6 +243,20 @@ def _waits_in_hlt(loop: VcpuLoop) -> bool:
         return loop.vcpu.get_mp_state() == lib.KVM_MP_STATE_HALTED
     except KvmError:
         return False
+
+
+def is_halted_for_good(loop: VcpuLoop) -> bool:
+    """Whether the vCPU waits in HLT behind KVM's LAPIC, with interrupts off and no NMI to come."""
+    try:
+        if loop.vcpu.get_mp_state() != lib.KVM_MP_STATE_HALTED:
+            return False
+        if loop.vcpu.get_regs().rflags & _INTERRUPTS_ON:
+            return False
+        lapic = bytes(ffi.buffer(loop.vcpu.get_lapic().regs))
+    except PyvmmError:
+        return False
+    entries = (int.from_bytes(lapic[at : at + 4], "little") for at in _LOCAL_VECTORS)
+    return not any(entry & _DELIVERY == _NMI and not entry & _MASKED for entry in entries)
 
 
 def _is_mmio_write(loop: VcpuLoop) -> bool:

@@ -202,7 +202,6 @@ def _elf_files() -> Iterator[Foreign]:
     yield Foreign("pie32", elf(32, DYN, at=0x1000), ("32-bit ELF PIE", "-no-pie", "-Ttext=0x7c00"))
     yield Foreign("rel32.o", elf(32, REL, at=0), ("32-bit ELF object", "ld -m elf_i386"))
     yield Foreign("dynamic", elf(interpreter=True), ("dynamically linked", "32-bit ELF"))
-    yield Foreign("mb.elf", elf(code=multiboot1()), ("32-bit ELF", "multiboot 1 header"))
     yield Foreign("arm", elf(machine=EM_ARM), ("ELF file for ARM", "build it for x86"))
     yield Foreign("arm64", elf(64, machine=EM_AARCH64), ("ELF file for AArch64",))
     yield Foreign("riscv", elf(64, machine=EM_RISCV), ("ELF file for RISC-V",))
@@ -211,9 +210,7 @@ def _elf_files() -> Iterator[Foreign]:
 
 
 def _for_boot_loaders() -> Iterator[Foreign]:
-    yield Foreign("mb1", multiboot1(), ("multiboot 1 image",))
-    yield Foreign("mb1-late", multiboot1(8000), ("multiboot 1 image", "protected mode"))
-    yield Foreign("mb2", multiboot2(), ("multiboot 2 image",))
+    yield Foreign("mb2", multiboot2(), ("multiboot 2 image", "loads multiboot 1 only"))
     yield Foreign("mb2-late", multiboot2(32000), ("multiboot 2 image",))
     yield Foreign("bzImage", bzimage(), ("Linux kernel (bzImage)",))
     yield Foreign("bzImage-efi", bzimage(b"MZ\xea\x07\0\xc0\x07"), ("Linux kernel (bzImage)",))

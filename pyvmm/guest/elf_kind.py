@@ -15,7 +15,7 @@ from pyvmm.guest.elf import (
     order_and_machine,
     read_elf,
 )
-from pyvmm.guest.formats import has_multiboot_header
+from pyvmm.guest.formats import MULTIBOOT_1, MULTIBOOT_2_REMEDY, has_multiboot_header
 from pyvmm.guest.kind import Kind
 from pyvmm.guest.layout import LONG
 
@@ -75,13 +75,23 @@ def elf_kind(data: bytes) -> Kind | None:
         and elf.entry <= 0xFFFF
         and all(load.end <= RAM_SIZE or elf.is_notes(load) for load in elf.loads)
     )
+    multiboot = has_multiboot_header(data) if is_fixed else ""
+    if multiboot == MULTIBOOT_1:  # in an ELF file of 64 bits, too, which is just a container
+        return _multiboot(name, multiboot, fits)
     if elf.bits == 64 or machine == EM_X86_64:
         return _long_mode(elf, name, fits)
     if elf.kind == ET_REL:
         return Kind(f"a {name}", f"link it: {_LINK} FILE", is_loadable=False)
     if not is_fixed:
         return Kind(f"a {name}", _RELINK, is_loadable=False)
-    return _protected_mode(elf, name, has_multiboot_header(data), fits)
+    return _protected_mode(elf, name, multiboot, fits)
+
+
+def _multiboot(name: str, version: str, fits: bool) -> Kind:
+    what = f"a {name} with a {version} header, which starts in protected mode"
+    if version == MULTIBOOT_1:
+        return Kind(what, "use --platform multiboot", fits, "multiboot")
+    return Kind(what, MULTIBOOT_2_REMEDY, fits)
 
 
 def _long_mode(elf: Elf, name: str, fits: bool) -> Kind:
@@ -118,8 +128,7 @@ def _is_linux(elf: Elf) -> bool:
 
 def _protected_mode(elf: Elf, name: str, multiboot: str, fits: bool) -> Kind | None:
     if multiboot:
-        what = f"a {name} with a {multiboot} header, which starts in protected mode"
-        return Kind(what, _SIXTEEN_BITS, fits, "multiboot")
+        return _multiboot(name, multiboot, fits)
     if elf.has_interpreter:
         return Kind(f"a dynamically linked {name} of an operating system", _RELINK, fits)
     code = [load.gpa for load in elf.loads if not elf.is_notes(load)]

@@ -20,7 +20,7 @@ _FIRST_SECTOR = "there is no BIOS to read a disk; its boot sector alone runs: he
 _PYC_FLAGS = (bytes(4), b"\1\0\0\0", b"\3\0\0\0")
 _OTHER_CPU = "it is for another machine"
 _KERNEL = "pyvmm run boots it, on the platform linux"
-_MULTIBOOT = "pyvmm has no multiboot loader and no protected mode so far"
+MULTIBOOT_2_REMEDY = "pyvmm loads multiboot 1 only: give it a header of that version, too"
 _FLAT = "link a flat binary (ld --oformat binary)"
 _BLANK = "is it a disk without a boot loader, or linked for another address?"
 _OWN_VMM = "firmware needs the machine that it was made for (qemu -bios)"
@@ -83,12 +83,15 @@ def binary_kind(data: bytes, size: int) -> Kind | None:
     return None
 
 
+MULTIBOOT_1 = "multiboot 1"
+
+
 def has_multiboot_header(data: bytes) -> str:
     """ "multiboot 1" or "multiboot 2", with a right checksum where a loader looks; or ""."""
     at = -1
     while (at := data.find(b"\x02\xb0\xad\x1b", at + 1, 8192)) >= 0:
         if at % 4 == 0 and _sums_to_zero(data, at, 3):
-            return "multiboot 1"
+            return MULTIBOOT_1
     while (at := data.find(b"\xd6\x50\x52\xe8", at + 1, 32768)) >= 0:
         if at % 8 == 0 and _sums_to_zero(data, at, 4):
             return "multiboot 2"
@@ -121,7 +124,9 @@ def _multiboot(data: bytes, size: int) -> Kind | None:
     # A boot sector may bring a multiboot kernel along, and begins in real mode all the same.
     if version and not _is_bootable(data):
         what = f"a {version} image, which starts in protected mode"
-        return Kind(what, _MULTIBOOT, platform="multiboot")
+        if version == MULTIBOOT_1:
+            return Kind(what, "use --platform multiboot", platform="multiboot")
+        return Kind(what, MULTIBOOT_2_REMEDY)
     return None
 
 

@@ -21,6 +21,18 @@ def _protocol(options: PlatformOptions) -> Platform:
     return LongMode(options) if options.mode == LongMode.mode else RealMode()
 
 
+def _bare(options: PlatformOptions) -> Platform:
+    from pyvmm.guest.bare import Bare
+
+    return Bare(options)
+
+
+def _multiboot(options: PlatformOptions) -> Platform:
+    from pyvmm.guest.multiboot import Multiboot
+
+    return Multiboot(options)
+
+
 def _linux(options: PlatformOptions) -> Platform:
     from pyvmm.guest.initrd import read_initrd
     from pyvmm.guest.linux import MEMORY, Linux
@@ -34,6 +46,8 @@ def _linux(options: PlatformOptions) -> Platform:
 #: has a use for them, by the class attribute ``options`` of what it returns.
 PLATFORMS: dict[str, Callable[[PlatformOptions], Platform]] = {
     PROTOCOL: _protocol,
+    "bare": _bare,
+    "multiboot": _multiboot,
     "linux": _linux,
 }
 

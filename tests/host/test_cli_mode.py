@@ -56,7 +56,7 @@ def test_a_64_bit_elf_file_does_not_run_as_16_bit_code(tmp_path: Path) -> None:
 def test_a_multiboot_image_does_not_run_as_16_bit_code(tmp_path: Path) -> None:
     path = tmp_path / "kernel.bin"
     path.write_bytes(multiboot1())
-    pyvmm("run", path).error(CANNOT_START, "multiboot 1 image", "--mode real")
+    pyvmm("run", path).error(CANNOT_START, "multiboot header does not say where to load it")
     assert pyvmm("run", path, "--mode", "real", "--json", "--deadline", "5").json["exits"]
 
 

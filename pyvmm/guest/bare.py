@@ -1,0 +1,105 @@
+"""Bare: what the first programs on the KVM API give their guests, and little else.
+
+RAM from 0, one vCPU, COM1, a keyboard controller and a power register to end by; a HLT is an end,
+too. Where the guest is loaded and what its registers hold is said by whoever runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from pyvmm.devices.debug_console import DEBUG_CONSOLE, DebugConsole
+from pyvmm.devices.debug_exit import DebugExit
+from pyvmm.errors import ConfigurationError
+from pyvmm.guest.boot import set_real_mode
+from pyvmm.guest.cpu_state import check_registers, set_flat_mode, set_general, set_registers
+from pyvmm.guest.image import Image
+from pyvmm.guest.layout import Layout
+from pyvmm.guest.long_mode import REACH, TABLES_SIZE, page_tables, set_long_mode
+from pyvmm.guest.options import PlatformOptions
+from pyvmm.guest.pc_devices import Printed, add_pc_devices
+from pyvmm.guest.pc_memory import pc_ram
+from pyvmm.guest.placing import extent, place_below
+from pyvmm.guest.platform import Board, Platform, Ram
+from pyvmm.kvm.vcpu import Vcpu
+
+# Where a PC's firmware loads a boot sector, and where a stack has room.
+_BOOT_SECTOR = 0x7C00
+_DEFAULT_MIB = 16
+_REAL_MODE_END = 1 << 16  # what IP reaches
+
+
+class Bare(Platform):
+    """``options`` are those of the command line.
+
+    ``show(data)`` is called with what the guest prints, as it prints it.
+    """
+
+    name = "bare"
+    max_vcpus = 1
+    sees_hlt_in_kernel = True
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"mode", "memory", "load", "entry", "registers", "hlt", "exit_port"}
+    )
+
+    def __init__(
+        self, options: PlatformOptions, *, show: Callable[[bytes], object] | None = None
+    ) -> None:
+        self._printed = Printed(show)
+        self.mode = options.mode or "real"
+        self.ram = pc_ram(_DEFAULT_MIB if options.memory is None else options.memory)
+        load = _BOOT_SECTOR if options.load is None else options.load
+        self.layout = Layout(self.mode, load)
+        self.hlt_passes = options.hlt != "fail"
+        self._is_placed = options.load is not None
+        self._entry = options.entry
+        self._registers = options.registers
+        self._exit_port = options.exit_port
+        self._tables = 0
+        check_registers(self._registers)
+
+    def load(self, image: Image, ram: Ram, vcpus: int) -> None:
+        self.place(image, ram)
+        if self.mode == "long":
+            self._tables = place_below(
+                "the page tables of long mode", TABLES_SIZE, extent(image.segments)
+            )
+            ram.write_ram(self._tables, page_tables(self._tables))
+
+    def boot(self, vcpu: Vcpu, vcpus: int, image: Image) -> None:
+        entry = image.entry if self._entry is None else self._entry
+        stack = min(sum(self.ram[0]), REACH)
+        if self.mode == "real":
+            set_real_mode(vcpu, 0)
+            stack = _BOOT_SECTOR
+        elif self.mode == "protected":
+            set_flat_mode(vcpu)
+        else:
+            set_long_mode(vcpu, self._tables)
+        set_general(vcpu, rsp=stack)
+        set_registers(vcpu, self._registers, is_real=self.mode == "real")
+        if not any(name.lstrip("re") == "ip" for name, _ in self._registers):
+            ip = entry - int(vcpu.get_sregs().cs.base)
+            if self.mode == "real" and not 0 <= ip < _REAL_MODE_END:
+                raise ConfigurationError(
+                    image.name,
+                    f"its entry {entry:#x} is beyond what real mode reaches with this CS",
+                    f"--set cs={entry >> 4 & 0xF000:#x}, or another --mode",
+                )
+            set_registers(vcpu, [("rip", ip)], is_real=False)
+
+    def add_devices(self, board: Board) -> None:
+        # A guest prints on one or the other: both are one text, in the order of their bytes.
+        add_pc_devices(board, self._printed.take)
+        board.bus.add_ports(
+            range(DEBUG_CONSOLE, DEBUG_CONSOLE + 1), DebugConsole(self._printed.take)
+        )
+        if self._exit_port is not None:
+            board.bus.add_ports(range(self._exit_port, self._exit_port + 1), DebugExit())
+
+    def serial(self) -> bytes:
+        return self._printed.output
+
+    def serial_dropped(self) -> int:
+        return self._printed.dropped

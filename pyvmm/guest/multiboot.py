@@ -1,0 +1,171 @@
+"""Multiboot: a 32-bit guest that a boot loader such as GRUB would start, on a small PC.
+
+RAM from 0, in-kernel interrupt controllers and timer, ACPI tables, COM1, RTC, the debug exit
+port, QEMU's firmware configuration and kvm-unit-tests' test device; no PCI. vCPU 0 starts in flat
+protected mode; the others wait for INIT and a start-up interrupt, as behind every LAPIC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from pyvmm.devices.debug_exit import DEBUG_EXIT, DebugExit
+from pyvmm.devices.fw_cfg import FirmwareConfiguration
+from pyvmm.devices.rtc import Rtc
+from pyvmm.devices.test_device import TestDevice
+from pyvmm.errors import ConfigurationError
+from pyvmm.guest.acpi import ACPI_GPA, acpi_tables
+from pyvmm.guest.cpu_features import CpuModel
+from pyvmm.guest.cpu_state import check_registers, set_flat_mode, set_general, set_registers
+from pyvmm.guest.cpu_topology import cpuid_of_vcpu
+from pyvmm.guest.image import Image
+from pyvmm.guest.initrd import read_initrd
+from pyvmm.guest.layout import PROTECTED
+from pyvmm.guest.multiboot_header import multiboot_image
+from pyvmm.guest.multiboot_info import LOADER_MAGIC, Module, boot_information
+from pyvmm.guest.options import PlatformOptions
+from pyvmm.guest.pc_devices import add_pc_devices
+from pyvmm.guest.pc_memory import DEVICES, pc_ram
+from pyvmm.guest.placing import extent, place_below
+from pyvmm.guest.platform import Board, Platform, Ram
+from pyvmm.kvm.cpuid import cpuid_entries, cpuid_table
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.native import lib
+
+_DEFAULT_MIB = 256  # what kvm-unit-tests need
+_PAGE = 0x1000
+_LONGEST_COMMAND_LINE = 1 << 16
+# Where firmware puts the PIC's vectors, and its lines that are triggered by level.
+_PICS = ((lib.KVM_IRQCHIP_PIC_MASTER, 0x08, 0xF8), (lib.KVM_IRQCHIP_PIC_SLAVE, 0x70, 0xDE))
+
+
+class Multiboot(Platform):
+    """``options`` are those of the command line.
+
+    ``cpu`` is which of KVM's features the guest is told of, by default all. ``show(data)`` is
+    called with what the guest sends to COM1, as it sends it.
+    """
+
+    name = "multiboot"
+    mode = PROTECTED.mode
+    layout = PROTECTED
+    max_vcpus = 255
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"memory", "append", "initrd", "registers", "hlt", "exit_port"}
+    )
+    has_irqchip = True
+    waits_for_sipi = True
+
+    def __init__(
+        self,
+        options: PlatformOptions,
+        *,
+        cpu: CpuModel | None = None,
+        show: Callable[[bytes], object] | None = None,
+    ) -> None:
+        self._cpu, self._show = cpu or CpuModel(), show
+        self.ram = pc_ram(_DEFAULT_MIB if options.memory is None else options.memory)
+        self.hlt_passes = options.hlt == "pass"
+        self._append = (options.append or "").encode(errors="surrogateescape")
+        if b"\0" in self._append or len(self._append) > _LONGEST_COMMAND_LINE:
+            raise ConfigurationError(
+                "--append", f"it has a zero byte, or more than {_LONGEST_COMMAND_LINE} bytes"
+            )
+        self._modules = read_modules(options.initrd or "", self.ram[0][1])
+        self._registers = options.registers
+        self._exit_port = DEBUG_EXIT if options.exit_port is None else options.exit_port
+        self._information = 0
+        check_registers(self._registers)
+
+    def image(self, name: str, data: bytes) -> Image:
+        return multiboot_image(name, data, self.ram[0][1])
+
+    def load(self, image: Image, ram: Ram, vcpus: int) -> None:
+        ram.write_ram(ACPI_GPA, acpi_tables(vcpus))
+        self.place(image, ram)
+        taken = extent(image.segments)
+        at = max(end for _, end in taken)
+        modules: list[tuple[int, Module]] = []
+        for module in self._modules:
+            at = at + _PAGE - 1 & -_PAGE
+            if at + len(module.data) > self.ram[0][1]:
+                raise ConfigurationError(
+                    f"--initrd {_shown(module.string)}",
+                    f"its {len(module.data)} bytes at {at:#x}, behind the guest, reach past the "
+                    f"end of RAM at {self.ram[0][1]:#x}",
+                    "give it more --memory",
+                )
+            ram.write_ram(at, module.data)
+            modules.append((at, module))
+            at += len(module.data)
+            taken.append((at - len(module.data), at))
+        line = image.name.encode(errors="surrogateescape") + b" " + self._append
+        size = len(boot_information(0, line, modules, self.ram))
+        self._information = place_below("what the guest is told", size, taken)
+        told = boot_information(self._information, line, modules, self.ram)
+        ram.write_ram(self._information, told)
+
+    def boot(self, vcpu: Vcpu, vcpus: int, image: Image) -> None:
+        if vcpu.index > 0:
+            return  # it waits to be started
+        set_flat_mode(vcpu)
+        set_general(vcpu, rax=LOADER_MAGIC, rbx=self._information, rip=image.entry)
+        set_registers(vcpu, self._registers, is_real=False)
+
+    def add_devices(self, board: Board) -> None:
+        self._serial = add_pc_devices(board, self._show)
+        low = self.ram[0][1]
+        high = sum(size for gpa, size in self.ram if gpa > DEVICES)
+        rtc = Rtc(memory=low, memory_above_4g=high)
+        board.bus.add_ports(rtc.ports, rtc)
+        board.bus.add_ports(range(self._exit_port, self._exit_port + 4), DebugExit())
+        told = FirmwareConfiguration.of_machine(len(board.vcpus), self.max_vcpus, low + high)
+        board.bus.add_ports(FirmwareConfiguration.PORTS, told)
+        tests = TestDevice(board.vm.irq_line, board.memory.flush)
+        for ports in TestDevice.PORTS:
+            board.bus.add_ports(ports, tests)
+        board.bus.add_mmio(TestDevice.WINDOW, tests)
+        has_deadline = board.vm.has(lib.KVM_CAP_TSC_DEADLINE_TIMER)
+        for vcpu in board.vcpus:
+            entries = cpuid_of_vcpu(
+                cpuid_entries(vcpu.get_cpuid2()),
+                vcpu.index,
+                len(board.vcpus),
+                tsc_deadline=has_deadline,
+            )
+            vcpu.set_cpuid2(cpuid_table(self._cpu.entries(entries)))
+        # Ticks that nobody was there to take are lost; to make up for them keeps AVIC off.
+        board.vm.reinject_control(False)
+        for chip, vectors, by_level in _PICS:
+            state = board.vm.get_irqchip(chip)
+            pic = state.chip.pic
+            pic.irq_base, pic.imr, pic.elcr_mask = vectors, 0, by_level
+            board.vm.set_irqchip(state)
+
+    def serial(self) -> bytes:
+        return self._serial.output
+
+    def serial_dropped(self) -> int:
+        return self._serial.dropped
+
+
+def read_modules(text: str, most: int) -> list[Module]:
+    """The modules that --initrd names: FILE[ STRING][,FILE[ STRING]]…, with ",," for a comma.
+
+    Each is given to the guest with all of its text. Raises :class:`GuestError`.
+    """
+    modules: list[Module] = []
+    for part in _split(text):
+        data = read_initrd(part.partition(" ")[0], most)
+        modules.append(Module(part.encode(errors="surrogateescape"), data))
+    return modules
+
+
+def _split(text: str) -> list[str]:
+    kept = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
+    return [part for part in kept if part]
+
+
+def _shown(string: bytes) -> str:
+    return string.decode(errors="replace").partition(" ")[0]

@@ -1,0 +1,143 @@
+"""The platform bare: what the first programs on the KVM API give their guests."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from pyvmm_command import ROOT, pyvmm
+
+EXAMPLES = sorted((ROOT / "examples" / "bare").glob("*.S"))
+_COMMAND = re.compile(r"^#     pyvmm ((?:[^\\\n]|\\\n)*)", re.MULTILINE)
+PRINTS = {
+    "add": "4\n",
+    "boot_sector": "hello from a boot sector\r\n",
+    "count": "",
+    "hello16": "hello from real mode\n",
+    "hello32": "hello from protected mode\n",
+    "hello64": "hello from long mode\n",
+    "tick": "..........\n",
+}
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """The name of each example and the words of each command in its head."""
+    return [
+        (path.stem, shlex.split(found.replace("\\\n#", "")))
+        for path in EXAMPLES
+        for found in _COMMAND.findall(path.read_text())
+    ]
+
+
+def guest(folder: Path, code: bytes, name: str = "guest.bin") -> Path:
+    path = folder / name
+    path.write_bytes(code)
+    return path
+
+
+HLT = b"\xf4"
+SPIN = b"\xeb\xfe"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), commands(), ids=[" ".join([name, *words[2:]]) for name, words in commands()]
+)
+def test_the_command_in_an_examples_head(name: str, words: list[str]) -> None:
+    if any(word.startswith("cr0=0x8") for word in words):
+        pytest.skip("not every KVM has paging in protected mode; the lab lane runs it")
+    found = pyvmm(*words, "--json", "--deadline", "10", cwd=ROOT)
+    assert found.status == 0, found
+    assert found.json["result"] == "pass"
+    assert found.json["serial"] == PRINTS[name]
+    assert found.json["platform"] == "bare"
+
+
+def test_every_example_has_a_command() -> None:
+    assert {name for name, _ in commands()} == set(PRINTS) == {path.stem for path in EXAMPLES}
+
+
+def test_what_is_printed_is_on_stdout_once() -> None:
+    words = dict(commands())["add"]
+    found = pyvmm(*words, cwd=ROOT)
+    assert found.stdout.startswith("4\nPASS  ")
+    assert "\n4\n" not in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("hlt", "status"), [([], 0), (["--hlt", "pass"], 0), (["--hlt", "fail"], 1)]
+)
+@pytest.mark.parametrize("irqchip", [[], ["--irqchip"]])
+def test_what_hlt_means(hlt: list[str], irqchip: list[str], status: int, tmp_path: Path) -> None:
+    path = guest(tmp_path, b"\xfa" + HLT)
+    found = pyvmm("run", path, "--platform", "bare", "--json", "--deadline", "5", *hlt, *irqchip)
+    assert found.status == status, found
+    assert found.json["exit_code"] is None
+
+
+def test_a_hlt_that_waits_for_an_interrupt_goes_on_waiting(tmp_path: Path) -> None:
+    path = guest(tmp_path, b"\xfb" + HLT + SPIN)
+    words = ("--platform", "bare", "--irqchip", "--json", "--deadline", "0.5")
+    assert pyvmm("run", path, *words).status == 3
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (7, 1)])
+def test_the_exit_port(code: int, status: int, tmp_path: Path) -> None:
+    path = guest(tmp_path, bytes([0xB0, code, 0xE6, 0x42]) + SPIN)
+    found = pyvmm("run", path, "--platform", "bare", "--exit-port", "0x42", "--json")
+    assert (found.status, found.json["exit_code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\xb0\xfe\xe6\x64",  # out $0xfe to the keyboard controller
+        b"\xba\x04\x06\xb8\x00\x20\xef",  # out $0x2000 to port 0x604
+        b"\xba\xf9\x0c\xb0\x06\xee",  # out $6 to port 0xcf9
+    ],
+    ids=["keyboard", "power", "reset"],
+)
+def test_resets_and_power_off_end_the_run(code: bytes, tmp_path: Path) -> None:
+    found = pyvmm("run", guest(tmp_path, code + SPIN), "--platform", "bare", "--json")
+    assert found.status == 0, found
+    assert found.json["exit_code"] is None
+
+
+def test_registers_by_every_name(tmp_path: Path) -> None:
+    """Each register's value is sent to COM1, the low byte of it."""
+    words = ["--set", "ax=0x31", "--set", "ebx=0x32", "--set", "rsi=0x33", "--set", "es=0x34"]
+    code = b"\xba\xf8\x03\xee\x88\xd8\xee\x89\xf0\xee\x8c\xc0\xee" + HLT
+    found = pyvmm("run", guest(tmp_path, code), "--platform", "bare", "--json", *words)
+    assert found.json["serial"] == "1234", found
+
+
+def test_entry_is_an_address_and_ip_follows_cs(tmp_path: Path) -> None:
+    code = HLT * 16 + b"\xb0\x00\xe6\x42" + SPIN
+    where = ("--load", "0x20000", "--entry", "0x20010", "--set", "cs=0x2000", "--exit-port", "0x42")
+    found = pyvmm("run", guest(tmp_path, code), "--platform", "bare", "--json", *where)
+    assert found.json["exit_code"] == 0, found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "foo=1"], "no such register"),
+        (["--set", "cs=0x10000"], "16 bits"),
+        (["--set", "eax=0x100000000"], "32 bits"),
+        (["--load", "0x1000000"], "not in RAM"),
+        (["--load", "0xffffff"], "reach past the end of RAM"),
+        (["--load", "0x20000"], "beyond what real mode reaches"),
+        (["--memory", "0"], "needs RAM"),
+        (["--vcpus", "2"], "room for 1 to 1"),
+        (["--append", "x"], "has no use for it"),
+        (["--exit-port", "0x64"], "use another port"),
+        (["--mode", "long", "--load", "0", "--memory", "1", "--entry", "0x200000"], ""),
+    ],
+)
+def test_bad_input(words: list[str], said: str, tmp_path: Path) -> None:
+    found = pyvmm("run", guest(tmp_path, HLT * 2), "--platform", "bare", *words)
+    if said:
+        found.error(2, said)
+    else:
+        assert found.status in (0, 1), found
