@@ -844,14 +844,20 @@ static void test_close_in_any_order(struct machine *unused)
 	CHECK(after <= before, "Unevictable grew from %ld to %ld KiB", before, after);
 }
 
-/* KVM's emulator goes through userspace_addr, never through the private fd. */
+/* KVM's emulator goes where the guest's own access would go, and exits where that would. */
 static void test_emulated_access(struct machine *m)
 {
 	EQUAL(convert(m->fd, MAP_TO_PRIVATE, 0, PAGE), 0, "errno");
+	EXPECT_WRITE(m, PRIVATE, 0x5a);
+	EQUAL(convert(m->fd, MAP_TO_PRIVATE, PAGE, PAGE), 0, "errno");
+	set_up(m, 0, guest_outs, PRIVATE + 2 * PAGE, 0, 0);
+	EXPECT_ERROR(m, 0, MAP_TO_PRIVATE, PRIVATE + 2 * PAGE);
+	set_up(m, 0, guest_outs, SHARED + PAGE, 0, 0);
+	EXPECT_ERROR(m, 0, MAP_TO_SHARED, SHARED + PAGE);
 	set_up(m, 0, guest_outs, PRIVATE, 0, 0);
 	EQUAL(enter(m, 0), 0, "errno");
-	EQUAL(m->run[0]->exit_reason, KVM_EXIT_MMIO, "exit_reason of outs, nothing readable");
-	EQUAL(m->run[0]->mmio.phys_addr, PRIVATE, "the address");
+	EQUAL(m->run[0]->exit_reason, KVM_EXIT_IO, "exit_reason of outs");
+	EQUAL(*((uint8_t *)m->run[0] + m->run[0]->io.data_offset), 0x5a, "what outs reads");
 }
 
 #define FLUSHES(expected, call) do { \
