@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pyvmm.guest.boot import set_real_mode
 from pyvmm.guest.long_mode import page_tables, set_long_mode
@@ -18,6 +18,7 @@ from pyvmm.kvm.mapping import Mapping
 from pyvmm.kvm.stats import Stats
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.uapi import reason_name
+from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.loop.bare import BareVcpu, NoExitError
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
@@ -65,6 +66,11 @@ class Outcome(NamedTuple):
         return f"{what}, {errno_name(self.error)}" if self.error else what
 
 
+class EntersMode(Protocol):
+    def enter(self, vcpu: Vcpu) -> None:
+        """Set up the mode, and paging in it."""
+
+
 class Cpu:
     """A vCPU that runs one routine at a time, each under a deadline.
 
@@ -79,7 +85,7 @@ class Cpu:
         self._bare = BareVcpu(self.vcpu)
         self.loop = self._bare.loop
         self.mailbox = MAILBOX + index * MAILBOX_SIZE
-        self._in_long_mode = False
+        self._is_set_up = False
         self._answered = False
 
     def close(self) -> None:
@@ -90,15 +96,20 @@ class Cpu:
 
     def prepare(self, routine: Routine | int, **registers: int) -> None:
         """Set the registers for a routine (or for code at a GPA); the others are zero."""
-        if not self._in_long_mode:
+        if not self._is_set_up:
             set_long_mode(self.vcpu, TABLES)
-            self._in_long_mode = True
+            self._is_set_up = True
         regs = ffi.new("struct kvm_regs *")
         regs.rip = routine if isinstance(routine, int) else self.vm.entries[routine]
         regs.rflags, regs.rsp = 2, STACK
         for name, value in registers.items():
             setattr(regs, name, value & (1 << 64) - 1)
         self.vcpu.set_regs(regs)
+
+    def use(self, mode: EntersMode) -> None:
+        """Run routines in another mode from now on; see :mod:`pyvmm.validate.kit.paging`."""
+        mode.enter(self.vcpu)
+        self._is_set_up = True
 
     def prepare_real_mode(self, routine: Routine, **registers: int) -> None:
         """The same in real mode, for a new vCPU and a routine that touches no memory."""

@@ -70,6 +70,26 @@ COUNT = _routine(
     "je 1b; hlt",
     "48ff07488b0748890648ff4608807e100074edf4",
 )
+# What follows up to the hypercalls means the same in 32-bit code, as reads and writes of at most
+# four bytes do.
+WATCH_32 = _routine(
+    "1: mov (%rdi), %eax; mov %eax, (%rsi); incl 8(%rsi); cmpb $0, 16(%rsi); je 1b; hlt",
+    "8b078906ff4608807e100074f3f4",
+)
+# Change an entry of a page table at rdi and use the page at rsi that it maps: by a write or a
+# locked addition of eax, or an exchange of eax for ebx. The TLB is flushed by page, or by CR3.
+REMAP = {
+    "write": _routine("mov %eax, (%rdi); invlpg (%rsi); mov (%rsi), %eax; hlt", "89070f013e8b06f4"),
+    "write, CR3": _routine(
+        "mov %eax, (%rdi); mov %rbx, %cr3; mov (%rsi), %eax; hlt", "89070f22db8b06f4"
+    ),
+    "add": _routine(
+        "lock xadd %eax, (%rdi); invlpg (%rsi); mov (%rsi), %eax; hlt", "f00fc1070f013e8b06f4"
+    ),
+    "exchange": _routine(
+        "lock cmpxchg %ebx, (%rdi); invlpg (%rsi); mov (%rsi), %eax; hlt", "f00fb11f0f013e8b06f4"
+    ),
+}
 # Hypercalls, by the instruction of either vendor.
 VMMCALL = _routine("vmmcall; hlt", "0f01d9f4")
 VMCALL = _routine("vmcall; hlt", "0f01c1f4")
@@ -97,6 +117,8 @@ ALL: tuple[Routine, ...] = (
     SCAN,
     WATCH,
     COUNT,
+    WATCH_32,
+    *REMAP.values(),
     VMMCALL,
     VMCALL,
     VMMCALL_OUT,

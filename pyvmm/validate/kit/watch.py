@@ -13,7 +13,7 @@ from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import HUGE, PAGE
 from pyvmm.validate.kit.check import CheckFailed
-from pyvmm.validate.kit.guest import Cpu, Outcome
+from pyvmm.validate.kit.guest import Cpu, Fault, Outcome
 from pyvmm.validate.kit.memory import Memory
 from pyvmm.validate.kit.routines import Routine
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -139,6 +139,38 @@ class Watch:
             self._thread.join(timeout=30)
         if self.error is not None and error is None:
             raise self.error
+
+
+def flip_while_faulting(
+    tools: Toolbox,
+    watch: Callable[[bool], Watch],
+    first: Callable[[], object],
+    last: Callable[[], object],
+    wanted: Fault,
+    what: str,
+    seconds: float = 5.0,
+    at_most_s: float = 30.0,
+) -> None:
+    """Convert a page ``first`` to the state in which the guest has it, ``last`` to the other, while
+    a vCPU that was just entered takes its first fault: it must get the exit ``wanted``.
+
+    ``watch(wait)`` makes a watch that ends at an exit. Without a race it goes on for ``at_most_s``.
+    """
+    first()
+    began = time.monotonic()
+    with watch(True):
+        usual_s = time.monotonic() - began  # until a vCPU has its page
+    began, flips = time.monotonic(), 0
+    while time.monotonic() - began < (seconds if tools.races else at_most_s):
+        flips += 1
+        first()
+        with watch(False) as each:
+            time.sleep(tools.random.uniform(0, 2 * usual_s))
+            tools.tried(each.during(last), INSIDE)
+            each.join(5)
+        outcome = each.outcome
+        if outcome is None or outcome.fault != wanted:
+            raise CheckFailed(what, f"{outcome}, flip {flips}")
 
 
 def watched_memory(tools: Toolbox, gpa: int, size: int, backing: str = "anonymous") -> Memory:
