@@ -4,21 +4,23 @@ A head is like a mail's: ``Key: value``, a line that begins with a blank goes on
 Subject and Breaks (what is broken), Plausible (how it could have happened), Caught-by
 (``PC7.edges: words of the message``, or ``AT13.edges: splat BUG: how a line begins`` where the
 kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly), Always
-(yes: tested in every run of the lab lane), License; and first Upon, for a patch that comes after
-one of the lab's own. The patch follows an empty line.
+(yes: tested in every run of the lab lane), License; and Upon, for a patch that comes after one of
+the lab's own, on the kernel that is made of that one. The patch follows an empty line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
+from pyvmm.lab.build import DEFAULT_VERSION, Recipe, known_recipe
+from pyvmm.lab.sources import default_tarball
+
 FOLDER = Path(__file__).parent / "lab" / "mutants"
-OWN_PATCHES = Path(__file__).parents[1] / "pyvmm" / "lab" / "patches"
 KEYS = ("Subject", "Breaks", "Plausible", "Caught-by", "Select", "Always", "License")
 
 
@@ -55,10 +57,12 @@ class Mutant:
         return self.patch.stem
 
     @property
-    def patches(self) -> tuple[Path, ...]:
-        """All that are applied, in order."""
+    def recipe(self) -> Recipe:
+        """The kernel that it breaks, and the patch upon it."""
         upon = self.value("Upon")
-        return (*(OWN_PATCHES / f"{name}.patch" for name in upon.split()), self.patch)
+        base = known_recipe(upon) if upon else Recipe(default_tarball(DEFAULT_VERSION))
+        assert base is not None, f"there is no kernel {upon!r}"
+        return replace(base, patches=(*base.patches, self.patch))
 
     @property
     def select(self) -> str:

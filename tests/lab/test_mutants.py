@@ -12,9 +12,8 @@ import sys
 import pytest
 from mutant_heads import Mutant, all_mutants, chosen
 
-from pyvmm.lab.build import Recipe, build
+from pyvmm.lab.build import build
 from pyvmm.lab.lab import Lab
-from pyvmm.lab.sources import default_tarball
 
 pytestmark = [pytest.mark.boots, pytest.mark.timeout(900)]
 
@@ -23,8 +22,7 @@ _WANTED = {name for name in os.environ.get("PYVMM_MUTANTS", "").split(",") if na
 
 @pytest.mark.parametrize("mutant", chosen(all_mutants(), _WANTED), ids=lambda each: each.name)
 def test_mutant_is_caught(mutant: Mutant) -> None:
-    recipe = Recipe(default_tarball("6.12"), mutant.patches)
-    kernel = build(recipe, f"mutant-{mutant.name}", announce=print)
+    kernel = build(mutant.recipe, f"mutant-{mutant.name}", announce=print)
     command = [sys.executable, "-m", "pyvmm", "validate", "--json", "-k", mutant.select]
     with Lab(kernel, tcg="multi") as lab:
         result = lab.run(command, timeout=400)

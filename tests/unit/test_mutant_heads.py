@@ -21,7 +21,7 @@ def test_there_are_enough_and_five_always_run() -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda each: each.name)
 def test_head(mutant: Mutant) -> None:
     assert [key for key in dict.fromkeys(mutant.head.keys()) if key != "Upon"] == list(KEYS)
-    assert all(patch.is_file() for patch in mutant.patches)
+    assert all(patch.is_file() for patch in mutant.recipe.patches)
     assert all(mutant.value(key) for key in KEYS)
     assert mutant.value("Always") in ("yes", "no")
     assert "GPL-2.0" in mutant.value("License")

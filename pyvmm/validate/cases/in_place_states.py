@@ -427,9 +427,11 @@ def two_files(tools: Toolbox, vms: int) -> None:
     vary={"state": ("private", "shared")},
 )
 def already(tools: Toolbox, state: str) -> None:
-    memory = new_memory(tools)
+    memory = new_memory(tools, flags=MAPPED if state == "private" else MMAP)
     convert = memory.to_private if state == "private" else memory.to_shared
-    convert(0, memory.size)
+    # By pieces, which are one range of the same state afterwards.
+    for first, count in ((4, 4), (0, 3), (3, 1)):
+        convert(first * PAGE, count * PAGE)
     memory.guest_fill(0, memory.size, PRIVATE)
     mapped, flushes = memory.vm.mapped_pages(), memory.vm.counter("remote_tlb_flush_requests")
     for _ in range(4):
