@@ -95,6 +95,33 @@ def test_a_newer_kernel(subject: str) -> None:
     assert states(report, "pass")
 
 
+# What the lab's machine cannot have: KVM has no async page faults without a local APIC.
+IN_PLACE_MAY_LACK = ("async page faults", "memory control groups", "memory.current", "race")
+
+
+@pytest.mark.lab(kernel="in-place")
+@pytest.mark.parametrize("subject", ["calls", "states", "host", "references", "races", "kernel"])
+def test_in_place_conversion(subject: str) -> None:
+    report = validate("--backend", "in_place", "-k", f"in_place_{subject}")
+    skipped = states(report, "skip")
+    assert not [each for each in skipped if not any(word in each[1] for word in IN_PLACE_MAY_LACK)]
+    assert len(states(report, "pass")) >= 8
+
+
+@pytest.mark.lab(kernel="in-place")
+def test_the_model_of_in_place_conversion() -> None:
+    report = validate("-k", RUNNING or "MODEL6", "--model-examples", "5", "--seed", "1")
+    assert len(states(report, "pass")) >= 3
+
+
+@pytest.mark.lab(kernel="in-place")
+def test_other_cases_know_a_kernel_that_converts_in_place() -> None:
+    report = validate("-k", "attributes or capabilities")
+    assert states(report, "pass")
+    skipped = [message for name, message in states(report, "skip") if name.startswith("AT1.")]
+    assert skipped and all("private_memory" in message for message in skipped)
+
+
 def test_races_happen_here() -> None:
     report = validate("-k", "RC4 or PE1 or MR8")
     assert not states(report, "skip")
