@@ -1,8 +1,9 @@
 """What the heads of the guests in guests/ promise, and whether a run kept it.
 
-A head's lines are ``# key [conditions]: value``. Conditions are options of ``pyvmm run``
-(``--views 1``, ``--param NAME=VALUE``), a backend's name, or ``hypercall`` when the guest
-could use one. Of the lines with the same key, the last whose conditions hold counts.
+A head's lines are ``# key [conditions]: value``, or `` * key …`` in C. Conditions are options of
+``pyvmm run`` (``--views 1``, ``--mode long``, ``--param NAME=VALUE``), a backend's name, or
+``hypercall`` when the guest could use one. Of the lines with the same key, the last whose
+conditions hold counts.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from pyvmm.report import RunReport
 DEADLINE_S = 200.0  # a guest that needs it has a busy host, or is in the lab
 EXPECTED_DEADLINE_S = 1.0
 
-_LINE = re.compile(r"# (vcpus|options|expect|conversions|measures)\b([^:]*):\s*(.*)")
-_OPTION = re.compile(r"--(views|param) (\S+)|--irqchip")
+_KEYS = "modes|vcpus|options|expect|skip|conversions|measures"
+_LINE = re.compile(rf"(?:#| \*) ({_KEYS})\b([^:]*):\s*(.*)")
+_OPTION = re.compile(r"--(views|param|mode) (\S+)|--irqchip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,14 @@ class Head:
         return cls(tuple((m[1], m[2].strip(), m[3].strip()) for m in found if m))
 
     def option_sets(self) -> list[str]:
-        """The options that lines are conditional on; none at first."""
-        sets = (" ".join(m[0] for m in _OPTION.finditer(where)) for _, where, _ in self.lines)
-        return list(dict.fromkeys(["", *sets]))
+        """The options that lines are conditional on, in each of its modes; none at first."""
+        sets = [
+            " ".join(m[0] for m in _OPTION.finditer(where) if m[1] != "mode")
+            for _, where, _ in self.lines
+        ]
+        modes = [f"--mode {mode}" for mode in self.value("modes", "").split()] or [""]
+        each = itertools.product(dict.fromkeys(["", *sets]), modes)
+        return [f"{options} {mode}".strip() for options, mode in each]
 
     def value(self, key: str, holding: str) -> str:
         """The last value of ``key`` whose conditions are all among ``holding``."""
@@ -59,19 +66,22 @@ class Options:
     views: int = 2
     irqchip: bool = False
     parameters: dict[str, int] = field(default_factory=dict)
+    mode: str | None = None
 
     @classmethod
     def of(cls, text: str) -> Options:
-        views, irqchip, parameters = 2, False, {}
+        views, irqchip, parameters, mode = 2, False, {}, None
         for option in _OPTION.finditer(text):
             if option[1] == "views":
                 views = int(option[2])
+            elif option[1] == "mode":
+                mode = option[2]
             elif option[1] == "param":
                 name, _, value = option[2].partition("=")
                 parameters[name] = int(value, 0)
             else:
                 irqchip = True
-        return cls(views, irqchip, parameters)
+        return cls(views, irqchip, parameters, mode)
 
 
 def _conditions(text: str) -> list[str]:
@@ -81,7 +91,8 @@ def _conditions(text: str) -> list[str]:
 
 
 def guests() -> list[Path]:
-    return sorted(guests_dir().glob("*.S"))
+    folders = (guests_dir(), guests_dir() / "long")
+    return [path for folder in folders for path in sorted(folder.glob("*.[Sc]"))]
 
 
 def cases(vcpus: tuple[int, ...] = (1, 2), rounds: int = 1) -> list[object]:
@@ -102,11 +113,17 @@ def cases(vcpus: tuple[int, ...] = (1, 2), rounds: int = 1) -> list[object]:
 def run_guest(path: Path, head: Head, options: str, vcpus: int, backend: str = "auto") -> RunReport:
     asked = Options.of(f"{options} {head.value('options', '')}")
     forever = head.value("expect", options) == "deadline"
-    image = load_guest(str(path), asked.parameters)
+    image = load_guest(str(path), asked.parameters, asked.mode)
     with Machine(
         image, backend=backend, views=asked.views, vcpus=vcpus, irqchip=asked.irqchip
     ) as machine:
         return machine.run(EXPECTED_DEADLINE_S if forever else DEADLINE_S)
+
+
+def skip_where_the_head_says(head: Head, options: str, backend: str) -> None:
+    """Skip the test of a guest that this backend cannot run, with the head's reason."""
+    if reason := head.value("skip", f"{options} {backend}"):
+        pytest.skip(reason)
 
 
 def check_report(report: RunReport, head: Head, options: str) -> None:

@@ -49,6 +49,10 @@ def test_document(document: Path, folder: Path) -> None:
         elif block.language == "python":
             result = run([sys.executable, "-W", "error", "-c", block.text], folder)
             assert result.returncode == 0, f"{where}: {result.stdout}"
+        elif block.language == "c":
+            (folder / "mine.c").write_text(block.text)
+            result = run(["pyvmm", "run", "mine.c"], folder)
+            assert result.returncode == 0, f"{where}: {result.stdout}"
         elif block.language == "console":
             for command, promised in block.commands():
                 result = run(["sh", "-c", command], folder)
