@@ -9,7 +9,7 @@
  * The kernel has decoded the access and waits for its data, so it is completed
  * here and not repeated. Two things cannot be completed, but come with RIP unmoved
  * and are repeated once the page is converted: an instruction fetch, as
- * KVM_EXIT_INTERNAL_ERROR, and in real mode the frame of an exception or interrupt,
+ * KVM_EXIT_INTERNAL_ERROR, and the frame of an exception or interrupt,
  * as KVM_EXIT_SHUTDOWN where KVM's emulator delivers it.
  * One view: one slot, and the mapping behind a page is replaced by the other
  * file's; nothing is ever absent.

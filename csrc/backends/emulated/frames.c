@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 #include "frames.h"
 
+#include <string.h>
 #include <sys/ioctl.h>
 
+#include "linear.h"
 #include "registers.h"
 
 #define REAL_MODE_FRAME 6 /* FLAGS, CS and IP, 16 bits each */
+#define PROTECTED_MODE_FRAME 16 /* the same and an error code, 32 bits each */
+#define LONG_MODE_FRAME 48 /* SS, RSP, FLAGS, CS, RIP and an error code, 64 bits each */
 #define RFLAGS_SINGLE_STEP 0x100
 #define RFLAGS_INTERRUPTS_ON 0x200
 #define RFLAGS_RESUME 0x10000
 #define DEBUG_EXCEPTION 1
+#define LAPIC_IN_SERVICE 0x100 /* eight words, 16 bytes apart */
 
 /*
  * The first byte of the next instruction that lies in an absent page, or else in
@@ -23,7 +28,7 @@ bool find_fetch(const struct memory *memory, struct memory_exit *exit)
 
 	if (!get_registers(exit, &registers))
 		return false;
-	linear = registers.sregs->cs.base + registers.regs->rip;
+	linear = code_base(registers.sregs) + registers.regs->rip;
 	for (byte = 0; byte < LONGEST_INSTRUCTION; byte++) {
 		struct kvm_translation translation = { .linear_address = linear + byte };
 		const struct region *region;
@@ -46,23 +51,45 @@ bool find_fetch(const struct memory *memory, struct memory_exit *exit)
 	return found;
 }
 
+/* Bytes that an event pushes at most, from a stack pointer that long mode aligns first. */
+static uint64_t frame_size(const struct registers *registers, uint64_t *pointer)
+{
+	*pointer = registers->regs->rsp;
+	if (!(registers->sregs->cr0 & CR0_PROTECTED_MODE))
+		return REAL_MODE_FRAME;
+	if (!(registers->sregs->efer & EFER_LONG_MODE_ACTIVE))
+		return PROTECTED_MODE_FRAME;
+	*pointer &= ~(uint64_t)15;
+	return LONG_MODE_FRAME;
+}
+
 /*
- * The first byte from the top of a frame of three words that was to be pushed to an absent
- * page, or else to a region at all, as for a fetch.
+ * The first byte from the top of a frame that was to be pushed to an absent page, or else to a
+ * region at all, as for a fetch. In protected and long mode it is one of privilege level 0: at
+ * another the frame is on a stack that the TSS names.
  */
 bool find_frame(const struct memory *memory, struct memory_exit *exit)
 {
 	struct registers registers;
-	uint64_t byte;
+	struct address_space space;
+	uint64_t byte, size, pointer;
 	bool found = false;
 
-	if (!get_registers(exit, &registers) || registers.sregs->cr0 & CR0_PROTECTED_MODE)
+	if (!get_registers(exit, &registers))
 		return false;
-	for (byte = 1; byte <= REAL_MODE_FRAME; byte++) {
-		const uint64_t address =
-			registers.sregs->ss.base + ((registers.regs->rsp - byte) & 0xFFFF);
-		const struct region *region = memory_find(memory, address);
+	if (registers.sregs->cr0 & CR0_PROTECTED_MODE && registers.sregs->ss.dpl != 0)
+		return false;
+	size = frame_size(&registers, &pointer);
+	space = address_space(memory, exit->vcpu_fd, registers.sregs);
+	for (byte = 1; byte <= size; byte++) {
+		const uint64_t linear = stack_base(registers.sregs) +
+					((pointer - byte) & stack_mask(registers.sregs));
+		const struct region *region;
+		uint64_t address;
 
+		if (!linear_to_gpa(&space, linear, &address))
+			return found;
+		region = memory_find(memory, address);
 		if (!region || !region_has_two_views(region))
 			continue;
 		if (!found)
@@ -77,16 +104,16 @@ bool find_frame(const struct memory *memory, struct memory_exit *exit)
 }
 
 /* Whether the vCPU is at a string instruction with REP, which sets RF between two rounds. */
-static bool repeats_a_string(const struct memory *memory, const struct registers *registers)
+static bool repeats_a_string(const struct address_space *space, const struct registers *registers)
 {
-	const uint64_t base = registers->sregs->cs.base;
+	const uint64_t base = code_base(registers->sregs), mask = code_mask(registers->sregs);
 	bool repeats = false;
 	uint64_t at;
 
 	for (at = 0; at < LONGEST_INSTRUCTION; at++) {
 		uint8_t code;
 
-		if (!memory_peek(memory, base + ((registers->regs->rip + at) & 0xFFFF), &code, 1))
+		if (!linear_peek(space, base + ((registers->regs->rip + at) & mask), &code, 1))
 			return false;
 		switch (code) {
 		case 0xF2:
@@ -102,6 +129,10 @@ static bool repeats_a_string(const struct memory *memory, const struct registers
 		case 0x66:
 		case 0x67: /* sizes */
 			break;
+		case 0x40 ... 0x4F: /* REX */
+			if (mask != UINT64_MAX)
+				return false;
+			break;
 		case 0x6C ... 0x6F: /* INS, OUTS */
 		case 0xA4 ... 0xA7: /* MOVS, CMPS */
 		case 0xAA ... 0xAF: /* STOS, LODS, SCAS */
@@ -113,8 +144,7 @@ static bool repeats_a_string(const struct memory *memory, const struct registers
 	return false;
 }
 
-/* Have the interrupt injected that the PIC holds for in service, if it is the last one. */
-static bool find_interrupt(int vm_fd, struct kvm_vcpu_events *events)
+static bool is_in_service_of_pic(int vm_fd, uint32_t vector)
 {
 	struct kvm_irqchip chip = { .chip_id = KVM_IRQCHIP_PIC_MASTER };
 
@@ -123,26 +153,35 @@ static bool find_interrupt(int vm_fd, struct kvm_vcpu_events *events)
 
 		if (ioctl(vm_fd, KVM_GET_IRQCHIP, &chip) < 0)
 			return false; /* no interrupt controller */
-		line = (uint32_t)events->interrupt.nr - chip.chip.pic.irq_base;
-		if (line >= 8 || !(chip.chip.pic.isr >> line & 1))
-			continue;
-		events->interrupt.injected = 1;
-		events->interrupt.soft = 0;
-		return true;
+		line = vector - chip.chip.pic.irq_base;
+		if (line < 8 && chip.chip.pic.isr >> line & 1)
+			return true;
 	}
 	return false;
 }
 
+static bool is_in_service_of_lapic(int vcpu_fd, uint32_t vector)
+{
+	struct kvm_lapic_state lapic;
+	uint32_t word;
+
+	if (ioctl(vcpu_fd, KVM_GET_LAPIC, &lapic) < 0)
+		return false;
+	memcpy(&word, lapic.regs + LAPIC_IN_SERVICE + vector / 32 * 16, sizeof(word));
+	return word >> vector % 32 & 1;
+}
+
 /*
  * What was lost with its frame, and does not come again by itself. A fault does, when its
- * instruction is repeated: KVM has set RF for it. An interrupt was taken from the PIC, and
- * with interrupts on it is the one in service. The trap of a single step lies behind its
+ * instruction is repeated: KVM has set RF for it. An interrupt was taken from the PIC or the
+ * LAPIC, and with interrupts on it is the last one in service. The trap of a single step lies behind its
  * instruction.
  */
 void hand_over_event(const struct memory *memory, int vm_fd, const struct memory_exit *exit)
 {
 	struct kvm_vcpu_events events;
 	struct registers registers;
+	struct address_space space;
 	uint64_t flags;
 
 	if (!get_registers(exit, &registers) ||
@@ -150,9 +189,15 @@ void hand_over_event(const struct memory *memory, int vm_fd, const struct memory
 	    events.exception.injected)
 		return;
 	flags = registers.regs->rflags;
-	if (flags & RFLAGS_RESUME && !repeats_a_string(memory, &registers))
+	space = address_space(memory, exit->vcpu_fd, registers.sregs);
+	if (flags & RFLAGS_RESUME && !repeats_a_string(&space, &registers))
 		return;
-	if (!(flags & RFLAGS_INTERRUPTS_ON) || !find_interrupt(vm_fd, &events)) {
+	if (flags & RFLAGS_INTERRUPTS_ON &&
+	    (is_in_service_of_pic(vm_fd, events.interrupt.nr) ||
+	     is_in_service_of_lapic(exit->vcpu_fd, events.interrupt.nr))) {
+		events.interrupt.injected = 1;
+		events.interrupt.soft = 0;
+	} else {
 		if (!(flags & RFLAGS_SINGLE_STEP) || events.exception.nr != DEBUG_EXCEPTION)
 			return;
 		events.exception.injected = 1;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Two accesses that KVM does not tell of, and that are repeated once the page is there: an
- * instruction fetch, and in real mode the frame of an exception or interrupt.
+ * instruction fetch, and the frame of an exception or interrupt.
  *
  * What is looked at without a region's lock is only where to look: the caller decides under
  * the lock whether the page is absent.

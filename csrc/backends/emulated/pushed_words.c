@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "far_calls.h"
 #include "registers.h"
 #include "stores.h"
 
@@ -13,14 +14,24 @@
 #define PUSHA 0x60
 
 struct pushed_word {
-	uint64_t gpa;
+	uint64_t linear;
 	uint32_t size;
 	uint32_t value;
 };
 
+static uint64_t stack_linear(const struct push *push, uint32_t at)
+{
+	const uint64_t pointer = push->regs->rsp + (uint64_t)at * push->size;
+
+	return stack_base(push->sregs) + (pointer & stack_mask(push->sregs));
+}
+
+/* UINT64_MAX where nothing is mapped. */
 static uint64_t stack_gpa(const struct push *push, uint32_t at)
 {
-	return push->sregs->ss.base + ((push->regs->rsp + at * push->size) & 0xFFFF);
+	uint64_t gpa;
+
+	return linear_to_gpa(&push->space, stack_linear(push, at), &gpa) ? gpa : UINT64_MAX;
 }
 
 /* The words from `first` on; values[0] is on top of the stack. */
@@ -31,13 +42,17 @@ static uint32_t words_above(const struct push *push, const uint32_t *values, uin
 
 	for (at = push->at + 1; at < count; at++)
 		words[found++] =
-			(struct pushed_word){ stack_gpa(push, at), push->size, values[at] };
+			(struct pushed_word){ stack_linear(push, at), push->size, values[at] };
 	return found;
 }
 
-static uint64_t code_gpa(const struct push *push, uint32_t before)
+static bool has_code_before(const struct push *push, uint32_t before, uint8_t wanted)
 {
-	return push->sregs->cs.base + ((push->regs->rip - before) & 0xFFFF);
+	const uint64_t linear =
+		push->sregs->cs.base + ((push->regs->rip - before) & code_mask(push->sregs));
+	uint8_t code;
+
+	return linear_peek(&push->space, linear, &code, 1) && code == wanted;
 }
 
 /* Words on pages that were there hold what was pushed. */
@@ -50,7 +65,7 @@ static bool agrees_with_memory(const struct push *push, const uint32_t *values, 
 		uint32_t found = 0;
 
 		if (stack_gpa(push, i) / PYVMM_PAGE_SIZE != absent &&
-		    memory_peek(push->memory, stack_gpa(push, i), &found, push->size) &&
+		    linear_peek(&push->space, stack_linear(push, i), &found, push->size) &&
 		    found != values[i])
 			return false;
 	}
@@ -60,19 +75,18 @@ static bool agrees_with_memory(const struct push *push, const uint32_t *values, 
 static uint32_t pushed_by_pusha(const struct push *push, bool raced, struct pushed_word *words)
 {
 	const struct kvm_regs *regs = push->regs;
+	const uint64_t mask = stack_mask(push->sregs);
 	const uint64_t pointer =
-		(regs->rsp & ~0xFFFFull) | ((regs->rsp + MOST_PUSHED_WORDS * push->size) & 0xFFFF);
+		(regs->rsp & ~mask) | ((regs->rsp + MOST_PUSHED_WORDS * push->size) & mask);
 	const uint64_t registers[MOST_PUSHED_WORDS] = {
 		regs->rdi, regs->rsi, regs->rbp, pointer,
 		regs->rbx, regs->rdx, regs->rcx, regs->rax,
 	};
+	const bool has_prefix = push->size * 8 != push->bits;
 	uint32_t values[MOST_PUSHED_WORDS], i;
-	uint8_t opcode, prefix;
 
-	if (!memory_peek(push->memory, code_gpa(push, 1), &opcode, 1) || opcode != PUSHA)
-		return 0;
-	if (push->size == 4 &&
-	    (!memory_peek(push->memory, code_gpa(push, 2), &prefix, 1) || prefix != OPERAND_SIZE))
+	if (push->bits == 64 || !has_code_before(push, 1, PUSHA) ||
+	    (has_prefix && !has_code_before(push, 2, OPERAND_SIZE)))
 		return 0;
 	for (i = 0; i < MOST_PUSHED_WORDS; i++)
 		values[i] = (uint32_t)registers[i] & word_mask(push);
@@ -89,7 +103,7 @@ static bool is_at_a_handler(const struct push *push)
 	uint32_t vector;
 
 	/* A table that cannot be read may lead anywhere. */
-	if (!memory_peek(push->memory, push->sregs->idt.base, table, sizeof(table)))
+	if (!memory_peek(push->space.memory, push->sregs->idt.base, table, sizeof(table)))
 		return true;
 	for (vector = 0; vector < VECTORS; vector++) {
 		if (table[vector][0] == push->regs->rip &&
@@ -103,7 +117,7 @@ static bool is_at_a_handler(const struct push *push)
 static bool may_be_lost(const struct push *push, uint32_t at, bool raced)
 {
 	const uint64_t gpa = stack_gpa(push, at);
-	const struct region *region = memory_find(push->memory, gpa);
+	const struct region *region = memory_find(push->space.memory, gpa);
 
 	return gpa / PYVMM_PAGE_SIZE == push->gpa / PYVMM_PAGE_SIZE ||
 	       (region && (raced || region_is_absent(region, gpa)));
@@ -112,6 +126,8 @@ static bool may_be_lost(const struct push *push, uint32_t at, bool raced)
 /* Whether the instruction may have pushed CS or FLAGS above this word, with no way to tell. */
 static bool is_unknown(const struct push *push, bool raced)
 {
+	if (push->sregs->cr0 & CR0_PROTECTED_MODE) /* there a far call alone pushes two */
+		return push->at == 0 && may_be_far_call(push) && may_be_lost(push, 1, raced);
 	if (push->at > 1 || !(may_be_lost(push, 1, raced) || may_be_lost(push, 2, raced)))
 		return false;
 	if (push->at == 1) /* CS, below FLAGS; or a store to there, or a far call */
@@ -119,27 +135,48 @@ static bool is_unknown(const struct push *push, bool raced)
 	return !is_store(push) && !is_near_call(push);
 }
 
-/* False: the word is no push in real mode. */
+/* The number of the word on the stack that the exit tells of; false if it is none. */
+static bool find_on_stack(struct push *push)
+{
+	const uint32_t most = push->bits == 64 ? 1 : MOST_PUSHED_WORDS;
+
+	if (!(push->sregs->cr0 & CR0_PROTECTED_MODE)) {
+		uint64_t offset = push->gpa - push->sregs->ss.base;
+
+		if (offset > 0xFFFF)
+			return false;
+		offset = (offset - push->regs->rsp) & 0xFFFF;
+		push->at = (uint32_t)offset / push->size;
+		return offset % push->size == 0 && push->at < MOST_PUSHED_WORDS;
+	}
+	/* The page tables are asked only where the place in the page is right. */
+	for (push->at = 0; push->at < most; push->at++) {
+		if ((stack_linear(push, push->at) ^ push->gpa) % PYVMM_PAGE_SIZE == 0 &&
+		    stack_gpa(push, push->at) == push->gpa)
+			return true;
+	}
+	return false;
+}
+
+/* False: the word is no push. */
 static bool understand(const struct memory *memory, const struct memory_exit *exit,
 		       const struct registers *registers, struct push *push)
 {
 	const struct kvm_run *run = exit->run;
-	uint64_t offset;
 
 	*push = (struct push){
-		.memory = memory,
+		.space = address_space(memory, exit->vcpu_fd, registers->sregs),
 		.regs = registers->regs,
 		.sregs = registers->sregs,
 		.gpa = run->mmio.phys_addr,
+		.bits = code_bits(registers->sregs),
 		.size = run->mmio.len,
 	};
-	offset = push->gpa - push->sregs->ss.base;
-	if (push->sregs->cr0 & CR0_PROTECTED_MODE || offset > 0xFFFF)
+	if (push->size == 8 && push->bits != 64)
 		return false;
-	offset = (offset - push->regs->rsp) & 0xFFFF;
-	push->at = (uint32_t)offset / push->size;
-	if (offset % push->size || push->at >= MOST_PUSHED_WORDS)
+	if (!find_on_stack(push))
 		return false;
+	push->linear = push->space.is_paged ? stack_linear(push, push->at) : push->gpa;
 	memcpy(&push->value, run->mmio.data, push->size);
 	return true;
 }
@@ -209,7 +246,7 @@ enum memory_verdict store_pushed_words(struct memory *memory, struct region *reg
 	struct push push;
 	uint32_t count, i;
 
-	if (exit->run->mmio.len != 2 && exit->run->mmio.len != 4)
+	if (exit->run->mmio.len != 2 && exit->run->mmio.len != 4 && exit->run->mmio.len != 8)
 		return MEMORY_DONE;
 	if (!get_registers(exit, &registers))
 		return MEMORY_UNKNOWN;
@@ -219,14 +256,16 @@ enum memory_verdict store_pushed_words(struct memory *memory, struct region *reg
 	if (count == 0 && is_unknown(&push, exit->raced))
 		return MEMORY_UNKNOWN;
 	for (i = 0; i < count && verdict == MEMORY_DONE; i++) {
-		uint64_t gpa = words[i].gpa, left = words[i].size, size;
+		uint64_t linear = words[i].linear, left = words[i].size, size, gpa;
 		char *bytes = (char *)&words[i].value;
 
 		for (; left > 0 && verdict == MEMORY_DONE;
-		     bytes += size, gpa += size, left -= size) {
-			size = PYVMM_PAGE_SIZE - gpa % PYVMM_PAGE_SIZE;
+		     bytes += size, linear += size, left -= size) {
+			size = PYVMM_PAGE_SIZE - linear % PYVMM_PAGE_SIZE;
 			if (size > left)
 				size = left;
+			if (!linear_to_gpa(&push.space, linear, &gpa))
+				return MEMORY_UNKNOWN; /* somebody has changed the page tables */
 			verdict = store_somewhere(memory, region, gpa, bytes, size, lost, exit);
 		}
 	}

@@ -3,7 +3,7 @@
  * What an instruction pushed beside the word that KVM_EXIT_MMIO tells of.
  *
  * KVM's emulator hands over the last write of an instruction only. PUSHA, a far call
- * and INT push several words. Here it is asked, from the state after an instruction in real
+ * and INT push several words. Here it is asked, from the state after an instruction, in real
  * mode, whether others went to absent pages:
  *   a store    the code right before IP is an instruction that wrote this word: no others
  *   near call  the code right before the pushed IP is a call to where the vCPU is: no others
@@ -14,8 +14,9 @@
  *              Nothing proves them, so the run ends
  * A word above the stack's top is judged likewise: where IP lies in a page that was there, the
  * exit tells of CS, and FLAGS are lost if a vector leads to where the vCPU is.
- * A word that lies across two pages is two writes, and is not looked into; nor is what happens
- * in protected mode.
+ * In protected and long mode INT is not emulated: PUSHA is known as above, and a word is a far
+ * call's if the code before it may be one that leads to where the vCPU is (far_calls.h).
+ * A word that lies across two pages is two writes, and is not looked into.
  */
 #ifndef PYVMM_PUSHED_WORDS_H
 #define PYVMM_PUSHED_WORDS_H

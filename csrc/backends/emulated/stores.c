@@ -52,20 +52,23 @@ static uint32_t general_register(const struct push *push, uint32_t number)
 /* The prefixes of what lies at CS:ip, which ends after at most `most` bytes. */
 static bool read_code(const struct push *push, uint32_t ip, uint32_t most, struct code *code)
 {
-	*code = (struct code){ .segment = NO_SEGMENT };
-	for (; code->length < most && code->length < LONGEST_INSTRUCTION; code->length++) {
-		const uint64_t gpa = push->sregs->cs.base + ((ip + code->length) & 0xFFFF);
+	const bool is_wide = push->bits == 32;
 
-		if (!memory_peek(push->memory, gpa, &code->bytes[code->length], 1))
+	*code = (struct code){ .wide = is_wide, .wide_address = is_wide, .segment = NO_SEGMENT };
+	for (; code->length < most && code->length < LONGEST_INSTRUCTION; code->length++) {
+		const uint64_t linear =
+			push->sregs->cs.base + ((ip + code->length) & code_mask(push->sregs));
+
+		if (!linear_peek(&push->space, linear, &code->bytes[code->length], 1))
 			break;
 	}
 	for (; code->at < code->length; code->at++) {
 		switch (code->bytes[code->at]) {
 		case 0x66:
-			code->wide = true;
+			code->wide = !is_wide;
 			break;
 		case 0x67:
-			code->wide_address = true;
+			code->wide_address = !is_wide;
 			break;
 		case 0xF2:
 		case 0xF3:
@@ -182,7 +185,7 @@ static bool take_modrm(const struct push *push, struct code *code)
 /* The word may be a part of what was written from there: KVM splits at pages. */
 static bool is_there(const struct push *push, uint64_t address)
 {
-	return push->gpa - address < LONGEST_WRITE;
+	return push->linear - address < LONGEST_WRITE;
 }
 
 /* STOS, MOVS and INS have moved DI on by the size of what they wrote. */
@@ -241,7 +244,8 @@ static bool is_push(const struct push *push, struct code *code, uint8_t opcode)
 		return false;
 	if (opcode == 0xC8) /* BP is where the word is, which holds what BP was */
 		return take(code, 3, &value) && code->at == code->length && value >> 16 == 0 &&
-		       push->gpa == push->sregs->ss.base + (push->regs->rbp & 0xFFFF);
+		       push->linear ==
+			       push->sregs->ss.base + (push->regs->rbp & stack_mask(push->sregs));
 	if (push->at != 0)
 		return false;
 	if (opcode >= 0x50 && opcode <= 0x57) {
@@ -357,7 +361,7 @@ static bool calls(const struct push *push, struct code *code)
 		return false;
 	if (code->modrm >> 6 == 3)
 		target = general_register(&call, code->modrm & 7) & mask;
-	else if (!memory_peek(push->memory, code->address, &target, size))
+	else if (!linear_peek(&push->space, code->address, &target, size))
 		return false;
 	return target == push->regs->rip;
 }
@@ -370,8 +374,8 @@ bool is_near_call(const struct push *push)
 	if (push->at != 0)
 		return false;
 	for (length = 2; length <= LONGEST_INSTRUCTION; length++) {
-		if (read_code(push, push->value - length, length, &code) && code.length == length &&
-		    calls(push, &code))
+		if (read_code(push, (uint32_t)push->value - length, length, &code) &&
+		    code.length == length && calls(push, &code))
 			return true;
 	}
 	return false;

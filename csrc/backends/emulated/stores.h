@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What single word an instruction can have written, read from its code and from the registers
- * after it, in real mode.
+ * What single word an instruction of 16 or 32 bits can have written, read from its code and from
+ * the registers after it.
  *
  * An instruction is decoded from each byte before IP from which it would end right there, so no
  * code is overlooked; what an operand says must agree with the word.
@@ -13,16 +13,19 @@
 #include <stdint.h>
 
 #include "../../memory.h"
+#include "linear.h"
 
 /* A vCPU behind an instruction that wrote `size` bytes, `value`, at SS:SP + at * size. */
 struct push {
-	const struct memory *memory;
+	struct address_space space;
 	const struct kvm_regs *regs;
 	const struct kvm_sregs *sregs;
 	uint64_t gpa;
-	uint32_t size; /* 2 or 4 */
+	uint64_t linear; /* by which the stack has it */
+	uint32_t bits; /* of the code */
+	uint32_t size; /* 2, 4 or 8 */
 	uint32_t at;
-	uint32_t value;
+	uint64_t value;
 };
 
 static inline uint32_t word_mask(const struct push *push)
