@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.guest.boot import MAX_VCPUS
+from pyvmm.guest.linux_probe import try_kernel_code
 from pyvmm.host import kvm_modules, nested_modules
 from pyvmm.kvm.mapping import PAGE_SIZE, Mapping
 from pyvmm.kvm.system import Kvm
@@ -261,6 +262,7 @@ def _behaviours(kvm: Kvm, vm_types: dict[str, int]) -> Iterator[tuple[str, Behav
             "explicit conversions by KVM_HC_MAP_GPA_RANGE",
             lambda: _try_hypercall(kvm, private_type),
         ),
+        ("kernel_code", "a Linux kernel as the guest", lambda: try_kernel_code(kvm)),
         ("irqchip", "--irqchip: PIC, LAPIC and PIT", lambda: _try_irqchip(kvm)),
         ("guest_memfd_default_vm", "guest_memfd without VM type 1", lambda: _try_memfd(kvm)),
         ("dirty_ring", "dirty pages in a ring", lambda: _try_dirty_ring(kvm)),

@@ -27,15 +27,21 @@ _HINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Unclaimed:
-    """Accesses to one port, or to one GPA, that nobody has. The other one is None."""
+    """Accesses to one port, or to one GPA, that nobody has. The other one is None.
+
+    ``of_protocol``: by a guest of the guest protocol, to which the hints are.
+    """
 
     port: int | None
     gpa: int | None
     count: int
+    of_protocol: bool = True
 
     @property
     def hint(self) -> str:
         """What the guest may have meant; empty where nobody knows."""
+        if not self.of_protocol:
+            return ""
         return next((hint for ports, hint in _HINTS if self.port in ports), "")
 
     def __str__(self) -> str:
@@ -52,8 +58,9 @@ def unclaimed_accesses(protocol: Any) -> tuple[tuple[Unclaimed, ...], int, int]:
     room = max(_MOST_PORTS, lib.UNCLAIMED_GPAS)
     found, total = ffi.new("struct unclaimed[]", room), ffi.new("uint64_t *")
     known = lib.protocol_unclaimed_ports(protocol, found, _MOST_PORTS, total)
-    ports = tuple(Unclaimed(each.address, None, each.count) for each in found[0:known])
+    own = not protocol.is_foreign
+    ports = tuple(Unclaimed(each.address, None, each.count, own) for each in found[0:known])
     of_ports = total[0]
     known = lib.protocol_unclaimed_gpas(protocol, found, lib.UNCLAIMED_GPAS, total)
-    gpas = tuple(Unclaimed(None, each.address, each.count) for each in found[0:known])
+    gpas = tuple(Unclaimed(None, each.address, each.count, own) for each in found[0:known])
     return ports + gpas, of_ports, total[0]

@@ -123,6 +123,11 @@ def test_where_memory_is_and_where_not(any_kvm: None) -> None:
     assert report.unclaimed_mmio == 1
 
 
+def test_no_hints_of_the_guest_protocol(any_kvm: None) -> None:
+    report = run(f"movw $0x2f8, %dx\n outb %al, %dx\n outb %al, $0xf4\n{POWER_OFF}")
+    assert [str(each) for each in report.unclaimed] == ["port 0xf4 once", "port 0x2f8 once"]
+
+
 # ---- what cannot be ----
 
 
@@ -190,7 +195,7 @@ def test_a_kernels_file_chooses_the_platform(tmp_path: Path) -> None:
         (["--load", "0x1000"], "--load: the platform linux has no use for it"),
         (["--vcpus", "65"], "65 vCPUs: the guest linux has room for 1 to 64"),
         (["--memory", "0"], "memory in MiB 0"),
-        (["--param", "A=1"], "only an assembly file takes parameters"),
+        (["--param", "A=1"], "takes parameters"),
     ],
 )
 def test_one_line_for_what_cannot_be(
