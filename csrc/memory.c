@@ -29,6 +29,7 @@ int memory_init(struct memory *memory, int vm_fd, const char *backend, uint32_t 
 	}
 	if (!memory->backend)
 		return -EINVAL;
+	gate_init(&memory->gate);
 	return 0;
 }
 
@@ -36,6 +37,8 @@ static void region_deinit(struct region *region)
 {
 	slot_window_deinit(&region->private_window);
 	slot_window_deinit(&region->shared_window);
+	slot_window_deinit(&region->private_nothing);
+	slot_window_deinit(&region->shared_nothing);
 	free(region->states);
 	pthread_mutex_destroy(&region->lock);
 }
@@ -44,6 +47,7 @@ void memory_deinit(struct memory *memory)
 {
 	while (memory->region_count > 0)
 		region_deinit(&memory->regions[--memory->region_count]);
+	gate_deinit(&memory->gate);
 }
 
 void memory_forget_vm(struct memory *memory)
@@ -58,6 +62,8 @@ void memory_forget_vm(struct memory *memory)
 		region->vm_fd = -1;
 		region->private_window.vm_fd = -1;
 		region->shared_window.vm_fd = -1;
+		region->private_nothing.vm_fd = -1;
+		region->shared_nothing.vm_fd = -1;
 		pthread_mutex_unlock(&region->lock);
 	}
 }
@@ -73,6 +79,7 @@ int memory_add_region(struct memory *memory, const struct region *wanted)
 	*region = *wanted;
 	region->vm_fd = memory->vm_fd;
 	region->backend = memory->backend;
+	region->gate = &memory->gate;
 	region->states = calloc(region->pages, sizeof(*region->states));
 	if (!region->states)
 		return -ENOMEM;
@@ -163,9 +170,14 @@ int memory_convert(struct memory *memory, uint64_t gpa, uint64_t pages, uint32_t
 }
 
 /* All of it, or -errno. */
-static int transfer(int fd, char *bytes, uint64_t size, uint64_t offset, bool is_write)
+static int transfer(const struct region *region, enum page_state state, char *bytes, uint64_t size,
+		    uint64_t offset, bool is_write)
 {
+	const int fd = state == PAGE_PRIVATE ? region->private_fd : region->shared_fd;
 	ssize_t done;
+
+	if (region->backend->transfer)
+		return region->backend->transfer(region, bytes, size, offset, is_write);
 
 	for (; size > 0; bytes += done, size -= (uint64_t)done, offset += (uint64_t)done) {
 		done = is_write ? pwrite(fd, bytes, size, (off_t)offset)
@@ -181,10 +193,8 @@ static int transfer(int fd, char *bytes, uint64_t size, uint64_t offset, bool is
 int memory_transfer(const struct region *region, uint64_t gpa, void *bytes, uint64_t size,
 		    bool is_write)
 {
-	const bool is_private = region_wants(region, gpa) == PAGE_PRIVATE;
-
-	return transfer(is_private ? region->private_fd : region->shared_fd, bytes, size,
-			region_offset(region, gpa), is_write);
+	return transfer(region, region_wants(region, gpa), bytes, size, region_offset(region, gpa),
+			is_write);
 }
 
 int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size, bool is_write)
@@ -205,7 +215,7 @@ int memory_copy(struct memory *memory, uint64_t gpa, void *bytes, uint64_t size,
 			error = -EACCES;
 	}
 	if (!error)
-		error = transfer(region->shared_fd, bytes, size, offset, is_write);
+		error = transfer(region, PAGE_SHARED, bytes, size, offset, is_write);
 	pthread_mutex_unlock(&region->lock);
 	return error;
 }

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "gate.h"
 #include "kvm_compat.h"
 #include "region.h"
 
@@ -38,6 +39,7 @@ struct memory {
 	uint32_t region_count;
 	uint32_t ram_count;
 	uint64_t generation;
+	struct gate gate;
 	struct ram ram[MEMORY_MAX_RAM];
 	struct region regions[MEMORY_MAX_REGIONS];
 };

@@ -36,6 +36,7 @@
 
 #define FEATURE_HYPERCALL (1u << 0)
 #define FEATURE_TWO_VIEWS (1u << 1)
+#define FEATURE_KEEPS_CONTENTS (1u << 2)
 
 #define CONSOLE_SIZE (1u << 20)
 #define MEASURES_SIZE 4096u

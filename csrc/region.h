@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "gate.h"
 #include "page_range.h"
 #include "slot_window.h"
 
@@ -23,7 +24,7 @@ enum page_state { PAGE_SHARED = 0, PAGE_PRIVATE = 1 };
 enum memory_mechanism {
 	MECHANISM_PROT_NONE = 0, /* host mapping without access */
 	MECHANISM_SLOTS = 1, /* no memslot */
-	MECHANISM_ATTRIBUTES = 2, /* KVM_SET_MEMORY_ATTRIBUTES */
+	MECHANISM_ATTRIBUTES = 2, /* KVM_SET_MEMORY_ATTRIBUTES, of the VM or of the file */
 	MECHANISM_PRESENCE = 3, /* page present in the private file */
 };
 
@@ -41,6 +42,7 @@ struct region {
 	uint32_t slot_base; /* slot numbers the region may use */
 	uint32_t slot_count;
 	uint32_t mechanism;
+	bool keep_contents; /* of pages that are converted; otherwise they read zero */
 
 	/* C's own from here on. */
 	int vm_fd;
@@ -49,11 +51,16 @@ struct region {
 	uint8_t *states; /* enum page_state for each page */
 	struct slot_window private_window;
 	struct slot_window shared_window;
+	struct slot_window private_nothing; /* slots without memory, where a backend needs them */
+	struct slot_window shared_nothing;
+	struct gate *gate; /* of the struct memory */
 	uint64_t to_private; /* pages */
 	uint64_t to_shared;
 	uint64_t implicit;
 	uint64_t explicit_;
 	uint64_t spurious; /* memory exits that found the page as they wanted it */
+	uint64_t busy; /* times that the kernel refused a conversion because a page was in use */
+	uint64_t busy_page; /* the last such page */
 };
 
 static inline bool region_has_two_views(const struct region *region)

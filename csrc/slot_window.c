@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "kvm_compat.h"
 #include "page_range.h"
@@ -40,6 +41,23 @@ void slot_window_deinit(struct slot_window *window)
 	window->free_slots = NULL;
 }
 
+/* Make a slot of a file of its own, which is gone afterwards. */
+static int bind_closed_file(int vm_fd, struct kvm_userspace_memory_region2 *slot)
+{
+	struct kvm_create_guest_memfd file = { .size = slot->memory_size };
+	const int fd = ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &file);
+	int error = 0;
+
+	if (fd < 0)
+		return -errno;
+	slot->guest_memfd = (uint32_t)fd;
+	slot->guest_memfd_offset = 0;
+	if (ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, slot) < 0)
+		error = -errno;
+	close(fd);
+	return error;
+}
+
 /* memory_size 0 deletes. */
 static int set_memslot(const struct slot_window *window, uint32_t slot, uint64_t first,
 		       uint64_t pages)
@@ -63,6 +81,8 @@ static int set_memslot(const struct slot_window *window, uint32_t slot, uint64_t
 	int result;
 
 	/* A deletion looks at the slot's number and size only. */
+	if (window->guest_memfd == SLOT_CLOSED_FILE && pages > 0)
+		return bind_closed_file(window->vm_fd, &with_file);
 	if (window->guest_memfd >= 0 && pages > 0)
 		result = ioctl(window->vm_fd, KVM_SET_USER_MEMORY_REGION2, &with_file);
 	else

@@ -12,18 +12,24 @@
  * too many the call fails with -ENOSPC and has changed nothing. No allocation after
  * init. The caller holds the region's lock; the window borrows the VM's fd, the
  * mapping and the guest_memfd.
+ *
+ * A slot of a guest_memfd that has been closed has no memory: every access is a
+ * KVM_EXIT_MEMORY_FAULT. For a moment the file is open, so no vCPU may be in the guest.
  */
 #ifndef PYVMM_SLOT_WINDOW_H
 #define PYVMM_SLOT_WINDOW_H
 
 #include <stdint.h>
 
+#define SLOT_PLAIN (-1)
+#define SLOT_CLOSED_FILE (-2)
+
 struct slot_window {
 	int vm_fd;
 	uint64_t gpa;
 	uint64_t pages;
 	void *host; /* the address behind page 0 */
-	int guest_memfd; /* -1: plain slots */
+	int guest_memfd; /* SLOT_PLAIN, SLOT_CLOSED_FILE, or a descriptor */
 	uint32_t slot_base;
 	uint32_t slot_count;
 	/* For each page the number of its slot, counted from slot_base, or SLOT_NONE. */

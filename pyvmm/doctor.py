@@ -23,6 +23,12 @@ from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.uapi import reason_name
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backends import BACKENDS, probe
+from pyvmm.memory.conversion_mode import (
+    states_are_the_files,
+    states_are_the_vms,
+    why_in_place,
+    why_not_in_place,
+)
 from pyvmm.memory.probe_guest import run_probe
 from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
@@ -39,6 +45,8 @@ _CAPABILITIES = (
     "MEMORY_ATTRIBUTES",
     "MEMORY_FAULT_INFO",
     "GUEST_MEMFD",
+    "GUEST_MEMFD_FLAGS",
+    "GUEST_MEMFD_MEMORY_ATTRIBUTES",
     "PRE_FAULT_MEMORY",
     "EXIT_HYPERCALL",
     "SYNC_REGS",
@@ -263,6 +271,11 @@ def _behaviours(kvm: Kvm, vm_types: dict[str, int]) -> Iterator[tuple[str, Behav
             lambda: _try_hypercall(kvm, private_type),
         ),
         ("kernel_code", "a Linux kernel as the guest", lambda: try_kernel_code(kvm)),
+        (
+            "in_place_conversion",
+            "page states that belong to the guest_memfd",
+            lambda: _try_in_place(kvm, private_type),
+        ),
         ("irqchip", "--irqchip: PIC, LAPIC and PIT", lambda: _try_irqchip(kvm)),
         ("guest_memfd_default_vm", "guest_memfd without VM type 1", lambda: _try_memfd(kvm)),
         ("dirty_ring", "dirty pages in a ring", lambda: _try_dirty_ring(kvm)),
@@ -343,6 +356,15 @@ def _try_memfd(kvm: Kvm) -> tuple[bool, str]:
     with kvm.create_vm() as vm, vm.create_guest_memfd(PAGE_SIZE):
         pass
     return True, "KVM_CREATE_GUEST_MEMFD succeeds on a default VM"
+
+
+def _try_in_place(kvm: Kvm, vm_type: int) -> tuple[bool, str]:
+    with kvm.create_vm(vm_type) as vm:
+        if states_are_the_files(vm):
+            return True, f"KVM_SET_MEMORY_ATTRIBUTES2 is there: {why_in_place()}"
+        if states_are_the_vms(vm):
+            return False, f"page states belong to the VM: {why_not_in_place()}"
+    return False, "no VM has private memory here"
 
 
 def _try_dirty_ring(kvm: Kvm) -> tuple[bool, str]:

@@ -82,6 +82,7 @@ class KvmError(PyvmmError, OSError):
 # Numbers with two names, by the one that the kernel's documentation uses.
 _NAMES = {errno_module.EOPNOTSUPP: "EOPNOTSUPP"}
 
+_HOLDERS = "I/O under way, a pipe, a pin (io_uring, VFIO) or a poisoned page may hold it"
 _NEEDS_IRQCHIP = "call create_irqchip() first, before the first vCPU"
 
 # What has one cause alone, by call and errno; "" stands for every call. Where there are
@@ -100,6 +101,8 @@ REMEDIES: dict[tuple[str, int], str] = {
     ),
     ("KVM_GET_PIT2", errno_module.ENXIO): "call create_pit2() first",
     ("KVM_SET_PIT2", errno_module.ENXIO): "call create_pit2() first",
+    ("convert", errno_module.EAGAIN): _HOLDERS,
+    ("conversion", errno_module.EAGAIN): _HOLDERS,
     ("KVM_IRQ_LINE", errno_module.ENXIO): _NEEDS_IRQCHIP,
     ("KVM_IRQ_LINE_STATUS", errno_module.ENXIO): _NEEDS_IRQCHIP,
     ("KVM_REGISTER_COALESCED_MMIO", errno_module.ENOSPC): (

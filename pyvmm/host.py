@@ -42,6 +42,11 @@ def nested_paging_off() -> str:
     return ""
 
 
+def in_place_conversion() -> bool | None:
+    """The parameter kvm.gmem_in_place_conversion; None on a kernel that has none."""
+    return _is_on("kvm", "gmem_in_place_conversion")
+
+
 def _is_on(module: str, parameter: str) -> bool | None:
     """None where there is no such parameter."""
     try:

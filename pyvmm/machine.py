@@ -42,6 +42,9 @@ _PAGES_OF_KVM = (
 
 _DEFAULT_LOG = 1024
 
+#: What a page holds after a conversion: nothing, or what it held before.
+CONTENTS = ("zero", "keep")
+
 
 class Machine(Closing):
     """A VM with a platform's memory and vCPUs, and a guest loaded into it.
@@ -53,6 +56,8 @@ class Machine(Closing):
     :class:`Policy`, or a function that is given the :class:`MemoryErrorExit` and the vCPU's
     index and returns whether to convert. Policy.ASK itself asks whoever iterates over
     :meth:`exits`.
+    ``contents`` is "zero" for pages that read zero after a conversion, "keep" for pages that
+    keep what is in them, which the backend must be able to do.
     ``recording`` keeps latencies and the last ``log_capacity`` exits of each vCPU (a power
     of two).
 
@@ -74,6 +79,7 @@ class Machine(Closing):
         vcpus: int = 1,
         irqchip: bool = False,
         policy: Policy | PolicyFunction = Policy.CONVERT,
+        contents: str = "zero",
         recording: bool = True,
         log_capacity: int = _DEFAULT_LOG,
         kvm: Kvm | None = None,
@@ -96,6 +102,8 @@ class Machine(Closing):
             )
         if integer("views", views) not in (1, 2):
             raise ConfigurationError(f"{views} views", "a region has one or two")
+        if contents not in CONTENTS:
+            raise ConfigurationError(f"contents {shown(contents)}", f"use {' or '.join(CONTENTS)}")
         if kvm is not None:
             need("kvm", kvm, Kvm)
         if not (isinstance(policy, Policy) or callable(policy)):
@@ -107,6 +115,7 @@ class Machine(Closing):
         self._resources: list[Closeable] = []
         self._backend, self._views = backend, views
         self._irqchip = irqchip or self.platform.has_irqchip
+        self._keep_contents = contents == "keep"
         self._vcpu_count = vcpus
         self._log_capacity = log_capacity if recording else 0
         try:
@@ -131,6 +140,12 @@ class Machine(Closing):
         self._policy = policy
         self._chosen, self._mechanism = choose_backend(kvm, self._backend)
         self._check_views(self._views)
+        if self._keep_contents and not self._chosen.keeps_contents:
+            raise UnsupportedError(
+                "contents kept",
+                f"on the {self._chosen.name} backend a page reads zero after a conversion",
+                "use the in_place backend, on a kernel that has it",
+            )
         # Closed last to first: the loops, the vCPUs, the memory, the VM.
         self.vm = kvm.create_vm(self._chosen.vm_type)
         self._resources.append(self.vm)
@@ -150,7 +165,13 @@ class Machine(Closing):
         ):
             # A deleted slot then takes its own mappings along, not all of the VM's.
             self.vm.enable_cap(lib.KVM_CAP_DISABLE_QUIRKS2, lib.KVM_X86_QUIRK_SLOT_ZAP_ALL)
-        self.memory = GuestMemory(self.vm, self._chosen, self._mechanism, self._policy)
+        self.memory = GuestMemory(
+            self.vm,
+            self._chosen,
+            self._mechanism,
+            self._policy,
+            keep_contents=self._keep_contents,
+        )
         self._resources.append(self.memory)
         if self.platform.has_protocol and self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
             # Otherwise KVM also queues #UD, and a repeated fetch would be met by that.
@@ -176,6 +197,8 @@ class Machine(Closing):
         self._protocol.vector_stubs = self.platform.vector_stubs or 0
         if self._views == 2:
             self._protocol.features |= lib.FEATURE_TWO_VIEWS
+        if self._keep_contents:
+            self._protocol.features |= lib.FEATURE_KEEPS_CONTENTS
         if self._chosen.hypercall and self.vm.map_gpa_range_exits():
             self._protocol.features |= lib.FEATURE_HYPERCALL
         sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS)

@@ -12,6 +12,8 @@
 #ifndef PYVMM_BACKEND_H
 #define PYVMM_BACKEND_H
 
+#include <errno.h>
+
 #include "../memory.h"
 
 enum recognition {
@@ -38,6 +40,9 @@ struct backend {
 	 */
 	enum memory_verdict (*finish)(struct memory *memory, struct region *region,
 				      struct memory_exit *exit);
+	/* The host's bytes of shared pages, where the shared file takes no read() and write(). */
+	int (*transfer)(const struct region *region, void *bytes, uint64_t size, uint64_t offset,
+			bool is_write);
 };
 
 /* detach() for a backend whose slots are those of its windows. */
@@ -55,6 +60,27 @@ static inline struct memory_access mmio_access(const struct kvm_run *run)
 		.size = run->mmio.len,
 		.is_write = run->mmio.is_write,
 	};
+}
+
+/* recognise() where a wrong access is a KVM_EXIT_MEMORY_FAULT that the kernel repeats. */
+static inline enum recognition recognise_memory_fault(const struct memory *memory,
+						      struct memory_exit *exit)
+{
+	const struct kvm_run *run = exit->run;
+	const struct pyvmm_memory_fault *fault = PYVMM_EXIT_PAYLOAD(run);
+
+	(void)memory;
+	exit->access = (struct memory_access){ 0 };
+	if (!exit->run_errno && run->exit_reason == KVM_EXIT_MMIO) {
+		exit->access = mmio_access(run);
+		return EMULATED_ACCESS;
+	}
+	if (exit->run_errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
+		exit->access.gpa = fault->gpa;
+		exit->access.size = (uint32_t)fault->size;
+		return MEMORY_EXIT;
+	}
+	return NOT_A_MEMORY_EXIT;
 }
 
 #endif

@@ -82,25 +82,6 @@ static void detach(struct region *region)
 		set_attributes(region, region->private_gpa, 0, region->pages, 0);
 }
 
-static enum recognition recognise(const struct memory *memory, struct memory_exit *exit)
-{
-	const struct kvm_run *run = exit->run;
-	const struct pyvmm_memory_fault *fault = PYVMM_EXIT_PAYLOAD(run);
-
-	(void)memory;
-	exit->access = (struct memory_access){ 0 };
-	if (!exit->run_errno && run->exit_reason == KVM_EXIT_MMIO) {
-		exit->access = mmio_access(run);
-		return EMULATED_ACCESS;
-	}
-	if (exit->run_errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
-		exit->access.gpa = fault->gpa;
-		exit->access.size = (uint32_t)fault->size;
-		return MEMORY_EXIT;
-	}
-	return NOT_A_MEMORY_EXIT;
-}
-
 /* One view: what the host may no longer touch becomes PROT_NONE. */
 static int protect_shared(const struct region *region, uint64_t first, uint64_t pages,
 			  int protection)
@@ -195,7 +176,7 @@ const struct backend backend_guest_memfd = {
 	.name = "guest_memfd",
 	.attach = attach,
 	.detach = detach,
-	.recognise = recognise,
+	.recognise = recognise_memory_fault,
 	.to_private = to_private,
 	.to_shared = to_shared,
 	.finish = NULL,

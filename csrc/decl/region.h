@@ -14,6 +14,7 @@ struct region {
 	uint32_t slot_base;
 	uint32_t slot_count;
 	uint32_t mechanism;
+	bool keep_contents;
 	uint8_t *states;
 	struct slot_window private_window;
 	struct slot_window shared_window;
@@ -22,5 +23,7 @@ struct region {
 	uint64_t implicit;
 	uint64_t explicit_;
 	uint64_t spurious;
+	uint64_t busy;
+	uint64_t busy_page;
 	...;
 };

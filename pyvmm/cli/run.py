@@ -24,7 +24,7 @@ from pyvmm.guest.image import Image
 from pyvmm.guest.platform import Platform
 from pyvmm.guest.platforms import PROTOCOL, choose_platform
 from pyvmm.loop.vcpu_loop import ExitRecord
-from pyvmm.machine import Machine
+from pyvmm.machine import CONTENTS, Machine
 from pyvmm.memory.backends import BACKENDS
 from pyvmm.report import Result, RunReport, to_json
 from pyvmm.running import LogFunction
@@ -52,6 +52,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("guest", metavar="GUEST", help="a file, or the name of a shipped guest")
     parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
     parser.add_argument("--views", type=int, choices=(1, 2), default=2)
+    parser.add_argument(
+        "--contents",
+        choices=CONTENTS,
+        default="zero",
+        help="of a page after a conversion: zero, or what it was (default: zero)",
+    )
     parser.add_argument("--vcpus", type=int, default=1, metavar="N", help="how many (default: 1)")
     platform_options.add_to(parser)
     parser.add_argument("--irqchip", action="store_true", help="in-kernel PIC, LAPIC and PIT")
@@ -147,6 +153,7 @@ def _report(
                     views=options.views,
                     vcpus=options.vcpus,
                     irqchip=options.irqchip,
+                    contents=options.contents,
                 )
             )
             files.attach(machine, stack)

@@ -65,6 +65,21 @@ class MemoryFile(Fd):
         """How many bytes of memory the file holds (st_blocks)."""
         return os.fstat(self.fileno()).st_blocks * 512
 
+    def seal(self, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW) -> None:
+        """Forbid changes for good, fcntl(F_ADD_SEALS); by default of the size.
+
+        A guest_memfd takes none: EINVAL.
+        """
+        number("seals", seals, 0, MOST_DESCRIPTOR)
+        try:
+            fcntl.fcntl(self.fileno(), fcntl.F_ADD_SEALS, seals)
+        except OSError as error:
+            raise KvmError("F_ADD_SEALS", error.errno or 0, self.name) from None
+
+    def seals(self) -> int:
+        """The F_SEAL_* bits in force."""
+        return fcntl.fcntl(self.fileno(), fcntl.F_GET_SEALS)
+
     def _range(self, offset: int, size: int) -> str:
         return f"{self.name}, offset {offset:#x}, {size:#x} bytes"
 
@@ -97,18 +112,6 @@ class Memfd(MemoryFile):
             self.close()
             code = error.errno or 0 if isinstance(error, OSError) else errno.EINVAL
             raise KvmError("ftruncate", code, f"{name}, {size:#x} bytes") from None
-
-    def seal(self, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW) -> None:
-        """Forbid changes for good, fcntl(F_ADD_SEALS); by default of the size."""
-        number("seals", seals, 0, MOST_DESCRIPTOR)
-        try:
-            fcntl.fcntl(self.fileno(), fcntl.F_ADD_SEALS, seals)
-        except OSError as error:
-            raise KvmError("F_ADD_SEALS", error.errno or 0, self.name) from None
-
-    def seals(self) -> int:
-        """The F_SEAL_* bits in force."""
-        return fcntl.fcntl(self.fileno(), fcntl.F_GET_SEALS)
 
     def data(self) -> Iterator[tuple[int, int]]:
         """The ranges that hold data, as (offset, size), in order (SEEK_DATA).

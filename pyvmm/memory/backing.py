@@ -36,10 +36,10 @@ def no_protected_vm(remedy: str) -> Support:
 
 
 class Backing(NamedTuple):
-    """The files of a region and the host memory behind its private and shared view."""
+    """The files of a region, which may be one, and the host memory behind its views."""
 
     private_file: MemoryFile
-    shared_file: Memfd
+    shared_file: MemoryFile
     private_host: Mapping
     shared_host: Mapping
 
@@ -94,6 +94,10 @@ class Backend(Protocol):
     @property
     def views(self) -> tuple[int, ...]:
         """The numbers of views that a region may have."""
+
+    @property
+    def keeps_contents(self) -> bool:
+        """Whether a converted page can keep its contents; otherwise it reads zero."""
 
     def probe(self, kvm: Kvm) -> Support:
         """Find out by trying whether this KVM has the ABI."""

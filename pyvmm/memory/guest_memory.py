@@ -103,6 +103,10 @@ class Region:
         """Memory exits that found the page already in the state they wanted."""
         return int(self._raw.spurious)
 
+    def busy_refusals(self) -> int:
+        """How often the kernel refused a conversion at first: somebody used a page (EAGAIN)."""
+        return int(self._raw.busy)
+
 
 class GuestMemory:
     """All memory of one VM, and the C structure that the run loop converts through.
@@ -113,10 +117,19 @@ class GuestMemory:
     any thread while vCPUs run.
     """
 
-    def __init__(self, vm: Vm, backend: Backend, mechanism: Mechanism, policy: Policy) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        backend: Backend,
+        mechanism: Mechanism,
+        policy: Policy,
+        *,
+        keep_contents: bool = False,
+    ) -> None:
         need("vm", vm, Vm)
         number("policy", policy, 0, MOST_U32)
         self.backend = backend
+        self.keep_contents = keep_contents
         self.mechanism = mechanism
         self._vm = vm
         # A fork shares the files of memory: what it converted, its parent would lose.
@@ -198,6 +211,7 @@ class GuestMemory:
         wanted.slot_base = slot_base
         wanted.slot_count = count
         wanted.mechanism = self.mechanism
+        wanted.keep_contents = self.keep_contents
         index = self.raw.region_count
         result = lib.memory_add_region(self.raw, wanted)
         if result < 0:
@@ -234,9 +248,20 @@ class GuestMemory:
         if rest or not 0 <= gpa < 1 << 64 or not 0 < pages < 1 << 64:
             raise KvmError("convert", errno.EINVAL, about)
         result = lib.memory_convert(self.raw, gpa, pages, state, changed)
+        if result == -errno.EAGAIN:
+            raw = self.raw.regions[self._index_of(gpa)]
+            about += f", the page at GPA {raw.private_gpa + raw.busy_page * PAGE_SIZE:#x} is in use"
         if result < 0:
             raise KvmError("convert", -result, about)
         return int(changed[0])
+
+    def _index_of(self, gpa: int) -> int:
+        """Of the region that has this GPA in one of its views."""
+        return next(
+            index
+            for index, region in enumerate(self.regions)
+            if any(0 <= gpa - view < region.size for view in (region.gpa, region.shared_gpa))
+        )
 
     def read(self, gpa: int, size: int) -> bytes:
         """Bytes as the host sees them: RAM, or shared pages of one view.

@@ -14,6 +14,7 @@ BACKENDS = [
     pytest.param("guest_memfd", id="guest_memfd"),
     pytest.param("emulated", id="emulated"),
     pytest.param("memory_error", id="memory_error", marks=MEMORY_ERROR),
+    pytest.param("in_place", id="in_place", marks=pytest.mark.lab(kernel="in-place")),
 ]
 MIB = 1 << 20
 P, S = PageState.PRIVATE, PageState.SHARED
@@ -41,7 +42,7 @@ def test_there_and_back_ten_times_uses_no_more_than_the_region(backend: str) -> 
         for piece in range(0, size, 2 * MIB):
             machine.memory.convert(region.shared_gpa + piece, MIB, P)
         assert memory_of_files() - before <= size + slack
-        files = region.backing.private_file, region.backing.shared_file
+        files = {region.backing.private_file, region.backing.shared_file}
         assert sum(file.allocated_bytes() for file in files) <= size
     assert memory_of_files() - before <= slack
 

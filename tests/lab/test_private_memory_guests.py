@@ -20,8 +20,13 @@ MEMORY_ERROR = pytest.mark.lab(kernel="memory-error")
 KERNELS = [
     pytest.param("guest_memfd", id="guest_memfd"),
     pytest.param("memory_error", id="memory_error", marks=MEMORY_ERROR),
+    pytest.param("in_place", id="in_place", marks=pytest.mark.lab(kernel="in-place")),
 ]
-EXITS = {"guest_memfd": "memory_fault", "memory_error": "memory_error"}
+EXITS = {
+    "guest_memfd": "memory_fault",
+    "memory_error": "memory_error",
+    "in_place": "memory_fault",
+}
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -24,6 +24,9 @@ ROUNDS = 1000
 # Each round a page and a view at random: write a word that says which, or read one, which
 # must be zero or say the same; every eighth round the doorbell converts up to four pages.
 STORM = f"""
+        .ifndef VIEW
+        .set VIEW, 0x40                 # the bit that chooses one; 0 where there is one view
+        .endif
         movl %eax, %ebp
         imull $0x9E3779B1, %eax, %esi
         addl 0x9000, %esi
@@ -33,14 +36,14 @@ round:  imull $1103515245, %esi, %esi
         movl %esi, %edi
         shrl $16, %edi                  # bits 0-5: page, 6: view, 7: write, 8-10: doorbell
         movl %edi, %ebx
-        andl $0x7F, %ebx                # the word: 0xA5, view and page, vCPU
+        andl $(0x3F | VIEW), %ebx       # the word: 0xA5, view and page, vCPU
         shll $8, %ebx
         orl $0xA5000000, %ebx
         movw %di, %ax
         andw $0x3F, %ax
         shlw $8, %ax
         addw $0x4000, %ax
-        testw $0x40, %di
+        testw $VIEW, %di
         jz private
         addw $0x8000, %ax
 private:
@@ -111,22 +114,34 @@ def converting(memory: GuestMemory, rng: random.Random) -> Iterator[list[BaseExc
 KERNELS = [
     pytest.param("guest_memfd", id="guest_memfd"),
     pytest.param("memory_error", id="memory_error", marks=pytest.mark.lab(kernel="memory-error")),
+    pytest.param("in_place", id="in_place", marks=pytest.mark.lab(kernel="in-place")),
 ]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.timeout(1200)
 def test_no_wrong_byte_and_no_lost_access(kernel: str, rng: random.Random) -> None:
-    image = guest(STORM)
-    total = spurious = by_host = 0
+    storm(rng, views=2)
+
+
+@pytest.mark.lab(kernel="in-place")
+@pytest.mark.timeout(1200)
+def test_no_wrong_byte_in_one_view(rng: random.Random) -> None:
+    storm(rng, views=1)
+
+
+def storm(rng: random.Random, views: int) -> None:
+    image = guest(STORM if views == 2 else ".set VIEW, 0\n" + STORM)
+    total = spurious = by_host = busy = 0
     while total < CONVERSIONS:
-        with Machine(image, vcpus=2) as machine:
+        with Machine(image, vcpus=2, views=views) as machine:
             memory = machine.memory
             memory.write(0x9000, rng.randbytes(4))
             with converting(memory, rng) as failures:
                 report = machine.run(120)
             final = memory.conversions()
             states = memory.regions[0].states()
+            busy += memory.regions[0].busy_refusals()
         assert not failures
         assert report.passed, report.reason
         assert final.to_private + final.to_shared == final.implicit + final.explicit
@@ -137,7 +152,8 @@ def test_no_wrong_byte_and_no_lost_access(kernel: str, rng: random.Random) -> No
         wrong = sum(report.exits.get(name, 0) for name in ("memory_fault", "memory_error"))
         # Every memory exit either converted its page or was counted as spurious.
         assert wrong == final.implicit + report.spurious_exits
-    print(f"{total} conversions, {by_host} of them asked for, {spurious} spurious exits")
+    print(f"{total} conversions, {by_host} of them asked for, {spurious} spurious exits,")
+    print(f"{busy} times EAGAIN, {views} views")
 
 
 MOVE_WITHIN_ONE_PAGE = guest(

@@ -308,7 +308,7 @@ def test_known_recipes_are_what_they_say() -> None:
     assert own is not None and own.patches[0].name == "memory-error.patch"
     newer = known_recipe("in-place")
     assert newer is not None and newer.source == version.source
-    assert newer.patches[0].name == "in-place.patch" and "CONFIG_IO_URING=y" in newer.config
+    assert newer.patches[0].name == "in-place.patch" and "CONFIG_GUP_TEST=y" in newer.config
     assert known_recipe("anything") is None
 
 

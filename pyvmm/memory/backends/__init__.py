@@ -7,6 +7,7 @@ from pyvmm.kvm.arguments import need
 from pyvmm.kvm.system import Kvm
 from pyvmm.memory.backends.emulated import EmulatedBackend
 from pyvmm.memory.backends.guest_memfd import GuestMemfdBackend
+from pyvmm.memory.backends.in_place import InPlaceBackend
 from pyvmm.memory.backends.memory_error import MemoryErrorBackend
 from pyvmm.memory.backing import Backend, Support
 from pyvmm.page_states import Mechanism
@@ -15,6 +16,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         MemoryErrorBackend(),
+        InPlaceBackend(),
         GuestMemfdBackend(),
         EmulatedBackend(),
     )

@@ -24,6 +24,7 @@ class EmulatedBackend:
     vm_type = lib.KVM_X86_DEFAULT_VM
     hypercall = False
     views = (1, 2)
+    keeps_contents = False
 
     def probe(self, kvm: Kvm) -> Support:
         """PROT_NONE windows where a touch gives KVM_EXIT_MMIO with its GPA, slots elsewhere."""

@@ -8,6 +8,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd, no_protected_vm
+from pyvmm.memory.conversion_mode import states_are_the_files, states_are_the_vms, why_in_place
 from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
 
@@ -20,6 +21,7 @@ class GuestMemfdBackend:
     vm_type = lib.KVM_X86_SW_PROTECTED_VM
     hypercall = True
     views = (1, 2)
+    keeps_contents = False
 
     def probe(self, kvm: Kvm) -> Support:
         """Create a software-protected VM and ask *it*: /dev/kvm also counts what it cannot do."""
@@ -30,9 +32,13 @@ class GuestMemfdBackend:
                 raise
             return no_protected_vm(_KERNEL_OPTION)
         with vm:
-            if not vm.check_extension(lib.KVM_CAP_MEMORY_ATTRIBUTES) & (
-                lib.KVM_MEMORY_ATTRIBUTE_PRIVATE
-            ):
+            if states_are_the_files(vm):
+                return Support(
+                    None,
+                    f"page states belong to the guest_memfd: {why_in_place()}",
+                    "use the in_place backend, or load kvm with gmem_in_place_conversion=0",
+                )
+            if not states_are_the_vms(vm):
                 return Support(
                     None,
                     "this VM has no private memory attribute (no TDP MMU: npt=0 or ept=0?)",

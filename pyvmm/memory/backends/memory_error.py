@@ -20,6 +20,7 @@ class MemoryErrorBackend:
     vm_type = lib.KVM_X86_SW_PROTECTED_VM
     hypercall = True
     views = (2,)
+    keeps_contents = False
 
     def probe(self, kvm: Kvm) -> Support:
         """Bind a private file through the old ioctl: the merged ABI refuses that flag there."""
