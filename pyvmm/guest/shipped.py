@@ -6,6 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+# Folders of the guests that come with pyvmm, by how a user names the file's folder.
+_SHIPPED_AS = {".": (".", "long"), "guests": (".",), "guests/long": ("long",)}
+
 
 def guests_dir() -> Path:
     """Where the guests that come with pyvmm are: in the package, or beside it in a checkout."""
@@ -18,9 +21,9 @@ def find_guest(name: str) -> Path:
     """The file called ``name``, or the guest of that name that comes with pyvmm."""
     path = Path(name)
     if not os.path.exists(path):
-        shipped = guests_dir() / path.name
-        if str(path.parent) in (".", "guests") and os.path.exists(shipped):
-            return shipped
+        for folder in _SHIPPED_AS.get(str(path.parent), ()):
+            if os.path.exists(shipped := guests_dir() / folder / path.name):
+                return shipped
     return path
 
 
