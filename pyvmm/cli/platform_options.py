@@ -47,7 +47,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="one more region; may be given several times",
     )
     group.add_argument("--hlt", choices=("pass", "fail"), help="what an end in HLT means")
-    group.add_argument("--exit-port", type=_port, metavar="PORT", help="a write to it ends the run")
+    group.add_argument(
+        "--exit-port",
+        type=_exit_port,
+        metavar="PORT[,status]",
+        help="a write to it ends the run; with ,status pyvmm's exit status is (code << 1) | 1",
+    )
 
 
 def taken_from(options: argparse.Namespace) -> PlatformOptions:
@@ -62,7 +67,7 @@ def taken_from(options: argparse.Namespace) -> PlatformOptions:
         initrd=options.initrd,
         regions=tuple(options.regions),
         hlt=options.hlt,
-        exit_port=options.exit_port,
+        exit_port=None if options.exit_port is None else options.exit_port[0],
     )
 
 
@@ -84,8 +89,12 @@ def _address(text: str) -> int:
     return _number(text, _ADDRESS_END, "an address of at most 52 bits")
 
 
-def _port(text: str) -> int:
-    return _number(text, 1 << 16, "a port, from 0 to 0xffff")
+def _exit_port(text: str) -> tuple[int, bool]:
+    """The port, and whether pyvmm's exit status is to be made of the code."""
+    port, comma, word = text.partition(",")
+    if comma and word != "status":
+        raise argparse.ArgumentTypeError(f"{text!r} is not PORT or PORT,status")
+    return _number(port, 1 << 16, "a port, from 0 to 0xffff"), bool(comma)
 
 
 def _register(text: str) -> tuple[str, int]:

@@ -18,6 +18,7 @@ from pyvmm.cli import arguments, platform_options
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import ConsoleText, render
+from pyvmm.devices.debug_exit import status_of
 from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
 from pyvmm.guest.assembler import check_kind, image_of, read_guest
 from pyvmm.guest.image import Image
@@ -125,6 +126,8 @@ def run(options: argparse.Namespace) -> int:
         status.complain(report.reason)
     if report.result is Result.INTERRUPTED:
         return 128 + (interruption.number or 2)
+    if options.exit_port is not None and options.exit_port[1] and report.exit_code is not None:
+        return status_of(report.exit_code)
     return _STATUS[report.result]
 
 

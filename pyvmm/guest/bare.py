@@ -60,6 +60,12 @@ class Bare(Platform):
         check_registers(self._registers)
 
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
+        if self._is_placed and image.segments[0].gpa != self.layout.origin:
+            raise ConfigurationError(
+                "--load",
+                f"the ELF file says itself where it lies, {image.segments[0].gpa:#x}",
+                "drop it",
+            )
         self.place(image, ram)
         if self.mode == "long":
             self._tables = place_below(

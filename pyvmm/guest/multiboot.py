@@ -1,6 +1,6 @@
 """Multiboot: a 32-bit guest that a boot loader such as GRUB would start, on a small PC.
 
-RAM from 0, in-kernel interrupt controllers and timer, ACPI tables, COM1, RTC, the debug exit
+RAM from 0, in-kernel interrupt controllers and timer, ACPI tables, COM1, RTC, HPET, the debug exit
 port, QEMU's firmware configuration and kvm-unit-tests' test device; no PCI. vCPU 0 starts in flat
 protected mode; the others wait for INIT and a start-up interrupt, as behind every LAPIC.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+from pyvmm.devices import hpet
 from pyvmm.devices.debug_exit import DEBUG_EXIT, DebugExit
 from pyvmm.devices.fw_cfg import FirmwareConfiguration
 from pyvmm.devices.rtc import Rtc
@@ -126,6 +127,7 @@ class Multiboot(Platform):
         for ports in TestDevice.PORTS:
             board.bus.add_ports(ports, tests)
         board.bus.add_mmio(TestDevice.WINDOW, tests)
+        board.bus.add_mmio(hpet.WINDOW, hpet.Hpet())
         has_deadline = board.vm.has(lib.KVM_CAP_TSC_DEADLINE_TIMER)
         for vcpu in board.vcpus:
             entries = cpuid_of_vcpu(

@@ -8,6 +8,7 @@ from threading import Lock
 
 from pyvmm.devices.end_of_run import EndOfRun
 from pyvmm.devices.i8042 import I8042
+from pyvmm.devices.port_a import SystemControlPortA
 from pyvmm.devices.power import PowerManagement, ResetRegister
 from pyvmm.devices.serial import COM1, COM1_IRQ, OUTPUT_SIZE, Serial16550
 from pyvmm.guest.platform import Board
@@ -42,12 +43,13 @@ def end_run() -> None:
 
 
 def add_pc_devices(board: Board, show: Callable[[bytes], object] | None = None) -> Serial16550:
-    """COM1, which is returned, and the three ways to end a PC: keyboard, reset and power off.
+    """COM1, which is returned, and the ways to end a PC: three resets and the power off.
 
     ``show(data)`` is called with what the guest sends to COM1.
     """
     line = partial(board.vm.irq_line, COM1_IRQ) if board.vm.has_irqchip else None
     serial = Serial16550(COM1, set_line=line, show=show)
-    for device in (serial, I8042(end_run), PowerManagement(end_run), ResetRegister(end_run)):
+    resets = (I8042(end_run), SystemControlPortA(end_run), ResetRegister(end_run))
+    for device in (serial, *resets, PowerManagement(end_run)):
         board.bus.add_ports(device.ports, device)
     return serial

@@ -89,14 +89,22 @@ def test_the_exit_port(code: int, status: int, tmp_path: Path) -> None:
     assert (found.status, found.json["exit_code"]) == (status, code)
 
 
+@pytest.mark.parametrize("code", [0, 1, 0x10])
+def test_the_exit_status_that_qemu_would_have(code: int, tmp_path: Path) -> None:
+    path = guest(tmp_path, bytes([0xB0, code, 0xE6, 0xF4]) + SPIN)
+    found = pyvmm("run", path, "--platform", "bare", "--exit-port", "0xf4,status", "--json")
+    assert (found.status, found.json["exit_code"]) == (code << 1 | 1, code)
+
+
 @pytest.mark.parametrize(
     "code",
     [
         b"\xb0\xfe\xe6\x64",  # out $0xfe to the keyboard controller
         b"\xba\x04\x06\xb8\x00\x20\xef",  # out $0x2000 to port 0x604
         b"\xba\xf9\x0c\xb0\x06\xee",  # out $6 to port 0xcf9
+        b"\xb0\x01\xe6\x92",  # out $1 to port 0x92
     ],
-    ids=["keyboard", "power", "reset"],
+    ids=["keyboard", "power", "reset", "port A"],
 )
 def test_resets_and_power_off_end_the_run(code: bytes, tmp_path: Path) -> None:
     found = pyvmm("run", guest(tmp_path, code + SPIN), "--platform", "bare", "--json")
@@ -132,6 +140,7 @@ def test_entry_is_an_address_and_ip_follows_cs(tmp_path: Path) -> None:
         (["--vcpus", "2"], "room for 1 to 1"),
         (["--append", "x"], "has no use for it"),
         (["--exit-port", "0x64"], "use another port"),
+        (["--exit-port", "0xf4,qemu"], "is not PORT or PORT,status"),
         (["--mode", "long", "--load", "0", "--memory", "1", "--entry", "0x200000"], ""),
     ],
 )

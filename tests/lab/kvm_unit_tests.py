@@ -22,10 +22,7 @@ from pathlib import Path
 
 TIME_LIMIT = 124
 # What a test needs that is no PC's without PCI, or a device of its own.
-EXCEPTED = {
-    "intel-iommu": "an IOMMU and PCI",
-    "hpet_read_test": "an HPET",
-}
+EXCEPTED = {"intel-iommu": "an IOMMU and PCI"}
 TWO_VCPUS = ("apic", "smptest")
 OPTIONS = (
     *("--no-reboot", "-nodefaults", "-device", "pc-testdev"),

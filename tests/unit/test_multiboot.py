@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pyvmm.devices.debug_exit import DebugExit, status_of
 from pyvmm.devices.end_of_run import EndOfRun
 from pyvmm.devices.fw_cfg import FirmwareConfiguration
+from pyvmm.devices.hpet import HPET_GPA, Hpet
 from pyvmm.devices.test_device import TestDevice
 from pyvmm.errors import ConfigurationError, GuestError
 from pyvmm.guest.image import Segment
@@ -186,3 +187,23 @@ def test_what_a_guest_prints_is_kept_up_to_a_mebibyte_and_counted() -> None:
     assert len(printed.output) == 1 << 20
     assert printed.dropped == 1_200_000 - (1 << 20)
     assert sum(shown) == 1_200_000
+
+
+def test_the_hpets_counter_runs_while_it_is_enabled() -> None:
+    hpet = Hpet()
+    assert hpet.read(HPET_GPA + 4, 4) == 10_000_000  # femtoseconds
+    assert hpet.read(HPET_GPA, 4) >> 16 == 0x8086
+    stands = hpet.read(HPET_GPA + 0xF0, 8)
+    assert hpet.read(HPET_GPA + 0xF0, 8) == stands
+    hpet.write(HPET_GPA + 0x10, 8, 1)
+    seen = [hpet.read(HPET_GPA + 0xF0, 8) for _ in range(1000)]
+    assert seen == sorted(seen) and seen[-1] > seen[0]
+    hpet.write(HPET_GPA + 0x10, 4, 0)
+    stands = hpet.read(HPET_GPA + 0xF0, 8)
+    assert hpet.read(HPET_GPA + 0xF0, 8) == stands >= seen[-1]
+    hpet.write(HPET_GPA + 0xF4, 4, 7)
+    assert hpet.read(HPET_GPA + 0xF0, 8) == 7 << 32 | stands & 0xFFFFFFFF
+    hpet.write(HPET_GPA, 8, 0)
+    assert hpet.read(HPET_GPA + 4, 4) == 10_000_000
+    hpet.write(HPET_GPA + 0x3FC, 8, (1 << 64) - 1)
+    assert hpet.read(HPET_GPA + 0x3FC, 8) == 0xFFFFFFFF
