@@ -15,7 +15,7 @@ from pyvmm_command import pyvmm
 
 from pyvmm import Kvm, Machine, Result
 from pyvmm.memory.backends import BACKENDS, probe
-from pyvmm.report import to_json
+from pyvmm.report import RunReport, to_json
 
 # More is run by hand: PYVMM_FUZZ_GUESTS=5000 pytest tests/host/test_cli_fuzz.py
 GUESTS = int(os.environ.get("PYVMM_FUZZ_GUESTS", "60"))
@@ -81,6 +81,12 @@ def run_one(rng: random.Random, guest: bytes) -> Result:
         report = machine.run(DEADLINE_S)
     assert time.monotonic() - started < 30
     assert report.result in ENDED
+    check_report(report)
+    return report.result
+
+
+def check_report(report: RunReport) -> None:
+    """What holds for every run that has ended."""
     assert bool(report.reason) == (report.result is not Result.PASS)
     assert "\n" not in report.reason and report.reason.isprintable()
     conversions = report.conversions
@@ -88,7 +94,6 @@ def run_one(rng: random.Random, guest: bytes) -> Result:
         conversions.implicit + conversions.explicit
     )
     assert json.loads(json.dumps(to_json(report)))["result"] == report.result.value
-    return report.result
 
 
 def test_random_guests(rng: random.Random) -> None:
