@@ -1,8 +1,8 @@
 """``bench exits``: what one exit costs, by who answers it.
 
-All guests run in real mode, each a loop of one instruction that exits. What KVM answers
-itself (cpuid, ioeventfd, coalesced writes) is done many times for one exit, and the time
-is for one of them.
+Each guest is a loop of one instruction that exits, in real mode unless its name says long. What
+KVM answers itself (cpuid, ioeventfd, coalesced writes) is done many times for one exit, and the
+time is for one of them.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from pyvmm.bench.guests import (
     forever,
     guest,
     inside,
+    long_guest,
+    long_port,
     opened,
     port,
     segment,
@@ -72,6 +74,14 @@ def _machine(stack: ExitStack, code: str, *, protocol_off: bool = False) -> Mach
 
 def _by_c(code: str, reason: int, kind: type[LoopExperiment] = LoopExperiment) -> SetUp:
     return lambda stack: kind(_machine(stack, code), reason)
+
+
+def _in_long_mode(code: str, reason: int) -> SetUp:
+    def set_up(stack: ExitStack) -> Experiment:
+        machine = opened(stack, Machine(long_guest(code), backend="emulated"))
+        return LoopExperiment(machine, reason)
+
+    return set_up
 
 
 def _by_python(code: str, reason: int, kind: type[LoopExperiment]) -> SetUp:
@@ -216,11 +226,15 @@ _OUT_TO_PYTHON = forever("outl %eax, %dx", port(PORT_IN_PYTHON))
 _IN_FROM_PYTHON = forever("inl %dx, %eax", port(PORT_IN_PYTHON))
 _STORE = forever("movl %eax, %es:0", segment(NOTHING_GPA))
 _LOAD = forever("movl %es:0, %eax", segment(NOTHING_GPA))
+_LONG_OUT = forever("outl %eax, %dx", long_port(PORT_IN_C))
+_LONG_IN = forever("inl %dx, %eax", long_port(RESULT_IN_C))
+_LONG_STORE = forever(f"movq %rax, {NOTHING_GPA:#x}")
+_LONG_LOAD = forever(f"movq {NOTHING_GPA:#x}, %rax")
 
 
 def benches() -> list[Bench]:
     """All of ``bench exits``, in the order of its table."""
-    return [*_floors(), *_in_c(), *_in_python(), *_stops(), *_in_kvm(), *_kicks()]
+    return [*_floors(), *_in_c(), *_of_long_mode(), *_in_python(), *_stops(), *_in_kvm(), *_kicks()]
 
 
 def _one(
@@ -265,6 +279,19 @@ def _in_c() -> Iterator[Bench]:
         _by_c(_OUT, io, Recorded),
         RECORDING,
     )
+
+
+def _of_long_mode() -> Iterator[Bench]:
+    """The same in 64-bit mode: the floor is the same loop in bare C on the same vCPU."""
+    io, mmio = lib.KVM_EXIT_IO, lib.KVM_EXIT_MMIO
+    for name, title, code, reason in (
+        ("port_out_long", "OUT", _LONG_OUT, io),
+        ("port_in_long", "IN", _LONG_IN, io),
+        ("mmio_write_long", "MMIO write of 64 bits", _LONG_STORE, mmio),
+        ("mmio_read_long", "MMIO read of 64 bits", _LONG_LOAD, mmio),
+    ):
+        set_up = _in_long_mode(code, reason)
+        yield _one(name, f"{title} in long mode, C answers", set_up, IN_C)
 
 
 def _in_python() -> Iterator[Bench]:

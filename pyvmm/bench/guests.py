@@ -28,6 +28,11 @@ def guest(code: str) -> Image:
     return assemble(f".code16\n{code}\n")
 
 
+@cache
+def long_guest(code: str) -> Image:
+    return assemble(f"{code}\n", mode="long")
+
+
 def forever(instruction: str, before: str = "") -> str:
     return f"{before}\nagain: {instruction}\n jmp again"
 
@@ -45,6 +50,10 @@ def inside(instruction: str, before: str = "") -> str:
 
 def port(number: int) -> str:
     return f"movw ${number:#x}, %dx"
+
+
+def long_port(number: int) -> str:
+    return f"movl ${number:#x}, %edx"
 
 
 def segment(gpa: int) -> str:
