@@ -84,6 +84,19 @@ def mappable_orders(tools: Toolbox, first: str) -> None:
     nothing_left(tools, "mappable", first)
 
 
+@case(
+    "AC15",
+    "memory that converts in place: nothing is left, in whatever order all of it comes and goes",
+    needs=("in_place",),
+    backend="in_place",
+    vary=_FIRST,
+    alone=True,
+    deadline_s=_DEADLINE_S,
+)
+def in_place_orders(tools: Toolbox, first: str) -> None:
+    nothing_left(tools, "in_place", first)
+
+
 def nothing_left(tools: Toolbox, kind: str, first: str) -> None:
     stage = STAGES[kind]
     every = list(orders(LONGEST, Step(first), stage.world, stage.steps))

@@ -6,6 +6,7 @@ interrupt flags, string I/O. None of it may reach a page that is private.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.accounts import left_behind, lines, meminfo
 from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.capabilities import hypercall_routine
-from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
+from pyvmm.validate.kit.case import GIB, HUGE, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, check, errno_name, expect
 from pyvmm.validate.kit.guest import Cpu, GuestVm
 from pyvmm.validate.kit.in_place import MAPPED, MMAP, InPlace
@@ -408,3 +409,26 @@ def pre_faulted(tools: Toolbox, state: str) -> None:
     memory.expect_guest_zero(0, SIZE, f"pre-faulted pages, {state}")
     check(cpu.counter("pf_taken") - taken < PAGES, "pre-faulted pages fault once more")
     memory.expect_states(wanted, "pre-faulted pages")
+
+
+@case(
+    "IP71",
+    "the guest gets pages of 4 KiB only, whatever it asks for and the file is advised",
+    needs=(*NEEDS, "statistics"),
+    backend=BACKEND,
+)
+def small_pages(tools: Toolbox) -> None:
+    vm = tools.private_vm()
+    memory = InPlace(tools, vm, GPA, 2 * HUGE)
+    assert memory.mapping is not None
+    advice = ctypes.CDLL(None).madvise
+    advice(ctypes.c_void_p(memory.address), ctypes.c_size_t(memory.size), 14)  # MADV_HUGEPAGE
+    before = vm.mapped_pages()
+    for private in (False, True):
+        if private:
+            memory.to_private(0, memory.size)
+        vm.cpu.fill(GPA, memory.size, PRIVATE, PAGE)
+        large = vm.counter("pages_2m") + vm.counter("pages_1g")
+        expect(large, 0, f"large pages of the guest, {'private' if private else 'shared'}")
+    seen = vm.mapped_pages() - before
+    expect(seen, memory.size // PAGE, "pages mapped of memory that converts in place")

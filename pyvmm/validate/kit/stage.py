@@ -175,6 +175,32 @@ class MappableStage(GuestMemfdStage):
         self.guest_writes(self.gpa, SIZE, self.now.slot)
 
 
+class InPlaceStage(GuestMemfdStage):
+    """A guest_memfd that converts in place and that the host maps, Linux 7.4."""
+
+    file_flags = MappableStage.file_flags
+    world = World(converted_by_file=True)
+
+    def host_memory(self) -> Mapping:
+        return self.file.map()
+
+    def write(self) -> None:
+        now = self.now
+        self.guest_writes(self.gpa, SIZE, now.slot and now.file)
+        if now.file and not now.private:
+            self.side.view[:SIZE:PAGE] = b"\1" * (SIZE // PAGE)
+
+    def convert(self, there: bool) -> None:
+        self.file.set_memory_attributes2(0, SIZE, ATTRIBUTE if there else 0)
+
+    def close_file(self) -> None:
+        self.side.close()
+        self.file.close()
+
+    def close(self) -> None:
+        pass
+
+
 class MemoryErrorStage(Stage):
     """The RFC of December 2021: a page is private when it is present in the file."""
 
@@ -287,6 +313,7 @@ class AnonymousStage(MemfdStage):
 STAGES: dict[str, type[Stage]] = {
     "guest_memfd": GuestMemfdStage,
     "mappable": MappableStage,
+    "in_place": InPlaceStage,
     "memory_error": MemoryErrorStage,
     "memfd": MemfdStage,
     "anonymous": AnonymousStage,
