@@ -110,22 +110,24 @@ def host_writes(tools: Toolbox, by: str) -> None:
     alone=True,
 )
 def pins(tools: Toolbox) -> None:
-    memory = new_memory(tools)
-    results: list[bool] = []
+    """The page is the first of many: a kernel that unmaps it last leaves time for the pin."""
+    size, rounds, both = 8 * MIB, 100, 0
+    memory = new_memory(tools, size)
+    memory.allocate(0, size)
     start, done = threading.Barrier(2), threading.Barrier(2)
-    rounds = 120
-    both = 0
-    delay = [range(tools.random.randrange(1 + 4 ** (at % 5))) for at in range(rounds)]
-    until = time.monotonic() + _SHORT_S
-    going = [True]
+    until = time.monotonic() + 2 * _SHORT_S
+    going, took_s = [True], [0.0]
+    pinned: list[tuple[bool, int, int]] = []  # whether, and when the call began and ended
 
     def hold() -> None:
-        for at in range(rounds):
+        for _ in range(rounds):
+            delay_s = tools.random.random() * took_s[0]
             with Pipe() as pipe:
                 start.wait()
-                for _ in delay[at]:
-                    pass
-                results.append(pipe.hold(memory.address + PAGE))
+                # A loop would keep the other thread waiting for Python.
+                time.sleep(delay_s)
+                began = time.monotonic_ns()
+                pinned.append((pipe.hold(memory.address), began, time.monotonic_ns()))
                 done.wait()
                 done.wait()
             if not going[0]:
@@ -133,38 +135,35 @@ def pins(tools: Toolbox) -> None:
 
     holder = threading.Thread(target=hold, daemon=True)
     holder.start()
-    for at in range(rounds):
+    while going[0] and len(pinned) < rounds:
         # The page is mapped, so that the pin is quick.
-        memory.host.write(PAGE, b"there")
+        memory.host.write(0, b"there")
         start.wait()
-        for _ in delay[-at]:
-            pass
-        answer = memory.ask(0, SIZE, True)
+        began = time.monotonic_ns()
+        answer = memory.ask(0, size, True)
+        ended = time.monotonic_ns()
         going[0] = time.monotonic() < until
         done.wait()
-        check(
-            answer.error in (0, errno.EAGAIN),
-            f"a conversion beside a pin: {errno_name(answer.error)}",
-        )
-        both += answer.error == 0 and results[-1]
-        # Held, it can be converted by nobody.
-        if results[-1]:
-            again = memory.ask(PAGE, PAGE, True).error
-            both += again == 0 and answer.error != 0
-        tools.tried(True, "conversions beside a pin")
-        memory.to_shared(0, SIZE)
-        last = not going[0]
+        if not answer.error:
+            took_s[0] = (ended - began) / 1e9
+        is_held, pin_began, pin_ended = pinned[-1]
+        what = f"a conversion beside a pin: {errno_name(answer.error)}"
+        check(answer.error in (0, errno.EAGAIN), what)
+        both += is_held and answer.error == 0
+        tools.tried(pin_began < ended and pin_ended > began, "pins overlapped a conversion")
+        memory.to_shared(0, size)
+        goes_on = going[0]
         done.wait()
-        if last:
+        if not goes_on:
             break
     holder.join()
     check(
         both == 0,
         "a page became private while somebody has a reference to it (unmapped after the check, "
         "or not checked at all)",
-        f"{both} of {len(results)} times",
+        f"{both} of {len(pinned)} times",
     )
-    tools.say(f"{sum(results)} of {len(results)} pins came first")
+    tools.say(f"{sum(each[0] for each in pinned)} of {len(pinned)} pins came first")
 
 
 @case(
