@@ -305,8 +305,7 @@ def _texts() -> Iterator[Foreign]:
     yield Foreign("run.sh", b"#!/bin/sh\nexec qemu\n", ("a script (#!/bin/sh)",))
     yield Foreign("run.py", b"import sys\nsys.exit(0)\n", ("Python source",))
     nasm = b"; a boot sector\nbits 16\norg 0x7c00\n  mov al, 'A'\n  times 510-($-$$) db 0\n"
-    yield Foreign("boot.nasm", nasm, ("NASM source", "nasm -f bin", "boot.nasm -o GUEST.bin"))
-    yield Foreign("boot.txt", nasm, ("NASM source", "boot.txt -o GUEST.bin"))
+    yield Foreign("boot.txt", nasm, ("NASM source", "apt install nasm", "boot.txt -o GUEST.bin"))
     gas = b"\t.code16\n\t.globl _start\n_start:\n\tmovb $1, %al\n"
     yield Foreign("guest.gas", gas, ("GNU assembly", "guest.gas GUEST.S"))
     yield Foreign("data.json", b'{"result": "pass"}\n', ("JSON",))

@@ -13,19 +13,30 @@ from pyvmm.guest import preprocessor
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import check_code
 from pyvmm.guest.identify import kind_of, refusal
-from pyvmm.guest.image import Image, elf_image, flat_image, read_guest_file
+from pyvmm.guest.image import (
+    Image,
+    elf_image,
+    flat_image,
+    read_guest_file,
+    read_standard_input,
+)
 from pyvmm.guest.kind import Kind
 from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
+from pyvmm.guest.nasm import has_nasm
 from pyvmm.guest.shipped import built_guest, find_guest, guests_dir
 from pyvmm.guest.source import may_say_its_width, read_source, read_text
+from pyvmm.guest.text import text_of
 from pyvmm.guest.tools import call, named, path_of
 from pyvmm.kvm.arguments import MOST_U32, need, number, shown
 from pyvmm.kvm.memfd import Memfd
 from pyvmm.printable import printable
 
+STANDARD_INPUT = Path("<stdin>")
+ASSEMBLY, C, NASM = "assembly", "C", "NASM"
 _PREPROCESSED = ".sx"
 _ASSEMBLY = (".S", ".s", ".asm", _PREPROCESSED)
-_C = ".c"
+# So much of a text is looked at.
+_HEAD = 1 << 16
 # By mode: the widths of as and ld, and of the code.
 _TOOLS = {
     "real": ("--32", "elf_i386", 16),
@@ -43,22 +54,48 @@ class GuestFile:
     data: bytes
 
     @property
-    def is_assembly(self) -> bool:
-        return self.path.suffix in _ASSEMBLY
+    def argument(self) -> str:
+        """What a compiler is given to read it; "-" for its own standard input."""
+        return "-" if self.path == STANDARD_INPUT else str(self.path.absolute())
 
-    @property
-    def is_c(self) -> bool:
-        return self.path.suffix == _C
+    def language(self) -> str:
+        """In which language it is source: assembly (GNU as), C or NASM; "" for anything else."""
+        suffix = self.path.suffix
+        if suffix == ".nasm" or (suffix == ".asm" and has_nasm() and self._is_for_nasm()):
+            return NASM
+        if suffix in _ASSEMBLY:
+            return ASSEMBLY
+        if suffix == ".c":
+            return C
+        return self._language_by_content() if self.path == STANDARD_INPUT else ""
+
+    def _is_for_nasm(self) -> bool:
+        from pyvmm.guest.dialects import dialect
+
+        found = dialect(self.data[:_HEAD].decode(errors="replace"), self.name)
+        return found is not None and found.name == NASM
+
+    def _language_by_content(self) -> str:
+        text = None if is_elf(self.data) else text_of(self.data)
+        if text is None:
+            return ""
+        from pyvmm.guest.languages import language_of
+
+        kind = language_of(text, self.name, "")
+        languages = {"C source": C, "GNU assembly under another name": ASSEMBLY, "text": ASSEMBLY}
+        return NASM if kind.name.startswith(NASM) else languages.get(kind.name, "")
 
     def kind(self) -> Kind | None:
         """What it is, by its content; None if it may be a real-mode guest, or is assembly."""
-        if self.is_c:
+        language = self.language()
+        if language == C:
             return Kind("C source", mode=LONG.mode)
-        return None if self.is_assembly else kind_of(self.path, self.data, len(self.data))
+        return None if language else kind_of(self.path, self.data, len(self.data))
 
 
 def read_guest(name: str | os.PathLike[str]) -> GuestFile:
-    """The file called ``name``, or the guest of that name that comes with pyvmm.
+    """The file called ``name``, or the guest of that name that comes with pyvmm; "-" is standard
+    input.
 
     Raises :class:`GuestError`.
     """
@@ -67,9 +104,7 @@ def read_guest(name: str | os.PathLike[str]) -> GuestFile:
     if not name:
         raise GuestError("guest", "its name is empty", "name a file")
     if name == "-":
-        raise GuestError(
-            "-", "no guest is read from standard input", "name a file (./- for one of that name)"
-        )
+        return GuestFile(str(STANDARD_INPUT), STANDARD_INPUT, read_standard_input())
     path = find_guest(name)
     return GuestFile(name, path, read_guest_file(path))
 
@@ -89,34 +124,52 @@ def image_of(
     ``is_asked``: the user has asked for that world, so that source which looks like something
     else is taken. Raises :class:`GuestError`.
     """
-    path, data = file.path, file.data
-    if file.is_assembly:
-        if not parameters and layout == REAL and (built := built_guest(path)) is not None:
-            return elf_image(file.name, read_guest_file(built))
-        source = read_source(path, data, layout.mode, is_asked)
-        image = _assemble(path, str(path.absolute()), source, parameters, layout)
-        if not is_asked and layout.mode == REAL.mode:
-            _check_width(path, source, parameters, image)
-        return _remade(image, make)
-    if file.is_c:
-        from pyvmm.guest.compiler import compile_guest
-
-        source = read_text(path, data)
-        symbols = _checked(parameters)
-        image = compile_guest(path, str(path.absolute()), source, symbols, layout.mode)
+    language = file.language()
+    if language:
+        image = _image_of_source(file, language, layout, parameters, is_asked)
         return _remade(image, make)
     if parameters:
         raise GuestError(file.name, "only source takes parameters", "drop --param")
     if make is not None:
-        return make(file.name, data)
-    if not is_elf(data):
-        return flat_image(file.name, data, layout)
-    return elf_image(file.name, data, layout.mode)
+        return make(file.name, file.data)
+    if not is_elf(file.data):
+        return flat_image(file.name, file.data, layout)
+    return elf_image(file.name, file.data, layout.mode)
+
+
+def _image_of_source(
+    file: GuestFile,
+    language: str,
+    layout: Layout,
+    parameters: Mapping[str, int] | None,
+    is_asked: bool,
+) -> Image:
+    path, data = file.path, file.data
+    symbols = _checked(parameters)
+    if language == C:
+        from pyvmm.guest.compiler import compile_guest
+
+        source = read_text(path, data)
+        return compile_guest(path, file.argument, source, symbols, layout.mode)
+    if language == NASM:
+        from pyvmm.guest.nasm import assemble_nasm
+
+        source = read_text(path, data)
+        return assemble_nasm(path, file.argument, source, symbols, layout)
+    if not parameters and layout == REAL and (built := built_guest(path)) is not None:
+        return elf_image(file.name, read_guest_file(built))
+    source = read_source(path, data, layout.mode, is_asked)
+    image = _assemble(path, file.argument, source, parameters, layout)
+    if not is_asked and layout.mode == REAL.mode:
+        _check_width(path, source, parameters, image)
+    return image
 
 
 def _remade(image: Image, make: Callable[[str, bytes], Image] | None) -> Image:
-    """The same of the ELF file that was made of source."""
-    return image if make is None else replace(make(image.name, image.elf), elf=image.elf)
+    """The same of the ELF file, or the flat binary, that was made of source."""
+    if make is None:
+        return image
+    return replace(make(image.name, image.elf or image.segments[0].data), elf=image.elf)
 
 
 def check_kind(file: GuestFile, mode: str, *, is_asked: bool) -> None:
@@ -125,7 +178,7 @@ def check_kind(file: GuestFile, mode: str, *, is_asked: bool) -> None:
     ``is_asked``: the user has asked for that mode, so that what looks like something else is
     taken, where it can be loaded. Raises :class:`GuestError`.
     """
-    if file.is_c:  # it is compiled for the mode
+    if file.language():  # it is compiled for the mode
         return
     kind = file.kind()
     has_place = kind is None or kind.is_loadable or (mode != REAL.mode and kind.platform != "")

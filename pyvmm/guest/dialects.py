@@ -65,7 +65,10 @@ def dialect(text: str, name: str) -> Dialect | None:
     """The assembler that the file called ``name`` is for; None if GNU as, or unknown."""
     if is_gas(text):
         return None
-    nasm = f"make a flat binary (nasm -f bin {shlex.quote(name)} -o GUEST.bin) and run that"
+    nasm = (
+        f"install nasm (apt install nasm) and name it .nasm, or make a flat binary "
+        f"(nasm -f bin {shlex.quote(name)} -o GUEST.bin) and run that"
+    )
     fasm = f"make a flat binary (fasm {shlex.quote(name)} GUEST.bin) and run that"
     own = "make a flat binary with that assembler and run that"
     for pattern, which, remedy in (

@@ -65,6 +65,20 @@ def read_guest_file(path: Path) -> bytes:
     return data
 
 
+def read_standard_input() -> bytes:
+    """What comes from standard input, to its end. Raises :class:`GuestError` as above."""
+    try:
+        with open(0, "rb", closefd=False) as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise GuestError("standard input", error.strerror or str(error)) from None
+    if not data:
+        raise GuestError("standard input", "it is empty")
+    if len(data) > MAX_FILE:
+        raise GuestError("standard input", f"more than {MAX_FILE} bytes are too many for a guest")
+    return data
+
+
 def _why_no_file(path: Path) -> str:
     if path.is_dir():
         return "it is a folder"

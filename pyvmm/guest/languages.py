@@ -22,7 +22,7 @@ _LANGUAGES = (
      r"|using\s+namespace\b|template\s*<|namespace\s+\w+|class\s+\w+\s*[:{]|.*\bstd::")),
     ("C source", re.compile(r"#\s*include\s*[<\"]|#\s*(?:define|pragma|ifn?def)\s+\w+"
      r"|(?:static|extern|typedef|const|void|int|char|unsigned|struct|enum|long|u?int\d+_t)\b"
-     r".*[;{(,)]$")),
+     r".*[;{(,)]$|int\s+main\s*\(")),
     ("Rust source", re.compile(r"(?:pub\s+)?(?:unsafe\s+)?fn\s+\w+\s*[(<]|use\s+\w+::|#!\[\w+")),
     ("Python source", re.compile(r"import\s+\w+$|from\s+[\w.]+\s+import\b|def\s+\w+\(.*:$")),
 )  # fmt: skip
@@ -78,12 +78,11 @@ def language_of(text: str, name: str, suffix: str) -> Kind:
 
 def _source(text: str, shown: str, name: str, suffix: str) -> Kind:
     language = _BY_SUFFIX.get(suffix)
-    if language is None and suffix != ".nasm" and is_gas(text):
+    if language is None and is_gas(text):
         return Kind("GNU assembly under another name", f"name it .S: cp {shown} GUEST.S")
     other = dialect(text, name)
-    if language is None and (other is not None or suffix == ".nasm"):
-        command = f"make a flat binary (nasm -f bin {shown} -o GUEST.bin) and run that"
-        return Kind(*(other.name + " source", other.remedy) if other else ("NASM source", command))
+    if language is None and other is not None:
+        return Kind(other.name + " source", other.remedy)
     for each, pattern in _LANGUAGES if language is None else ():
         if any(pattern.match(line.text) for line in lines(text)):
             language = each

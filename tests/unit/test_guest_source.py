@@ -318,11 +318,6 @@ def test_a_name_that_begins_with_a_dash(line_about: LineAbout) -> None:
     assert line_about(" frob\n", "-x.S").startswith("not assembling: -x.S:1: Error: no such")
 
 
-def test_standard_input_is_not_read(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "-"]) == 2
-    assert "no guest is read from standard input; name a file" in capsys.readouterr().err
-
-
 def test_the_language_of_the_machine_changes_nothing(
     line_about: LineAbout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
