@@ -138,7 +138,10 @@ class Machine(Closing):
             self._resources.append(kvm)
         self._kvm = kvm
         self._policy = policy
-        self._chosen, self._mechanism = choose_backend(kvm, self._backend)
+        # Without regions any VM will do, and the default type is what other VMMs have.
+        is_plain = self._backend == "auto" and not self.platform.regions(self._views)
+        backend = "emulated" if is_plain else self._backend
+        self._chosen, self._mechanism = choose_backend(kvm, backend)
         self._check_views(self._views)
         if self._keep_contents and not self._chosen.keeps_contents:
             raise UnsupportedError(

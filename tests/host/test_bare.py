@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from pyvmm_command import ROOT, pyvmm
+
+from pyvmm import Machine, Result
+from pyvmm.guest.bare import Bare
+from pyvmm.guest.options import PlatformOptions
 
 EXAMPLES = sorted((ROOT / "examples" / "bare").glob("*.S"))
 _COMMAND = re.compile(r"^#     pyvmm ((?:[^\\\n]|\\\n)*)", re.MULTILINE)
@@ -150,3 +155,22 @@ def test_bad_input(words: list[str], said: str, tmp_path: Path) -> None:
         found.error(2, said)
     else:
         assert found.status in (0, 1), found
+
+
+@pytest.mark.parametrize("mode", ["real", "protected", "long"])
+def test_random_code_ends_in_one_of_the_known_ways(
+    mode: str, rng: random.Random, no_leak: None
+) -> None:
+    """Jumps back, accesses to every port and random bytes: nothing hangs, and nothing is left."""
+    for _ in range(4):
+        code = b"".join(
+            rng.choice((rng.randbytes(3), b"\x0f\x30", b"\xef\x42", b"\xec", b"\xe6\x20", b"\xaa"))
+            for _ in range(200)
+        )
+        options = PlatformOptions(platform="bare", mode=mode, memory=2, exit_port=0xF4)
+        platform = Bare(options)
+        image = platform.image("random", code + SPIN)
+        with Machine(image, platform=platform, irqchip=rng.random() < 0.5) as machine:
+            report = machine.run(0.3)
+        assert report.result in (Result.PASS, Result.FAIL, Result.DEADLINE), (code.hex(), report)
+        assert report.serial_dropped == 0 or len(report.serial) > 0
