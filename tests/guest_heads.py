@@ -12,6 +12,7 @@ import itertools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,10 +96,10 @@ def guests() -> list[Path]:
     return [path for folder in folders for path in sorted(folder.glob("*.[Sc]"))]
 
 
-def cases(vcpus: tuple[int, ...] = (1, 2), rounds: int = 1) -> list[object]:
+def cases(vcpus: tuple[int, ...] = (1, 2), rounds: int = 1) -> list[Any]:
     """Every guest with each set of options that its head names, on so many vCPUs; all of that
     ``rounds`` times."""
-    found: list[object] = []
+    found: list[Any] = []
     for turn, path in itertools.product(range(rounds), guests()):
         head = Head.of(path)
         for options in head.option_sets():
