@@ -169,7 +169,10 @@ def _remade(image: Image, make: Callable[[str, bytes], Image] | None) -> Image:
     """The same of the ELF file, or the flat binary, that was made of source."""
     if make is None:
         return image
-    return replace(make(image.name, image.elf or image.segments[0].data), elf=image.elf)
+    made = make(image.name, image.elf or image.segments[0].data)
+    start = made.segments[0].gpa
+    # Flat code of NASM's has an address of its own.
+    return replace(made, elf=image.elf) if image.elf or made.entry != start else image
 
 
 def check_kind(file: GuestFile, mode: str, *, is_asked: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_the_command_in_an_examples_head(name: str, words: list[str]) -> None:
     assert found.json["result"] == "pass"
     assert found.json["serial"] == PRINTS[name]
     assert found.json["platform"] == "bare"
+
+
+@pytest.mark.skipif(shutil.which("nasm") is None, reason="nasm is not installed")
+def test_a_boot_sector_by_nasm() -> None:
+    found = pyvmm("run", ROOT / "examples/bare/boot_sector.nasm", "--platform", "bare", "--json")
+    assert (found.status, found.json["serial"]) == (0, "hello from NASM\r\n"), found
 
 
 def test_every_example_has_a_command() -> None:
