@@ -30,7 +30,7 @@ assert _TABLES_GPA + TABLES_SIZE <= _COMMAND_LINE_GPA
 
 # The zero page's fields behind the header's, and some of the header's own.
 _RSDP, _E820_ENTRIES, _E820_TABLE = 0x070, 0x1E8, 0x2D0
-_LOADER, _CODE32_START, _INITRD, _INITRD_SIZE, _COMMAND_LINE = 0x210, 0x214, 0x218, 0x21C, 0x228
+_LOADER, _CODE32_START, _INITRD, _COMMAND_LINE = 0x210, 0x214, 0x218, 0x228
 _UNKNOWN_LOADER = 0xFF
 _USABLE, _RESERVED = 1, 2
 
@@ -85,9 +85,11 @@ def place(
     ]
     if kernel.is_64_bit:
         segments.append(Segment(_TABLES_GPA, page_tables(_TABLES_GPA)))
+    where, size = 0, 0
     if initrd is not None:
-        segments.append(Segment(_initrd_gpa(kernel, kernel_end, end, len(initrd)), initrd))
-    segments.append(Segment(_ZERO_PAGE_GPA, _zero_page(kernel, ram, segments[-1], initrd)))
+        where, size = _initrd_gpa(kernel, kernel_end, end, len(initrd)), len(initrd)
+        segments.append(Segment(where, initrd))
+    segments.append(Segment(_ZERO_PAGE_GPA, _zero_page(kernel, ram, where, size)))
     return segments
 
 
@@ -112,10 +114,7 @@ def _initrd_gpa(kernel: BzImage, kernel_end: int, ram_end: int, size: int) -> in
 
 
 def _zero_page(
-    kernel: BzImage,
-    ram: Sequence[tuple[int, int]],
-    last: Segment,
-    initrd: bytes | None,
+    kernel: BzImage, ram: Sequence[tuple[int, int]], initrd_gpa: int, initrd_size: int
 ) -> bytes:
     page = bytearray(_PAGE)
     page[SETUP_SECTS : SETUP_SECTS + len(kernel.header)] = kernel.header
@@ -123,8 +122,7 @@ def _zero_page(
     struct.pack_into("<I", page, _CODE32_START, kernel.gpa)
     struct.pack_into("<I", page, _COMMAND_LINE, _COMMAND_LINE_GPA)
     struct.pack_into("<Q", page, _RSDP, ACPI_GPA)
-    if initrd is not None:
-        struct.pack_into("<II", page, _INITRD, last.gpa, len(initrd))
+    struct.pack_into("<II", page, _INITRD, initrd_gpa, initrd_size)
     entries = e820_map(ram)
     page[_E820_ENTRIES] = len(entries)
     for at, entry in enumerate(entries):
