@@ -153,3 +153,34 @@ def test_the_other_backend_says_why_it_is_not_there() -> None:
             choose_backend(kvm, "guest_memfd")
     assert "kvm.gmem_in_place_conversion is on" in caught.value.cause
     assert "gmem_in_place_conversion=0" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "attributes", "rule"),
+    [
+        (0, 0, 8, "size is 0"),
+        (1, PAGE, 8, "offset 0x1 is not page aligned"),
+        (0, PAGE, 9, "attributes 0x1 are not known"),
+        (63 * PAGE, 2 * PAGE, 8, "past the end of the file at 0x40000"),
+    ],
+)
+def test_a_refused_conversion_names_the_rule(
+    offset: int, size: int, attributes: int, rule: str
+) -> None:
+    with Machine(passing()) as machine, pytest.raises(KvmError) as caught:
+        file_of(machine).set_memory_attributes2(offset, size, attributes)
+    assert caught.value.errno == errno.EINVAL and rule in caught.value.remedy
+
+
+def test_the_vm_s_own_ioctl_names_the_new_one() -> None:
+    with Machine(passing()) as machine, pytest.raises(KvmError) as caught:
+        machine.vm.set_memory_attributes(PRIVATE, PAGE, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+    assert "set_memory_attributes2()" in caught.value.remedy
+
+
+def test_a_page_in_use_is_named_by_the_ioctl_too() -> None:
+    with Machine(passing()) as machine:
+        machine.memory.write(SHARED + 3 * PAGE, b"used")
+        with in_a_pipe(machine, 3), pytest.raises(KvmError) as caught:
+            file_of(machine).set_memory_attributes2(0, 8 * PAGE, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+    assert caught.value.errno == errno.EAGAIN and "at offset 0x3000" in caught.value.remedy
