@@ -1,4 +1,8 @@
-"""What the header of an ELF file says, read with every bound checked: the file may be hostile."""
+"""What the header of an ELF file says, read with every bound checked: the file may be hostile.
+
+Not by pyelftools: its import takes longer than all others of a run, and of 3,000 broken files it
+met 14 with an OverflowError, where each is to be one line.
+"""
 
 from __future__ import annotations
 
