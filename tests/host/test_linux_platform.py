@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 from tiny_kernels import POWER_OFF, SEND, bzimage, kernel
 
-from pyvmm import ConfigurationError, GuestError, Kvm, Machine, Result, RunReport
+from pyvmm import (
+    ConfigurationError,
+    GuestError,
+    Kvm,
+    Machine,
+    Result,
+    RunReport,
+    UnsupportedError,
+)
 from pyvmm.guest import linux
 from pyvmm.guest.linux import Linux
 from pyvmm.guest.linux_probe import try_kernel_code
@@ -126,6 +134,22 @@ def test_where_memory_is_and_where_not(any_kvm: None) -> None:
 def test_no_hints_of_the_guest_protocol(any_kvm: None) -> None:
     report = run(f"movw $0x2f8, %dx\n outb %al, %dx\n outb %al, $0xf4\n{POWER_OFF}")
     assert [str(each) for each in report.unclaimed] == ["port 0xf4 once", "port 0x2f8 once"]
+
+
+def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch, no_leak: None) -> None:
+    """Of kernels that ran, of one that was refused, and of one for which this KVM is no good."""
+    for answer in (True, False):
+        monkeypatch.setattr(linux, "try_kernel_code", lambda kvm, answer=answer: (answer, "tried"))
+        for _ in range(3):
+            if answer:
+                assert run(POWER_OFF, vcpus=2).passed
+            else:
+                with pytest.raises(UnsupportedError, match="platform linux: tried; this KVM runs"):
+                    run(POWER_OFF, vcpus=2)
+    with pytest.raises(GuestError):
+        Machine(b"no kernel", platform=Linux())
+    with Kvm() as kvm:
+        try_kernel_code(kvm)
 
 
 # ---- what cannot be ----
