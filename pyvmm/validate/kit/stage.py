@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pyvmm.kvm.exits import HltExit, MmioExit
@@ -45,21 +46,9 @@ class Stage:
         self.create()
 
     def do(self, step: Step) -> None:
-        calls = {
-            Step.WRITE: self.write,
-            Step.ALLOCATE: lambda: self.allocate(HALF, HALF),
-            Step.ALLOCATE_OVER: lambda: self.allocate(0, SIZE),
-            Step.PUNCH: self.punch,
-            Step.THERE: lambda: self.convert(True),
-            Step.BACK: lambda: self.convert(False),
-            Step.DELETE: self.delete,
-            Step.CREATE: self.create,
-            Step.CLOSE_FILE: self.close_file,
-            Step.CLOSE_VM: self.vm.vm.close,
-        }
         after = self.now.after(step)
         assert after is not None, f"{step} is not possible"
-        calls[step]()
+        _CALLS[step](self)
         self.now = after
 
     def end(self) -> None:
@@ -110,6 +99,20 @@ class Stage:
             raise CheckFailed("a guest writes where no memory is, and nothing exits")
         if isinstance(outcome.exit, MmioExit):
             cpu.finish("after a write where no memory is")
+
+
+_CALLS: dict[Step, Callable[[Stage], object]] = {
+    Step.WRITE: lambda stage: stage.write(),
+    Step.ALLOCATE: lambda stage: stage.allocate(HALF, HALF),
+    Step.ALLOCATE_OVER: lambda stage: stage.allocate(0, SIZE),
+    Step.PUNCH: lambda stage: stage.punch(),
+    Step.THERE: lambda stage: stage.convert(True),
+    Step.BACK: lambda stage: stage.convert(False),
+    Step.DELETE: lambda stage: stage.delete(),
+    Step.CREATE: lambda stage: stage.create(),
+    Step.CLOSE_FILE: lambda stage: stage.close_file(),
+    Step.CLOSE_VM: lambda stage: stage.vm.vm.close(),
+}
 
 
 class GuestMemfdStage(Stage):
