@@ -14,7 +14,8 @@ from pathlib import Path
 from pyvmm.errors import GuestError, KvmError
 from pyvmm.kvm.memfd import Memfd
 
-_TIMEOUT_S = 60
+# A compiler in an emulated lab on a busy host has needed one.
+_TIMEOUT_S = 120
 # So much of what a program says is looked at.
 _MOST_SAID = 1 << 20
 # A line of a source can ask for gigabytes, of memory and of the file that is written. By the
