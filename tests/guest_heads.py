@@ -11,12 +11,14 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyvmm.guest.assembler import load_guest
+from pyvmm.guest.image import Image
 from pyvmm.guest.shipped import guests_dir
 from pyvmm.machine import Machine
 from pyvmm.report import RunReport
@@ -111,10 +113,16 @@ def cases(vcpus: tuple[int, ...] = (1, 2), rounds: int = 1) -> list[Any]:
     return found
 
 
+@cache
+def _image(path: Path, parameters: tuple[tuple[str, int], ...], mode: str | None) -> Image:
+    """A compiler takes longer than most of the guests, and in the lab far longer."""
+    return load_guest(str(path), dict(parameters), mode)
+
+
 def run_guest(path: Path, head: Head, options: str, vcpus: int, backend: str = "auto") -> RunReport:
     asked = Options.of(f"{options} {head.value('options', '')}")
     forever = head.value("expect", options) == "deadline"
-    image = load_guest(str(path), asked.parameters, asked.mode)
+    image = _image(path, tuple(asked.parameters.items()), asked.mode)
     with Machine(
         image, backend=backend, views=asked.views, vcpus=vcpus, irqchip=asked.irqchip
     ) as machine:
