@@ -24,12 +24,14 @@ class _Ffi:
     def errno(self) -> int: ...
 
 class _Lib:
+    BARE_ADD_CLOSED_SLOT: int
     BARE_ADD_SLOT: int
     BARE_ALLOCATE: int
     BARE_ATTRIBUTES: int
     BARE_CLOSE: int
     BARE_CREATE: int
     BARE_DELETE_SLOT: int
+    BARE_FILE_ATTRIBUTES: int
     BARE_FIRST_EXIT: int
     BARE_PARTS: int
     BARE_PART_ALLOCATE: int

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "../page_range.h"
 #include "../protocol.h"
@@ -32,10 +33,30 @@ static int set_slot(const struct bare_step *step, uint64_t size)
 	return ioctl(step->fd, KVM_SET_USER_MEMORY_REGION, &plain);
 }
 
+static int add_closed_slot(const struct bare_step *step)
+{
+	struct kvm_create_guest_memfd file = { .size = step->size };
+	struct bare_step slot = *step;
+	int result;
+
+	slot.guest_memfd = ioctl(step->fd, KVM_CREATE_GUEST_MEMFD, &file);
+	slot.offset = 0;
+	if (slot.guest_memfd < 0)
+		return -1;
+	result = set_slot(&slot, slot.size);
+	close(slot.guest_memfd);
+	return result;
+}
+
 static int take_step(const struct bare_step *step)
 {
 	struct kvm_memory_attributes attributes = {
 		.address = step->gpa,
+		.size = step->size,
+		.attributes = step->attributes,
+	};
+	struct kvm_memory_attributes2 of_file = {
+		.offset = step->offset,
 		.size = step->size,
 		.attributes = step->attributes,
 	};
@@ -55,6 +76,10 @@ static int take_step(const struct bare_step *step)
 		return set_slot(step, 0);
 	case BARE_ATTRIBUTES:
 		return ioctl(step->fd, KVM_SET_MEMORY_ATTRIBUTES, &attributes);
+	case BARE_FILE_ATTRIBUTES:
+		return ioctl(step->fd, KVM_SET_MEMORY_ATTRIBUTES2, &of_file);
+	case BARE_ADD_CLOSED_SLOT:
+		return add_closed_slot(step);
 	default:
 		errno = EINVAL;
 		return -1;

@@ -17,6 +17,8 @@ enum bare_call {
 	BARE_ADD_SLOT,
 	BARE_DELETE_SLOT,
 	BARE_ATTRIBUTES,
+	BARE_FILE_ATTRIBUTES, /* of pages of a guest_memfd that converts in place */
+	BARE_ADD_CLOSED_SLOT, /* of a guest_memfd that is made for it, and closed */
 };
 
 /* What the calls are for: the parts that a conversion's time is split into. */

@@ -18,6 +18,8 @@ struct region {
 	uint8_t *states;
 	struct slot_window private_window;
 	struct slot_window shared_window;
+	struct slot_window private_nothing;
+	struct slot_window shared_nothing;
 	uint64_t to_private;
 	uint64_t to_shared;
 	uint64_t implicit;

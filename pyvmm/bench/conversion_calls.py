@@ -24,6 +24,7 @@ class Directions:
         self._machine = machine
         self._region = region
         self._offset, self._size = first * PAGE_SIZE, pages * PAGE_SIZE
+        self._has_two_views = region.shared_gpa != region.gpa
         completes = machine.memory.mechanism in (Mechanism.PROT_NONE, Mechanism.SLOTS)
         self._kept: list[Any] = []
         self.to_private = self._direction(
@@ -60,6 +61,9 @@ class Directions:
         """The order is that of csrc/backends/: what can fail comes before the discard."""
         backing = self._region.backing
         is_private = to is PageState.PRIVATE
+        if backing.private_file is backing.shared_file:
+            yield from self._in_place(to)
+            return
         files = (backing.private_file, backing.shared_file)
         target, source = files if is_private else files[::-1]
         yield self._file_step(lib.BARE_ALLOCATE, lib.BARE_PART_ALLOCATE, target)
@@ -77,6 +81,8 @@ class Directions:
         elif mechanism == Mechanism.SLOTS:
             yield self._slot(lib.BARE_ADD_SLOT, to)
             yield self._slot(lib.BARE_DELETE_SLOT, PageState(1 - to))
+        elif mechanism == Mechanism.ATTRIBUTES and not self._has_two_views:
+            yield self._attributes(lib.KVM_MEMORY_ATTRIBUTE_PRIVATE if is_private else 0)
         elif mechanism == Mechanism.ATTRIBUTES and is_private:
             yield self._attributes(lib.KVM_MEMORY_ATTRIBUTE_PRIVATE)
             yield self._slot(lib.BARE_ADD_SLOT, PageState.PRIVATE)
@@ -88,6 +94,49 @@ class Directions:
                 f"bench conversions of {self._machine.memory.backend.name}",
                 f"bare C does not know what {mechanism.name.lower()} switches",
             )
+
+    def _in_place(self, to: PageState) -> Iterator[dict[str, Any]]:
+        """One file has both halves: its ioctl, a slot in each view, and what was there is freed."""
+        file, other = self._region.backing.private_file, PageState(1 - to)
+        yield {
+            "call": lib.BARE_FILE_ATTRIBUTES,
+            "part": lib.BARE_PART_ATTRIBUTES,
+            "fd": file.fileno(),
+            "offset": self._offset,
+            "size": self._size,
+            "attributes": to is PageState.PRIVATE and lib.KVM_MEMORY_ATTRIBUTE_PRIVATE,
+        }
+        if self._has_two_views:
+            yield self._slot_of_file(lib.BARE_DELETE_SLOT, other)
+            yield self._slot_of_file(lib.BARE_DELETE_SLOT, to, nothing=True)
+            yield self._slot_of_file(lib.BARE_ADD_SLOT, to)
+            yield self._slot_of_file(lib.BARE_ADD_CLOSED_SLOT, other, nothing=True)
+        yield self._file_step(lib.BARE_PUNCH, lib.BARE_PART_DISCARD, file)
+
+    def _slot_of_file(self, call: int, view: PageState, nothing: bool = False) -> dict[str, Any]:
+        """A slot of a view: of the file, or of a file that is closed, without memory."""
+        region, raw = self._region, self._machine.memory.raw.regions[0]
+        is_private = view is PageState.PRIVATE
+        window = raw.private_window if is_private else raw.shared_window
+        if nothing:
+            window = raw.private_nothing if is_private else raw.shared_nothing
+        page = self._offset // PAGE_SIZE
+        own = window.slot_of_page[page]
+        # A page that has no slot now gets a number from the end, which nobody else takes.
+        most = self._machine.vm.check_extension(lib.KVM_CAP_NR_MEMSLOTS)
+        free = most - 1 - page - nothing * (region.size // PAGE_SIZE)
+        host = region.backing.private_host if nothing else region.backing.shared_host
+        return {
+            "call": call,
+            "part": lib.BARE_PART_SWITCH,
+            "fd": self._machine.vm.fileno(),
+            "slot": free if own == 0xFFFFFFFF else window.slot_base + own,
+            "gpa": (region.gpa if is_private else region.shared_gpa) + self._offset,
+            "offset": self._offset,
+            "size": self._size,
+            "host": _at(host.pointer, self._offset),
+            "guest_memfd": region.backing.private_file.fileno(),
+        }
 
     def _file_step(self, call: int, part: int, file: Any) -> dict[str, Any]:
         where = {"offset": self._offset, "size": self._size}

@@ -8,7 +8,7 @@ The parts of a split, all but the first two from the calls' own times in bare C:
   exit          an exit of the same kind that converts nothing: KVM_RUN, to the guest and back
   refault       what KVM_RUN takes more than that, right after a conversion
   allocate      the page in the file it goes to
-  attributes    KVM_SET_MEMORY_ATTRIBUTES
+  attributes    KVM_SET_MEMORY_ATTRIBUTES, or KVM_SET_MEMORY_ATTRIBUTES2 of the file
   switch        one view made present and the other absent: mprotect or memslots
   discard       the page in the file it came from
   bookkeeping   recognise the exit, lock, page states, counters, complete the access
@@ -72,6 +72,25 @@ again:  movl $TO_PRIVATE, %eax
         outl %eax, %dx
         movl $TO_SHARED, %eax
         outl %eax, %dx
+        jmp again
+"""
+_ONE_VIEW = f"""
+        .include "pyvmm.inc"
+        movw ${REGION_GPA >> 4:#x}, %ax
+        movw %ax, %es
+        movw $PORT_DOORBELL_GPA, %dx
+        movl ${REGION_GPA:#x}, %eax
+        outl %eax, %dx
+        movw $PORT_DOORBELL_PAGES, %dx
+        movl $1, %eax
+        outl %eax, %dx
+        movw $PORT_DOORBELL_RING, %dx
+again:  movl $TO_PRIVATE, %eax
+        outl %eax, %dx
+        movl %eax, %es:0
+        movl $TO_SHARED, %eax
+        outl %eax, %dx
+        movl %eax, %es:0
         jmp again
 """
 _PLAIN_WRITE = forever("movl %eax, %es:0", segment(NOTHING_GPA))
@@ -321,13 +340,28 @@ def split(measured: dict[str, float]) -> dict[str, float]:
 # ---- the cases ----
 
 
-def _machine(stack: ExitStack, backend: str, code: str, vcpus: int = 1) -> Machine:
-    return opened(stack, Machine(guest(code), backend=backend, vcpus=vcpus))
+def _machine(stack: ExitStack, backend: str, code: str, vcpus: int = 1, views: int = 2) -> Machine:
+    return opened(stack, Machine(guest(code), backend=backend, vcpus=vcpus, views=views))
 
 
-def _apart(stack: ExitStack, backend: str, code: str, plain: str, warm_up: int) -> Apart:
+def _apart(
+    stack: ExitStack, backend: str, code: str, plain: str, warm_up: int, views: int = 2
+) -> Apart:
     plain_machine = _machine(stack, "emulated", plain)
-    return Apart(_machine(stack, backend, code), plain_machine, warm_up)
+    machine = _machine(stack, backend, code, views=views)
+    if views == 1 and machine.memory.mechanism != Mechanism.ATTRIBUTES:
+        raise UnsupportedError(f"{backend}, one view", "it has nothing that KVM follows by itself")
+    return Apart(machine, plain_machine, warm_up)
+
+
+def _together(stack: ExitStack, backend: str, vcpus: int) -> Together:
+    machine = _machine(stack, backend, _TOUCH, vcpus)
+    backing = machine.memory.regions[0].backing
+    if backing.private_file is backing.shared_file:
+        raise UnsupportedError(
+            f"{backend}, {vcpus} vCPUs", "bare C lets vCPUs into the guest while slots change"
+        )
+    return Together(machine)
 
 
 def _early(stack: ExitStack, backend: str) -> Early:
@@ -343,10 +377,11 @@ def _of_backend(backend: str) -> Iterator[Bench]:
     def case(name: str, title: str, promise: Promise | None = None) -> Case:
         return Case(f"{backend}_{name}", f"{backend}: {title}", promise)
 
-    for way, title, code, plain, warm_up in (
-        ("touch", "by a touch of the guest", _TOUCH, _PLAIN_WRITE, 4),
+    for way, title, code, plain, warm_up, views in (
+        ("touch", "by a touch of the guest", _TOUCH, _PLAIN_WRITE, 4, 2),
         # Its first two exits say which page.
-        ("doorbell", "by the guest's doorbell", _DOORBELL, _PLAIN_OUT, 6),
+        ("doorbell", "by the guest's doorbell", _DOORBELL, _PLAIN_OUT, 6, 2),
+        ("one_view", "by the doorbell, one view, used after it", _ONE_VIEW, _PLAIN_OUT, 6, 1),
     ):
         yield Bench(
             (
@@ -354,7 +389,7 @@ def _of_backend(backend: str) -> Iterator[Bench]:
                 case(f"{way}_to_private", f"{title}, to private, recorded", PROMISE),
                 case(f"{way}_to_shared", f"{title}, to shared, recorded", PROMISE),
             ),
-            partial(_apart, backend=backend, code=code, plain=plain, warm_up=warm_up),
+            partial(_apart, backend=backend, code=code, plain=plain, warm_up=warm_up, views=views),
             least=16,
             most=512,
             split=split,
@@ -370,9 +405,7 @@ def _of_backend(backend: str) -> Iterator[Bench]:
     for vcpus in VCPUS:
         yield Bench(
             (case(f"touch_{vcpus}_vcpus", f"by touches of {vcpus} vCPUs at once"),),
-            lambda stack, vcpus=vcpus: Together(  # type: ignore[misc]
-                _machine(stack, backend, _TOUCH, vcpus)
-            ),
+            partial(_together, backend=backend, vcpus=vcpus),
             pinned=False,
             least=64,  # long beside the time in which the threads start
         )
