@@ -17,7 +17,8 @@ void gate_deinit(struct gate *gate)
 	pthread_mutex_destroy(&gate->lock);
 }
 
-uint32_t gate_enter(struct gate *gate, pid_t thread)
+/* The place is for leave(). */
+static uint32_t enter(struct gate *gate)
 {
 	uint32_t place = 0;
 
@@ -28,12 +29,12 @@ uint32_t gate_enter(struct gate *gate, pid_t thread)
 	while (place < GATE_PLACES && gate->threads[place])
 		place++;
 	if (place < GATE_PLACES)
-		gate->threads[place] = thread;
+		gate->threads[place] = (pid_t)syscall(SYS_gettid);
 	pthread_mutex_unlock(&gate->lock);
 	return place;
 }
 
-void gate_leave(struct gate *gate, uint32_t place)
+static void leave(struct gate *gate, uint32_t place)
 {
 	pthread_mutex_lock(&gate->lock);
 	gate->inside--;
@@ -42,6 +43,15 @@ void gate_leave(struct gate *gate, uint32_t place)
 	if (gate->closed && gate->inside == 0)
 		pthread_cond_broadcast(&gate->changed);
 	pthread_mutex_unlock(&gate->lock);
+}
+
+int gate_run_inside(struct gate *gate, int vcpu_fd)
+{
+	const uint32_t place = enter(gate);
+	const int run_errno = ioctl(vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
+
+	leave(gate, place);
+	return run_errno;
 }
 
 void gate_close(struct gate *gate, int signal)

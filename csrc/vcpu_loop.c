@@ -412,22 +412,6 @@ static void choose_synced_registers(struct vcpu_loop *loop)
 		loop->run->kvm_valid_regs |= loop->sync_registers & KVM_SYNC_X86_REGS;
 }
 
-static int run_vcpu(struct vcpu_loop *loop)
-{
-	struct memory *memory = loop->memory;
-	const bool gated = memory->gate.used;
-	uint32_t place = 0;
-	int run_errno;
-
-	if (gated)
-		place = gate_enter(&memory->gate, this_thread());
-	loop->memory_exit.generation = memory_generation(memory);
-	run_errno = ioctl(loop->vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
-	if (gated)
-		gate_leave(&memory->gate, place);
-	return run_errno;
-}
-
 static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 {
 	const uint64_t last_exit =
@@ -453,7 +437,8 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 		if (loop->exit_total >= last_exit)
 			return STOP_MAX_EXITS;
 		choose_synced_registers(loop);
-		run_errno = run_vcpu(loop);
+		loop->memory_exit.generation = memory_generation(loop->memory);
+		run_errno = gate_run(&loop->memory->gate, loop->vcpu_fd);
 		if (run_errno == EINTR)
 			return interrupted(loop);
 		if (run_errno == EAGAIN) /* a vCPU that waits for its start */

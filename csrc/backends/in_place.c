@@ -129,7 +129,7 @@ static int attach(struct region *region)
 	int error;
 
 	if (region_has_two_views(region)) {
-		region->gate->used = true;
+		__atomic_store_n(&region->gate->used, true, __ATOMIC_RELAXED);
 		gate_close(region->gate, loop_kick_signal());
 		error = attach_windows(region);
 		gate_open(region->gate);
