@@ -9,9 +9,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.kvm.cpuid import CpuidEntry
+
+if TYPE_CHECKING:
+    from pyvmm.kvm.cpuid import CpuidEntry
+
+#: How many vCPUs have APIC ids of 8 bits, of which the last means all.
+MOST_VCPUS = 255
 
 # Leaf, index and register of each word of feature bits, and the names of its bits from bit 0 on;
 # "-" is a bit without a name here.

@@ -17,7 +17,7 @@ from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.test_device import TestDevice
 from pyvmm.errors import ConfigurationError
 from pyvmm.guest.acpi import ACPI_GPA, acpi_tables
-from pyvmm.guest.cpu_features import CpuModel
+from pyvmm.guest.cpu_features import MOST_VCPUS, CpuModel
 from pyvmm.guest.cpu_state import check_registers, set_flat_mode, set_general, set_registers
 from pyvmm.guest.cpu_topology import cpuid_of_vcpu
 from pyvmm.guest.image import Image
@@ -51,7 +51,7 @@ class Multiboot(Platform):
     name = "multiboot"
     mode = PROTECTED.mode
     layout = PROTECTED
-    max_vcpus = 255
+    max_vcpus = MOST_VCPUS
     options: ClassVar[frozenset[str]] = frozenset(
         {"memory", "append", "initrd", "registers", "hlt", "exit_port"}
     )
