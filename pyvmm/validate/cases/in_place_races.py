@@ -447,7 +447,7 @@ def storm(tools: Toolbox) -> None:
     memory = new_memory(tools, pages * PAGE, slots=2)
     stop = threading.Event()
     wrong: list[str] = []
-    lost, refused = [0, 0], [0]
+    lost, refused, busy, done = [0, 0], [0], 0, 0
 
     def guest(index: int) -> None:
         cpu, value = memory.vm.cpus[index], 0
@@ -482,7 +482,6 @@ def storm(tools: Toolbox) -> None:
 
     threads = [threading.Thread(target=guest, args=(at,), daemon=True) for at in range(2)]
     threads.append(threading.Thread(target=host, daemon=True))
-    busy = done = 0
     with ExitStack() as stack:
         for each in threads:
             each.start()
