@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, check, errno_name, expect
 from pyvmm.validate.kit.in_place import INIT_SHARED, MARK, Answer, InPlace, raw_call
@@ -187,34 +188,41 @@ def in_use(tools: Toolbox, first_use: str) -> None:
 @case(
     "IP46",
     "a guest's faults hold no page: no conversion under a guest that faults is EAGAIN",
-    needs=(*NEEDS, "two_cpus"),
+    needs=(*NEEDS, "two_cpus", "statistics"),
     backend=BACKEND,
+    vary={"by": ("guest", "pre-fault")},
     alone=True,
 )
-def under_faults(tools: Toolbox) -> None:
+def under_faults(tools: Toolbox, by: str) -> None:
     # Nothing but the guest uses it, and it cannot be mapped.
-    memory = InPlace(tools, tools.private_vm(2), GPA, SIZE, flags=INIT_SHARED)
-    busy: list[int] = []
+    size = 64 * PAGE
+    memory = InPlace(tools, tools.private_vm(2), GPA, size, flags=INIT_SHARED)
     cpu = memory.vm.cpus[1]
+    if by == "pre-fault":
+        tools.need("pre_fault")
+        cpu.read(0x9000)
 
     def fault() -> None:
-        cpu.prepare(routines.FILL, rdi=GPA, rax=PRIVATE, rsi=PAGE, rcx=PAGES, r8=(1 << 64) - 1)
+        if by == "pre-fault":  # nothing but faults
+            pre_fault(cpu, GPA, size)
+            return
+        every = {"rdi": GPA, "rax": PRIVATE, "rsi": PAGE, "rcx": size // PAGE}
+        cpu.prepare(routines.FILL, **every, r8=(1 << 64) - 1)
         while cpu.enter().error:  # a race that it lost
             pass
 
-    done = 0
+    busy: list[int] = []
     with again_and_again(fault):
-        before = cpu.counter("pf_taken")
-        for _ in tools.enough(400, 4.0):
-            busy.append(memory.ask(0, SIZE, True).error)
-            busy.append(memory.ask(0, SIZE, False).error)
-            done += 2
-        faults = cpu.counter("pf_taken") - before
-    tools.provoked(min(faults, done), f"faults during {done} conversions")
+        before = cpu.counter("pf_fixed")
+        for _ in tools.enough(800, 2.5):
+            busy.append(memory.ask(0, size, True).error)
+            busy.append(memory.ask(0, size, False).error)
+        faults = cpu.counter("pf_fixed") - before
+    tools.provoked(min(faults, len(busy)), f"faults beside {len(busy)} conversions")
     check(
         not any(busy),
         "a conversion under a guest that faults fails: a fault holds a reference to its page",
-        f"{sum(map(bool, busy))} of {done}: {', '.join({errno_name(each) for each in busy})}",
+        f"{sum(map(bool, busy))} of {len(busy)}: {', '.join({errno_name(each) for each in busy})}",
     )
 
 
