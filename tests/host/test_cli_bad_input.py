@@ -180,7 +180,7 @@ def test_elf_files(tmp_path: Path) -> None:
         (elf(kind=1), "32-bit ELF object (.o)"),
         (elf(segments=0), "no code and no data"),
         (elf(gpa=0x3FFFE), "0xfffe lies in none of its segments"),
-        (elf(gpa=0xFFFFF000), "protected mode, linked at 0xfffff000"),
+        (elf(gpa=0xFFFFF000), "0xf000 lies in none of its segments"),
         (elf(bss=0x38400), "past the end of RAM"),
         (elf(bss=-1), "larger than its memory"),
         (elf(bss=0x7FFFFFFF), "too many bytes"),
