@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.boots, pytest.mark.timeout(900)]
 
 ALL = "PYVMM_VALIDATE_ALL" in os.environ
 CASES = (
-    "ME1 or ME2 or ME4 or ME6 or ME7 or ME11 or ME14 or SH2 or SH4 or SH10 or SH11"
-    " or SH1 and tables=private or SH3 and tables=private and by=write or SH8 and mode=off"
+    "ME1 or ME6 or ME11 or ME14 or SH2 or SH4 and mode=32 or SH9 and mode=64 or SH10"
+    " or SH1 and (tables=none or tables=private) or SH3 and tables=private and by=write"
 )
-GUESTS = ("convert", "smp", "strings", "frames", "exec", "doorbell")
+GUESTS = ("convert", "smp", "exec")
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def test_the_cases_of_the_rfcs_abi(lab: Lab) -> None:
     skipped = [name for name, why in found.pop("skip", []) if why != "no race happened here"]
     assert not skipped
     assert list(found) == ["pass"], {**found, "pass": []}
-    assert len(found["pass"]) > 50
+    assert len(found["pass"]) > 30
 
 
 def test_the_model(lab: Lab) -> None:
-    words = ("-k", "MODEL") if ALL else ("-k", "MODEL2", "--model-examples", "4", "--seed", "1")
+    words = ("-k", "MODEL") if ALL else ("-k", "MODEL2", "--model-examples", "2", "--seed", "1")
     found = validate(lab, *words)
     assert list(found) == ["pass"], {**found, "pass": []}
 

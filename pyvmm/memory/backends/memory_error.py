@@ -7,7 +7,7 @@ import errno
 from pyvmm.errors import KvmError
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.vm import Vm
-from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd, no_protected_vm
+from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd
 from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
 
@@ -29,7 +29,8 @@ class MemoryErrorBackend:
         except KvmError as error:
             if error.errno != errno.EINVAL:  # too few descriptors, no memory
                 raise
-            return no_protected_vm(_REMEDY)
+            # The RFC's kernel has it with nested paging and without.
+            return Support(None, "this KVM has no VM type 1 (software-protected)", _REMEDY)
         size = 0x1000
         with vm:
             try:

@@ -8,14 +8,13 @@ walk exits as any access does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.accounts import left_behind, lines
-from pyvmm.validate.kit.case import GIB, HUGE, PAGE, case
+from pyvmm.validate.kit.case import GIB, HUGE, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, check, expect
 from pyvmm.validate.kit.guest import Fault
 from pyvmm.validate.kit.paging import MODES, PageTables, Unpaged, leaf
@@ -42,18 +41,25 @@ LEAF, DIRECTORY = 9, 10
 class Stage:
     """Two views, the first vCPU in its own page tables, and a second one that helps."""
 
-    def __init__(self, tools: Toolbox, mode: str, tables: str = "plain", **options: Any) -> None:
+    def __init__(
+        self,
+        tools: Toolbox,
+        mode: str,
+        tables: str = "plain",
+        tables_at: int = VIEW_TABLES,
+        **options: Any,
+    ) -> None:
         self.vm = tools.private_vm(cpus=2)
         self.at = Views(tools, self.vm, GIB, 2 * GIB, **{"size": SIZE, **options})
         self.cpu, self.helper = self.vm.cpus
         base = {
             "plain": PLAIN_TABLES,
-            "private": self.at.private + VIEW_TABLES,
-            "shared": self.at.shared + VIEW_TABLES,
+            "private": self.at.private + tables_at,
+            "shared": self.at.shared + tables_at,
         }[tables]
         self.tables = PageTables(MODES.get(mode, MODES["32"]), base, self.helper.write)
         if tables == "private":
-            self.at.to_private(VIEW_TABLES, self.tables.size)
+            self.at.to_private(tables_at, self.tables.size)
         if mode == "off":
             self.cpu.use(Unpaged())
             return
@@ -367,7 +373,7 @@ def stale_fault(tools: Toolbox, mode: str, end: str) -> None:
     linear = stage.tables.map(0, gpa) if mode != "off" else gpa
     flip_while_faulting(
         tools,
-        _watches(stage, linear),
+        lambda wait: Watch(stage.cpu, linear, routines.WATCH_32, stop_at_exit=True, wait=wait),
         lambda: first(0, PAGE),
         lambda: last(0, PAGE),
         Fault(stage.wanted(gpa), gpa, PAGE),
@@ -379,36 +385,34 @@ def stale_fault(tools: Toolbox, mode: str, end: str) -> None:
 
 @case(
     "SH9",
-    "a page table that is converted while it is walked: no stale translation",
+    "while a large range that has a guest's page tables is converted, no walk uses them again",
     needs=RACES,
     backend=BACKEND,
-    vary={"mode": ("32", "64"), "tables": ("private", "shared")},
+    vary={"mode": tuple(MODES), "tables": ("private", "shared")},
     alone=True,
 )
-def stale_walk(tools: Toolbox, mode: str, tables: str) -> None:
-    stage = Stage(tools, mode, tables)
+def walk_meanwhile(tools: Toolbox, mode: str, tables: str) -> None:
+    size = 64 * MIB
+    # At the end of the range, which changes state last.
+    stage = Stage(tools, mode, tables, size=size, tables_at=size - MODES[mode].levels * PAGE)
     linear = stage.tables.map(0, PLAIN_DATA)
-    page = stage.tables.table(1)
-
-    def first() -> None:
-        stage.give_back(page)
-        stage.helper.write(stage.tables.entry(linear), leaf(PLAIN_DATA), mode_bytes)
-
-    mode_bytes = stage.tables.mode.entry
-    flip_while_faulting(
-        tools,
-        _watches(stage, linear),
-        first,
-        lambda: stage.convert(page),
-        Fault(stage.wanted(page), page, PAGE),
-        "a vCPU whose page table is converted while it is walked gets no exit for it "
-        "(stale-walk check missing)",
-        seconds=3,
+    if tables == "private":
+        stage.at.file.allocate(0, size)
+    # The first table of a walk that is not in a register.
+    page = stage.tables.table(stage.tables.mode.converted_levels[-1])
+    with Watch(stage.cpu, linear, routines.WATCH_32, stop_at_exit=True) as watch:
+        convert = stage.at.file.punch if tables == "private" else stage.at.file.allocate
+        before = stage.cpu.counter("pf_taken")
+        convert(0, size)
+        tools.tried(stage.cpu.counter("pf_taken") > before, "calls had the vCPU take page faults")
+        watch.join(10)
+    outcome = watch.outcome
+    check(
+        outcome is not None and outcome.fault == Fault(stage.wanted(page), page, PAGE),
+        "a vCPU walks its page tables while a large range with them is converted, and gets no exit "
+        "for them (stale-walk check missing)",
+        str(outcome),
     )
-
-
-def _watches(stage: Stage, linear: int) -> Callable[[bool], Watch]:
-    return lambda wait: Watch(stage.cpu, linear, routines.WATCH_32, stop_at_exit=True, wait=wait)
 
 
 @case(
