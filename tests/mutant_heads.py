@@ -4,8 +4,9 @@ A head is like a mail's: ``Key: value``, a line that begins with a blank goes on
 Subject and Breaks (what is broken), Plausible (how it could have happened), Caught-by
 (``PC7.edges: words of the message``, or ``AT13.edges: splat BUG: how a line begins`` where the
 kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly), Always
-(yes: tested in every run of the lab lane), License; and Upon, for a patch that comes after one of
-the lab's own, on the kernel that is made of that one. The patch follows an empty line.
+(yes: tested in every run of the lab lane), License. Where they are needed, Upon, for a patch that
+comes after one of the lab's own, on the kernel that is made of that one, and Parameters, of the
+kernel's command line. The patch follows an empty line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pyvmm.lab.build import DEFAULT_VERSION, Recipe, known_recipe
 from pyvmm.lab.sources import default_tarball
 
 FOLDER = Path(__file__).parent / "lab" / "mutants"
+MAY_BE_THERE = ("Upon", "Parameters")
 KEYS = ("Subject", "Breaks", "Plausible", "Caught-by", "Select", "Always", "License")
 
 
@@ -63,6 +65,11 @@ class Mutant:
         base = known_recipe(upon) if upon else Recipe(default_tarball(DEFAULT_VERSION))
         assert base is not None, f"there is no kernel {upon!r}"
         return replace(base, patches=(*base.patches, self.patch))
+
+    @property
+    def parameters(self) -> list[str]:
+        """What the kernel is booted with."""
+        return self.value("Parameters").split()
 
     @property
     def select(self) -> str:

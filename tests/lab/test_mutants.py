@@ -24,7 +24,7 @@ _WANTED = {name for name in os.environ.get("PYVMM_MUTANTS", "").split(",") if na
 def test_mutant_is_caught(mutant: Mutant) -> None:
     kernel = build(mutant.recipe, f"mutant-{mutant.name}", announce=print)
     command = [sys.executable, "-m", "pyvmm", "validate", "--json", "-k", mutant.select]
-    with Lab(kernel, tcg="multi") as lab:
+    with Lab(kernel, tcg="multi", params=mutant.parameters) as lab:
         result = lab.run(command, timeout=400)
     cries = [each.title for each in result.splats]
     if any(promise.is_kept_by_log(cry) for promise in mutant.promises for cry in cries):

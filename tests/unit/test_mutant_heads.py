@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from mutant_heads import FOLDER, KEYS, Mutant, Promise, all_mutants, chosen
+from mutant_heads import FOLDER, KEYS, MAY_BE_THERE, Mutant, Promise, all_mutants, chosen
 
 from pyvmm.lab.sources import patched_files
 from pyvmm.validate.run.catalogue import all_cases, select
@@ -20,7 +22,9 @@ def test_there_are_enough_and_five_always_run() -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda each: each.name)
 def test_head(mutant: Mutant) -> None:
-    assert [key for key in dict.fromkeys(mutant.head.keys()) if key != "Upon"] == list(KEYS)
+    keys = list(dict.fromkeys(mutant.head.keys()))
+    assert [key for key in keys if key not in MAY_BE_THERE] == list(KEYS)
+    assert all(re.fullmatch(r"[a-z_]+\.[a-z_]+=\w+", each) for each in mutant.parameters)
     assert all(patch.is_file() for patch in mutant.recipe.patches)
     assert all(mutant.value(key) for key in KEYS)
     assert mutant.value("Always") in ("yes", "no")
