@@ -24,6 +24,7 @@ TIME_LIMIT = 124
 # What a test needs that is no PC's without PCI, or a device of its own.
 EXCEPTED = {
     "intel-iommu": "an IOMMU and PCI",
+    "s3": "ACPI sleep, and a BIOS that resumes",
     "vmware_backdoors": "VMware's port 0x5658, which changes registers",
 }
 TWO_VCPUS = ("apic", "smptest")
