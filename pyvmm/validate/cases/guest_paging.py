@@ -306,7 +306,7 @@ def large_pages(tools: Toolbox, mode: str, tables: str) -> None:
 def pages_back(tools: Toolbox) -> None:
     stage = Stage(tools, "64", "private")
     linear = stage.tables.map(0, PLAIN_DATA)
-    rounds = 200
+    rounds = 64
 
     def walk() -> None:
         for _ in range(rounds):
