@@ -295,6 +295,8 @@ class GuestMemory:
 
     def write_ram(self, gpa: int, data: bytes) -> None:
         """Store bytes into plain memory alone; :class:`ConfigurationError` where there is none."""
+        integer("GPA", gpa)
+        need("data", data, bytes, bytearray, memoryview)
         for ram, mapping in self._ram:
             if ram.gpa <= gpa and gpa + len(data) <= ram.end:
                 mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data
@@ -307,6 +309,7 @@ class GuestMemory:
         The next touch by a guest is then a fault that the kernel resolves. Nothing happens
         where no plain memory is.
         """
+        integer("GPA", gpa)
         for ram, mapping in self._ram:
             if ram.gpa <= gpa < ram.end:
                 at = (gpa - ram.gpa) & -PAGE_SIZE
