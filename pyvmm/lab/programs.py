@@ -25,6 +25,7 @@ _PACKAGES = {
     "lz4": "lz4",
     "patch": "patch",
     "rsync": "rsync",
+    "git": "git",
 }
 #: What make calls has headers of its own to compile with.
 _HEADERS = ("libc6-dev", "libelf-dev")

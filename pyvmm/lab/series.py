@@ -1,0 +1,325 @@
+"""A series of patches: read from mail as it comes, or from a range of a git tree.
+
+Mail is what git format-patch, b4 and the archives of mailing lists write: mboxes, single
+mails, folders of them. Cover letters and replies are no patches and are left out.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+import signal
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from pathlib import Path
+
+from pyvmm.lab.errors import LabUsageError
+from pyvmm.lab.processes import die_with_parent
+from pyvmm.lab.programs import require
+
+#: Where a diff begins, in a mail or in an attachment.
+_DIFF = re.compile(r"^(?:diff --git a/\S|--- (?:a/\S|/dev/null)\S*\s*\n\+\+\+ )", re.M)
+_NUMBER = re.compile(r"\[[^\]]*?\b(\d+)/(\d+)\b[^\]]*\]")
+_VERSION = re.compile(r"\[[^\]]*?\bv(\d+)\b[^\]]*\]", re.I)
+_TAGS = re.compile(r"^\s*(?:\[[^\]]*\]\s*)+")
+_REPLY = re.compile(r"^\s*(?:re|aw|fwd?):", re.I)
+# An mbox separates mails by a line like this after an empty one.
+_SEPARATOR = re.compile(rb"(?:\A|(?<=\n\n)|(?<=\r\n\r\n))From \S+ [^\r\n]*\d\d:\d\d[^\r\n]*\r?\n")
+_QUOTED_FROM = re.compile(rb"^>(>*From )", re.M)
+_MOST_BYTES = 256 << 20
+_MOST_PATCHES = 1000
+_MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
+_HEADERS = re.compile(rb"\A(?:From |[A-Za-z][A-Za-z0-9-]*:)")
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One patch: its subject without tags, its number in the series or 0, and its text."""
+
+    subject: str
+    number: int
+    total: int
+    version: int
+    text: str
+    origin: str
+
+    @property
+    def file_name(self) -> str:
+        """As git format-patch would call it, without the number."""
+        words = re.sub(r"[^A-Za-z0-9]+", "-", self.subject).strip("-")
+        return f"{words[:52] or 'patch'}.patch"
+
+
+def read_series(path: Path, announce: Callable[[str], None] = lambda line: None) -> list[Patch]:
+    """The patches of a file or folder, in the order in which they are to be applied.
+
+    Of several versions of a series the newest is taken, and ``announce`` is told. Raises
+    :class:`LabUsageError` for a file that cannot be read, for one without a patch, and for
+    patches that are missing or there twice.
+    """
+    found = [patch for mail in _mails(path) for patch in _patches(mail)]
+    if not found:
+        raise LabUsageError(
+            f"series {path}",
+            "there is no patch in it",
+            "want what git format-patch or b4 writes",
+        )
+    newest = max(patch.version for patch in found)
+    if any(patch.version != newest for patch in found):
+        announce(f"{path}: it has several versions of the series; taking v{newest}")
+    return _in_order(path, [patch for patch in found if patch.version == newest])
+
+
+# ---- mail ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Mail:
+    content: bytes
+    origin: str
+
+
+def _mails(path: Path) -> Iterator[_Mail]:
+    try:
+        if path.is_dir():
+            for file in _files_of(path):
+                yield from _mails_of(file)
+        else:
+            yield from _mails_of(path)
+    except OSError as error:
+        raise LabUsageError(f"series {path}", error.strerror or str(error)) from None
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """A folder's mails: a quilt's by its list, a Maildir's, or those with a mail's name."""
+    order = folder / "series"
+    if order.is_file():
+        lines = (line.partition("#")[0].split() for line in order.read_text().splitlines())
+        return [folder / words[0] for words in lines if words]
+    if (folder / "cur").is_dir():
+        folders = [folder / "cur", folder / "new"]
+        return sorted(file for each in folders if each.is_dir() for file in each.iterdir())
+    return sorted(file for file in folder.iterdir() if file.suffix in _MAILS and file.is_file())
+
+
+def _mails_of(file: Path) -> Iterator[_Mail]:
+    if not file.is_file():
+        cause = "it is no regular file" if file.exists() else "there is no such file"
+        raise LabUsageError(f"series {file}", cause)
+    if file.stat().st_size > _MOST_BYTES:
+        raise LabUsageError(f"series {file}", f"it has more than {_MOST_BYTES >> 20} MiB")
+    content = _read(file)
+    starts = list(_SEPARATOR.finditer(content))
+    if not starts:
+        yield _Mail(content, str(file))
+        return
+    ends = [*(start.start() for start in starts[1:]), len(content)]
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True), 1):
+        mail = _QUOTED_FROM.sub(rb"\1", content[start.end() : end])
+        origin = str(file) if len(starts) == 1 else f"{file}, mail {number}"
+        yield _Mail(mail, origin)
+
+
+def _read(file: Path) -> bytes:
+    content = file.read_bytes()
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    content = b""
+    try:
+        with gzip.open(file) as unpacked:  # as archives of lists give a thread
+            while len(content) <= _MOST_BYTES and (more := unpacked.read(1 << 20)):
+                content += more
+    except (EOFError, zlib.error) as error:
+        raise LabUsageError(f"series {file}", f"it does not unpack: {error}") from None
+    if len(content) > _MOST_BYTES:
+        raise LabUsageError(f"series {file}", f"it has more than {_MOST_BYTES >> 20} MiB")
+    return content
+
+
+def _patches(mail: _Mail) -> Iterator[Patch]:
+    """The patch of a mail, if it has one: in its text, or attached."""
+    if not _HEADERS.match(mail.content):
+        text = _decoded(mail.content)  # a bare diff
+        if _DIFF.search(text):
+            yield Patch(_subject_of_a_diff(text), 0, 0, 1, text, mail.origin)
+        return
+    message = message_from_bytes(mail.content, policy=policy.default)
+    assert isinstance(message, EmailMessage)
+    subject = _subject(message)
+    if _REPLY.match(subject):
+        return
+    found = (_text_of(part) for part in message.walk())
+    texts = list(dict.fromkeys(text for text in found if _DIFF.search(text)))
+    if not texts:
+        return
+    number = _NUMBER.search(subject)
+    version = _VERSION.search(subject)
+    yield Patch(
+        _TAGS.sub("", subject) or _subject_of_a_diff(texts[0]),
+        int(number[1]) if number else 0,
+        int(number[2]) if number else 0,
+        int(version[1]) if version else 1,
+        "\n".join(texts),
+        mail.origin,
+    )
+
+
+def _subject(message: EmailMessage) -> str:
+    try:
+        subject = str(message["Subject"] or "")
+    except (ValueError, IndexError, TypeError, AttributeError):
+        subject = ""  # a header that Python's parser cannot take
+    return " ".join(subject.split())
+
+
+def _text_of(part: EmailMessage) -> str:
+    if part.is_multipart():
+        return ""
+    if part.get_content_type() == "text/html":
+        return ""
+    payload = part.get_payload(decode=True)  # quoted-printable and base64 undone
+    return _decoded(payload, part.get_content_charset()) if isinstance(payload, bytes) else ""
+
+
+def _decoded(content: bytes, charset: str | None = None) -> str:
+    """Bytes as text that gives the same bytes again, with the line ends that a patch has.
+
+    Mail may have any character set; what the kernel's files have is UTF-8 and older bytes.
+    """
+    if charset and charset.lower() not in ("us-ascii", "utf-8", "utf8", "unknown-8bit"):
+        with suppress(LookupError, UnicodeError):  # a wrong label: as it is
+            content = content.decode(charset).encode()
+    text = content.decode("utf-8", "surrogateescape")
+    return text.replace("\r\n", "\n")
+
+
+def _subject_of_a_diff(text: str) -> str:
+    for line in text.splitlines():
+        if line.startswith(("+++ b/", "diff --git a/")):
+            return line.split()[-1].removeprefix("b/")
+    return "patch"
+
+
+def _in_order(path: Path, patches: Sequence[Patch]) -> list[Patch]:
+    if len(patches) > _MOST_PATCHES:
+        raise LabUsageError(f"series {path}", f"{len(patches)} patches, at most {_MOST_PATCHES}")
+    if not all(patch.number for patch in patches):
+        return list(patches)
+    totals = sorted({patch.total for patch in patches})
+    if len(totals) > 1:
+        raise LabUsageError(
+            f"series {path}",
+            f"patches of a series of {totals[0]} and of one of {totals[-1]}",
+            "name one series",
+        )
+    by_number: dict[int, Patch] = {}
+    for patch in patches:
+        twice = by_number.setdefault(patch.number, patch)
+        if twice.text != patch.text:
+            raise LabUsageError(
+                f"series {path}",
+                f"patch {patch.number}/{patch.total} is there twice, with other contents "
+                f"({twice.origin} and {patch.origin})",
+            )
+    missing = [number for number in range(1, totals[0] + 1) if number not in by_number]
+    if missing:
+        shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        which = "patch" if len(missing) == 1 else "patches"
+        version = f" of v{patches[0].version}" if patches[0].version > 1 else ""
+        raise LabUsageError(f"series {path}", f"{which} {shown} of {totals[0]}{version} missing")
+    return [by_number[number] for number in sorted(by_number)]
+
+
+# ---- what a patch touches ----
+
+_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+
+
+def added_lines(text: str) -> dict[str, set[int]]:
+    """The lines that a patch adds or changes, by file, numbered as they are once it is applied."""
+    added: dict[str, set[int]] = {}
+    name, old_left, new_left, at = "", 0, 0, 0
+    for line in text.split("\n"):
+        if old_left > 0 or new_left > 0:
+            kind = line[:1]
+            if kind == "+":
+                added.setdefault(name, set()).add(at)
+            if kind != "-" and kind != "\\":
+                at, new_left = at + 1, new_left - 1
+            if kind != "+" and kind != "\\":
+                old_left -= 1
+        elif line.startswith("+++ "):
+            name = line[4:].split("\t")[0].partition("/")[2]
+        elif hunk := _HUNK.match(line):
+            old_left, at, new_left = int(hunk[1] or 1), int(hunk[2]), int(hunk[3] or 1)
+    return added
+
+
+# ---- git ----
+
+
+def read_range(tree: Path, commits: str) -> list[Patch]:
+    """The commits of ``A..B`` in a git tree, oldest first, as patches.
+
+    Raises :class:`LabUsageError` for what is no range, has no commits, or has a merge in it.
+    """
+    first, dots, last = commits.partition("..")
+    what = f"range {commits}"
+    if not dots or not first or last.startswith("."):
+        raise LabUsageError(what, "it is not A..B")
+    require("git")
+    ends = [_git(tree, what, "rev-parse", "--verify", "-q", f"{end}^{{commit}}").strip()
+            for end in (first, last or "HEAD")]  # fmt: skip
+    span = f"{ends[0]}..{ends[1]}"
+    if _git(tree, what, "merge-base", *ends).strip() != ends[0]:
+        raise LabUsageError(what, f"{last or 'HEAD'} does not come after {first}")
+    if merge := _git(tree, what, "rev-list", "--merges", "-n1", span).strip():
+        raise LabUsageError(what, f"it is not linear: {merge[:12]} is a merge")
+    listed = _git(tree, what, "rev-list", "--reverse", span).split()
+    if not listed:
+        raise LabUsageError(what, "there is no commit in it")
+    if len(listed) > _MOST_PATCHES:
+        raise LabUsageError(what, f"{len(listed)} commits, at most {_MOST_PATCHES}")
+    patches = []
+    for number, commit in enumerate(listed, 1):
+        text = _git(tree, what, "format-patch", "--stdout", "-1", "--no-renames", commit)
+        subject = _git(tree, what, "show", "-s", "--format=%s", commit).strip()
+        patches.append(Patch(subject, number, len(listed), 1, text, commit[:12]))
+    return patches
+
+
+def unpack_commit(tree: Path, commits: str, folder: Path) -> None:
+    """Make ``folder`` the files at the start of ``A..B``, whatever the tree has now."""
+    what = f"range {commits}"
+    start = commits.partition("..")[0]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with subprocess.Popen(
+        ["git", "-C", tree, "archive", f"{start}^{{commit}}"],
+        stdout=subprocess.PIPE,
+        preexec_fn=die_with_parent(signal.SIGTERM),
+    ) as archive:
+        done = subprocess.run(["tar", "-xf", "-", "-C", folder], stdin=archive.stdout)
+    if archive.returncode or done.returncode:
+        raise LabUsageError(what, f"git archive of {start} failed")
+
+
+def _git(tree: Path, what: str, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", tree, "-c", "core.quotePath=false", *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        cause = said[-1] if said else f"git {words[0]} finds no such commit"
+        raise LabUsageError(what, f"{tree}: {cause.removeprefix('fatal: ')}")
+    return done.stdout

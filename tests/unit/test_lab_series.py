@@ -1,0 +1,164 @@
+"""Series of patches as people have them: format-patch, b4, archives of lists."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import quopri
+from pathlib import Path
+
+import pytest
+
+from pyvmm.lab.errors import LabUsageError
+from pyvmm.lab.series import added_lines, read_series
+
+SEPARATOR = "From 0123456789abcdef0123456789abcdef01234567 Mon Sep 17 00:00:00 2001\n"
+
+
+def diff(number: int, name: str = "virt/kvm/kvm_main.c") -> str:
+    return (
+        f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n"
+        f"@@ -{number},3 +{number},4 @@\n int a;\n+int line{number}; /* \u00e9 */\n"
+        " int b;\n int c;\n"
+        "-- \n2.39.5\n\n"
+    )
+
+
+def mail(subject: str, body: str, headers: str = "") -> str:
+    return (
+        f"{SEPARATOR}From: A Developer <a@example.org>\nDate: Sat, 1 Nov 2025 10:00:00 +0000\n"
+        f"Subject: {subject}\n{headers}\nWhy it is done.\n\nSigned-off-by: A Developer\n---\n"
+        f" virt/kvm/kvm_main.c | 1 +\n\n{body}\n"
+    )
+
+
+def series(count: int = 3, tag: str = "PATCH") -> list[str]:
+    return [
+        mail(f"[{tag} {number}/{count}] KVM: change {number}", diff(number))
+        for number in range(1, count + 1)
+    ]
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def subjects(path: Path) -> list[str]:
+    return [patch.subject for patch in read_series(path)]
+
+
+THREE = ["KVM: change 1", "KVM: change 2", "KVM: change 3"]
+
+
+def test_an_mbox_of_format_patch_with_a_cover_letter(tmp_path: Path) -> None:
+    cover = mail("[PATCH 0/3] KVM: all of it", "A Developer (3):\n  KVM: change 1\n")
+    patches = read_series(write(tmp_path / "x.mbox", cover + "".join(series())))
+    assert [patch.subject for patch in patches] == THREE
+    assert [(patch.number, patch.total) for patch in patches] == [(1, 3), (2, 3), (3, 3)]
+    assert "+int line2; /* \u00e9 */" in patches[1].text
+    assert patches[0].file_name == "KVM-change-1.patch"
+
+
+def test_a_folder_of_patches(tmp_path: Path) -> None:
+    for number, text in enumerate(series(), 1):
+        write(tmp_path / f"{number:04}-change.patch", text)
+    write(tmp_path / "0000-cover-letter.patch", mail("[PATCH 0/3] cover", "no diff here\n"))
+    write(tmp_path / "notes.txt", "not a mail")
+    assert subjects(tmp_path) == THREE
+
+
+def test_mails_in_any_order_are_put_in_theirs(tmp_path: Path) -> None:
+    assert subjects(write(tmp_path / "x.mbox", "".join(reversed(series())))) == THREE
+
+
+def test_replies_and_older_versions_are_left_out(tmp_path: Path) -> None:
+    said: list[str] = []
+    older = mail("[PATCH 1/1] KVM: first try", diff(9))
+    reply = mail("Re: [PATCH v2 1/3] KVM: change 1", "> " + diff(1).replace("\n", "\n> ") + diff(4))
+    text = older + reply + "".join(series(tag="PATCH v2"))
+    patches = read_series(write(tmp_path / "t.mbox", text), said.append)
+    assert [patch.subject for patch in patches] == THREE
+    assert "v2" in said[0]
+
+
+def test_line_ends_of_mail_and_quoted_printable(tmp_path: Path) -> None:
+    encoded = quopri.encodestring(("Why.\n---\n" + diff(1)).encode()).decode()
+    text = (
+        f"{SEPARATOR}From: a@example.org\nSubject: =?UTF-8?q?=5BPATCH_1/1=5D_KVM=3A_?=\n"
+        "\t=?UTF-8?q?=C3=A9t=C3=A9?=\nMIME-Version: 1.0\n"
+        "Content-Type: text/plain; charset=UTF-8\n"
+        f"Content-Transfer-Encoding: quoted-printable\n\n{encoded}\n"
+    )
+    patch = read_series(write(tmp_path / "x.mbox", text.replace("\n", "\r\n")))[0]
+    assert patch.subject == "KVM: \u00e9t\u00e9"
+    assert "+int line1; /* \u00e9 */\n int b;" in patch.text
+    assert "\r" not in patch.text
+
+
+def test_attachments(tmp_path: Path) -> None:
+    encoded = base64.encodebytes(diff(1).encode()).decode()
+    text = (
+        "From: a@example.org\nSubject: [PATCH] KVM: attached\nMIME-Version: 1.0\n"
+        'Content-Type: multipart/mixed; boundary="x"\n\n--x\nContent-Type: text/plain\n\nSee it.\n'
+        '--x\nContent-Type: application/octet-stream; name="a.patch"\n'
+        f"Content-Transfer-Encoding: base64\n\n{encoded}\n--x--\n"
+    )
+    patch = read_series(write(tmp_path / "x.eml", text))[0]
+    assert (patch.subject, "+int line1" in patch.text) == ("KVM: attached", True)
+
+
+def test_a_thread_as_archives_give_it(tmp_path: Path) -> None:
+    text = "".join(series()).replace(SEPARATOR, "From mboxrd@z Thu Jan  1 00:00:00 1970\n")
+    text = text.replace("Why it is done.", ">From here on it is done.")
+    patches = read_series(write(tmp_path / "t.mbox.gz", gzip.compress(text.encode())))
+    assert [patch.subject for patch in patches] == THREE
+    assert patches[0].text.startswith("From here on")
+
+
+def test_a_bare_diff_and_what_is_not_utf8(tmp_path: Path) -> None:
+    raw = diff(1).encode().replace("\u00e9".encode(), b"\xe9")
+    patch = read_series(write(tmp_path / "x.diff", raw))[0]
+    assert patch.subject == "virt/kvm/kvm_main.c"
+    assert patch.text.encode("utf-8", "surrogateescape") == raw
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("", "there is no patch in it"),
+        (mail("[PATCH 0/3] cover", "nothing\n"), "there is no patch in it"),
+        (series()[0] + series()[2], "patch 2 of 3 missing"),
+        (series(9)[0], "patches 2, 3, 4, 5, 6, 7, 8, 9 of 9 missing"),
+        (series()[0] + "".join(series(2)), "of a series of 2 and of one of 3"),
+        (
+            "".join(series()) + mail("[PATCH 2/3] KVM: another", diff(7)),
+            "patch 2/3 is there twice, with other contents",
+        ),
+    ],
+)
+def test_what_is_no_whole_series(tmp_path: Path, text: str, cause: str) -> None:
+    with pytest.raises(LabUsageError, match=cause):
+        read_series(write(tmp_path / "x.mbox", text))
+
+
+def test_the_same_patch_twice_is_one(tmp_path: Path) -> None:
+    assert subjects(write(tmp_path / "x.mbox", "".join(series() + series()))) == THREE
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(LabUsageError, match="no such file"):
+        read_series(tmp_path / "none.mbox")
+    with pytest.raises(LabUsageError, match="does not unpack"):
+        read_series(write(tmp_path / "x.gz", gzip.compress(b"x" * 1000)[:20]))
+    with pytest.raises(LabUsageError, match="no patch"):
+        read_series(tmp_path / "..")
+
+
+def test_added_lines_are_those_of_the_patched_file() -> None:
+    text = (
+        "--- a/x.c\n+++ b/x.c\n@@ -1,2 +1,3 @@\n a\n+b\n c\n@@ -10,2 +11,2 @@\n-d\n+e\n f\n"
+        "--- /dev/null\n+++ b/new.c\n@@ -0,0 +1,2 @@\n+one\n+two\n\\ No newline at end of file\n"
+        "-- \n2.39\n"
+    )
+    assert added_lines(text) == {"x.c": {2, 11}, "new.c": {1, 2}}
