@@ -11,7 +11,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments
+from pyvmm.cli import arguments, lab_series
 from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def add_parser(commands: Any) -> None:
         " something did, 125 a kernel does not build or boot, 4 nothing could run on either.",
     )
     _add_kernels(parser)
+    lab_series.add_arguments(parser)
     _add_cases(parser)
     _add_machine(parser)
     parser.add_argument(
@@ -141,6 +142,15 @@ def _check(options: Namespace) -> int:
         options.timeout,
         silence_s=max(each.deadline_s for each in cases) + 60,
     )
+    if lab_series.is_series(options):
+        with results:
+            words = _words(options)
+            status, show_all = lab_series.check_series(
+                options, machine, results.folder, seed, words
+            )
+            results.is_whole = True
+        show_all()
+        return status
     variants: list[Variant] = []
     with results, live_line() as show:
         before, now = _kernels(options)
@@ -207,10 +217,12 @@ def _check_words(options: Namespace) -> None:
             raise LabUsageError(
                 f"{len(options.kernel)} --kernel", "want two: the kernel before, and the kernel now"
             )
-    elif not options.patch:
+    elif not options.patch and not lab_series.is_series(options):
         raise LabUsageError(
-            "nothing to compare", "want --patch FILE, or --kernel BEFORE --kernel NOW"
+            "nothing to compare",
+            "want --patch FILE, --series FILE, or --kernel BEFORE --kernel NOW",
         )
+    lab_series.check_words(options)
     for name in options.kernel:
         check_known(name)
     check_patches(options.patch)
@@ -268,7 +280,7 @@ class _Results:
             raise LabUsageError(f"results folder {folder}", str(error.strerror)) from None
         if not os.access(self.folder, os.W_OK):
             raise LabUsageError(f"results folder {folder}", "not writable")
-        self._whole = False
+        self.is_whole = False
 
     @property
     def where(self) -> str:
@@ -280,7 +292,7 @@ class _Results:
 
         self._write("check.txt", "\n".join([*text.everything(facts, variants), ""]))
         self._write("check.json", json.dumps(to_json(facts, variants)))
-        self._whole = True
+        self.is_whole = True
 
     def _write(self, name: str, content: str) -> None:
         (self.folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
@@ -291,7 +303,7 @@ class _Results:
     def __exit__(self, *_: object) -> None:
         if self._last is None:
             return
-        if not self._whole:
+        if not self.is_whole:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
         # A link, because what is in the folder may name it; the one before goes.

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +135,55 @@ def build(
         tree.bring_up_to_date(announce, lock)
         folder = _kept(recipe, tree) or _build(recipe, tree, announce, progress, lock)
     return give_name(name or _default_name(recipe, tree), folder)
+
+
+def compile_only(
+    recipe: Recipe,
+    goals: Sequence[str],
+    announce: Callable[[str], None],
+    progress: Progress | None = None,
+    words: Sequence[str] = (),
+    again: Sequence[str] = (),
+) -> str:
+    """Make goals of a kernel that is not to be booted; gives what make and the compiler said.
+
+    Its configuration need not be one of the lab: ``recipe.config`` is all that is asked for.
+    ``words`` are settings for make. Objects are kept, so that the next of a series is quick;
+    ``again`` names sources that are compiled anew all the same, because of what is then said.
+    Raises :class:`LabError` when it does not build; the message has the log's path.
+    """
+    check_patches(recipe.patches)
+    tree = Tree(open_source(recipe.source))
+    require(*OF_A_BUILD)
+    make_folder(tree.folder)
+    log = make_folder(cache_folder() / "compiled") / f"{_key(recipe, tree)[:16]}.log"
+    with locked(tree.folder, announce) as lock:
+        tree.bring_up_to_date(announce, lock)
+        log.unlink(missing_ok=True)
+        tree.patch(recipe.patches, log)
+        # Objects of another compiler call than a kernel's own are others.
+        objects = _objects_folder(tree, own_fragment() + recipe.config + "".join(words))
+        fragment = objects / "lab.config"
+        fragment.write_text(own_fragment() + recipe.config)
+        make = Make(tree.files, objects, log, lock)
+        make.run([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
+        check_config((objects / ".config").read_text(), "", recipe.config)
+        for name in again:
+            _forget(objects, name)
+        make.run([*words, *goals], progress)
+    return log.read_text(errors="replace")
+
+
+def _forget(objects: Path, source: str) -> None:
+    """Remove the object of a C file; of a header, one of those that are made with it."""
+    if source.endswith(".c"):
+        (objects / source).with_suffix(".o").unlink(missing_ok=True)
+        return
+    for folder in ("virt/kvm", "arch/x86/kvm"):
+        for command in sorted((objects / folder).rglob(".*.o.cmd")):
+            if source in command.read_text(errors="replace"):
+                (command.parent / command.name[1:-4]).unlink(missing_ok=True)
+                return
 
 
 def _key(recipe: Recipe, tree: Tree) -> str:

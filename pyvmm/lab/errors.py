@@ -18,3 +18,7 @@ class LabUsageError(LabError):
     """The request itself is wrong: an unknown kernel, a file that is not a kernel, no CPUs."""
 
     status = 2
+
+
+class PatchRefused(LabError):
+    """A patch does not apply to the source."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.lab.cache import cache_folder, check_room, write_whole
-from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.errors import LabUsageError, PatchRefused
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
 
@@ -40,6 +40,7 @@ _NAMING_LINES = (
 )
 #: What patch(1) says of trouble; for the last of these its status is 0.
 _PATCH_FAILURES = ("FAILED", "can't find", "malformed", "not supported")
+_PATCHING = "patching file "
 #: What tar calls to unpack a tarball, by the end of its name.
 _UNPACKERS = {".xz": "xz", ".bz2": "bzip2", ".zst": "zstd"}
 _VERSION = re.compile(r"\d+\.\d+")
@@ -163,13 +164,14 @@ class Tree:
             )
             output.seek(start)
             said = output.read().splitlines()
-        failures = [line for line in said if any(word in line for word in _PATCH_FAILURES)]
+        failures = [at for at, line in enumerate(said) if any(w in line for w in _PATCH_FAILURES)]
         if done.returncode or failures:
-            failures += said
-            raise self._refusal(patch, failures[0] if failures else "patch(1) failed", log)
+            raise self._refusal(patch, _failure(said, failures), log)
 
-    def _refusal(self, patch: Path, cause: str, log: Path) -> LabError:
-        return LabError(f"patch {patch} does not apply to {self.source.name}", cause, f"log: {log}")
+    def _refusal(self, patch: Path, cause: str, log: Path) -> PatchRefused:
+        return PatchRefused(
+            f"patch {patch} does not apply to {self.source.name}", cause, f"log: {log}"
+        )
 
     def _unpack(self, lock: int) -> None:
         for left_over in self.folder.glob("unpacking-*"):
@@ -233,6 +235,16 @@ class Tree:
             for name, content in originals.items()
         }
         write_whole(self._originals, json.dumps(kept))
+
+
+def _failure(said: Sequence[str], failures: Sequence[int]) -> str:
+    """The first line of patch(1) that tells of trouble, and the file that it was at."""
+    if not failures:
+        return said[0] if said else "patch(1) failed"
+    at = failures[0]
+    files = [line for line in said[:at] if line.startswith(_PATCHING)]
+    file = files[-1].removeprefix(_PATCHING).partition(" (")[0] if files else ""
+    return f"{file}: {said[at]}" if file and file not in said[at] else said[at]
 
 
 def _name_of(stem: str) -> str:

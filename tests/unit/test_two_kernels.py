@@ -551,7 +551,7 @@ def test_a_kernel_that_does_not_boot_is_125(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "nothing to compare: want --patch FILE, or --kernel BEFORE --kernel NOW"),
+        ((), "nothing to compare: want --patch FILE, --series FILE, or --kernel BEFORE"),
         (("--source", "."), "nothing to compare"),
         (("--kernel", "default"), "1 --kernel: want two"),
         (("--kernel", "a", "--kernel", "b", "--patch", "c"), "it stands instead of"),

@@ -199,7 +199,8 @@ class TwoKernels:
     """Compares two kernels: iterate over :meth:`variants`.
 
     ``words`` go to ``pyvmm validate``, with ``expression`` as its -k; ``vary`` has a list of
-    ``NAME=VALUE`` for each parameter that is varied. Each run leaves in a folder of its own
+    ``NAME=VALUE`` for each parameter that is varied. ``first`` has the first run of both kernels
+    where that was made already, by the choice of parameters. Each run leaves in a folder of its own
     in ``folder``: ``validate.json``, ``kernel.log`` and what its cases leave there.
     """
 
@@ -214,6 +215,7 @@ class TwoKernels:
         expression: str = "",
         words: Sequence[str] = (),
         vary: Sequence[Sequence[str]] = (),
+        first: Mapping[tuple[str, ...], Sequence[LabRun]] | None = None,
         announce: Announce = lambda line: None,
         watch: Announce = lambda line: None,
     ) -> None:
@@ -225,6 +227,7 @@ class TwoKernels:
         self.expression = expression
         self.words = list(words)
         self.choices = [tuple(each) for each in itertools.product(*vary)]
+        self.first = first or {}
         self.announce = announce
         self.watch = watch
 
@@ -255,12 +258,14 @@ class TwoKernels:
             machine = replace(self.machine, parameters=(*self.machine.parameters, *parameters))
             title = f"{number}/{len(self.choices)} {' '.join(parameters)}".rstrip()
             place = self.folder / "_".join(parameters).replace("/", "_")
-            pairs = [self._run_both(machine, place, "", self.expression, title)]
+            known = self.first.get(parameters)
+            first = known or self._run_both(machine, place, "", self.expression, title)
+            pairs = [list(first)]
             cases = compare(*zip(*pairs, strict=True))
             for runs in range(1, _RUNS):
                 names = _to_run_again(cases, runs)
-                if not names:
-                    break
+                if not names or not all(run.planned for run in pairs[0]):
+                    break  # a kernel on which nothing began would not begin now
                 self.announce(f"{title}: running {len(names)} cases that differ again on both")
                 limit = max(_AGAIN_S, *(run.duration_s for run in pairs[0]))
                 brief = replace(machine, timeout_s=min(limit, machine.timeout_s))

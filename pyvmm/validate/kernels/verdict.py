@@ -89,7 +89,7 @@ def to_json(facts: Facts, variants: Sequence[Variant]) -> dict[str, Any]:
         "now": _kernel_json(facts.now),
         "seed": facts.seed,
         "expression": facts.expression,
-        "variants": [_variant_json(variant) for variant in variants],
+        "variants": [variant_json(variant) for variant in variants],
     }
 
 
@@ -102,7 +102,7 @@ def _kernel_json(kernel: Kernel) -> dict[str, Any]:
     }
 
 
-def _variant_json(variant: Variant) -> dict[str, Any]:
+def variant_json(variant: Variant) -> dict[str, Any]:
     return {
         "parameters": list(variant.parameters),
         "worse": variant.worse,

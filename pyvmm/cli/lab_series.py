@@ -1,0 +1,236 @@
+"""`pyvmm lab check --series` and `--range`: every patch of a series."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.cli.lab_command import build_progress, live_line, say
+
+if TYPE_CHECKING:
+    from pyvmm.lab.selftests import SelftestResult
+    from pyvmm.lab.series import Patch
+    from pyvmm.validate.kernels.lab_run import Machine
+    from pyvmm.validate.kernels.series import Step
+    from pyvmm.validate.kernels.series_verdict import SeriesFacts
+
+NOTHING_WORSE, WORSE, NOTHING_RAN, BROKEN = 0, 1, 4, 125
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_SELFTEST = re.compile(r"tools/testing/selftests/kvm/(?:x86(?:_64)?/)?([\w-]+)\.c$")
+_OF_SELFTESTS = "tools/testing/selftests/kvm/"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """What `lab check` knows of series."""
+    group = parser.add_argument_group("a series, patch by patch")
+    group.add_argument(
+        "--series",
+        type=Path,
+        metavar="FILE.mbox|DIR",
+        help="patches as git format-patch, b4 and the archives of lists write them",
+    )
+    group.add_argument(
+        "--range",
+        dest="commits",
+        metavar="A..B",
+        help="commits of the git tree that --source names",
+    )
+    group.add_argument(
+        "--each",
+        action="store_true",
+        help="run the catalogue after every patch, not at the base and the end only",
+    )
+    group.add_argument(
+        "--build-config",
+        type=_build_config,
+        action="append",
+        default=[],
+        metavar="NAME=FRAGMENT",
+        help="build every patch with this configuration, too",
+    )
+    group.add_argument(
+        "--selftests",
+        action="store_true",
+        help="run the kernel's selftests that the series touches, before and after it",
+    )
+
+
+def _build_config(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not _NAME.fullmatch(name) or not path:
+        raise ArgumentTypeError(f"{text!r} is not NAME=FRAGMENT")
+    return name, Path(path)
+
+
+def is_series(options: Namespace) -> bool:
+    return options.series is not None or options.commits is not None
+
+
+def check_words(options: Namespace) -> None:
+    """Say what is wrong with the request before anything is built."""
+    from pyvmm.lab.errors import LabUsageError
+
+    if not is_series(options):
+        for given, name in (
+            (options.each, "--each"),
+            (options.build_config, "--build-config"),
+            (options.selftests, "--selftests"),
+        ):
+            if given:
+                raise LabUsageError(name, "it is for a series", "give --series or --range")
+        return
+    if options.series and options.commits:
+        raise LabUsageError("--series and --range", "one of them")
+    if options.kernel or options.patch:
+        raise LabUsageError("--series", "it stands instead of --patch and --kernel")
+    if options.commits and not (options.source and options.source.is_dir()):
+        raise LabUsageError("--range", "it wants a git tree", "name it with --source")
+    names = [name for name, _ in options.build_config]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise LabUsageError(f"--build-config {twice.pop()}", "it is given twice")
+
+
+def check_series(
+    options: Namespace, machine: Machine, folder: Path, seed: int, words: Sequence[str]
+) -> tuple[int, Callable[[], None]]:
+    """Build and run it all; the status, and what shows it once the folder has its place."""
+    from pyvmm.validate.kernels.series import SeriesRun, write_patches
+    from pyvmm.validate.kernels.series_verdict import SeriesFacts
+
+    patches = _patches(options)
+    paths = write_patches(patches, folder / "patches")
+    say(f"{len(patches)} patches")
+    with _source(options) as source:
+        steps = _built(options, source, patches, paths)
+        selftests = _selftests(options, patches, steps) if options.selftests else ()
+    name = options.commits or source.name
+    facts = SeriesFacts(
+        name, len(patches), seed, options.cpus, options.memory, options.expression, selftests
+    )
+    with live_line() as show:
+        run = SeriesRun(
+            steps,
+            machine,
+            folder,
+            seed=seed,
+            each=options.each,
+            expression=options.expression,
+            words=words,
+            vary=options.vary,
+            announce=say,
+            watch=show or (lambda line: None),
+        )
+        steps = list(run.steps())
+    _keep(folder, steps, facts)
+    return _status(steps, facts), partial(_show, options, steps, facts)
+
+
+def _patches(options: Namespace) -> list[Patch]:
+    from pyvmm.lab.series import read_range, read_series
+
+    if options.commits:
+        return read_range(options.source, options.commits)
+    return read_series(options.series, say)
+
+
+def _show(options: Namespace, steps: Sequence[Step], facts: SeriesFacts) -> None:
+    from pyvmm.cli.lab_series_text import summary
+    from pyvmm.validate.kernels.series_verdict import to_json
+
+    if options.json:
+        print(json.dumps(to_json(steps, facts)), flush=True)
+    else:
+        print("\n".join(summary(steps, facts)), flush=True)
+
+
+def _status(steps: Sequence[Step], facts: SeriesFacts) -> int:
+    from pyvmm.validate.kernels.series_verdict import is_broken, is_worse, nothing_ran
+
+    if is_broken(steps):
+        return BROKEN
+    if is_worse(steps, facts):
+        return WORSE
+    return NOTHING_RAN if nothing_ran(steps) else NOTHING_WORSE
+
+
+def _built(
+    options: Namespace, source: Path, patches: Sequence[Patch], paths: Sequence[Path]
+) -> list[Step]:
+    from pyvmm.lab.config import read_fragment
+    from pyvmm.validate.kernels.series import SeriesBuild
+
+    with build_progress() as progress:
+        build = SeriesBuild(
+            source,
+            patches,
+            paths,
+            config=read_fragment(options.config) if options.config else "",
+            configs={name: read_fragment(path) for name, path in options.build_config},
+            announce=say,
+            progress=progress,
+        )
+        return list(build.steps())
+
+
+@contextmanager
+def _source(options: Namespace) -> Iterator[Path]:
+    """The source without the series: what --source names, or what a range begins with."""
+    from pyvmm.lab.build import DEFAULT_VERSION
+    from pyvmm.lab.cache import cache_folder, locked, make_folder
+    from pyvmm.lab.series import unpack_commit
+    from pyvmm.lab.sources import default_tarball
+
+    if not options.commits:
+        yield (options.source or default_tarball(DEFAULT_VERSION)).absolute()
+        return
+    # One place for a tree, so that what was built of it before is of use.
+    name = hashlib.sha256(str(options.source.resolve()).encode()).hexdigest()[:8]
+    folder = make_folder(cache_folder() / "ranges" / f"{options.source.resolve().name}-{name}")
+    with locked(folder, say):
+        say(f"unpacking the start of {options.commits}")
+        unpack_commit(options.source, options.commits, folder / "src")
+        yield folder / "src"
+
+
+def _selftests(
+    options: Namespace, patches: Sequence[Patch], steps: Sequence[Step]
+) -> tuple[tuple[SelftestResult, SelftestResult], ...]:
+    """The selftests that the series touches, as it leaves them, on both kernels."""
+    from pyvmm.lab.lab import Lab
+    from pyvmm.lab.selftests import PRIVATE_MEMORY, build_selftests, run_selftests
+    from pyvmm.lab.series import added_lines
+
+    first, last = steps[0].kernel, steps[-1].kernel
+    touched = {name for patch in patches for name in added_lines(patch.text)}
+    if not any(name.startswith(_OF_SELFTESTS) for name in touched):
+        say("--selftests: the series touches none")
+        return ()
+    if first is None or last is None:
+        say("--selftests: the end of the series is no kernel")
+        return ()
+    commands: list[Sequence[str]] = [
+        (match[1],) for name in sorted(touched) if (match := _SELFTEST.match(name))
+    ]
+    commands = commands or list(PRIVATE_MEMORY)  # what they share was touched
+    programs = build_selftests(last, [command[0] for command in commands], say)
+    results: list[list[Any]] = []
+    for kernel in (first, last):
+        with Lab(kernel, cpus=options.cpus, memory_mib=options.memory, announce=say) as lab:
+            results.append(list(run_selftests(lab, programs, commands)))
+    return tuple(zip(*results, strict=True))
+
+
+def _keep(folder: Path, steps: Sequence[Step], facts: SeriesFacts) -> None:
+    from pyvmm.cli.lab_series_text import summary
+    from pyvmm.validate.kernels.series_verdict import to_json
+
+    text = "\n".join([*summary(steps, facts, most_names=1 << 30), ""])
+    (folder / "check.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+    (folder / "check.json").write_text(json.dumps(to_json(steps, facts)), encoding="utf-8")

@@ -1,0 +1,70 @@
+"""What the compiler has to say of the lines that a patch touches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from pyvmm.lab.build import Recipe, compile_only
+from pyvmm.lab.make import Progress
+from pyvmm.lab.series import added_lines
+
+#: The folders that are KVM on x86; goals of make.
+_KVM = ("virt/kvm/", "arch/x86/kvm/")
+_WARNING = re.compile(
+    r"^(?:\.\./)*(?P<file>[^\s:]+):(?P<line>\d+):(?:\d+:)? warning: (?P<text>.+)$", re.M
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CompilerWarning:
+    """A compiler's warning, in a file of the kernel's source."""
+
+    file: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.text}"
+
+
+def warnings_of_patch(
+    recipe: Recipe,
+    text: str,
+    announce: Callable[[str], None],
+    progress: Progress | None = None,
+) -> list[CompilerWarning]:
+    """The warnings of `make W=1` in lines that the patch `text`, recipe's last one, touches.
+
+    Compiled are KVM's folders and the other C files of the patch that the configuration has.
+    """
+    touched = added_lines(text)
+    again = sorted(name for name in touched if name.endswith((".c", ".h")))
+    if not again:
+        return []
+    objects = [f"{name[:-2]}.o" for name in again if name.endswith(".c") and not _is_kvm(name)]
+    # What is no warning now must not end the build: errors are for the kernel's own build.
+    relaxed = replace(recipe, config=recipe.config + "# CONFIG_KVM_WERROR is not set\n")
+    goals = [*_KVM, *(name for name in objects if name.startswith(("mm/", "kernel/", "fs/")))]
+    said = compile_only(relaxed, goals, announce, progress, ["W=1"], again)
+    return in_lines(said, touched)
+
+
+def _is_kvm(name: str) -> bool:
+    return name.startswith(_KVM)
+
+
+def in_lines(said: str, lines: dict[str, set[int]]) -> list[CompilerWarning]:
+    """The warnings in what a build said that are about these lines, each once."""
+    found = []
+    for match in _WARNING.finditer(said):
+        name = _shortest(match["file"], lines)
+        if int(match["line"]) in lines.get(name, ()):
+            found.append(CompilerWarning(name, int(match["line"]), match["text"]))
+    return list(dict.fromkeys(found))
+
+
+def _shortest(name: str, known: Iterable[str]) -> str:
+    """A file as the source's top has it: make names them from where it is, or absolutely."""
+    return next((each for each in known if name == each or name.endswith(f"/{each}")), name)

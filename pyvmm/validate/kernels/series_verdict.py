@@ -1,0 +1,142 @@
+"""What a series comes to: one line, and all of it as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyvmm.lab.selftests import SelftestResult
+from pyvmm.validate.kernels.series import Step
+from pyvmm.validate.kernels.verdict import variant_json
+from pyvmm.validate.results.baseline import Change
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesFacts:
+    """What is known of a series beside its steps. ``selftests`` has the results before and now."""
+
+    source: str
+    total: int
+    seed: int
+    cpus: int
+    memory_mib: int
+    expression: str = ""
+    selftests: tuple[tuple[SelftestResult, SelftestResult], ...] = field(default_factory=tuple)
+
+
+def problems(step: Step) -> list[str]:
+    """Why a step is no kernel, or no other kernel: each configuration that does not build."""
+    found = [step.problem] if step.problem else []
+    found += [f"{name}: {why}" for name, why in step.configs.items() if why]
+    return found
+
+
+def is_broken(steps: Sequence[Step]) -> bool:
+    """Whether a patch does not apply or build."""
+    return any(problems(step) for step in steps[1:])
+
+
+def is_worse(steps: Sequence[Step], facts: SeriesFacts) -> bool:
+    return (
+        any(step.worse or step.warnings for step in steps)
+        or any(_worse(*pair) for pair in facts.selftests)
+        or is_broken(steps)
+    )
+
+
+def nothing_ran(steps: Sequence[Step]) -> bool:
+    variants = [variant for step in steps for variant in step.variants]
+    return bool(variants) and all(variant.nothing_ran for variant in variants)
+
+
+def _worse(before: SelftestResult, now: SelftestResult) -> bool:
+    return now.outcome == "failed" and before.outcome != "failed"
+
+
+def verdict(steps: Sequence[Step], facts: SeriesFacts) -> str:
+    """One line: the first patch that makes something worse, and what."""
+    told = [line for step in steps[1:] if (line := _of_step(step, facts.total))]
+    failed = [now.command[0] for before, now in facts.selftests if _worse(before, now)]
+    if failed:
+        told.append(f"{len(failed)} selftests fail now: {', '.join(failed)}")
+    if told:
+        return "WORSE: " + "; ".join(told[:3]) + (f"; and {len(told) - 3} more" * (len(told) > 3))
+    if nothing_ran(steps):
+        return "NOTHING COULD RUN on any kernel"
+    changed = [
+        f"{count} {change}"
+        for change in Change
+        if not change.alike and (count := sum(len(step.of(change)) for step in steps))
+    ]
+    return f"nothing got worse: {', '.join(changed)}" if changed else "no difference"
+
+
+def _of_step(step: Step, total: int) -> str:
+    name = f"patch {step.number}/{total}"
+    if step.refused:
+        return f"{name} does not apply"
+    said = []
+    if step.problem:
+        said.append("does not build")
+    if broken := [config for config, why in step.configs.items() if why]:
+        said.append(f"does not build with {', '.join(broken)}")
+    if step.warnings:
+        count = len(step.warnings)
+        said.append(f"has {count} compiler warning{'s' if count > 1 else ''}")
+    if step.worse:
+        said.append(_breaks(step))
+    return f"{name} {' and '.join(said)}" if said else ""
+
+
+def _breaks(step: Step) -> str:
+    broken = step.of(Change.BROKEN)
+    if broken:
+        return f"breaks {broken[0]}" + (f" and {len(broken) - 1} more" * (len(broken) > 1))
+    for variant in step.variants:
+        if variant.new_problem:
+            return f"ends the kernel ({variant.new_problem})"
+        if variant.new_trouble:
+            return f"gives a splat ({variant.new_trouble[0].splat.title})"
+    names = [name for change in Change if not change.alike for name in step.of(change)]
+    return f"changes {names[0]}"
+
+
+def to_json(steps: Sequence[Step], facts: SeriesFacts) -> dict[str, Any]:
+    """One object; docs/lab.md has its keys."""
+    from pyvmm import __version__
+
+    return {
+        "schema": SCHEMA,
+        "pyvmm": __version__,
+        "verdict": verdict(steps, facts),
+        "worse": is_worse(steps, facts),
+        "source": facts.source,
+        "patches": facts.total,
+        "seed": facts.seed,
+        "expression": facts.expression,
+        "steps": [_step_json(step) for step in steps],
+        "selftests": [
+            {"name": " ".join(now.command), "before": before.outcome, "now": now.outcome}
+            for before, now in facts.selftests
+        ],
+    }
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    return {
+        "number": step.number,
+        "subject": step.patch.subject if step.patch else None,
+        "applies": not step.refused,
+        "builds": step.kernel is not None,
+        "problem": step.problem or None,
+        "warnings": [
+            {"file": each.file, "line": each.line, "text": each.text} for each in step.warnings
+        ],
+        "configs": {name: why or None for name, why in step.configs.items()},
+        "compared_with": step.compared_with if step.variants else None,
+        "worse": step.worse,
+        "variants": [variant_json(variant) for variant in step.variants],
+    }

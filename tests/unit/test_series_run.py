@@ -1,0 +1,231 @@
+"""A series, patch by patch: what is built and run, what is said; without building or booting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.cli.lab_series_text import summary
+from pyvmm.cli.main import main
+from pyvmm.lab.build import Recipe
+from pyvmm.lab.compiler_warnings import CompilerWarning, in_lines
+from pyvmm.lab.errors import LabError, PatchRefused
+from pyvmm.lab.kernels import Kernel
+from pyvmm.lab.selftests import SelftestResult
+from pyvmm.lab.series import Patch
+from pyvmm.validate.kernels import series, two_kernels
+from pyvmm.validate.kernels.lab_run import LabRun, Machine
+from pyvmm.validate.kernels.series import STRICT, SeriesBuild, SeriesRun, Step, write_patches
+from pyvmm.validate.kernels.series_verdict import SeriesFacts, is_broken, is_worse, to_json, verdict
+from pyvmm.validate.kernels.side_by_side import Run
+from pyvmm.validate.results.baseline import Change
+from pyvmm.validate.results.result import CaseResult, State
+
+SUBJECTS = (
+    "KVM: tidy up",
+    "KVM: ask SVM",
+    "KVM: do not unmap",
+    "KVM: unmap after all",
+    "KVM: say so",
+)
+
+
+def a_series(count: int = 5) -> list[Patch]:
+    return [
+        Patch(subject, number, count, 1, f"--- a/x.c\n+++ b/x.c\n{subject}\n", "x.mbox")
+        for number, subject in enumerate(SUBJECTS[:count], 1)
+    ]
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Step]]:
+    """Builds a series with a stand-in for the kernel's build, which fails where it is told to."""
+
+    def steps(
+        failing: dict[int, LabError] | None = None,
+        no_amd: Sequence[int] = (),
+        same: Sequence[int] = (),
+        warnings: dict[int, CompilerWarning] | None = None,
+    ) -> list[Step]:
+        def build(recipe: Recipe, *_: Any) -> Kernel:
+            assert recipe.config == STRICT
+            number = len(recipe.patches)
+            if failing and number in failing:
+                raise failing[number]
+            image = tmp_path / f"bzImage{number}"
+            image.write_text(f"kernel {min([number, *same]) if number in same else number}")
+            return Kernel(f"6.12-{number}", image, "6.12.1")
+
+        def compile_only(recipe: Recipe, *_: Any) -> str:
+            assert recipe.config == STRICT + "# no AMD\n"
+            if len(recipe.patches) in no_amd:
+                raise LabError("the kernel does not build", "undefined reference to `svm_x'")
+            return ""
+
+        def of_patch(recipe: Recipe, text: str, *_: Any) -> list[CompilerWarning]:
+            assert text.endswith(SUBJECTS[len(recipe.patches) - 1] + "\n")
+            found = (warnings or {}).get(len(recipe.patches))
+            return [found] if found else []
+
+        monkeypatch.setattr(series, "build", build)
+        monkeypatch.setattr(series, "compile_only", compile_only)
+        monkeypatch.setattr(series, "warnings_of_patch", of_patch)
+        patches = a_series()
+        paths = write_patches(patches, tmp_path / "patches")
+        configs = {"no-amd": "# no AMD\n"}
+        return list(SeriesBuild(tmp_path, patches, paths, configs=configs).steps())
+
+    return steps
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Step]]:
+    """Runs two cases on the steps; PC7 fails on the kernels whose image says so."""
+    booted: list[str] = []
+
+    def steps(
+        of: list[Step], failing: Sequence[int] = (), dead: Sequence[int] = (), each: bool = True
+    ) -> list[Step]:
+        def run_in_lab(kernel: Kernel, machine: Machine, words: Sequence[str], *_: Any) -> LabRun:
+            contents = kernel.image.read_text()
+            number = int(contents.split()[-1])
+            booted.append(contents + (" again" if "-k" in words else ""))
+            if number in dead:
+                raise LabError(f"kernel {kernel.name}", "it does not boot")
+            wrong = number in failing
+            results = (
+                CaseResult("PC7.edges", "PC7", "a title", "tests", State.PASS, ""),
+                CaseResult(
+                    "PC8.x", "PC8", "a title", "tests",
+                    State.FAIL if wrong else State.PASS, "page 3 is stale" if wrong else "",
+                ),
+            )  # fmt: skip
+            return LabRun(tuple(each.name for each in results), results, 7, 1.0)
+
+        def side_by_side(runs: Sequence[Run], watch: Any) -> list[LabRun]:
+            return [run(lambda line: None) for run in runs]
+
+        for module in (series, two_kernels):
+            monkeypatch.setattr(module, "run_in_lab", run_in_lab)
+            monkeypatch.setattr(module, "run_side_by_side", side_by_side)
+        run = SeriesRun(of, Machine(), tmp_path / "runs", seed=7, each=each)
+        return list(run.steps())
+
+    steps.booted = booted  # type: ignore[attr-defined]
+    return steps
+
+
+FACTS = SeriesFacts("linux-source-6.12.tar.xz", 5, 7, 2, 2048)
+Steps = Callable[..., list[Step]]
+
+
+def test_each_patch_is_built_run_and_blamed_for_its_own(built: Steps, ran: Steps) -> None:
+    steps = ran(built(no_amd=[2]), failing=[3])
+    assert verdict(steps, FACTS) == (
+        "WORSE: patch 2/5 does not build with no-amd; patch 3/5 breaks PC8.x"
+    )
+    assert steps[3].of(Change.BROKEN) == ["PC8.x"] and steps[4].of(Change.FIXED) == ["PC8.x"]
+    assert [step.compared_with for step in steps] == [0, 0, 1, 2, 3, 4]
+    assert is_broken(steps) and is_worse(steps, FACTS)
+    text = "\n".join(summary(steps, FACTS))
+    assert "2/5   yes     0    NO      no difference, 2 pass  KVM: ask SVM" in text
+    assert "no-amd: the kernel does not build: undefined reference to `svm_x'" in text
+    assert "broken: PC8.x: page 3 is stale" in text
+    assert all(len(line) <= 78 for line in text.splitlines())
+    found = to_json(steps, FACTS)
+    assert json.loads(json.dumps(found))["steps"][2]["configs"]["no-amd"].startswith("the kernel")
+    assert [step["worse"] for step in found["steps"]] == [False, False, False, True, False, False]
+
+
+def test_without_each_the_base_and_the_end_are_compared(built: Steps, ran: Steps) -> None:
+    steps = ran(built(), failing=[3], each=False)
+    assert verdict(steps, FACTS) == "no difference"
+    assert not is_worse(steps, FACTS)
+    assert ran.booted == ["kernel 0", "kernel 5"]  # type: ignore[attr-defined]
+    assert [bool(step.variants) for step in steps] == [False] * 5 + [True]
+
+
+def test_a_patch_that_changes_no_kernel_costs_no_run(built: Steps, ran: Steps) -> None:
+    steps = ran(built(same=[4, 5]))
+    assert ran.booted == [f"kernel {number}" for number in range(5)]  # type: ignore[attr-defined]
+    assert steps[5].variants and not steps[5].worse
+
+
+def test_a_patch_that_does_not_build_is_passed_over(built: Steps, ran: Steps) -> None:
+    steps = ran(built({2: LabError("the kernel does not build", "x.c:1:2: error: no")}))
+    assert verdict(steps, FACTS) == "WORSE: patch 2/5 does not build"
+    assert steps[3].compared_with == 1
+    assert "x.c:1:2: error: no" in "\n".join(summary(steps, FACTS))
+
+
+def test_after_a_patch_that_does_not_apply_nothing_comes(built: Steps, ran: Steps) -> None:
+    refused = PatchRefused("patch 0003 does not apply to linux", "x.c: Hunk #1 FAILED at 3.")
+    steps = ran(built({3: refused}))
+    assert len(steps) == 4
+    assert verdict(steps, FACTS) == "WORSE: patch 3/5 does not apply"
+    text = "\n".join(summary(steps, FACTS))
+    assert "x.c: Hunk #1 FAILED" in text and "4/5   -       -    -       not tried" in text
+
+
+def test_a_kernel_that_does_not_boot(built: Steps, ran: Steps) -> None:
+    steps = ran(built(), dead=[3])
+    assert "patch 3/5 ends the kernel" in verdict(steps, FACTS) or "breaks" in verdict(steps, FACTS)
+    assert "KERNEL DIED" in "\n".join(summary(steps, FACTS))
+
+
+def test_a_warning_in_a_line_of_the_patch(built: Steps, ran: Steps) -> None:
+    warning = CompilerWarning("x.c", 2, "variable 'y' set but not used")
+    steps = ran(built(warnings={1: warning}))
+    assert verdict(steps, FACTS) == "WORSE: patch 1/5 has 1 compiler warning"
+    assert "warning: x.c:2: variable 'y' set but not used" in "\n".join(summary(steps, FACTS))
+
+
+def test_what_did_not_build_before_is_nobodys(built: Steps, ran: Steps) -> None:
+    steps = ran(built(no_amd=range(6)))
+    assert verdict(steps, FACTS) == "no difference"
+    assert "base  yes     -    NO" in "\n".join(summary(steps, FACTS))
+
+
+def test_a_selftest_that_fails_now(built: Steps, ran: Steps) -> None:
+    steps = ran(built())
+    passed, failed = (
+        SelftestResult(("guest_memfd_test",), outcome, "", 1.0) for outcome in ("passed", "failed")
+    )
+    facts = SeriesFacts("linux", 5, 7, 2, 2048, selftests=((passed, failed),))
+    assert verdict(steps, facts) == "WORSE: 1 selftests fail now: guest_memfd_test"
+
+
+def test_warnings_are_those_of_touched_lines() -> None:
+    said = (
+        "  CC      virt/kvm/x.o\n"
+        "../virt/kvm/x.c:3:5: warning: one [-Wone]\n"
+        "/cache/src/virt/kvm/x.c:4:5: warning: two\n"
+        "../virt/kvm/x.c:3:5: warning: one [-Wone]\n"
+        "../virt/kvm/y.c:3:5: warning: elsewhere\n"
+    )
+    assert in_lines(said, {"virt/kvm/x.c": {3}}) == [
+        CompilerWarning("virt/kvm/x.c", 3, "one [-Wone]")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["--each", "--patch", "x"], "it is for a series"),
+        (["--series", "x", "--range", "a..b"], "one of them"),
+        (["--series", "x", "--patch", "y"], "it stands instead of"),
+        (["--range", "a..b"], "it wants a git tree"),
+        (["--series", "/nowhere.mbox"], "there is no such file"),
+        (["--series", "x", "--build-config", "a=b", "--build-config", "a=c"], "given twice"),
+    ],
+)
+def test_requests_that_are_wrong(
+    words: list[str], cause: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lab", "check", *words]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and cause in lines[0]
