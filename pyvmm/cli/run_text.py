@@ -194,9 +194,14 @@ def _picture(report: RunReport) -> Iterator[str]:
         each = max(1, -(-region.size // (PAGE_SIZE * _PAGES_PER_ROW * _MOST_ROWS)))
         folded = folded or each > 1
         text = _region_text(region, each)
-        for at in range(0, len(text), _PAGES_PER_ROW):
-            gpa = region.gpa + at * each * PAGE_SIZE
-            yield f"{gpa:#010x}  {text[at : at + _PAGES_PER_ROW]}"
+        rows = [text[at : at + _PAGES_PER_ROW] for at in range(0, len(text), _PAGES_PER_ROW)]
+        for number, row in enumerate(rows):
+            # As hexdump(1) does it: rows that are the same again are a star.
+            if number == 0 or row != rows[number - 1]:
+                gpa = region.gpa + number * _PAGES_PER_ROW * each * PAGE_SIZE
+                yield f"{gpa:#010x}  {row}"
+            elif number == 1 or row != rows[number - 2]:
+                yield "*"
         private = sum(size for _, size in region.private)
         scale = f", {each} pages a character" if each > 1 else ""
         yield (
