@@ -13,6 +13,8 @@ from pyvmm.guest.formats import binary_kind
 from pyvmm.guest.text import UTF8_MARK, UTF16_MARKS
 
 _WIDE = re.compile(r"\.code(32|64)\b")
+_WIDTH = re.compile(r"\.code(16|32|64)\b")
+_MODES = {"16": "real", "32": "protected", "64": "long"}
 
 
 def read_text(path: Path, data: bytes) -> str:
@@ -66,10 +68,15 @@ def _check_wide(name: str, text: str) -> None:
 
 
 def _check_short(name: str, text: str, mode: str) -> None:
-    """Refuse code that says to be of 16 bits, and never of more."""
-    if _WIDE.search(text) or _includes(text):
+    """Refuse code that says first of all to be of another width than the mode's."""
+    if _includes(text):
         return
+    width = "64" if mode == "long" else "32"
     for line in preprocessor.lines(text):
-        if line.text.startswith(".code16"):
-            cause = f"it is 16-bit code (line {line.number}), no guest of {mode} mode"
-            raise GuestError(name, cause, "--mode real is for such code")
+        if found := _WIDTH.match(line.text):
+            if found[1] == width or (found[1] == "16" and _WIDE.search(text)):
+                return
+            cause = f"it is {found[1]}-bit code (line {line.number}), no guest of {mode} mode"
+            raise GuestError(name, cause, f"--mode {_MODES[found[1]]} is for such code")
+        if line.text and not line.text.startswith(".") and not line.text.endswith(":"):
+            return  # code as the mode has it

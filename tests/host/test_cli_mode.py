@@ -67,3 +67,20 @@ def test_modes_that_are_not_there(mode: str, tmp_path: Path) -> None:
 
 def test_mode_real_changes_nothing_for_real_mode_guests() -> None:
     assert pyvmm("run", "hello.S", "--mode", "real").status == 0
+
+
+@pytest.mark.parametrize(
+    ("width", "mode", "other"),
+    [("16", "long", "real"), ("32", "long", "protected"), ("64", "protected", "long")],
+)
+def test_code_of_another_width_is_no_guest_of_a_mode(
+    width: str, mode: str, other: str, tmp_path: Path
+) -> None:
+    """These bytes are code of every width: only the directive tells."""
+    path = tmp_path / "guest.S"
+    path.write_text(f"# a guest\n\t.code{width}\n\t.globl _start\n_start:\txorl %eax, %eax\n"
+                    "\toutl %eax, $0xf4\n")  # fmt: skip
+    outcome = pyvmm("run", path, "--mode", mode)
+    cause = f"it is {width}-bit code (line 2), no guest of {mode} mode"
+    outcome.error(CANNOT_START, cause, f"--mode {other} is for such code")
+    assert pyvmm("run", path, "--mode", other).status == 0
