@@ -78,5 +78,5 @@ def _check_short(name: str, text: str, mode: str) -> None:
                 return
             cause = f"it is {found[1]}-bit code (line {line.number}), no guest of {mode} mode"
             raise GuestError(name, cause, f"--mode {_MODES[found[1]]} is for such code")
-        if line.text and not line.text.startswith(".") and not line.text.endswith(":"):
+        if line.text and line.text[0] not in "#/." and not line.text.endswith(":"):
             return  # code as the mode has it
