@@ -59,6 +59,12 @@ VIEWS_LAYOUTS = {
     "slots": Layout(4 * GIB + 5 * PAGE, 24, slots=3, file_pages=40, file_offset=7, backing="shmem"),
     "huge": Layout(4 * GIB, 1100, slots=2, file_pages=1200, file_offset=9, backing="thp"),
 }
+# One kind of memory, whatever the page's size: more slots, and a file of many pages.
+IN_PLACE_LAYOUTS = {
+    "low": Layout(512 * KIB, 16, file_pages=24),
+    "slots": Layout(4 * GIB + 5 * PAGE, 24, slots=3, file_pages=40, file_offset=7),
+    "large": Layout(4 * GIB, 300, slots=2, file_pages=400, file_offset=61),
+}
 # Where a vCPU stays inside the guest.
 RUNNING_LAYOUT = Layout(4 * GIB + 3 * PAGE, 12, slots=2, file_pages=24, file_offset=5)
 RUNNING_NEEDS = ("two_cpus", "native_guests")
@@ -132,3 +138,29 @@ def guest_memfd_running(tools: Toolbox) -> None:
 )
 def memory_error_running(tools: Toolbox) -> None:
     run(tools, "memory_error", RUNNING_LAYOUT)
+
+
+@case(
+    "MODEL6",
+    "random steps on memory that converts in place: every access gives what the model says",
+    needs=("in_place",),
+    backend="in_place",
+    vary={"layout": tuple(IN_PLACE_LAYOUTS)},
+    deadline_s=_DEADLINE_S,
+    examples=_EXAMPLES,
+)
+def in_place(tools: Toolbox, layout: str) -> None:
+    run(tools, "in_place", IN_PLACE_LAYOUTS[layout])
+
+
+@case(
+    "MODEL7",
+    "the same with in-place conversion while a vCPU reads a page and stays inside the guest",
+    needs=("in_place", *RUNNING_NEEDS),
+    backend="in_place",
+    alone=True,
+    deadline_s=_DEADLINE_S,
+    examples=_RUNNING_EXAMPLES,
+)
+def in_place_running(tools: Toolbox) -> None:
+    run(tools, "in_place", RUNNING_LAYOUT)

@@ -84,14 +84,11 @@ def _attributes(kvm: Kvm) -> str:
         return "" if vm.has(lib.KVM_CAP_MEMORY_ATTRIBUTES) else "KVM_SET_MEMORY_ATTRIBUTES"
 
 
-_CONVERTS: int = getattr(lib, "KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES", 252)
-
-
 def _in_place(kvm: Kvm) -> str:
-    """Asked twice: the capability's number is not settled before the kernel is released."""
     vm_type = _vm_type_with_private_memory(kvm)
     with kvm.create_vm(vm_type) as vm:
-        if vm_type and vm.check_extension(_CONVERTS) & lib.KVM_MEMORY_ATTRIBUTE_PRIVATE:
+        said = vm.check_extension(lib.KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES)
+        if vm_type and said & lib.KVM_MEMORY_ATTRIBUTE_PRIVATE:
             return ""
     return (
         "KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd: Linux 7.4 (pyvmm lab has a kernel with it), "

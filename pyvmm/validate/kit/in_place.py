@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pyvmm.closing import Closing
 from pyvmm.kvm.guest_memfd import GuestMemfd
-from pyvmm.kvm.ioctls import iowr
+from pyvmm.kvm.ioctls import IOCTLS
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.kvm.memfd import Memfd
 from pyvmm.native import ffi, lib
@@ -33,8 +33,8 @@ INIT_SHARED: int = lib.GUEST_MEMFD_FLAG_INIT_SHARED
 MAPPED = MMAP | INIT_SHARED
 #: What a request has as error_offset that the kernel must not touch.
 MARK = 0x5A5A_C3C3_A5A5_3C3C
-CAPABILITY: int = getattr(lib, "KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES", 252)
-CALL = iowr("KVM_SET_MEMORY_ATTRIBUTES2", 0xD2, "uint64_t[16]")
+CAPABILITY: int = lib.KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES
+CALL = IOCTLS["KVM_SET_MEMORY_ATTRIBUTES2"]
 _BUFFER = 64 * PAGE
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -220,6 +220,7 @@ class Play:
     def _host_read(self, page: int, offset: int, width: int) -> None:
         width = min(width, PAGE - offset)
         if (place := self.state.host_place(page)) is None:
+            self.system.expect_no_host(page)
             return
         seen = int.from_bytes(self.system.host_read(page, offset, width), "little")
         expected = self._held([(place, offset, width)])
@@ -228,6 +229,7 @@ class Play:
     def _host_write(self, page: int, offset: int, width: int, value: int) -> None:
         width = min(width, PAGE - offset)
         if (place := self.state.host_place(page)) is None:
+            self.system.expect_no_host(page)
             return
         data = (value & (1 << 8 * width) - 1).to_bytes(width, "little")
         self.system.host_write(page, offset, data)
@@ -235,7 +237,9 @@ class Play:
 
     def _host_fill(self, page: int, count: int, tag: int) -> None:
         for each in range(page, page + count):
-            if (place := self.state.host_place(each)) is not None:
+            if (place := self.state.host_place(each)) is None:
+                self.system.expect_no_host(each)
+            else:
                 self.state.fill(place, self.state.gpa(each), tag << _GUEST_SHIFT)
                 self.system.host_write(each, 0, self.state.read(place, 0, PAGE))
 

@@ -72,6 +72,9 @@ class System:
     def host_write(self, page: int, offset: int, data: bytes) -> None:
         raise NotImplementedError
 
+    def expect_no_host(self, page: int) -> None:
+        """The host must not reach a page that is private, where it has a way to try."""
+
     def delete_slot(self, slot: int) -> None:
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model.abis import guest_memfd, memory_error, memslots
+from pyvmm.validate.model.abis import guest_memfd, in_place, memory_error, memslots
 from pyvmm.validate.model.script import Layout, Rules
 from pyvmm.validate.model.state import State
 from pyvmm.validate.model.system import System
@@ -17,6 +17,7 @@ ABIS: dict[str, tuple[Rules, type[State], Callable[[Toolbox, Layout], System]]] 
         guest_memfd.GuestMemfdState,
         guest_memfd.GuestMemfdSystem,
     ),
+    in_place.RULES.abi: (in_place.RULES, in_place.InPlaceState, in_place.InPlaceSystem),
     memory_error.RULES.abi: (
         memory_error.RULES,
         memory_error.MemoryErrorState,
