@@ -189,27 +189,34 @@ def test_a_vcpu_can_go_on_after_its_deadline() -> None:
     with Machine(out_loop()) as machine:
         loop, exits = machine.loops[0], [0]
         for _ in range(2):
-            loop.limit(time.monotonic_ns() + 50_000_000)
-            while (stop := loop.run()) == lib.STOP_SIGNAL:
-                pass
-            assert stop == lib.STOP_DEADLINE
-            exits.append(loop.exit_counts()["io"])
+            # On a busy host the time may be up before the guest has had any of it.
+            while (count := loop.exit_counts().get("io", 0)) == exits[-1]:
+                loop.limit(time.monotonic_ns() + 50_000_000)
+                while (stop := loop.run()) == lib.STOP_SIGNAL:
+                    pass
+                assert stop == lib.STOP_DEADLINE
+            exits.append(count)
         loop.disarm()
-        assert exits[0] < exits[1] < exits[2]
 
 
 def test_signals_of_others_do_not_disturb_a_run() -> None:
-    """A handler runs while the guest does, and the run goes on."""
+    """A handler runs while the guest does, and the run goes on, until a handler ends it."""
     seen: list[int] = []
-    before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
-    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-    try:
-        with Machine(spin()) as machine:
-            assert machine.run(0.3).result is Result.DEADLINE
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert len(seen) >= 2
+
+    def count(number: int, frame: object) -> None:
+        seen.append(number)
+        if len(seen) == 10:
+            machine.kick()
+
+    with Machine(spin()) as machine:
+        before = signal.signal(signal.SIGALRM, count)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        try:
+            assert machine.run(30).result is Result.INTERRUPTED
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert len(seen) >= 10
 
 
 def test_the_kick_signal_does_nothing_outside_a_run() -> None:

@@ -10,12 +10,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.initramfs import build_initramfs, find_busybox
-from pyvmm.lab.lab import Lab
+from pyvmm.lab.lab import Lab, RunResult
 
 pytestmark = pytest.mark.boots
 
@@ -134,15 +135,37 @@ def test_a_warning_is_not_lost_in_a_long_log(lab: Lab) -> None:
     assert [splat.title.split()[0] for splat in result.splats] == ["WARNING:"]
 
 
-def test_a_time_out_ends_the_lab() -> None:
-    with Lab() as lab:
-        result = lab.run(["sh", "-c", "echo started; sleep 1000"], timeout=2)
+class Clock:
+    """The lab's clock; its time limits pass at once when the command has said a word."""
+
+    def __init__(self, word: bytes) -> None:
+        self.word = word
+        self.said = b""
+
+    def take(self, data: bytes) -> None:
+        self.said += data
+
+    def monotonic(self) -> float:
+        return time.monotonic() + (1e6 if self.word in self.said else 0)
+
+
+def until(word: str, script: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> RunResult:
+    """Run a script that never ends; its time is up when it has said this word."""
+    clock = Clock(word.encode())
+    with Lab(**options) as lab:
+        monkeypatch.setattr("pyvmm.lab.lab.time", clock)
+        result = lab.run(["sh", "-c", script], timeout=120, stdout=clock.take)
         assert result.timed_out and result.status is None
-        assert result.exit_status() == 124
-        assert result.output == b"started\n"
-        assert result.seconds < 30
+        assert clock.said == b"%b\n" % clock.word
         with pytest.raises(LabError, match="gone"):
             lab.run(["true"])
+    return result
+
+
+def test_a_time_out_ends_the_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = until("started", "echo started; sleep 1000", monkeypatch)
+    assert result.exit_status() == 124
+    assert result.problem == "timed out after 120 s"
 
 
 @pytest.mark.parametrize(
@@ -150,28 +173,37 @@ def test_a_time_out_ends_the_lab() -> None:
     [("PANIC", "Kernel panic"), ("BUG", "kernel BUG at"), ("EXCEPTION", "BUG: kernel NULL")],
 )
 def test_a_dead_kernel(how: str, title: str) -> None:
-    with Lab() as lab:
-        result = lab.run(["sh", "-c", f"echo before; echo {how} >{_PROVOKE}"], timeout=60)
+    ours, gate = os.pipe()
+    said = bytearray()
+
+    def take(data: bytes) -> None:
+        said.extend(data)
+        os.write(gate, b"go on\n")  # what was said is here: the kernel may die now
+
+    script = f"echo before; read word; echo {how} >{_PROVOKE}"
+    with Lab() as lab, open(ours, "rb"), open(gate, "wb"):
+        result = lab.run(["sh", "-c", script], timeout=60, stdin=ours, stdout=take)
     assert result.status is None and not result.timed_out
     assert result.exit_status() == result.exit_status(allow_warnings=True) == 125
-    assert result.output == b"before\n"
+    assert said == b"before\n"
     assert result.splats[0].title.startswith(title)
 
 
-def test_a_hung_task() -> None:
-    params = ["sysctl.kernel.hung_task_timeout_secs=2"]
-    with Lab(params=params) as lab:
-        result = lab.run(["sh", "-c", f"echo HUNG_TASK >{_PROVOKE}"], timeout=15)
-    assert result.timed_out
+@pytest.mark.parametrize(
+    ("how", "title", "param"),
+    [
+        ("HUNG_TASK", "blocked for more than", "sysctl.kernel.hung_task_timeout_secs=2"),
+        ("SOFTLOCKUP", "soft lockup", "watchdog_thresh=1"),
+    ],
+)
+def test_a_task_that_does_not_go_on(
+    how: str, title: str, param: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern = title.replace(" ", "[ ]")  # the log has this command, too
+    script = f"echo {how} >{_PROVOKE} & grep -q '{pattern}' /dev/kmsg && echo noticed; wait"
+    result = until("noticed", script, monkeypatch, params=[param])
     assert result.exit_status() == 125
-    assert any("blocked for more than" in splat.title for splat in result.splats)
-
-
-def test_a_soft_lockup() -> None:
-    with Lab(params=["watchdog_thresh=1"]) as lab:
-        result = lab.run(["sh", "-c", f"echo SOFTLOCKUP >{_PROVOKE}"], timeout=15)
-    assert result.exit_status() == 125
-    assert any("soft lockup" in splat.title for splat in result.splats)
+    assert any(title in splat.title for splat in result.splats)
 
 
 def test_a_callable_that_fails_ends_the_lab() -> None:

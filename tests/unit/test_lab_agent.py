@@ -175,9 +175,11 @@ def test_arguments_and_environment_need_not_be_utf8(host: Host) -> None:
     assert output == b"\xff\xfe\n\x01" * 2
 
 
-def test_processes_end_with_their_command(host: Host) -> None:
-    script = "(setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 100; done' &) ; sleep 0.2"
-    answer, output, _ = host.run(["sh", "-c", script])
+def test_processes_end_with_their_command(host: Host, tmp_path: Path) -> None:
+    inner = 'trap "" TERM; echo $$; echo up >$UP; while :; do sleep 100; done'
+    script = f"mkfifo $UP; (setsid sh -c '{inner}' &) ; read word <$UP"
+    up = dict(os.environ, UP=str(tmp_path / "up"))
+    answer, output, _ = host.run(["sh", "-c", script], env=up)
     assert answer["status"] == 0
     with pytest.raises(ProcessLookupError):
         os.kill(int(output), 0)
