@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import Callable
-from pathlib import Path
 
 from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
@@ -22,6 +21,7 @@ from pyvmm.validate.kit.check import CheckFailed, Missing, check, errno_name, ex
 from pyvmm.validate.kit.guest import Cpu, GuestVm
 from pyvmm.validate.kit.in_place import MAPPED, MMAP, InPlace
 from pyvmm.validate.kit.known import MMIO_THEN_PRIVATE, Known
+from pyvmm.validate.kit.memory_group import MemoryGroup
 from pyvmm.validate.kit.patterns import HOST, PRIVATE
 from pyvmm.validate.kit.race import in_threads
 from pyvmm.validate.kit.references import Pipe
@@ -361,23 +361,18 @@ def left(tools: Toolbox, ending: str) -> None:
 )
 def charged(tools: Toolbox) -> None:
     """Told, not judged: upstream's tree of states is not charged to anybody."""
-    current = Path("/sys/fs/cgroup/memory.current")
-    group = Path("/proc/self/cgroup")
-    if not group.exists():
-        raise Missing("memory control groups (CONFIG_MEMCG)")
-    own = Path("/sys/fs/cgroup", group.read_text().rpartition("::/")[2].strip())
-    current = own / "memory.current"
-    if not current.exists():
-        raise Missing(f"{current}: mount -t cgroup2 none /sys/fs/cgroup")
-    memory = InPlace(tools, tools.private_vm(), GPA, 16 * MIB)
-    slab, group_bytes = meminfo()["Slab"], int(current.read_text())
-    for page in range(0, 4096, 2):
-        memory.to_private(page * PAGE, PAGE)
-    grown = meminfo()["Slab"] - slab
-    tools.say(
-        f"{grown >> 10} KiB of Slab, {int(current.read_text()) - group_bytes >> 10} KiB charged"
-    )
-    memory.to_private(0, memory.size)
+    with MemoryGroup() as group:
+        memory = InPlace(tools, tools.private_vm(), GPA, 16 * MIB)
+        group.join()
+        try:
+            slab, before = meminfo()["Slab"], group.current
+            for page in range(0, 4096, 2):
+                memory.to_private(page * PAGE, PAGE)
+            grown, charged = meminfo()["Slab"] - slab, group.current - before
+        finally:
+            group.leave()
+        tools.say(f"{grown >> 10} KiB of Slab, {charged >> 10} KiB charged")
+        memory.to_private(0, memory.size)
     check(
         meminfo()["Slab"] - slab < max(grown // 2, 2 * MIB),
         "states that are equal again keep the memory of when they were not",

@@ -1,0 +1,140 @@
+"""Memory control groups: who pays for private memory, and what becomes of whoever cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from pyvmm.kvm.system import Kvm
+from pyvmm.native import lib
+from pyvmm.validate.kit.accounts import VMS, lines, look
+from pyvmm.validate.kit.case import GIB, MIB, case
+from pyvmm.validate.kit.check import check, expect
+from pyvmm.validate.kit.guest import GuestVm
+from pyvmm.validate.kit.in_place import InPlace
+from pyvmm.validate.kit.memory import Memory
+from pyvmm.validate.kit.memory_group import MemoryGroup
+from pyvmm.validate.kit.toolbox import Toolbox
+
+NEEDS = ("private_memory",)
+BACKEND = "guest_memfd"
+SIZE = 16 * MIB
+# What a group is charged for besides: page tables, what each CPU has charged in advance.
+BESIDES = 3 * MIB
+
+_Use = Callable[[Memory], None]
+
+
+def _by_host(memory: Memory) -> None:
+    memory.allocate(0, memory.size)
+
+
+def _by_guest(memory: Memory) -> None:
+    memory.guest_fill(0, memory.size, 1)
+
+
+BY: dict[str, _Use] = {"host": _by_host, "guest": _by_guest}
+
+
+@case(
+    "CG1",
+    "private pages are charged to the memory control group of who makes them, until they are gone",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"by": tuple(BY)},
+    alone=True,
+)
+def charged(tools: Toolbox, by: str) -> None:
+    with MemoryGroup() as group:
+        memory = tools.memory(tools.private_vm(), 4 * GIB, SIZE)
+        memory.set_private(0, SIZE)
+        group.join()
+        try:
+            before = group.current
+            BY[by](memory)
+            made = group.current - before
+            memory.punch(0, SIZE)
+            left = group.current - before
+        finally:
+            group.leave()
+        tools.say(f"{made >> 10} of {SIZE >> 10} KiB charged, {left >> 10} KiB left")
+        detail = f"{SIZE} bytes: {made} charged, {left} after the punch"
+        check(abs(made - SIZE) < BESIDES, "private pages are not charged as what they are", detail)
+        check(left < BESIDES, "private pages that were punched are charged still", detail)
+
+
+@case(
+    "CG2",
+    "who makes more private pages than its control group may have is killed; nothing is left",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"by": tuple(BY)},
+    alone=True,
+)
+def over_the_limit(tools: Toolbox, by: str) -> None:
+    counted = [line for line in lines() if line is VMS]
+    before = look(counted)
+    with MemoryGroup() as group:
+        child = os.fork()
+        if child == 0:
+            _overdraw(group, BY[by])
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        expect(status, -signal.SIGKILL, "the end of a process over its control group's limit")
+        check(group.killed == 1, "a process over its control group's limit, not counted as killed")
+        left = group.current
+        check(
+            left < BESIDES,
+            "private pages of a process that was killed are charged still",
+            f"{left}",
+        )
+    expect(look(counted), before, "VMs when the process that had one was killed")
+
+
+@case(
+    "CG3",
+    "pages that convert in place are charged once, whatever their state, until they are punched",
+    needs=("in_place",),
+    backend="in_place",
+    alone=True,
+)
+def charged_once(tools: Toolbox) -> None:
+    charges = []
+    with MemoryGroup() as group:
+        memory = InPlace(tools, tools.private_vm(), 4 * GIB, SIZE)
+        group.join()
+        try:
+            before = group.current
+            steps: tuple[Callable[[], object], ...] = (
+                lambda: memory.allocate(0, SIZE),
+                lambda: memory.to_private(0, SIZE),
+                lambda: memory.guest_fill(0, SIZE, 1),
+                lambda: memory.to_shared(0, SIZE),
+                lambda: memory.punch(0, SIZE),
+            )
+            for step in steps:
+                step()
+                charges.append(group.current - before)
+        finally:
+            group.leave()
+    words = ", ".join(f"{charge >> 10}" for charge in charges)
+    tools.say(f"{words} KiB charged in the states of {SIZE >> 10} KiB")
+    wanted = (SIZE, SIZE, SIZE, SIZE, 0)
+    off = [abs(seen - right) > BESIDES for seen, right in zip(charges, wanted, strict=True)]
+    check(not any(off), "pages that convert in place are not charged once until punched", words)
+
+
+def _overdraw(group: MemoryGroup, use: _Use) -> None:
+    """Ends the process: with 0 if all that memory can be had, with 1 for an error."""
+    status = 1
+    try:
+        group.join()
+        group.limit(group.current + 2 * SIZE)
+        with Kvm() as kvm:
+            vm = GuestVm(kvm, lib.KVM_X86_SW_PROTECTED_VM, 1)
+            memory = Memory(vm, 4 * GIB, 4 * SIZE)
+            memory.set_private(0, memory.size)
+            use(memory)
+        status = 0
+    finally:
+        os._exit(status)
