@@ -75,6 +75,9 @@ def _add_setup_and_build(commands: Any) -> None:
     build.add_argument(
         "--config", type=Path, metavar="FRAGMENT", help="laid over the lab's configuration"
     )
+    build.add_argument(
+        "--coverage", action="store_true", help="let KVM count what it executes (gcov)"
+    )
     build.add_argument("--name", help="what 'lab run --kernel' calls it")
     build.set_defaults(func=guarded(_build))
 
@@ -146,12 +149,17 @@ def _build(arguments: Namespace) -> int:
 
     source = source_path(arguments.source) if arguments.source else None
     recipe = known_recipe(arguments.name) if arguments.name else None
-    if arguments.patch or arguments.config or (recipe and source not in (None, recipe.source)):
+    if (
+        arguments.patch
+        or arguments.config
+        or arguments.coverage
+        or (recipe and source not in (None, recipe.source))
+    ):
         recipe = None
     if recipe is None:
         source = source or default_tarball(DEFAULT_VERSION)
         config = read_fragment(arguments.config) if arguments.config else ""
-        recipe = Recipe(source, tuple(arguments.patch), config)
+        recipe = Recipe(source, tuple(arguments.patch), config, arguments.coverage)
     with build_progress() as progress:
         kernel = build(recipe, arguments.name, say, progress)
     print(f"{kernel.name}: Linux {kernel.release}, {kernel.image}")

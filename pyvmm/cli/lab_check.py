@@ -8,14 +8,16 @@ import random
 import re
 import shutil
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments, lab_series
+from pyvmm.cli import arguments, lab_coverage, lab_series
 from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernels import Kernel
+    from pyvmm.validate.kernels.lab_run import Machine
     from pyvmm.validate.kernels.two_kernels import Variant
     from pyvmm.validate.kernels.verdict import Facts
 
@@ -37,6 +39,7 @@ def add_parser(commands: Any) -> None:
     )
     _add_kernels(parser)
     lab_series.add_arguments(parser)
+    lab_coverage.add_arguments(parser)
     _add_cases(parser)
     _add_machine(parser)
     parser.add_argument(
@@ -179,8 +182,9 @@ def _check(options: Namespace) -> int:
                 say(f"{len(variants)} of {count} combinations were done; what they say:")
                 _show(options, facts, variants, "")
             raise
-        results.keep_all(facts, variants)
-    _show(options, facts, variants, results.where)
+        told, coverage = _coverage(options, machine, results.folder, seed)
+        results.keep_all(facts, variants, told, coverage)
+    _show(options, facts, variants, results.where, told, coverage)
     if any(variant.worse for variant in variants):
         return WORSE
     return NOTHING_RAN if all(each.nothing_ran for each in variants) else SAME_OR_BETTER
@@ -192,15 +196,45 @@ def _words(options: Namespace) -> list[str]:
     return [word for name, value in given.items() if value for word in (name, str(value))]
 
 
-def _show(options: Namespace, facts: Facts, variants: list[Variant], where: str) -> None:
+def _coverage(
+    options: Namespace, machine: Machine, folder: Path, seed: int
+) -> tuple[list[str], dict[str, Any] | None]:
+    """What was executed of the kernel now: for people and for programs, nothing unless asked."""
+    from pyvmm.lab.build import DEFAULT_VERSION, Recipe
+    from pyvmm.lab.config import read_fragment
+    from pyvmm.lab.sources import default_tarball, source_path
+
+    if not lab_coverage.is_wanted(options):
+        return [], None
+    source = source_path(options.source) if options.source else default_tarball(DEFAULT_VERSION)
+    config = read_fragment(options.config) if options.config else ""
+    texts = [path.read_text("utf-8", "surrogateescape") for path in options.patch]
+    words = ["--seed", str(seed)]
+    if options.model_examples:
+        words += ["--model-examples", str(options.model_examples)]
+    recipe = Recipe(source, tuple(options.patch), config)
+    return lab_coverage.measure(options, recipe, texts, machine, folder, words)
+
+
+def _show(
+    options: Namespace,
+    facts: Facts,
+    variants: list[Variant],
+    where: str,
+    told: Sequence[str] = (),
+    coverage: dict[str, Any] | None = None,
+) -> None:
     from pyvmm.cli import lab_check_text as text
     from pyvmm.validate.kernels.verdict import to_json
 
     if options.json:
-        print(json.dumps(to_json(facts, variants)), flush=True)
-    else:
-        lines = text.summary(facts, variants, text.LINES - 1)
-        print("\n".join([*lines, where] if where else lines), flush=True)
+        print(json.dumps(to_json(facts, variants, coverage)), flush=True)
+        return
+    about = list(told[: lab_coverage.MOST_LINES])
+    if len(told) > len(about):
+        about.append(f"... and {len(told) - len(about)} lines more")
+    lines = text.summary(facts, variants, text.LINES - 1 - len(about))
+    print("\n".join([*lines, *about, *([where] if where else [])]), flush=True)
 
 
 def _check_words(options: Namespace) -> None:
@@ -211,6 +245,8 @@ def _check_words(options: Namespace) -> None:
     from pyvmm.lab.sources import open_source
 
     if options.kernel:
+        if lab_coverage.is_wanted(options):
+            raise LabUsageError("--coverage", "it wants a kernel that is built for it", "--patch")
         if options.source or options.patch or options.config:
             raise LabUsageError("--kernel", "it stands instead of --source, --patch and --config")
         if len(options.kernel) != 2:
@@ -286,12 +322,18 @@ class _Results:
     def where(self) -> str:
         return f"all of it: {(self._last or self.folder) / 'check.txt'}"
 
-    def keep_all(self, facts: Facts, variants: list[Variant]) -> None:
+    def keep_all(
+        self,
+        facts: Facts,
+        variants: list[Variant],
+        told: Sequence[str],
+        coverage: dict[str, Any] | None,
+    ) -> None:
         from pyvmm.cli import lab_check_text as text
         from pyvmm.validate.kernels.verdict import to_json
 
-        self._write("check.txt", "\n".join([*text.everything(facts, variants), ""]))
-        self._write("check.json", json.dumps(to_json(facts, variants)))
+        self._write("check.txt", "\n".join([*text.everything(facts, variants), *told, ""]))
+        self._write("check.json", json.dumps(to_json(facts, variants, coverage)))
         self.is_whole = True
 
     def _write(self, name: str, content: str) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyvmm.cli import lab_coverage
 from pyvmm.cli.lab_command import build_progress, live_line, say
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def check_series(
     with _source(options) as source:
         steps = _built(options, source, patches, paths)
         selftests = _selftests(options, patches, steps) if options.selftests else ()
+        told, coverage = _coverage(options, source, patches, paths, steps, machine, folder)
     name = options.commits or source.name
     facts = SeriesFacts(
         name, len(patches), seed, options.cpus, options.memory, options.expression, selftests
@@ -128,8 +130,8 @@ def check_series(
             watch=show or (lambda line: None),
         )
         steps = list(run.steps())
-    _keep(folder, steps, facts)
-    return _status(steps, facts), partial(_show, options, steps, facts)
+    _keep(folder, steps, facts, told, coverage)
+    return _status(steps, facts), partial(_show, options, steps, facts, told, coverage)
 
 
 def _patches(options: Namespace) -> list[Patch]:
@@ -140,14 +142,46 @@ def _patches(options: Namespace) -> list[Patch]:
     return read_series(options.series, say)
 
 
-def _show(options: Namespace, steps: Sequence[Step], facts: SeriesFacts) -> None:
+def _coverage(
+    options: Namespace,
+    source: Path,
+    patches: Sequence[Patch],
+    paths: Sequence[Path],
+    steps: Sequence[Step],
+    machine: Machine,
+    folder: Path,
+) -> tuple[list[str], dict[str, Any] | None]:
+    """What was executed of the whole series."""
+    from pyvmm.lab.build import Recipe
+    from pyvmm.lab.config import read_fragment
+
+    if not lab_coverage.is_wanted(options):
+        return [], None
+    if steps[-1].kernel is None or len(steps) <= len(patches):
+        return ["coverage: the end of the series is no kernel"], None
+    config = read_fragment(options.config) if options.config else ""
+    texts = [patch.text for patch in patches]
+    recipe = Recipe(source, tuple(paths), config)
+    return lab_coverage.measure(options, recipe, texts, machine, folder, [])
+
+
+def _show(
+    options: Namespace,
+    steps: Sequence[Step],
+    facts: SeriesFacts,
+    told: Sequence[str],
+    coverage: dict[str, Any] | None,
+) -> None:
     from pyvmm.cli.lab_series_text import summary
     from pyvmm.validate.kernels.series_verdict import to_json
 
     if options.json:
-        print(json.dumps(to_json(steps, facts)), flush=True)
-    else:
-        print("\n".join(summary(steps, facts)), flush=True)
+        print(json.dumps(to_json(steps, facts, coverage)), flush=True)
+        return
+    about = list(told[: lab_coverage.MOST_LINES])
+    if len(told) > len(about):
+        about.append(f"... and {len(told) - len(about)} lines more")
+    print("\n".join([*summary(steps, facts), *about]), flush=True)
 
 
 def _status(steps: Sequence[Step], facts: SeriesFacts) -> int:
@@ -208,7 +242,7 @@ def _selftests(
     from pyvmm.lab.series import added_lines
 
     first, last = steps[0].kernel, steps[-1].kernel
-    touched = {name for patch in patches for name in added_lines(patch.text)}
+    touched = set(added_lines([patch.text for patch in patches]))
     if not any(name.startswith(_OF_SELFTESTS) for name in touched):
         say("--selftests: the series touches none")
         return ()
@@ -227,10 +261,18 @@ def _selftests(
     return tuple(zip(*results, strict=True))
 
 
-def _keep(folder: Path, steps: Sequence[Step], facts: SeriesFacts) -> None:
+def _keep(
+    folder: Path,
+    steps: Sequence[Step],
+    facts: SeriesFacts,
+    told: Sequence[str],
+    coverage: dict[str, Any] | None,
+) -> None:
     from pyvmm.cli.lab_series_text import summary
     from pyvmm.validate.kernels.series_verdict import to_json
 
-    text = "\n".join([*summary(steps, facts, most_names=1 << 30), ""])
+    text = "\n".join([*summary(steps, facts, most_names=1 << 30), *told, ""])
     (folder / "check.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
-    (folder / "check.json").write_text(json.dumps(to_json(steps, facts)), encoding="utf-8")
+    (folder / "check.json").write_text(
+        json.dumps(to_json(steps, facts, coverage)), encoding="utf-8"
+    )

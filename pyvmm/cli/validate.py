@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pyvmm.cli import arguments
 from pyvmm.cli import main as status
@@ -16,6 +17,7 @@ from pyvmm.memory.backends import BACKENDS
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.results import baseline, report
 from pyvmm.validate.results.result import State
+from pyvmm.validate.run.observer import Observer
 
 _WORKERS = 2
 
@@ -44,6 +46,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         dest="workers",
         help=f"run N cases beside each other ({_WORKERS})",
     )
+    _add_ways(parser)
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--ktap", action="store_true", help="KTAP version 1, line by line")
+    output.add_argument("--json", action="store_true", help="one JSON object at the end")
+    output.add_argument(
+        "--json-lines", action="store_true", help="a JSON object per line, as it happens"
+    )
+    output.add_argument("--list", action="store_true", help="show the names of the cases")
+    parser.set_defaults(func=validate, unblocks_signals=True)
+
+
+def _add_ways(parser: argparse.ArgumentParser) -> None:
+    """How the cases are run, and what their results are held against."""
     parser.add_argument(
         "--shuffle",
         type=arguments.seed,
@@ -71,14 +86,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--strict", action="store_true", help="fail for bugs that upstream has fixed, too"
     )
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--ktap", action="store_true", help="KTAP version 1, line by line")
-    output.add_argument("--json", action="store_true", help="one JSON object at the end")
-    output.add_argument(
-        "--json-lines", action="store_true", help="a JSON object per line, as it happens"
+    parser.add_argument(
+        "--coverage",
+        type=Path,
+        metavar="DIR",
+        help="keep what each case executes of KVM there, where the kernel counts it; implies -j 1",
     )
-    output.add_argument("--list", action="store_true", help="show the names of the cases")
-    parser.set_defaults(func=validate, unblocks_signals=True)
 
 
 def _chosen_seed(options: argparse.Namespace) -> int | None:
@@ -129,8 +142,8 @@ def _run(
 
     session = Session(
         cases,
-        output,
-        workers=options.workers,
+        _counting(options.coverage, output) if options.coverage else output,
+        workers=1 if options.coverage else options.workers,
         seed=_chosen_seed(options),
         shuffle=options.shuffle is not None,
     )
@@ -145,6 +158,14 @@ def _run(
     if now.not_run:
         _say_not_run(now.not_run, len(cases))
     return now
+
+
+def _counting(folder: Path, output: Output) -> Observer:
+    from pyvmm.validate.run.counters import Counting
+
+    if not folder.is_dir():
+        raise ConfigurationError(f"--coverage {folder}", "there is no such folder")
+    return Counting(output, folder)
 
 
 def _say_not_run(names: Sequence[str], count: int) -> None:

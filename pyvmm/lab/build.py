@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvmm.lab import coverage
 from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder, write_whole
 from pyvmm.lab.config import check_config, own_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
@@ -34,11 +35,12 @@ _VERSION = re.compile(r"\d+\.\d+")
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What a kernel is built from: a source tarball or folder, patches applied in order with
-    -p1, and configuration laid over the lab's own."""
+    -p1, and configuration laid over the lab's own. With `coverage` KVM counts what it executes."""
 
     source: Path
     patches: tuple[Path, ...] = ()
     config: str = ""
+    coverage: bool = False
 
 
 def known_recipe(name: str) -> Recipe | None:
@@ -190,6 +192,7 @@ def _key(recipe: Recipe, tree: Tree) -> str:
     """What tells one kernel from another: source, patches and configuration."""
     patches = [patch.read_bytes() for patch in recipe.patches]
     parts = [tree.state().encode(), own_fragment().encode(), recipe.config.encode(), *patches]
+    parts += [coverage.CONFIG.encode()] * recipe.coverage
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
@@ -224,24 +227,30 @@ def _build(
     log = folder / "build.log"
     log.unlink(missing_ok=True)
     check_room(folder, _BUILD_MIB)
-    tree.patch(recipe.patches, log)
-    objects = _objects_folder(tree, own_fragment() + recipe.config)
+    config = recipe.config + coverage.CONFIG * recipe.coverage
+    if recipe.coverage:
+        coverage.check_compiler(tree.files)
+    tree.patch(recipe.patches, log, coverage.APPENDED if recipe.coverage else None)
+    objects = _objects_folder(tree, own_fragment() + config)
     fragment = objects / "lab.config"
-    fragment.write_text(own_fragment() + recipe.config)
+    fragment.write_text(own_fragment() + config)
     started = time.monotonic()
     make = Make(tree.files, objects, log, lock)
     announce(f"building {tree.source.name} in {objects}; log: {log}")
     make.run([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
-    check_config((objects / ".config").read_text(), own_fragment(), recipe.config)
+    check_config((objects / ".config").read_text(), own_fragment(), config)
     make.run(["bzImage"], progress)
     shutil.copyfile(objects / ".config", folder / "config")
     shutil.copyfile(objects / "arch/x86/boot/bzImage", folder / "bzImage")
     for number, patch in enumerate(recipe.patches):
         shutil.copyfile(patch, make_folder(folder / "patches") / f"{number:04}-{patch.name}")
+    if recipe.coverage:
+        coverage.keep_notes(objects, folder)
     facts = {
         "release": read_image(folder / "bzImage").release,
         "source": str(tree.source.path),
         "patches": [patch.name for patch in recipe.patches],
+        "coverage": recipe.coverage,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_whole(folder / "kernel.json", json.dumps(facts))  # last: it says that all is there

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pyvmm.lab.build import Recipe, compile_only
@@ -39,7 +39,7 @@ def warnings_of_patch(
 
     Compiled are KVM's folders and the other C files of the patch that the configuration has.
     """
-    touched = added_lines(text)
+    touched = added_lines([text])
     again = sorted(name for name in touched if name.endswith((".c", ".h")))
     if not again:
         return []
@@ -55,7 +55,7 @@ def _is_kvm(name: str) -> bool:
     return name.startswith(_KVM)
 
 
-def in_lines(said: str, lines: dict[str, set[int]]) -> list[CompilerWarning]:
+def in_lines(said: str, lines: Mapping[str, Container[int]]) -> list[CompilerWarning]:
     """The warnings in what a build said that are about these lines, each once."""
     found = []
     for match in _WARNING.finditer(said):

@@ -27,6 +27,12 @@ class Kernel:
     release: str
     source: str = ""
     patches: tuple[str, ...] = ()
+    counts: bool = False
+
+    @property
+    def notes(self) -> Path:
+        """Where the compiler's notes are that its counters are read with, if it `counts`."""
+        return self.image.parent / "gcno"
 
 
 def check_name(name: str) -> str:
@@ -93,6 +99,7 @@ def _load(name: str, folder: Path) -> Kernel:
         facts["release"],
         facts["source"],
         tuple(facts["patches"]),
+        facts.get("coverage", False),
     )
 
 

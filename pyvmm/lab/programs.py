@@ -26,6 +26,7 @@ _PACKAGES = {
     "patch": "patch",
     "rsync": "rsync",
     "git": "git",
+    "gcov": "gcc",
 }
 #: What make calls has headers of its own to compile with.
 _HEADERS = ("libc6-dev", "libelf-dev")

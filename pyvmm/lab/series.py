@@ -236,29 +236,65 @@ def _in_order(path: Path, patches: Sequence[Patch]) -> list[Patch]:
     return [by_number[number] for number in sorted(by_number)]
 
 
-# ---- what a patch touches ----
+# ---- what patches touch ----
 
-_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 
-def added_lines(text: str) -> dict[str, set[int]]:
-    """The lines that a patch adds or changes, by file, numbered as they are once it is applied."""
-    added: dict[str, set[int]] = {}
-    name, old_left, new_left, at = "", 0, 0, 0
+def added_lines(texts: Sequence[str]) -> dict[str, dict[int, str]]:
+    """The lines that patches, one after the other, add or change: by file, number and text.
+
+    The numbers are those of the files once all are applied.
+    """
+    added: dict[str, dict[int, str]] = {}
+    for text in texts:
+        for name, edit in _edits(text).items():
+            added[name] = edit.apply(added.get(name, {}))
+    return {name: lines for name, lines in added.items() if lines}
+
+
+class _Edit:
+    """What one patch does to one file: lines that go, and lines that come before old ones."""
+
+    def __init__(self) -> None:
+        self.removed: list[int] = []
+        self.inserted: list[tuple[int, int, str]] = []  # before which old line, number, text
+
+    def apply(self, lines: dict[int, str]) -> dict[int, str]:
+        """These lines with their new numbers, without those that go, and those that come."""
+        result = {}
+        for number, text in lines.items():
+            if number not in self.removed:
+                gone = sum(old < number for old in self.removed)
+                come = sum(before <= number for before, _, _ in self.inserted)
+                result[number - gone + come] = text
+        result.update({number: text for _, number, text in self.inserted})
+        return dict(sorted(result.items()))
+
+
+def _edits(text: str) -> dict[str, _Edit]:
+    edits: dict[str, _Edit] = {}
+    edit, old, new, old_end, new_end = _Edit(), 0, 0, 0, 0
     for line in text.split("\n"):
-        if old_left > 0 or new_left > 0:
+        if old < old_end or new < new_end:
             kind = line[:1]
             if kind == "+":
-                added.setdefault(name, set()).add(at)
-            if kind != "-" and kind != "\\":
-                at, new_left = at + 1, new_left - 1
-            if kind != "+" and kind != "\\":
-                old_left -= 1
+                edit.inserted.append((old, new, line[1:]))
+                new += 1
+            elif kind == "-":
+                edit.removed.append(old)
+                old += 1
+            elif kind != "\\":
+                old, new = old + 1, new + 1
         elif line.startswith("+++ "):
             name = line[4:].split("\t")[0].partition("/")[2]
+            edit = edits.setdefault(name, _Edit())
         elif hunk := _HUNK.match(line):
-            old_left, at, new_left = int(hunk[1] or 1), int(hunk[2]), int(hunk[3] or 1)
-    return added
+            old, new = int(hunk[1]), int(hunk[3])
+            old_end, new_end = old + int(hunk[2] or 1), new + int(hunk[4] or 1)
+            if old_end == old:  # nothing old: it comes behind that line
+                old, old_end = old + 1, old_end + 1
+    return edits
 
 
 # ---- git ----

@@ -128,16 +128,20 @@ class Tree:
             announce(f"unpacking {self.source.path}")
             self._unpack(lock)
 
-    def patch(self, patches: Sequence[Path], log: Path) -> None:
+    def patch(
+        self, patches: Sequence[Path], log: Path, appended: Mapping[str, str] | None = None
+    ) -> None:
         """Make the tree's contents the source's with these patches, in order, applied to copies.
 
-        A LabError, and nothing changed, when one does not apply; `log` then has what patch said.
+        `appended` has lines for the ends of files by name. A LabError, and nothing changed, when a
+        patch does not apply; `log` then has what patch said.
         """
         originals = self._read_originals()
         for patch in patches:
             if not patched_files(patch):
                 raise self._refusal(patch, "it names no file of the source", log)
         touched = {name for patch in patches for name in patched_files(patch)}
+        touched.update(appended or ())
         for name in touched:
             originals.setdefault(name, _read(self.files / name))
         with tempfile.TemporaryDirectory(prefix="patching-", dir=self.folder) as place:
@@ -150,6 +154,8 @@ class Tree:
                 if changed == wanted:
                     raise self._refusal(patch, "it changes nothing", log)
                 wanted = changed
+        for name, lines in (appended or {}).items():
+            wanted[name] = (wanted[name] or b"") + lines.encode()
         self._write_originals(originals)  # before the first change: an interruption loses nothing
         for name, content in wanted.items():
             _write(self.files / name, content)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import gzip
 import quopri
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyvmm.lab.errors import LabUsageError
 from pyvmm.lab.series import added_lines, read_series
@@ -161,4 +164,26 @@ def test_added_lines_are_those_of_the_patched_file() -> None:
         "--- /dev/null\n+++ b/new.c\n@@ -0,0 +1,2 @@\n+one\n+two\n\\ No newline at end of file\n"
         "-- \n2.39\n"
     )
-    assert added_lines(text) == {"x.c": {2, 11}, "new.c": {1, 2}}
+    found = {name: list(lines.items()) for name, lines in added_lines([text]).items()}
+    assert found == {"x.c": [(2, "b"), (11, "e")], "new.c": [(1, "one"), (2, "two")]}
+
+
+@given(st.lists(st.lists(st.sampled_from("abcd"), max_size=12).map(tuple), min_size=2, max_size=4))
+def test_added_lines_of_several_patches_are_those_of_the_last_file(
+    versions: list[tuple[str, ...]],
+) -> None:
+    """Lines carry the version that they come from, so that each can be told."""
+    files: list[list[str]] = [[f"{line} 0" for line in versions[0]]]
+    patches = []
+    for number, letters in enumerate(versions[1:], 1):
+        before = files[-1]
+        after = []
+        matcher = difflib.SequenceMatcher(a=[line[0] for line in before], b=list(letters))
+        for kind, i, j, k, m in matcher.get_opcodes():
+            kept = before[i:j] if kind == "equal" else [f"{each} {number}" for each in letters[k:m]]
+            after += kept
+        diff_lines = difflib.unified_diff(before, after, "a/x.c", "b/x.c", n=1, lineterm="")
+        patches.append("\n".join(diff_lines) + "\n")
+        files.append(after)
+    expected = {at: line for at, line in enumerate(files[-1], 1) if not line.endswith(" 0")}
+    assert added_lines(patches).get("x.c", {}) == expected

@@ -104,7 +104,9 @@ def _breaks(step: Step) -> str:
     return f"changes {names[0]}"
 
 
-def to_json(steps: Sequence[Step], facts: SeriesFacts) -> dict[str, Any]:
+def to_json(
+    steps: Sequence[Step], facts: SeriesFacts, coverage: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """One object; docs/lab.md has its keys."""
     from pyvmm import __version__
 
@@ -122,6 +124,7 @@ def to_json(steps: Sequence[Step], facts: SeriesFacts) -> dict[str, Any]:
             {"name": " ".join(now.command), "before": before.outcome, "now": now.outcome}
             for before, now in facts.selftests
         ],
+        **({} if coverage is None else {"coverage": coverage}),
     }
 
 

@@ -76,8 +76,10 @@ def all_runs(variant: Variant) -> Iterator[tuple[str, LabRun]]:
             yield (when if number == 0 else f"{when}, again"), run
 
 
-def to_json(facts: Facts, variants: Sequence[Variant]) -> dict[str, Any]:
-    """One object; docs/validate.md has its keys."""
+def to_json(
+    facts: Facts, variants: Sequence[Variant], coverage: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """One object; docs/validate.md has its keys. ``coverage`` is there if it was measured."""
     from pyvmm import __version__
 
     return {
@@ -90,6 +92,7 @@ def to_json(facts: Facts, variants: Sequence[Variant]) -> dict[str, Any]:
         "seed": facts.seed,
         "expression": facts.expression,
         "variants": [variant_json(variant) for variant in variants],
+        **({} if coverage is None else {"coverage": coverage}),
     }
 
 

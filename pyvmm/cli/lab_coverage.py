@@ -1,0 +1,113 @@
+"""`pyvmm lab check --coverage`: which changed lines the catalogue executed, and which not."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.cli.lab_command import build_progress, live_line, say
+
+if TYPE_CHECKING:
+    from pyvmm.lab.build import Recipe
+    from pyvmm.lab.coverage import Coverage
+    from pyvmm.validate.kernels.lab_run import Machine
+
+#: So many lines of a report are about coverage; check.txt has all.
+MOST_LINES = 12
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("what was executed of KVM")
+    group.add_argument(
+        "--coverage",
+        action="store_true",
+        help="run the catalogue once more, on a kernel that counts what it executes",
+    )
+    group.add_argument(
+        "--coverage-of",
+        action="append",
+        default=[],
+        metavar="FILE|FUNCTION",
+        help="and say it of a file (guest_memfd.c) or a function as a whole",
+    )
+
+
+def is_wanted(options: Namespace) -> bool:
+    return bool(options.coverage or options.coverage_of)
+
+
+def measure(
+    options: Namespace,
+    recipe: Recipe,
+    texts: Sequence[str],
+    machine: Machine,
+    folder: Path,
+    words: Sequence[str],
+) -> tuple[list[str], dict[str, Any]]:
+    """Build the kernel of ``recipe`` so that it counts, and run the catalogue on it.
+
+    ``texts`` are the patches. Gives lines for people and an object for programs, and leaves
+    coverage.html and coverage.info in ``folder``.
+    """
+    from pyvmm.lab.build import build
+    from pyvmm.lab.series import added_lines
+    from pyvmm.validate.kernels import coverage_report
+    from pyvmm.validate.kernels.coverage_run import run_with_coverage
+
+    with build_progress() as progress:
+        kernel = build(replace(recipe, coverage=True), None, say, progress)
+    say(f"the catalogue on {kernel.name}, which counts, case by case")
+    if options.expression:
+        words = [*words, "-k", options.expression]
+    with live_line() as show:
+        run = run_with_coverage(
+            kernel, machine, words, folder / "coverage", say, show or (lambda line: None)
+        )
+    wanted = added_lines(texts)
+    lines, total = run.lines(wanted), run.total()
+    (folder / "coverage.info").write_text(coverage_report.lcov(total), encoding="utf-8")
+    diff = [(name, at, text) for name, each in wanted.items() for at, text in each.items()]
+    (folder / "coverage.html").write_text(
+        coverage_report.page("What the catalogue executed", diff, lines),
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
+    told = coverage_report.changed_lines(lines) if texts else []
+    if run.run.problem:
+        told.append(f"coverage: the run is not whole: {run.run.problem}")
+    for name in options.coverage_of:
+        told += _of(name, total)
+    return told, {
+        "cases": len(run.cases),
+        "problem": run.run.problem or None,
+        "changed_lines": [
+            {
+                "file": line.file,
+                "line": line.number,
+                "text": line.text,
+                "count": line.count,
+                "branches": list(line.branches),
+                "cases": list(line.cases),
+            }
+            for line in lines
+        ],
+        "files": {
+            name: {"executed": each.executed, "lines": len(each.counts)}
+            for name, each in sorted(total.items())
+        },
+    }
+
+
+def _of(name: str, total: Coverage) -> list[str]:
+    """Figures of a file, or of a function wherever it is."""
+    from pyvmm.validate.kernels.coverage_report import figures, of_functions
+
+    files = {file: lines for file, lines in total.items() if f"/{file}".endswith(f"/{name}")}
+    if files:
+        told = list(figures(files))
+        return [*told, *(f"  {line}" for lines in files.values() for line in of_functions(lines))]
+    told = [line for lines in total.values() for line in of_functions(lines, name)]
+    return told or [f"{name}: neither a file nor a function of KVM that is compiled"]

@@ -1,0 +1,237 @@
+"""Kernels whose KVM counts what it executes, and what the counters say.
+
+The counters are gcov's: Documentation/dev-tools/gcov.rst. The kernel writes them in the
+format of the compiler that it was built with, and `gcov` of that compiler reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from operator import add
+from pathlib import Path
+from typing import NamedTuple
+
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.programs import require
+
+CONFIG = "CONFIG_GCOV_KERNEL=y\n"
+#: virt/kvm is built from there, too.
+APPENDED = {"arch/x86/kvm/Makefile": "GCOV_PROFILE := y\n"}
+_FOLDERS = ("virt/kvm", "arch/x86/kvm")
+_FORMAT = "kernel/gcov/gcc_4_7.c"
+_DEFINITIONS = re.compile(r"^#if .*?^#define GCOV_COUNTERS.*?^#endif", re.M | re.S)
+_OBJECT = re.compile(r"\.size\s+\.LPBX0,\s*(\d+)")
+#: struct gcov_info without its array of functions, with a pointer for each kind of counter.
+_WITHOUT_COUNTERS = 48
+
+
+def check_compiler(files: Path) -> None:
+    """A LabError unless the kernel source in `files` writes counters as this compiler has them.
+
+    Both are asked: the compiler for the size of its structure, the source for its number of
+    counters. A kernel of another format would write what nobody can read, or crash.
+    """
+    require("gcc", "gcov")
+    try:
+        definitions = _DEFINITIONS.search((files / _FORMAT).read_text())
+    except OSError:
+        definitions = None
+    if definitions is None:
+        raise LabError("coverage", f"the source has no {_FORMAT} that pyvmm knows")
+    said = _gcc("-E", "-P", text=f"{definitions[0]}\nGCOV_COUNTERS\n").split()
+    made = _OBJECT.search(
+        _gcc("-S", "-fprofile-arcs", "-ftest-coverage", text="int f(int a) { return a ? 1 : 2; }\n")
+    )
+    if made is None or not said:
+        raise LabError("coverage", "gcc -fprofile-arcs makes nothing that pyvmm knows")
+    of_gcc, of_kernel = (int(made[1]) - _WITHOUT_COUNTERS) // 8, int(said[-1])
+    if of_gcc != of_kernel:
+        version = _gcc("-dumpfullversion").strip()
+        raise LabError(
+            "coverage",
+            f"gcc {version} has {of_gcc} kinds of counters and {_FORMAT} writes {of_kernel}",
+            "use another gcc, or a newer kernel",
+        )
+
+
+def _gcc(*words: str, text: str = "") -> str:
+    with tempfile.TemporaryDirectory(prefix="pyvmm-gcc-") as place:
+        given = ["-x", "c", "-", "-o", "-"] if text else []
+        done = subprocess.run(
+            ["gcc", *words, *given], input=text, capture_output=True, text=True, cwd=place
+        )
+    if done.returncode:
+        raise LabError("coverage", f"gcc {words[0]} fails", done.stderr.strip().splitlines()[-1])
+    return done.stdout
+
+
+def keep_notes(objects: Path, folder: Path) -> None:
+    """Copy what the compiler noted of KVM's code from a build to where the kernel is kept."""
+    for top in _FOLDERS:
+        for note in (objects / top).rglob("*.gcno"):
+            target = folder / "gcno" / note.relative_to(objects)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(note, target)
+
+
+# ---- counters as the kernel writes them ----
+
+_MAGIC = b"adcg"  # GCOV_DATA_MAGIC, little-endian
+_ARCS = 0x01A10000  # GCOV_TAG_COUNTER_BASE: how often each arc between blocks was taken
+_LENGTH_IN_BYTES = 12  # the first gcc whose lengths count bytes, not words
+
+
+def add_counters(one: bytes, other: bytes) -> bytes:
+    """The sum of two .gcda files of one object. A LabError when they are none of one object."""
+    if not one.startswith(_MAGIC) or one[:12] != other[:12]:
+        raise LabError("coverage", "counters of different objects")
+    total = b""
+    for mine, others in zip_longest(_records(one), _records(other)):
+        if mine is None or others is None or (mine.tag, mine.size) != (others.tag, others.size):
+            raise LabError("coverage", "counters of different objects")
+        if mine.tag == _ARCS:
+            counts = map(add, array("Q", mine.content), array("Q", others.content))
+            total += mine.head + array("Q", counts).tobytes()
+        else:
+            total += mine.head + mine.content
+    return one[: _start(one)] + total
+
+
+class _Record(NamedTuple):
+    tag: int
+    size: int
+    content: bytes
+    head: bytes
+
+
+def _records(content: bytes) -> Iterator[_Record]:
+    """The records of a .gcda file; counters that are left out because all are 0 are put in."""
+    unit = 1 if _major(content) >= _LENGTH_IN_BYTES else 4
+    at = _start(content)
+    while at + 8 <= len(content):
+        tag, length = struct.unpack_from("<Ii", content, at)
+        size, at = abs(length) * unit, at + 8
+        found = bytes(size) if length < 0 else content[at : at + size]
+        yield _Record(tag, size, found, struct.pack("<II", tag, abs(length)))
+        at += 0 if length < 0 else size
+
+
+def _start(content: bytes) -> int:
+    """Where the records begin: behind magic, version, stamp and, since gcc 12, a checksum."""
+    return 16 if _major(content) >= _LENGTH_IN_BYTES else 12
+
+
+def _major(content: bytes) -> int:
+    """gcc's version in a .gcda: "B22*" for 12.2."""
+    tens, ones = content[7] - ord("A"), content[6] - ord("0")
+    return tens * 10 + ones
+
+
+@dataclass(slots=True)
+class Lines:
+    """What was executed of one file: how often each line was, and each branch of a line.
+
+    ``functions`` has the first and last line of each by name.
+    """
+
+    counts: dict[int, int] = field(default_factory=dict)
+    branches: dict[int, list[int]] = field(default_factory=dict)
+    functions: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, other: Lines) -> None:
+        for line, count in other.counts.items():
+            self.counts[line] = self.counts.get(line, 0) + count
+        for line, taken in other.branches.items():
+            mine = self.branches.get(line)
+            if mine is None or len(mine) != len(taken):
+                # Another copy of an inlined function: what any of them took was taken.
+                self.branches[line] = list(taken) if mine is None else [*mine, *taken]
+            else:
+                self.branches[line] = [a + b for a, b in zip(mine, taken, strict=True)]
+        self.functions.update(other.functions)
+
+    @property
+    def executed(self) -> int:
+        return sum(count > 0 for count in self.counts.values())
+
+
+Coverage = dict[str, Lines]
+
+
+def read_counters(notes: Path, counters: Mapping[str, bytes]) -> Coverage:
+    """What counters say, by file of the kernel's source.
+
+    ``counters`` has the contents of the kernel's .gcda files by name from the build folder;
+    ``notes`` is the folder of the .gcno files. Raises :class:`LabError` for what gcov refuses.
+    """
+    require("gcov")
+    found: Coverage = {}
+    with tempfile.TemporaryDirectory(prefix="pyvmm-gcov-") as place:
+        names = []
+        for number, (name, content) in enumerate(counters.items()):
+            note = (notes / name).with_suffix(".gcno")
+            if not note.exists():
+                raise LabError(f"coverage of {name}", "there are no notes of its compilation")
+            # gcov looks for both files by one name.
+            stem = Path(place, f"{number}-{note.stem}")
+            stem.with_suffix(".gcda").write_bytes(content)
+            stem.with_suffix(".gcno").symlink_to(note)
+            names.append(stem.with_suffix(".gcda").name)
+        if not names:
+            return {}
+        done = subprocess.run(
+            ["gcov", "--json-format", "--stdout", "--branch-probabilities", *names],
+            capture_output=True,
+            cwd=place,
+        )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise LabError("gcov", said[-1] if said else f"it ended with status {done.returncode}")
+    for line in done.stdout.splitlines():
+        if line.strip():
+            _take(json.loads(line), found)
+    return found
+
+
+def _take(report: Mapping[str, list[dict[str, object]]], found: Coverage) -> None:
+    for file in report["files"]:
+        name = _source_name(str(file["file"]))
+        if name is None:
+            continue
+        lines = Lines()
+        for line in file["lines"]:  # type: ignore[attr-defined]
+            number = line["line_number"]
+            lines.add(Lines({number: line["count"]}))
+            if line["branches"]:
+                taken = [branch["count"] for branch in line["branches"]]
+                lines.add(Lines({}, {number: taken}))
+        for function in file["functions"]:  # type: ignore[attr-defined]
+            span = function["start_line"], function["end_line"]
+            lines.functions[function["demangled_name"]] = span
+        found.setdefault(name, Lines()).add(lines)
+
+
+def _source_name(path: str) -> str | None:
+    """A file as the source's top has it; None for one of another part of the kernel."""
+    for top in _FOLDERS:
+        at = path.rfind(f"{top}/")
+        if at >= 0 and (at == 0 or path[at - 1] == "/"):
+            return path[at:]
+    return None
+
+
+def merge(parts: Iterable[Coverage]) -> Coverage:
+    total: Coverage = {}
+    for part in parts:
+        for name, lines in part.items():
+            total.setdefault(name, Lines()).add(lines)
+    return total

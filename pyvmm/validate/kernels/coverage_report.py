@@ -1,0 +1,137 @@
+"""What coverage says, for people and for other tools: lines, figures, lcov, a page of the diff."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import groupby
+
+from pyvmm.lab.coverage import Coverage, Lines
+from pyvmm.validate.kernels.coverage_run import CoveredLine
+
+_MOST_CASES = 5
+
+
+def changed_lines(lines: Sequence[CoveredLine]) -> list[str]:
+    """One line on how many were executed, and one for each stretch that never was."""
+    if not lines:
+        return ["no changed line is code of KVM that this configuration compiles"]
+    executed = sum(line.count > 0 for line in lines)
+    told = [f"{executed} of {len(lines)} changed lines executed"]
+    told += [f"never: {stretch}" for stretch in never(lines)]
+    half = [line for line in lines if line.count and line.branches and 0 in line.branches]
+    told += [
+        f"not every branch: {line.file.rpartition('/')[2]}:{line.number} ({line.text.strip()})"
+        for line in half
+    ]
+    return told
+
+
+def never(lines: Sequence[CoveredLine]) -> Iterator[str]:
+    """The stretches of changed lines that were not executed: ``mmu.c:4531-4533 (if …)``.
+
+    Lines between which there is changed code that was executed are two stretches.
+    """
+    for (file, was_executed), group in groupby(lines, lambda each: (each.file, each.count > 0)):
+        if was_executed:
+            continue
+        stretch = list(group)
+        first, last = stretch[0].number, stretch[-1].number
+        where = f"{first}" if first == last else f"{first}-{last}"
+        yield f"{file.rpartition('/')[2]}:{where} ({stretch[0].text.strip()})"
+
+
+def figures(coverage: Coverage) -> Iterator[str]:
+    """A line for each file: how many of its lines were executed."""
+    width = max((len(name) for name in coverage), default=0)
+    for name, lines in sorted(coverage.items()):
+        if lines.counts:
+            part = 100 * lines.executed / len(lines.counts)
+            yield f"{name:<{width}}  {lines.executed:>5} of {len(lines.counts):>5}  {part:5.1f} %"
+
+
+def of_functions(lines: Lines, only: str = "") -> Iterator[str]:
+    """A line for each function of a file, or one: how many of its lines were, and which not."""
+    for name, (first, last) in sorted(lines.functions.items(), key=lambda item: item[1]):
+        if only and name != only:
+            continue
+        inside = {at: count for at, count in lines.counts.items() if first <= at <= last}
+        if inside:
+            executed = sum(count > 0 for count in inside.values())
+            missed = _ranges([at for at, count in sorted(inside.items()) if not count])
+            yield f"{executed:>4} of {len(inside):>4}  {name}" + (f": not {missed}" * bool(missed))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def lcov(coverage: Coverage) -> str:
+    """The tracefile that geninfo(1) describes; lcov and diff-cover read it."""
+    out = []
+    for name, lines in sorted(coverage.items()):
+        out += ["TN:", f"SF:{name}"]
+        for function, (first, _) in sorted(lines.functions.items()):
+            out.append(f"FN:{first},{function}")
+            out.append(f"FNDA:{lines.counts.get(first, 0)},{function}")
+        for number, taken in sorted(lines.branches.items()):
+            out += [f"BRDA:{number},0,{at},{count}" for at, count in enumerate(taken)]
+        out += [f"DA:{number},{count}" for number, count in sorted(lines.counts.items())]
+        out += [f"LH:{lines.executed}", f"LF:{len(lines.counts)}", "end_of_record"]
+    return "\n".join([*out, ""])
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --page: #fff; --soft: #666;
+  --yes: #d8f5d8; --no: #ffd9d6; --half: #fff0c2; --line: #ddd; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --page: #16181b; --soft: #999;
+  --yes: #17381f; --no: #4a1f1d; --half: #433613; --line: #333; } }
+body { color: var(--ink); background: var(--page); font: 15px/1.5 system-ui, sans-serif;
+  margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+table { border-collapse: collapse; width: 100%; font: 13px/1.45 ui-monospace, monospace; }
+td { padding: 0 .6rem; vertical-align: top; white-space: pre-wrap; }
+td:first-child, td:nth-child(2) { text-align: right; color: var(--soft); user-select: none; }
+td:last-child { color: var(--soft); font-size: 12px; }
+tr.yes { background: var(--yes); } tr.no { background: var(--no); }
+tr.half { background: var(--half); }
+tr.file td { border-top: 1px solid var(--line); padding-top: 1rem; font-weight: bold;
+  color: var(--ink); text-align: left; }
+"""
+
+
+def page(title: str, diff: Sequence[tuple[str, int, str]], lines: Sequence[CoveredLine]) -> str:
+    """A self-contained page of changed lines (file, number, text) and what became of them."""
+    known = {(line.file, line.number): line for line in lines}
+    rows, file = [], ""
+    for name, number, text in diff:
+        if name != file:
+            file = name
+            rows.append(f'<tr class="file"><td colspan="4">{escape(name)}</td></tr>')
+        line = known.get((name, number))
+        mark, count, cases = "", "", ""
+        if line is not None:
+            partly = bool(line.branches) and 0 in line.branches
+            mark = "no" if not line.count else "half" if partly else "yes"
+            count = str(line.count)
+            cases = ", ".join(line.cases[:_MOST_CASES])
+            if len(line.cases) > _MOST_CASES:
+                cases += f" and {len(line.cases) - _MOST_CASES} more"
+        rows.append(
+            f'<tr class="{mark}"><td>{number}</td><td>{count}</td><td>{escape(text)}</td>'
+            f"<td>{escape(cases)}</td></tr>"
+        )
+    told = "".join(f"<p>{escape(each)}</p>" for each in changed_lines(lines)[:1])
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{escape(title)}</h1>{told}<p>Number, times executed, changed line, cases. "
+        "Green: executed. Yellow: not every branch. Red: never.</p>"
+        f"<table>{''.join(rows)}</table></body></html>\n"
+    )

@@ -1,0 +1,136 @@
+"""What of KVM the catalogue executes, case by case, on a kernel that counts it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvmm.lab.coverage import Coverage, add_counters, read_counters
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.kernels import Kernel
+from pyvmm.validate.kernels.lab_run import LabRun, Machine, run_in_lab
+
+_WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CoveredLine:
+    """A line of a patch that is code: how often it was executed, and by which cases."""
+
+    file: str
+    number: int
+    text: str
+    count: int
+    branches: tuple[int, ...] = ()
+    cases: tuple[str, ...] = ()
+
+
+class CoverageRun:
+    """A run of the catalogue whose counters were kept for each case.
+
+    Raises :class:`LabError` when the kernel does not count or no counters came.
+    """
+
+    def __init__(self, kernel: Kernel, run: LabRun, folder: Path) -> None:
+        self.kernel = kernel
+        self.run = run
+        self._zips = {
+            name: path
+            for number, name in enumerate(run.planned)
+            if (path := folder / f"{number}.zip").exists()
+        }
+        if not self._zips:
+            raise LabError("coverage", run.problem or "no case left counters")
+        self._sum: dict[str, bytes] = {}
+        for path in self._zips.values():
+            for name, counters in _contents(path):
+                known = self._sum.get(name)
+                self._sum[name] = counters if known is None else add_counters(known, counters)
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The cases whose counters are there."""
+        return tuple(self._zips)
+
+    def total(self) -> Coverage:
+        """What all cases together executed."""
+        return read_counters(self.kernel.notes, self._sum)
+
+    def lines(self, wanted: Mapping[str, Mapping[int, str]]) -> list[CoveredLine]:
+        """Of these lines, by file, number and text, those that are code."""
+        objects = {
+            name: covered
+            for name, counters in self._sum.items()
+            if (covered := read_counters(self.kernel.notes, {name: counters})).keys()
+            & wanted.keys()
+        }
+        by_case = self._by_case(objects, wanted)
+        found = []
+        for file, lines in wanted.items():
+            for number, text in lines.items():
+                parts = [each[file] for each in objects.values() if file in each]
+                counts = [part.counts[number] for part in parts if number in part.counts]
+                if not counts:
+                    continue
+                taken = [part.branches[number] for part in parts if number in part.branches]
+                branches = tuple(map(sum, zip(*taken, strict=False)))
+                cases = tuple(by_case.get((file, number), ()))
+                found.append(CoveredLine(file, number, text, sum(counts), branches, cases))
+        return found
+
+    def _by_case(
+        self, objects: Iterable[str], wanted: Mapping[str, Mapping[int, str]]
+    ) -> dict[tuple[str, int], list[str]]:
+        chosen = set(objects)
+
+        def executed(item: tuple[str, Path]) -> tuple[str, set[tuple[str, int]]]:
+            case, path = item
+            counters = {name: each for name, each in _contents(path) if name in chosen}
+            covered = read_counters(self.kernel.notes, counters)
+            return case, {
+                (file, number)
+                for file, lines in wanted.items()
+                if file in covered
+                for number in lines
+                if covered[file].counts.get(number)
+            }
+
+        found: dict[tuple[str, int], list[str]] = {}
+        with ThreadPoolExecutor(_WORKERS) as pool:  # gcov is a process: threads wait for it
+            for case, places in pool.map(executed, self._zips.items()):
+                for place in places:
+                    found.setdefault(place, []).append(case)
+        return found
+
+
+def _contents(path: Path) -> list[tuple[str, bytes]]:
+    """A case's counters. One that the kernel died in left none, or half a file."""
+    try:
+        with zipfile.ZipFile(path) as kept:
+            return [(name, kept.read(name)) for name in kept.namelist()]
+    except zipfile.BadZipFile:
+        return []
+
+
+def run_with_coverage(
+    kernel: Kernel,
+    machine: Machine,
+    words: Sequence[str],
+    folder: Path,
+    announce: Callable[[str], None],
+    tell: Callable[[str], None] = lambda line: None,
+) -> CoverageRun:
+    """The catalogue once, one case after the other, with the counters of each in ``folder``."""
+    if not kernel.counts:
+        raise LabError(
+            f"kernel {kernel.name}",
+            "it does not count what KVM executes",
+            "pyvmm lab build --coverage makes one",
+        )
+    counters = folder / "counters"
+    counters.mkdir(parents=True, exist_ok=True)
+    run = run_in_lab(kernel, machine, [*words, "--coverage", str(counters)], folder, announce, tell)
+    return CoverageRun(kernel, run, counters)

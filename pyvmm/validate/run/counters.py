@@ -1,0 +1,89 @@
+"""What of KVM each case executes, where the kernel counts it: gcov's counters in debugfs.
+
+Documentation/dev-tools/gcov.rst. The counters are the whole kernel's, so cases must run one by
+one. What this process itself executes of KVM between a reset and a case is nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyvmm.errors import UnsupportedError
+from pyvmm.validate.kit.case import Case
+from pyvmm.validate.results.result import CaseResult
+from pyvmm.validate.run.observer import Observer
+
+_TOP = Path("/sys/kernel/debug/gcov")
+_FOLDERS = ("arch/x86/kvm/", "virt/kvm/")
+
+
+class Counters:
+    """The counters of KVM's objects. Raises :class:`UnsupportedError` where there are none."""
+
+    def __init__(self, top: Path = _TOP) -> None:
+        self._reset = top / "reset"
+        self._files = dict(_counters(top)) if self._reset.exists() else {}
+        if not self._files:
+            raise UnsupportedError(
+                "coverage",
+                "this kernel does not count what KVM executes",
+                "pyvmm lab build --coverage makes one",
+            )
+        self.reset()
+        self._nothing = self._read()
+
+    def reset(self) -> None:
+        self._reset.write_text("0")
+
+    def executed(self) -> dict[str, bytes]:
+        """The counters of the objects that executed something since :meth:`reset`, by name."""
+        nothing = self._nothing
+        return {name: now for name, now in self._read().items() if now != nothing.get(name)}
+
+    def _read(self) -> dict[str, bytes]:
+        return {name: path.read_bytes() for name, path in self._files.items()}
+
+
+def _counters(top: Path) -> Iterator[tuple[str, Path]]:
+    """Names from the build folder, as ``virt/kvm/guest_memfd.gcda``, and paths."""
+    for folder, _, names in os.walk(top):
+        for name in names:
+            path = f"{folder}/{name}"
+            place = max(path.rfind(f"/{each}") for each in _FOLDERS)
+            if name.endswith(".gcda") and place >= 0:
+                yield path[place + 1 :], Path(path)
+
+
+class Counting(Observer):
+    """Passes on to ``observer``, and keeps the counters of each case in ``folder``.
+
+    Each case gets a file ``NUMBER.zip``; numbers are those of the cases that are to run.
+    """
+
+    def __init__(self, observer: Observer, folder: Path, counters: Counters | None = None) -> None:
+        self._observer = observer
+        self._folder = folder
+        self._counters = Counters() if counters is None else counters
+        self._numbers: dict[str, int] = {}
+
+    def begins(self, cases: Sequence[Case], seed: int) -> None:
+        self._numbers = {each.name: number for number, each in enumerate(cases)}
+        self._observer.begins(cases, seed)
+
+    def knows(self, machine: dict[str, Any]) -> None:
+        self._observer.knows(machine)
+
+    def started(self, each: Case) -> None:
+        self._observer.started(each)
+        self._counters.reset()
+
+    def ended(self, number: int, result: CaseResult) -> None:
+        place = self._folder / f"{self._numbers[result.name]}.zip"
+        with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as kept:
+            for name, content in self._counters.executed().items():
+                kept.writestr(name, content)
+        self._observer.ended(number, result)

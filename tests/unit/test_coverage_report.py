@@ -1,0 +1,168 @@
+"""Coverage by case: counters kept while cases run, and what is made of them."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.errors import UnsupportedError
+from pyvmm.lab.coverage import Coverage, Lines
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.kernels import Kernel
+from pyvmm.validate.kernels import coverage_run
+from pyvmm.validate.kernels.coverage_report import changed_lines, figures, lcov, of_functions, page
+from pyvmm.validate.kernels.coverage_run import CoverageRun, CoveredLine, run_with_coverage
+from pyvmm.validate.kernels.lab_run import LabRun, Machine
+from pyvmm.validate.kit.case import Case
+from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.run.counters import Counters, Counting
+from pyvmm.validate.run.observer import Observer
+from pyvmm.validate.run.session import run
+
+FILE = "virt/kvm/guest_memfd.c"
+
+
+def lines_of_a_patch() -> list[CoveredLine]:
+    return [
+        CoveredLine(FILE, 10, "\tif (a)", 4, (4, 0), ("PC1.a", "PC2.b")),
+        CoveredLine(FILE, 11, "\t\treturn 0;", 0),
+        CoveredLine(FILE, 12, "\t\treturn 1;", 0),
+        CoveredLine(FILE, 14, "\treturn <2>;", 4, (), tuple(f"X{at}.y" for at in range(9))),
+        CoveredLine("arch/x86/kvm/mmu/mmu.c", 7, "\tb();", 0),
+    ]
+
+
+def test_changed_lines_in_words() -> None:
+    assert changed_lines(lines_of_a_patch()) == [
+        "2 of 5 changed lines executed",
+        "never: guest_memfd.c:11-12 (return 0;)",
+        "never: mmu.c:7 (b();)",
+        "not every branch: guest_memfd.c:10 (if (a))",
+    ]
+    assert changed_lines([]) == ["no changed line is code of KVM that this configuration compiles"]
+
+
+def test_a_page_is_whole_in_itself() -> None:
+    diff = [(FILE, at, f"line <{at}>") for at in range(9, 15)]
+    text = page("Executed <or> not", diff, lines_of_a_patch())
+    assert "<script" not in text and "http" not in text and "prefers-color-scheme: dark" in text
+    assert 'class="half"' in text and text.count('class="no"') == 2 and 'class="yes"' in text
+    assert "line &lt;9&gt;" in text and "Executed &lt;or&gt; not" in text
+    assert "X4.y and 4 more" in text
+
+
+def some() -> Coverage:
+    return {
+        FILE: Lines({1: 2, 2: 0, 3: 0, 5: 1}, {1: [2, 0]}, {"one": (1, 3), "two": (5, 6)}),
+        "virt/kvm/empty.h": Lines(),
+    }
+
+
+def test_figures_by_file_and_function() -> None:
+    assert list(figures(some())) == [f"{FILE}      2 of     4   50.0 %"]
+    assert list(of_functions(some()[FILE])) == ["   1 of    3  one: not 2-3", "   1 of    1  two"]
+    assert list(of_functions(some()[FILE], "two")) == ["   1 of    1  two"]
+
+
+def test_lcov() -> None:
+    assert lcov({FILE: some()[FILE]}).splitlines() == [
+        "TN:", f"SF:{FILE}", "FN:1,one", "FNDA:2,one", "FN:5,two", "FNDA:1,two",
+        "BRDA:1,0,0,2", "BRDA:1,0,1,0", "DA:1,2", "DA:2,0", "DA:3,0", "DA:5,1",
+        "LH:2", "LF:4", "end_of_record",
+    ]  # fmt: skip
+
+
+# ---- counters, where a kernel has them ----
+
+
+def a_kernel(top: Path) -> dict[str, Path]:
+    """A folder as debugfs has it for a kernel that counts."""
+    (top / "reset").parent.mkdir(parents=True, exist_ok=True)
+    (top / "reset").write_text("")
+    files = {}
+    for name in ("virt/kvm/guest_memfd.gcda", "arch/x86/kvm/mmu/mmu.gcda", "mm/shmem.gcda"):
+        path = top / "cache/build" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"nothing")
+        files[name] = path
+    return files
+
+
+def test_only_what_was_executed_of_kvm_is_kept(tmp_path: Path) -> None:
+    files = a_kernel(tmp_path)
+    counters = Counters(tmp_path)
+    assert counters.executed() == {}
+    for path in files.values():
+        path.write_bytes(b"something")
+    files["arch/x86/kvm/mmu/mmu.gcda"].write_bytes(b"nothing")
+    assert counters.executed() == {"virt/kvm/guest_memfd.gcda": b"something"}
+    (tmp_path / "reset").write_text("")
+    counters.reset()
+    assert (tmp_path / "reset").read_text() == "0"
+
+
+def test_a_kernel_that_does_not_count(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="does not count"):
+        Counters(tmp_path)
+
+
+def test_each_case_leaves_its_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = a_kernel(tmp_path / "gcov")
+    target = files["virt/kvm/guest_memfd.gcda"]
+    monkeypatch.setattr(Counters, "reset", lambda self: target.write_bytes(b"nothing"))
+    counters = Counters(tmp_path / "gcov")
+
+    def a_case(name: str, content: bytes) -> Case:
+        def function(tools: Any) -> None:
+            target.write_bytes(content)
+
+        return Case(name, "a title", function, "tests")
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    cases = [a_case("A1", b"one"), a_case("A2", b"nothing"), a_case("A3", b"three")]
+    run(cases, Counting(Observer(), kept, counters), workers=1)
+    found = {}
+    for path in sorted(kept.iterdir()):
+        with zipfile.ZipFile(path) as opened:
+            found[path.name] = {name: opened.read(name) for name in opened.namelist()}
+    name = "virt/kvm/guest_memfd.gcda"
+    assert found == {"0.zip": {name: b"one"}, "1.zip": {}, "2.zip": {name: b"three"}}
+
+
+# ---- a run of them ----
+
+
+def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(notes: Path, counters: dict[str, bytes]) -> Coverage:
+        count = sum(content[0] for content in counters.values())
+        return {FILE: Lines({10: count, 11: 0}, {10: [count, 0]})} if counters else {}
+
+    monkeypatch.setattr(coverage_run, "read_counters", read)
+    monkeypatch.setattr(coverage_run, "add_counters", lambda one, other: bytes([one[0] + other[0]]))
+    for number, content in enumerate((b"\2", b"", b"\3")):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as kept:
+            if content:
+                kept.writestr("virt/kvm/guest_memfd.gcda", content)
+    (tmp_path / "3.zip").write_bytes(b"half a fi")
+    names = ("A.a", "B.b", "C.c", "D.d", "E.e")
+    results = tuple(CaseResult(n, n[0], "t", "s", State.PASS) for n in names)
+    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
+    found = CoverageRun(kernel, LabRun(names, results, 1, 1.0), tmp_path)
+    assert found.cases == ("A.a", "B.b", "C.c", "D.d")
+    assert found.lines({FILE: {10: "if (a)", 11: "b();", 12: "/* no code */"}}) == [
+        CoveredLine(FILE, 10, "if (a)", 5, (5, 0), ("A.a", "C.c")),
+        CoveredLine(FILE, 11, "b();", 0),
+    ]
+    assert found.total()[FILE].executed == 1
+    with pytest.raises(LabError, match="no case left counters"):
+        CoverageRun(kernel, LabRun(names, results, 1, 1.0), tmp_path / "none")
+
+
+def test_a_kernel_without_counters_is_refused(tmp_path: Path) -> None:
+    kernel = Kernel("default", tmp_path / "bzImage", "6.12")
+    with pytest.raises(LabError, match="it does not count"):
+        run_with_coverage(kernel, Machine(), [], tmp_path, print)

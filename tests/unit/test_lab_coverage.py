@@ -1,0 +1,122 @@
+"""Counters of gcov: added up and read, with those that this compiler's own programs write."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pyvmm.lab import coverage
+from pyvmm.lab.coverage import Lines, add_counters, check_compiler, merge, read_counters
+from pyvmm.lab.errors import LabError
+
+SOURCE = """static inline int half(int a)
+{
+    return a / 2;
+}
+
+int pick(int a)
+{
+    if (a > 10 &&
+        a < 20)
+        return half(a);
+    return a;
+}
+
+int never(void)
+{
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    int i, sum = 0;
+
+    for (i = 0; i < argc; i++)
+        sum += pick(argc);
+    return sum == -1;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the lab keeps one, with notes below virt/kvm, and a program."""
+    top = tmp_path_factory.mktemp("built")
+    (top / "virt/kvm").mkdir(parents=True)
+    (top / "virt/kvm/main.c").write_text(SOURCE)
+    command = ["gcc", "-fprofile-arcs", "-ftest-coverage", "-c", "virt/kvm/main.c"]
+    subprocess.run([*command, "-o", "virt/kvm/main.o"], cwd=top, check=True)
+    command = ["gcc", "-fprofile-arcs", "-o", "program", "virt/kvm/main.o"]
+    subprocess.run(command, cwd=top, check=True)
+    return top
+
+
+def counters(built: Path, *words: str) -> bytes:
+    found = built / "virt/kvm/main.gcda"
+    found.unlink(missing_ok=True)
+    subprocess.run(["./program", *words], cwd=built, check=True)
+    return found.read_bytes()
+
+
+NAME = "virt/kvm/main.gcda"
+
+
+def test_lines_branches_and_functions(built: Path) -> None:
+    lines = read_counters(built, {NAME: counters(built, *"abcdefghijk")})["virt/kvm/main.c"]
+    assert lines.counts[3] == 12 and lines.counts[10] == 12
+    assert lines.counts[16] == 0 and 13 not in lines.counts
+    assert lines.functions["never"] == (14, 17)
+    assert 0 in lines.branches[8]
+
+
+def test_counters_are_added_up(built: Path) -> None:
+    first, second = counters(built, "a"), counters(built, *"abcdefghijk")
+    total = read_counters(built, {NAME: add_counters(first, second)})
+    assert total["virt/kvm/main.c"].counts[10] == 12
+    assert total["virt/kvm/main.c"].counts[24] == 14
+    apart = merge([read_counters(built, {NAME: each}) for each in (first, second)])
+    assert apart["virt/kvm/main.c"].counts == total["virt/kvm/main.c"].counts
+    assert apart["virt/kvm/main.c"].executed == 11
+
+
+def test_counters_of_another_object(built: Path) -> None:
+    found = counters(built)
+    for other in (found[:-8], found[:8] + b"\0\0\0\0" + found[12:], b"", b"abcd" * 8):
+        with pytest.raises(LabError, match="different objects"):
+            add_counters(found, other)
+
+
+def test_what_gcov_refuses(built: Path) -> None:
+    with pytest.raises(LabError, match="no notes"):
+        read_counters(built, {"virt/kvm/other.gcda": b"x"})
+    assert read_counters(built, {}) == {}
+
+
+def test_copies_of_an_inlined_line_are_one(built: Path) -> None:
+    one, two = Lines({3: 1}, {3: [1, 0]}), Lines({3: 0, 4: 2}, {3: [0, 2]})
+    one.add(two)
+    assert (one.counts, one.branches) == ({3: 1, 4: 2}, {3: [1, 2]})
+
+
+def a_source(folder: Path, number: str) -> Path:
+    (folder / "kernel/gcov").mkdir(parents=True)
+    (folder / "kernel/gcov/gcc_4_7.c").write_text(
+        f"#if (__GNUC__ >= 5)\n#define GCOV_COUNTERS\t{number}\n#else\n"
+        "#define GCOV_COUNTERS 3\n#endif\n"
+    )
+    return folder
+
+
+def test_a_kernel_and_a_compiler_of_one_format(tmp_path: Path) -> None:
+    made = coverage._OBJECT.search(
+        coverage._gcc("-S", "-fprofile-arcs", "-ftest-coverage", text="int f(void) { return 1; }\n")
+    )
+    assert made is not None
+    number = (int(made[1]) - 48) // 8
+    check_compiler(a_source(tmp_path / "right", str(number)))
+    with pytest.raises(LabError, match="kinds of counters"):
+        check_compiler(a_source(tmp_path / "wrong", str(number + 1)))
+    with pytest.raises(LabError, match="no kernel/gcov"):
+        check_compiler(tmp_path / "none")
