@@ -262,7 +262,8 @@ def _objects_folder(tree: Tree, config: str) -> Path:
 
     The path is always the same, because objtool is built anew when it changes, and all objects
     with it; the objects of other configurations are parked meanwhile. A new configuration
-    starts with a copy of another's, so that make builds only what the options change.
+    starts with a copy of the one that is most like it, so that make builds only what the options
+    change.
     """
     objects = tree.folder / "build"
     label = objects / "configuration"
@@ -274,7 +275,7 @@ def _objects_folder(tree: Tree, config: str) -> Path:
         if not parked.exists() and (others := sorted(tree.folder.glob("parked-*"))):
             copy = tree.folder / "copying"
             shutil.rmtree(copy, ignore_errors=True)  # of an interrupted build
-            shutil.copytree(others[0], copy, symlinks=True)
+            shutil.copytree(_most_like(config, others), copy, symlinks=True)
             (copy / label.name).write_text(wanted)
             copy.rename(parked)
         if parked.exists():
@@ -283,3 +284,14 @@ def _objects_folder(tree: Tree, config: str) -> Path:
             objects.mkdir()
     label.write_text(wanted)
     return objects
+
+
+def _most_like(config: str, parked: Sequence[Path]) -> Path:
+    """The folder of objects whose configuration differs in the fewest lines."""
+    wanted = set(config.splitlines())
+
+    def differing(folder: Path) -> int:
+        fragment = folder / "lab.config"
+        return len(wanted ^ set(fragment.read_text().splitlines() if fragment.exists() else ()))
+
+    return min(parked, key=differing)
