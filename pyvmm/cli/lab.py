@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import lab_check
+from pyvmm.cli import lab_check, lab_coverage
 from pyvmm.cli.arguments import seconds
 from pyvmm.cli.lab_command import build_progress, guarded, say
 
@@ -111,6 +111,9 @@ def _add_run(commands: Any) -> None:
         action="store_true",
         help="report trouble in the kernel's log, but keep the command's status",
     )
+    lab_coverage.add_arguments(
+        run, "on a kernel like this one that counts: say what of KVM the command executed"
+    )
     run.add_argument("argv", nargs=REMAINDER, metavar="-- COMMAND...")
     run.set_defaults(func=guarded(_run))
 
@@ -168,7 +171,12 @@ def _build(arguments: Namespace) -> int:
 
 def _run(arguments: Namespace) -> int:
     command = _command(arguments, None)
+    counted = lab_coverage.is_wanted(arguments)
+    if counted:
+        arguments.kernel = lab_coverage.counting_kernel(arguments.kernel)
     with _lab(arguments, arguments.results, arguments.results_limit, command=command) as lab:
+        if counted:
+            lab_coverage.reset(lab)
         result = lab.run(
             command,
             timeout=arguments.timeout,
@@ -176,7 +184,11 @@ def _run(arguments: Namespace) -> int:
             stdout=_writer(1),
             stderr=_writer(2),
         )
+        is_alive = result.status is not None
+        executed = lab_coverage.executed(lab) if counted and is_alive else None
     _report(result)
+    if executed is not None:
+        lab_coverage.tell(arguments, executed)
     return result.exit_status(allow_warnings=arguments.allow_warnings)
 
 

@@ -39,7 +39,9 @@ def add_parser(commands: Any) -> None:
     )
     _add_kernels(parser)
     lab_series.add_arguments(parser)
-    lab_coverage.add_arguments(parser)
+    lab_coverage.add_arguments(
+        parser, "run the catalogue once more, on a kernel that counts what it executes"
+    )
     _add_cases(parser)
     _add_machine(parser)
     parser.add_argument(

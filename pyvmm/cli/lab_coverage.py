@@ -1,7 +1,8 @@
-"""`pyvmm lab check --coverage`: which changed lines the catalogue executed, and which not."""
+"""`--coverage` of `pyvmm lab check` and `run`: what of KVM was executed, and what not."""
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,19 +14,20 @@ from pyvmm.cli.lab_command import build_progress, live_line, say
 if TYPE_CHECKING:
     from pyvmm.lab.build import Recipe
     from pyvmm.lab.coverage import Coverage
+    from pyvmm.lab.lab import Lab
     from pyvmm.validate.kernels.lab_run import Machine
 
 #: So many lines of a report are about coverage; check.txt has all.
 MOST_LINES = 12
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+#: What `lab run --coverage` leaves in its results folder.
+FIGURES, TRACEFILE = "coverage.txt", "coverage.info"
+
+
+def add_arguments(parser: ArgumentParser, what: str) -> None:
     group = parser.add_argument_group("what was executed of KVM")
-    group.add_argument(
-        "--coverage",
-        action="store_true",
-        help="run the catalogue once more, on a kernel that counts what it executes",
-    )
+    group.add_argument("--coverage", action="store_true", help=what)
     group.add_argument(
         "--coverage-of",
         action="append",
@@ -37,6 +39,54 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def is_wanted(options: Namespace) -> bool:
     return bool(options.coverage or options.coverage_of)
+
+
+def counting_kernel(name: str) -> str:
+    """The name of a kernel as ``name`` that counts, built first if it has to be."""
+    from pyvmm.lab.build import build, check_known, known_recipe
+    from pyvmm.lab.kernels import find_built
+    from pyvmm.validate.kernels.coverage_run import check_counts
+
+    check_known(name)
+    built = find_built(name) if "/" not in name else None
+    if built and built.counts:
+        return name
+    recipe = known_recipe(name) if "/" not in name else None
+    if recipe is None:
+        from pyvmm.lab.kernels import read_image
+
+        check_counts(built or read_image(Path(name)))
+    assert recipe is not None
+    with build_progress() as progress:
+        return build(replace(recipe, coverage=True), None, say, progress).name
+
+
+def reset(lab: Lab) -> None:
+    from pyvmm.validate.kernels.coverage_run import reset_counters
+
+    reset_counters(lab)
+
+
+def executed(lab: Lab) -> Coverage:
+    from pyvmm.validate.kernels.coverage_run import executed_in
+
+    return executed_in(lab)
+
+
+def tell(options: Namespace, total: Coverage) -> None:
+    """Say what a command executed; all of it into the results folder, if there is one."""
+    from pyvmm.validate.kernels.coverage_report import figures, lcov
+
+    executed = sum(each.executed for each in total.values())
+    lines = list(figures({name: each for name, each in total.items() if each.executed}))
+    say(f"{executed} of {sum(len(each.counts) for each in total.values())} lines of KVM executed")
+    if options.results:
+        (options.results / FIGURES).write_text("\n".join([*lines, ""]), encoding="utf-8")
+        (options.results / TRACEFILE).write_text(lcov(total), encoding="utf-8")
+    if options.coverage_of:
+        lines = [line for name in options.coverage_of for line in _of(name, total)]
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def measure(
@@ -68,7 +118,7 @@ def measure(
         )
     wanted = added_lines(texts)
     lines, total = run.lines(wanted), run.total()
-    (folder / "coverage.info").write_text(coverage_report.lcov(total), encoding="utf-8")
+    (folder / TRACEFILE).write_text(coverage_report.lcov(total), encoding="utf-8")
     diff = [(name, at, text) for name, each in wanted.items() for at, text in each.items()]
     (folder / "coverage.html").write_text(
         coverage_report.page("What the catalogue executed", diff, lines),

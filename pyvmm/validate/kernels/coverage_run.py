@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 from pyvmm.lab.coverage import Coverage, add_counters, read_counters
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
-from pyvmm.validate.kernels.lab_run import LabRun, Machine, run_in_lab
+from pyvmm.lab.lab import Lab
+from pyvmm.validate.kernels.lab_run import PACKAGES, LabRun, Machine, run_in_lab
 
 _WORKERS = 2
+_COUNTERS = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+    "from pyvmm.validate.run.counters import Counters"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,36 @@ class CoverageRun:
         return found
 
 
-def _contents(path: Path) -> list[tuple[str, bytes]]:
+def reset_counters(lab: Lab) -> None:
+    """Begin anew with counting in a lab. A :class:`LabError` when its kernel does not count."""
+    check_counts(lab.kernel)
+    _ask(lab, "Counters().reset()")
+
+
+def executed_in(lab: Lab) -> Coverage:
+    """What of KVM was executed in a lab since its counters were reset."""
+    kept = BytesIO(_ask(lab, "Counters().save(sys.stdout.buffer)"))
+    return read_counters(lab.kernel.notes, dict(_contents(kept)))
+
+
+def _ask(lab: Lab, words: str) -> bytes:
+    done = lab.run([sys.executable, "-P", "-c", f"{_COUNTERS}; {words}", PACKAGES], timeout=60)
+    if done.status != 0:
+        said = done.errors.decode(errors="replace").strip().splitlines()
+        raise LabError("coverage", done.problem or (said[-1] if said else str(done.status)))
+    return done.output
+
+
+def check_counts(kernel: Kernel) -> None:
+    if not kernel.counts:
+        raise LabError(
+            f"kernel {kernel.name}",
+            "it does not count what KVM executes",
+            "pyvmm lab build --coverage makes one",
+        )
+
+
+def _contents(path: Path | IO[bytes]) -> list[tuple[str, bytes]]:
     """A case's counters. One that the kernel died in left none, or half a file."""
     try:
         with zipfile.ZipFile(path) as kept:
@@ -124,12 +161,7 @@ def run_with_coverage(
     tell: Callable[[str], None] = lambda line: None,
 ) -> CoverageRun:
     """The catalogue once, one case after the other, with the counters of each in ``folder``."""
-    if not kernel.counts:
-        raise LabError(
-            f"kernel {kernel.name}",
-            "it does not count what KVM executes",
-            "pyvmm lab build --coverage makes one",
-        )
+    check_counts(kernel)
     counters = folder / "counters"
     counters.mkdir(parents=True, exist_ok=True)
     run = run_in_lab(kernel, machine, [*words, "--coverage", str(counters)], folder, announce, tell)

@@ -22,7 +22,7 @@ _COMMAND = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from pyvmm.cli.main import main; "
     "sys.exit(main(sys.argv[1:]))"
 )
-_PACKAGES = str(Path(__file__).resolve().parents[2])
+PACKAGES = str(Path(__file__).resolve().parents[2])
 _STAMP = re.compile(r"\[ *(\d+\.\d+)\]")
 #: The kernel's log and CLOCK_MONOTONIC run apart by so much, in seconds.
 _SLACK_S = 0.2

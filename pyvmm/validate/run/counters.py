@@ -1,7 +1,7 @@
 """What of KVM each case executes, where the kernel counts it: gcov's counters in debugfs.
 
 Documentation/dev-tools/gcov.rst. The counters are the whole kernel's, so cases must run one by
-one. What this process itself executes of KVM between a reset and a case is nothing.
+one. This process itself executes nothing of KVM between a reset and a case.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from pyvmm.errors import UnsupportedError
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.results.result import CaseResult
-from pyvmm.validate.run.observer import Observer
+from pyvmm.validate.run.observer import Observer, Passing
 
 _TOP = Path("/sys/kernel/debug/gcov")
 _FOLDERS = ("arch/x86/kvm/", "virt/kvm/")
@@ -33,16 +33,25 @@ class Counters:
                 "this kernel does not count what KVM executes",
                 "pyvmm lab build --coverage makes one",
             )
-        self.reset()
-        self._nothing = self._read()
+        self._nothing: dict[str, bytes] = {}
 
     def reset(self) -> None:
         self._reset.write_text("0")
+        self._nothing = self._nothing or self._read()
 
     def executed(self) -> dict[str, bytes]:
-        """The counters of the objects that executed something since :meth:`reset`, by name."""
+        """The counters of the objects that executed something since :meth:`reset`, by name.
+
+        Before the first reset, those of all objects.
+        """
         nothing = self._nothing
         return {name: now for name, now in self._read().items() if now != nothing.get(name)}
+
+    def save(self, place: Path | IO[bytes]) -> None:
+        """Write what :meth:`executed` gives as a zip file."""
+        with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as kept:
+            for name, content in self.executed().items():
+                kept.writestr(name, content)
 
     def _read(self) -> dict[str, bytes]:
         return {name: path.read_bytes() for name, path in self._files.items()}
@@ -58,32 +67,27 @@ def _counters(top: Path) -> Iterator[tuple[str, Path]]:
                 yield path[place + 1 :], Path(path)
 
 
-class Counting(Observer):
+class Counting(Passing):
     """Passes on to ``observer``, and keeps the counters of each case in ``folder``.
 
     Each case gets a file ``NUMBER.zip``; numbers are those of the cases that are to run.
     """
 
     def __init__(self, observer: Observer, folder: Path, counters: Counters | None = None) -> None:
-        self._observer = observer
+        super().__init__(observer)
         self._folder = folder
         self._counters = Counters() if counters is None else counters
+        self._counters.reset()  # learns what nothing looks like
         self._numbers: dict[str, int] = {}
 
     def begins(self, cases: Sequence[Case], seed: int) -> None:
         self._numbers = {each.name: number for number, each in enumerate(cases)}
-        self._observer.begins(cases, seed)
-
-    def knows(self, machine: dict[str, Any]) -> None:
-        self._observer.knows(machine)
+        super().begins(cases, seed)
 
     def started(self, each: Case) -> None:
-        self._observer.started(each)
+        super().started(each)
         self._counters.reset()
 
     def ended(self, number: int, result: CaseResult) -> None:
-        place = self._folder / f"{self._numbers[result.name]}.zip"
-        with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as kept:
-            for name, content in self._counters.executed().items():
-                kept.writestr(name, content)
-        self._observer.ended(number, result)
+        self._counters.save(self._folder / f"{self._numbers[result.name]}.zip")
+        super().ended(number, result)

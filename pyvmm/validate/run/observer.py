@@ -26,3 +26,22 @@ class Observer:
 
     def ended(self, number: int, result: CaseResult) -> None:
         """The ``number``-th result, from 1, in the order in which they come."""
+
+
+class Passing(Observer):
+    """Passes everything on to another observer, but for what a subclass does besides."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def begins(self, cases: Sequence[Case], seed: int) -> None:
+        self._observer.begins(cases, seed)
+
+    def knows(self, machine: dict[str, Any]) -> None:
+        self._observer.knows(machine)
+
+    def started(self, each: Case) -> None:
+        self._observer.started(each)
+
+    def ended(self, number: int, result: CaseResult) -> None:
+        self._observer.ended(number, result)
