@@ -10,10 +10,11 @@ import os
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import lab_check, lab_coverage
+from pyvmm.cli import lab_check, lab_coverage, lab_debug
 from pyvmm.cli.arguments import seconds
 from pyvmm.cli.lab_command import build_progress, guarded, say
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pyvmm.lab.kernel_log import Splat
     from pyvmm.lab.lab import Lab, RunResult
     from pyvmm.lab.qemu import Tcg
+
+#: So many cases are named that ran as trouble came.
+_MOST_CASES = 4
 
 
 def add_parser(subparsers: Any) -> None:
@@ -78,6 +82,7 @@ def _add_setup_and_build(commands: Any) -> None:
     build.add_argument(
         "--coverage", action="store_true", help="let KVM count what it executes (gcov)"
     )
+    lab_debug.add_argument(build)
     build.add_argument("--name", help="what 'lab run --kernel' calls it")
     build.set_defaults(func=guarded(_build))
 
@@ -156,13 +161,16 @@ def _build(arguments: Namespace) -> int:
         arguments.patch
         or arguments.config
         or arguments.coverage
+        or arguments.debug
         or (recipe and source not in (None, recipe.source))
     ):
         recipe = None
     if recipe is None:
         source = source or default_tarball(DEFAULT_VERSION)
         config = read_fragment(arguments.config) if arguments.config else ""
-        recipe = Recipe(source, tuple(arguments.patch), config, arguments.coverage)
+        patches = tuple(arguments.patch)
+        debug = lab_debug.names(arguments)
+        recipe = Recipe(source, patches, config, arguments.coverage, debug)
     with build_progress() as progress:
         kernel = build(recipe, arguments.name, say, progress)
     print(f"{kernel.name}: Linux {kernel.release}, {kernel.image}")
@@ -170,6 +178,8 @@ def _build(arguments: Namespace) -> int:
 
 
 def _run(arguments: Namespace) -> int:
+    from pyvmm.lab.leaks import find_leaks, forget_leaks, looks_for_leaks
+
     command = _command(arguments, None)
     counted = lab_coverage.is_wanted(arguments)
     if counted:
@@ -177,6 +187,8 @@ def _run(arguments: Namespace) -> int:
     with _lab(arguments, arguments.results, arguments.results_limit, command=command) as lab:
         if counted:
             lab_coverage.reset(lab)
+        if looks_for_leaks(lab.kernel):
+            forget_leaks(lab)
         result = lab.run(
             command,
             timeout=arguments.timeout,
@@ -186,6 +198,9 @@ def _run(arguments: Namespace) -> int:
         )
         is_alive = result.status is not None
         executed = lab_coverage.executed(lab) if counted and is_alive else None
+        if looks_for_leaks(lab.kernel) and is_alive:
+            leaks = find_leaks(lab, result.kernel_log)
+            result = replace(result, splats=(*result.splats, *leaks))
     _report(result)
     if executed is not None:
         lab_coverage.tell(arguments, executed)
@@ -232,7 +247,9 @@ def _list(arguments: Namespace) -> int:
 
     rows = [("NAME", "LINUX", "PATCHES", "SOURCE")]
     for kernel in built_kernels():
-        patches = ", ".join(kernel.patches) or "-"
+        extra = ["--coverage"] * kernel.counts
+        extra += [f"--debug {','.join(kernel.debug)}"] * bool(kernel.debug)
+        patches = ", ".join((*kernel.patches, *extra)) or "-"
         rows.append((kernel.name, kernel.release, patches, kernel.source))
     built = {row[0] for row in rows}
     rows += [(name, "not built", "", "") for name in known_names() if name not in built]
@@ -306,14 +323,21 @@ def _command(arguments: Namespace, default: str | None) -> list[str]:
 
 
 def _report(result: RunResult) -> None:
+    from pyvmm.lab.kernel_log import by_kind
+
     if result.problem is not None:
         say(result.problem)
-    for splat in result.splats:
-        _report_splat(splat)
+    for splat, times in by_kind(result.splats):
+        _report_splat(splat, times)
 
 
-def _report_splat(splat: Splat) -> None:
-    say(f"the kernel's log has: {splat.title}")
+def _report_splat(splat: Splat, times: int) -> None:
+    cases = ", ".join(splat.cases[:_MOST_CASES])
+    if len(splat.cases) > _MOST_CASES:
+        cases += f" and {len(splat.cases) - _MOST_CASES} more"
+    during = f" (while {cases} ran)" * bool(cases)
+    often = f" {times} times" * (times > 1)
+    say(f"the kernel's log has{often}: {splat.title}{during}")
     for line in splat.lines:
         print(f"    {line}", file=sys.stderr)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments, lab_coverage, lab_series
+from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_series
 from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def add_parser(commands: Any) -> None:
     )
     _add_kernels(parser)
     lab_series.add_arguments(parser)
+    lab_debug.add_argument(parser)
     lab_coverage.add_arguments(
         parser, "run the catalogue once more, on a kernel that counts what it executes"
     )
@@ -137,6 +138,7 @@ def _check(options: Namespace) -> int:
     from pyvmm.validate.run.catalogue import select
 
     _check_words(options)
+    debug = lab_debug.names(options)
     cases = select(options.expression, model_examples=options.model_examples)
     results = _Results(options.results)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
@@ -148,17 +150,10 @@ def _check(options: Namespace) -> int:
         silence_s=max(each.deadline_s for each in cases) + 60,
     )
     if lab_series.is_series(options):
-        with results:
-            words = _words(options)
-            status, show_all = lab_series.check_series(
-                options, machine, results.folder, seed, words
-            )
-            results.is_whole = True
-        show_all()
-        return status
+        return _check_series(options, machine, results, seed, debug)
     variants: list[Variant] = []
     with results, live_line() as show:
-        before, now = _kernels(options)
+        before, now = _kernels(options, debug)
         check = TwoKernels(
             before,
             now,
@@ -190,6 +185,18 @@ def _check(options: Namespace) -> int:
     if any(variant.worse for variant in variants):
         return WORSE
     return NOTHING_RAN if all(each.nothing_ran for each in variants) else SAME_OR_BETTER
+
+
+def _check_series(
+    options: Namespace, machine: Machine, results: _Results, seed: int, debug: tuple[str, ...]
+) -> int:
+    with results:
+        status, show_all = lab_series.check_series(
+            options, machine, results.folder, seed, _words(options), debug
+        )
+        results.is_whole = True
+    show_all()
+    return status
 
 
 def _words(options: Namespace) -> list[str]:
@@ -249,6 +256,8 @@ def _check_words(options: Namespace) -> None:
     if options.kernel:
         if lab_coverage.is_wanted(options):
             raise LabUsageError("--coverage", "it wants a kernel that is built for it", "--patch")
+        if options.debug:
+            raise LabUsageError("--debug", "it wants kernels that are built for it", "--patch")
         if options.source or options.patch or options.config:
             raise LabUsageError("--kernel", "it stands instead of --source, --patch and --config")
         if len(options.kernel) != 2:
@@ -278,7 +287,7 @@ def _check_words(options: Namespace) -> None:
         raise LabUsageError(f"--vary {twice.pop()}", "it is given twice", "list all its values")
 
 
-def _kernels(options: Namespace) -> tuple[Kernel, Kernel]:
+def _kernels(options: Namespace, debug: tuple[str, ...]) -> tuple[Kernel, Kernel]:
     """Both kernels, built first if need be."""
     from pyvmm.lab.build import DEFAULT_VERSION, Recipe, build, find_or_build
     from pyvmm.lab.config import read_fragment
@@ -295,8 +304,8 @@ def _kernels(options: Namespace) -> tuple[Kernel, Kernel]:
         source = (options.source or default_tarball(DEFAULT_VERSION)).absolute()
         config = read_fragment(options.config) if options.config else ""
         return (
-            build(Recipe(source, (), config), None, say, progress),
-            build(Recipe(source, tuple(options.patch), config), None, say, progress),
+            build(Recipe(source, (), config, debug=debug), None, say, progress),
+            build(Recipe(source, tuple(options.patch), config, debug=debug), None, say, progress),
         )
 
 

@@ -99,7 +99,12 @@ def check_words(options: Namespace) -> None:
 
 
 def check_series(
-    options: Namespace, machine: Machine, folder: Path, seed: int, words: Sequence[str]
+    options: Namespace,
+    machine: Machine,
+    folder: Path,
+    seed: int,
+    words: Sequence[str],
+    debug: tuple[str, ...] = (),
 ) -> tuple[int, Callable[[], None]]:
     """Build and run it all; the status, and what shows it once the folder has its place."""
     from pyvmm.validate.kernels.series import SeriesRun, write_patches
@@ -109,7 +114,7 @@ def check_series(
     paths = write_patches(patches, folder / "patches")
     say(f"{len(patches)} patches")
     with _source(options) as source:
-        steps = _built(options, source, patches, paths)
+        steps = _built(options, source, patches, paths, debug)
         selftests = _selftests(options, patches, steps) if options.selftests else ()
         told, coverage = _coverage(options, source, patches, paths, steps, machine, folder)
     name = options.commits or source.name
@@ -195,7 +200,11 @@ def _status(steps: Sequence[Step], facts: SeriesFacts) -> int:
 
 
 def _built(
-    options: Namespace, source: Path, patches: Sequence[Patch], paths: Sequence[Path]
+    options: Namespace,
+    source: Path,
+    patches: Sequence[Patch],
+    paths: Sequence[Path],
+    debug: tuple[str, ...],
 ) -> list[Step]:
     from pyvmm.lab.config import read_fragment
     from pyvmm.validate.kernels.series import SeriesBuild
@@ -206,6 +215,7 @@ def _built(
             patches,
             paths,
             config=read_fragment(options.config) if options.config else "",
+            debug=debug,
             configs={name: read_fragment(path) for name, path in options.build_config},
             announce=say,
             progress=progress,

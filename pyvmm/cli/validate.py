@@ -142,7 +142,7 @@ def _run(
 
     session = Session(
         cases,
-        _counting(options.coverage, output) if options.coverage else output,
+        _observer(options, output),
         workers=1 if options.coverage else options.workers,
         seed=_chosen_seed(options),
         shuffle=options.shuffle is not None,
@@ -160,12 +160,19 @@ def _run(
     return now
 
 
-def _counting(folder: Path, output: Output) -> Observer:
-    from pyvmm.validate.run.counters import Counting
+def _observer(options: argparse.Namespace, output: Output) -> Observer:
+    """Who is told of the run: the output, and what was asked for besides."""
+    from pyvmm.validate.run.marks import KERNEL_LOG, Marking
 
-    if not folder.is_dir():
-        raise ConfigurationError(f"--coverage {folder}", "there is no such folder")
-    return Counting(output, folder)
+    observer: Observer = output
+    if folder := options.coverage:
+        from pyvmm.validate.run.counters import Counting
+
+        if not folder.is_dir():
+            raise ConfigurationError(f"--coverage {folder}", "there is no such folder")
+        observer = Counting(observer, folder)
+    log = os.environ.get(KERNEL_LOG)
+    return Marking(observer, log) if log else observer
 
 
 def _say_not_run(names: Sequence[str], count: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pyvmm.lab import coverage
 from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder, write_whole
 from pyvmm.lab.config import check_config, own_fragment
+from pyvmm.lab.debug_options import debug_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, read_image
 from pyvmm.lab.make import Make, Progress
@@ -35,12 +36,19 @@ _VERSION = re.compile(r"\d+\.\d+")
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What a kernel is built from: a source tarball or folder, patches applied in order with
-    -p1, and configuration laid over the lab's own. With `coverage` KVM counts what it executes."""
+    -p1, and configuration laid over the lab's own. With `coverage` KVM counts what it executes,
+    and `debug` names what the kernel watches itself for."""
 
     source: Path
     patches: tuple[Path, ...] = ()
     config: str = ""
     coverage: bool = False
+    debug: tuple[str, ...] = ()
+
+    @property
+    def fragment(self) -> str:
+        """All that is laid over the lab's own configuration."""
+        return debug_fragment(self.debug) + self.config + coverage.CONFIG * self.coverage
 
 
 def known_recipe(name: str) -> Recipe | None:
@@ -191,8 +199,9 @@ def _forget(objects: Path, source: str) -> None:
 def _key(recipe: Recipe, tree: Tree) -> str:
     """What tells one kernel from another: source, patches and configuration."""
     patches = [patch.read_bytes() for patch in recipe.patches]
-    parts = [tree.state().encode(), own_fragment().encode(), recipe.config.encode(), *patches]
-    parts += [coverage.CONFIG.encode()] * recipe.coverage
+    parts = [tree.state().encode(), own_fragment().encode(), recipe.fragment.encode(), *patches]
+    if recipe.coverage:
+        parts += map(str.encode, coverage.APPENDED.values())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
@@ -227,7 +236,7 @@ def _build(
     log = folder / "build.log"
     log.unlink(missing_ok=True)
     check_room(folder, _BUILD_MIB)
-    config = recipe.config + coverage.CONFIG * recipe.coverage
+    config = recipe.fragment
     if recipe.coverage:
         coverage.check_compiler(tree.files)
     tree.patch(recipe.patches, log, coverage.APPENDED if recipe.coverage else None)
@@ -251,6 +260,7 @@ def _build(
         "source": str(tree.source.path),
         "patches": [patch.name for patch in recipe.patches],
         "coverage": recipe.coverage,
+        "debug": recipe.debug,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_whole(folder / "kernel.json", json.dumps(facts))  # last: it says that all is there

@@ -20,7 +20,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """A bootable kernel. `source` and `patches` say what it was built from, if it is known;
-    the patches themselves are kept beside the image."""
+    the patches themselves are kept beside the image. It `counts` what KVM executes, or not, and
+    watches itself for what `debug` names."""
 
     name: str
     image: Path
@@ -28,6 +29,7 @@ class Kernel:
     source: str = ""
     patches: tuple[str, ...] = ()
     counts: bool = False
+    debug: tuple[str, ...] = ()
 
     @property
     def notes(self) -> Path:
@@ -100,6 +102,7 @@ def _load(name: str, folder: Path) -> Kernel:
         facts["source"],
         tuple(facts["patches"]),
         facts.get("coverage", False),
+        tuple(facts.get("debug", ())),
     )
 
 

@@ -22,12 +22,14 @@ from typing import Any, Protocol, get_args
 
 from pyvmm.lab import agent
 from pyvmm.lab.build import find_or_build
+from pyvmm.lab.debug_options import debug_parameters
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.initramfs import build_initramfs, find_busybox
 from pyvmm.lab.kernel_log import Splat, find_splats
 from pyvmm.lab.kernels import Kernel, save_last_log
 from pyvmm.lab.make import Progress
 from pyvmm.lab.qemu import Machine, Qemu, Tcg, find_qemu
+from pyvmm.lab.results_folder import Room, results_folder
 
 #: Seconds that a kernel may take to come up; it needs two to five.
 BOOT_SECONDS = 90.0
@@ -40,12 +42,12 @@ KERNEL_TROUBLE = 125
 TIMED_OUT = 124
 #: What tells pyvmm in the lab on which CPU alone guests may run: see csrc/guest_cpu.h.
 GUEST_CPU = "PYVMM_GUEST_CPU"
+#: What tells pyvmm in the lab where to say which case begins: the kernel's log.
+KERNEL_LOG = "PYVMM_KERNEL_LOG"
 
 _MAX_CPUS = 32  # CONFIG_NR_CPUS in kernel.config
 _MIN_MEMORY_MIB = 256
 _CHUNK = 65536
-#: How often the results folder is measured, in seconds.
-_MEASURE_SECONDS = 0.2
 #: What poll(2) can count in milliseconds is less than for ever.
 _LONGEST_WAIT = 3600.0
 #: Trouble stops the machine rather than leaving it half alive. An emulated CPU can wait long for
@@ -167,7 +169,7 @@ class Lab:
         if results_mib < 1:
             raise LabUsageError(f"limit of {results_mib} MiB for results", "want at least 1")
         self._announce = announce if announce is not None else lambda line: None
-        self._results = _results_folder(results)
+        self._results = results_folder(results)
         self._results_bytes = results_mib << 20
         find_qemu()  # before a build that takes minutes
         find_busybox()
@@ -178,7 +180,7 @@ class Lab:
             kernel=self.kernel.image,
             cpus=cpus,
             memory_mib=memory_mib,
-            command_line=_command_line(params),
+            command_line=_command_line([*debug_parameters(self.kernel.debug), *params]),
             results=self._results,
             tcg=tcg,
         )
@@ -279,6 +281,7 @@ class Lab:
         environment = dict(os.environ if env is None else env)
         if self._results is not None:
             environment["PYVMM_RESULTS"] = str(self._results)
+        environment[KERNEL_LOG] = "/dev/kmsg"
         if self._machine.tcg == "multi" and self._machine.cpus > 1:
             environment[GUEST_CPU] = str(self._machine.cpus - 1)
         job = {
@@ -306,7 +309,7 @@ class Lab:
         """Send the request and the input, hand on what comes back, until the command ends."""
         deadline = time.monotonic() + timeout
         heard = time.monotonic()
-        room = _Room(self._results, self._results_bytes)
+        room = Room(self._results, self._results_bytes)
         while (left := min(deadline, heard + silence) - time.monotonic()) > 0:
             if room.used_up():
                 return _Ending(
@@ -432,42 +435,6 @@ class _BootFailed(LabError):
         self.may_be_chance = may_be_chance
 
 
-class _Room:
-    """Watches how much a folder grows, at most a tenth of the time."""
-
-    def __init__(self, folder: Path | None, limit: int) -> None:
-        self._folder = folder
-        self._limit = limit
-        self._next_look = 0.0
-        self._before = _size(folder) if folder is not None else 0
-
-    def seconds_to_next_look(self) -> float:
-        if self._folder is None:
-            return float("inf")
-        return max(0.0, self._next_look - time.monotonic())
-
-    def used_up(self) -> bool:
-        started = time.monotonic()
-        if self._folder is None or started < self._next_look:
-            return False
-        used = _size(self._folder) - self._before
-        ended = time.monotonic()
-        self._next_look = ended + max(_MEASURE_SECONDS, 9 * (ended - started))
-        return used > self._limit
-
-
-def _size(folder: Path) -> int:
-    """Bytes on disk of everything in a folder."""
-    total = 0
-    for path, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(path, name)).st_blocks * 512
-            except OSError:  # removed meanwhile
-                continue
-    return total
-
-
 def _write(fd: int, data: bytearray) -> int:
     try:
         return os.write(fd, data[:_CHUNK])
@@ -482,18 +449,3 @@ def _working_folder() -> str:
         return os.getcwd()
     except OSError as error:
         raise LabUsageError("the working folder", str(error.strerror), "cd to one") from None
-
-
-def _results_folder(given: Path | str | None) -> Path | None:
-    if given is None:
-        return None
-    folder = Path(given).resolve()
-    if "\n" in str(folder) or folder == Path("/"):
-        raise LabUsageError(f"results folder {str(folder)!r}", "want a folder of its own")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabUsageError(f"results folder {folder}", str(error.strerror)) from None
-    if not os.access(folder, os.W_OK):
-        raise LabUsageError(f"results folder {folder}", "not writable")
-    return folder

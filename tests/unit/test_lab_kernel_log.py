@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.lab.kernel_log import find_splats
+from pyvmm.lab.kernel_log import by_kind, find_splats, running_at
+from pyvmm.lab.leaks import parse_leaks
 
 _BOOT = """\
 [    0.000000] Linux version 6.12.117-pyvmm (pyvmm@lab) (gcc) #1 SMP
@@ -149,3 +150,71 @@ def test_a_log_with_caller_marks_and_levels() -> None:
 def test_a_cut_in_the_middle_is_still_reported() -> None:
     (found,) = find_splats(_WARNING.splitlines()[:2])
     assert found.title.startswith("WARNING: CPU: 0")
+
+
+def test_a_splat_has_the_cases_that_ran() -> None:
+    """They say in the kernel's log when they begin and end; those lines are no part of a splat."""
+
+    def asleep(at: int) -> list[str]:
+        return [
+            f"[    1.{at:06}] BUG: sleeping function called from invalid context at mm/x.c:{at}",
+            f"[    1.{at:06}] in_atomic(): 1, irqs_disabled(): 0, non_block: 0, pid: {at}",
+        ]
+
+    log = [
+        *asleep(1),
+        "[    1.000002] pyvmm: begins: A1.one[pages=1]",
+        "[    1.000003] pyvmm: begins: A2.two",
+        "[    1.000004] WARNING: possible circular locking dependency detected",
+        "[    1.000005] pyvmm: ended: A1.one[pages=1]",
+        "[    1.000006] but task is already holding lock:",
+        *asleep(7),
+        "[    1.000008] pyvmm: ended: A2.two",
+        "[    1.000009] pyvmm: begins: A3.three",
+        *asleep(10),
+    ]
+    splats = find_splats(log)
+    assert [splat.cases for splat in splats] == [
+        (),
+        ("A1.one[pages=1]", "A2.two"),
+        ("A2.two",),
+        ("A3.three",),
+    ]
+    assert len(splats[1].lines) == 2
+    kinds = [(splat.title.split()[0], splat.cases, times) for splat, times in by_kind(splats)]
+    assert kinds == [
+        ("BUG:", ("A2.two", "A3.three"), 3),
+        ("WARNING:", ("A1.one[pages=1]", "A2.two"), 1),
+    ]
+
+
+_LEAKS = """\
+unreferenced object 0xffff888101d20000 (size 192):
+  comm "python3", pid 77, jiffies 4294893546
+  hex dump (first 16 bytes):
+    00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00  ................
+  backtrace (crc 0):
+    kmemleak_alloc+0x25/0x30
+    __kmalloc_cache_noprof+0x1c5/0x2a0
+    kvm_gmem_create+0x8b/0x130
+    kvm_vm_ioctl+0x5d0/0xb70
+unreferenced object 0xffff888101d30000 (size 8):
+  comm "swapper/0", pid 1, jiffies 4294892297 (age 12.340s)
+  backtrace:
+    [<ffffffff8123>] kmalloc_trace+0x1c5/0x2a0
+    [<ffffffff8124>] start_kernel+0x8b/0x130
+"""
+
+
+def test_what_kmemleak_found() -> None:
+    (first, at), (second, early) = parse_leaks(_LEAKS, hz=250)
+    assert first.title == "kmemleak: an object of kvm_gmem_create() is left, 192 bytes"
+    assert second.title == "kmemleak: an object of start_kernel() is left, 8 bytes"
+    assert (round(at, 3), round(early, 3)) == (5.0, 0.004)
+    log = [
+        "[    4.000000] pyvmm: begins: A1.one",
+        "[    4.500000] pyvmm: begins: A2.two",
+        "[    4.900000] pyvmm: ended: A1.one",
+        "[    6.000000] pyvmm: begins: A3.three",
+    ]
+    assert running_at(log, at) == ("A2.two",) and running_at(log, early) == ()

@@ -14,6 +14,7 @@ from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab, RunResult
+from pyvmm.lab.leaks import find_leaks, forget_leaks, looks_for_leaks
 from pyvmm.validate.results.lines import Transcript
 from pyvmm.validate.results.result import CaseResult
 
@@ -99,13 +100,18 @@ def run_in_lab(
         tcg="multi",
         announce=announce,
     ) as lab:
-        command = [sys.executable, "-P", "-c", _COMMAND, _PACKAGES, "validate", "--json-lines"]
+        if looks_for_leaks(kernel):
+            forget_leaks(lab)
+        command = [sys.executable, "-P", "-c", _COMMAND, PACKAGES, "validate", "--json-lines"]
         done = lab.run(
             [*command, *words],
             timeout=machine.timeout_s,
             silence=machine.silence_s,
             stdout=take,
         )
+        leaks: tuple[Splat, ...] = ()
+        if looks_for_leaks(kernel) and done.status is not None:
+            leaks = find_leaks(lab, done.kernel_log)
     if not transcript.planned and done.status is not None:
         said = done.errors.decode(errors="replace").strip().splitlines()
         raise LabError(
@@ -118,7 +124,7 @@ def run_in_lab(
         transcript.seed,
         done.seconds,
         transcript.machine,
-        tuple(Trouble(splat, _cases_during(splat, transcript)) for splat in done.splats),
+        tuple(Trouble(splat, _cases_during(splat, transcript)) for splat in (*done.splats, *leaks)),
         _problem(done, transcript),
         done.timed_out and done.seconds >= machine.timeout_s,
         done.kernel_log,

@@ -86,6 +86,7 @@ class SeriesBuild:
         paths: Sequence[Path],
         *,
         config: str = "",
+        debug: tuple[str, ...] = (),
         configs: Mapping[str, str] | None = None,
         announce: Announce = lambda line: None,
         progress: Progress | None = None,
@@ -94,6 +95,7 @@ class SeriesBuild:
         self._patches = patches
         self._paths = paths
         self._config = config + STRICT
+        self._debug = debug
         self._configs = configs or {}
         self._announce = announce
         self._progress = progress
@@ -116,7 +118,7 @@ class SeriesBuild:
                 return
 
     def _recipe(self, number: int) -> Recipe:
-        return Recipe(self._source, tuple(self._paths[:number]), self._config)
+        return Recipe(self._source, tuple(self._paths[:number]), self._config, debug=self._debug)
 
     def _step(self, number: int, patch: Patch) -> Step:
         recipe = self._recipe(number)
