@@ -5,8 +5,9 @@ Subject and Breaks (what is broken), Plausible (how it could have happened), Cau
 (``PC7.edges: words of the message``, or ``AT13.edges: splat BUG: how a line begins`` where the
 kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly), Always
 (yes: tested in every run of the lab lane), License. Where they are needed, Upon, for a patch that
-comes after one of the lab's own, on the kernel that is made of that one, and Parameters, of the
-kernel's command line. The patch follows an empty line.
+comes after one of the lab's own, on the kernel that is made of that one, Parameters, of the
+kernel's command line, and Debug, what the kernel has to watch itself for; its splat must then name
+the case. The patch follows an empty line.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.lab.build import DEFAULT_VERSION, Recipe, known_recipe
+from pyvmm.lab.debug_options import parse_debug
+from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.sources import default_tarball
 
 FOLDER = Path(__file__).parent / "lab" / "mutants"
-MAY_BE_THERE = ("Upon", "Parameters")
+MAY_BE_THERE = ("Upon", "Parameters", "Debug")
 KEYS = ("Subject", "Breaks", "Plausible", "Caught-by", "Select", "Always", "License")
 
 
@@ -46,6 +49,11 @@ class Promise:
         first, _, begins = self.words.partition(" ")
         return first == "splat" and title.startswith(begins)
 
+    def is_named_by(self, splat: Splat) -> bool:
+        """Whether it is, and came in the middle of the promised case."""
+        cases = {name.partition("[")[0] for name in splat.cases}
+        return self.is_kept_by_log(splat.title) and self.case in cases
+
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
@@ -64,7 +72,13 @@ class Mutant:
         upon = self.value("Upon")
         base = known_recipe(upon) if upon else Recipe(default_tarball(DEFAULT_VERSION))
         assert base is not None, f"there is no kernel {upon!r}"
-        return replace(base, patches=(*base.patches, self.patch))
+        return replace(base, patches=(*base.patches, self.patch), debug=self.debug)
+
+    @property
+    def debug(self) -> tuple[str, ...]:
+        """What the kernel watches itself for."""
+        wanted = self.value("Debug")
+        return parse_debug(wanted) if wanted else ()
 
     @property
     def parameters(self) -> list[str]:

@@ -18,6 +18,7 @@ LINES = 39
 WIDTH = 78
 _MOST_REASONS = 3
 _MOST_VARIANTS = 8
+_MOST_CASES = 4
 # What each section should have: its heading, one group of three lines, what was left out.
 _LEAST = 5
 
@@ -48,7 +49,7 @@ def everything(facts: Facts, variants: Sequence[Variant]) -> list[str]:
             if run.problem:
                 told += ["", f"{_where(variant)}{when}: {run.problem}"]
             for trouble in run.trouble:
-                told += ["", f"{_where(variant)}in the kernel's log {when}{_during(trouble)}:"]
+                told += ["", f"{_where(variant)}in the kernel's log {when}{during(trouble)}:"]
                 told += [f"    {line}" for line in trouble.splat.lines]
     return [printable(line) for line in told]
 
@@ -174,7 +175,7 @@ def _each_kind(trouble: Iterable[tuple[Variant, Trouble]]) -> list[list[str]]:
     for variant, each in trouble:
         kinds.setdefault(each.splat.kind, []).append((variant, each))
     return [
-        _wrapped(f"{_where(found[0][0])}{found[0][1].splat.title}{_during(found[0][1])}", "  ")
+        _wrapped(f"{_where(found[0][0])}{found[0][1].splat.title}{during(found[0][1])}", "  ")
         for found in kinds.values()
     ]
 
@@ -256,8 +257,12 @@ def _where(variant: Variant) -> str:
     return f"[{variant.label}] " if variant.label else ""
 
 
-def _during(trouble: Trouble) -> str:
-    return f" (while {', '.join(trouble.cases)} ran)" if trouble.cases else ""
+def during(trouble: Trouble) -> str:
+    often = f", {trouble.times} times" * (trouble.times > 1)
+    cases = ", ".join(trouble.cases[:_MOST_CASES])
+    if len(trouble.cases) > _MOST_CASES:
+        cases += f" and {len(trouble.cases) - _MOST_CASES} more"
+    return often + (f" (while {cases} ran)" if cases else "")
 
 
 def _cut(line: str, width: int = WIDTH) -> str:

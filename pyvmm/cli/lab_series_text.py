@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from pyvmm.cli.lab_check_text import during
 from pyvmm.printable import printable
 from pyvmm.validate.kernels.series import Step
 from pyvmm.validate.kernels.series_verdict import SeriesFacts, problems, verdict
@@ -92,7 +93,7 @@ def _details(step: Step, facts: SeriesFacts, most_names: int) -> Iterator[str]:
     for variant in step.variants:
         where = f"{variant.label}: " if variant.label else ""
         lines += [f"{where}{variant.new_problem}"] * bool(variant.new_problem)
-        lines += [f"{where}splat: {each.splat.title}" for each in variant.new_trouble]
+        lines += [f"{where}splat: {each.splat.title}{during(each)}" for each in variant.new_trouble]
         for change in Change:
             if change.alike:
                 continue

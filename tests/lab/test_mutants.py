@@ -14,6 +14,7 @@ from mutant_heads import Mutant, all_mutants, chosen
 
 from pyvmm.lab.build import build
 from pyvmm.lab.lab import Lab
+from pyvmm.lab.leaks import find_leaks, forget_leaks, looks_for_leaks
 
 pytestmark = [pytest.mark.boots, pytest.mark.timeout(900)]
 
@@ -25,7 +26,16 @@ def test_mutant_is_caught(mutant: Mutant) -> None:
     kernel = build(mutant.recipe, f"mutant-{mutant.name}", announce=print)
     command = [sys.executable, "-m", "pyvmm", "validate", "--json", "-k", mutant.select]
     with Lab(kernel, tcg="multi", params=mutant.parameters) as lab:
+        if looks_for_leaks(kernel):
+            forget_leaks(lab)
         result = lab.run(command, timeout=400)
+        leaks = find_leaks(lab, result.kernel_log) if looks_for_leaks(kernel) else ()
+    if mutant.debug:
+        seen = [(splat.title, splat.cases) for splat in (*result.splats, *leaks)]
+        print(*seen, sep="\n")
+        splats = (*result.splats, *leaks)
+        assert any(each.is_named_by(splat) for each in mutant.promises for splat in splats), seen
+        return
     cries = [each.title for each in result.splats]
     if any(promise.is_kept_by_log(cry) for promise in mutant.promises for cry in cries):
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,12 @@ _COMMAND = (
 )
 PACKAGES = str(Path(__file__).resolve().parents[2])
 _STAMP = re.compile(r"\[ *(\d+\.\d+)\]")
+#: The reports of lockdep that switch it off: kernel/locking/lockdep.c.
+_LOCKDEP = re.compile(
+    r"possible (?:circular|recursive|irq|interrupt)|inconsistent lock state|bad (?:un)?lock"
+    r"|held lock|lock held when|Invalid wait context|nested lock|lock order|still has locks held"
+)
+_MOST_BOOTS_AGAIN = 3
 #: The kernel's log and CLOCK_MONOTONIC run apart by so much, in seconds.
 _SLACK_S = 0.2
 
@@ -42,10 +48,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A splat in the kernel's log, and the cases in the middle of which it came."""
+    """A splat in the kernel's log, and the cases in the middle of which it came.
+
+    ``times`` is how often it came, where those of one kind are told together.
+    """
 
     splat: Splat
     cases: tuple[str, ...] = ()
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +88,35 @@ def run_in_lab(
     """Boot ``kernel`` and run ``pyvmm validate`` with these words in it.
 
     What the cases leave for people, such as the model's scripts, comes into ``folder``.
-    ``tell`` is given a line on how far it is. Raises :class:`LabError` when the
-    kernel does not boot or the command does not begin.
+    ``tell`` is given a line on how far it is. Lockdep is silent after its first report: the cases
+    that began after that run again in another boot, for what the kernel says of them.
+    Raises :class:`LabError` when the kernel does not boot or the command does not begin.
     """
+    run, unseen = _one_boot(kernel, machine, words, folder, announce, tell)
+    for _ in range(_MOST_BOOTS_AGAIN):
+        if not unseen:
+            break
+        announce(f"lockdep was silent after its report: {len(unseen)} cases in another boot")
+        chosen = [*words, "-k", " or ".join(unseen)]
+        more, unseen = _one_boot(kernel, machine, chosen, folder, announce, tell)
+        run = replace(
+            run,
+            trouble=(*run.trouble, *more.trouble),
+            duration_s=run.duration_s + more.duration_s,
+            kernel_log=(*run.kernel_log, *more.kernel_log),
+        )
+    return run
+
+
+def _one_boot(
+    kernel: Kernel,
+    machine: Machine,
+    words: Sequence[str],
+    folder: Path,
+    announce: Callable[[str], None],
+    tell: Callable[[str], None],
+) -> tuple[LabRun, list[str]]:
+    """The run, and the cases that began when lockdep was silent already."""
     transcript = Transcript()
 
     def take(data: bytes) -> None:
@@ -112,13 +148,14 @@ def run_in_lab(
         leaks: tuple[Splat, ...] = ()
         if looks_for_leaks(kernel) and done.status is not None:
             leaks = find_leaks(lab, done.kernel_log)
+        silent = done.status is not None and _lockdep_is_silent(lab)
     if not transcript.planned and done.status is not None:
         said = done.errors.decode(errors="replace").strip().splitlines()
         raise LabError(
             f"kernel {kernel.name}",
             f"pyvmm validate did not begin in it: {said[-1] if said else done.status}",
         )
-    return LabRun(
+    run = LabRun(
         transcript.planned,
         tuple(transcript.results),
         transcript.seed,
@@ -129,6 +166,20 @@ def run_in_lab(
         done.timed_out and done.seconds >= machine.timeout_s,
         done.kernel_log,
     )
+    return run, _begun_after_lockdep(done.splats, transcript) if silent else []
+
+
+def _lockdep_is_silent(lab: Lab) -> bool:
+    if not {"lockdep", "rcu"} & set(lab.kernel.debug):
+        return False
+    return lab.run(["grep", "-q", "debug_locks: *0$", "/proc/lockdep_stats"]).status == 0
+
+
+def _begun_after_lockdep(splats: Sequence[Splat], transcript: Transcript) -> list[str]:
+    """The cases that began after the report with which lockdep ended."""
+    stamps = [_STAMP.search(each.lines[0]) for each in splats if _LOCKDEP.search(each.title)]
+    at = min((float(stamp[1]) for stamp in stamps if stamp), default=float("inf"))
+    return [name for name, (began, _) in transcript.times.items() if began > at]
 
 
 def _problem(done: RunResult, transcript: Transcript) -> str:

@@ -123,7 +123,10 @@ def _one_of_each_kind(runs: Sequence[LabRun]) -> list[Trouble]:
     found: dict[str, Trouble] = {}
     for run in runs:
         for each in run.trouble:
-            found.setdefault(each.splat.kind, each)
+            first = found.setdefault(each.splat.kind, each)
+            if first is not each:
+                cases = tuple(dict.fromkeys((*first.cases, *each.cases)))
+                found[each.splat.kind] = replace(first, cases=cases, times=first.times + 1)
     return list(found.values())
 
 
