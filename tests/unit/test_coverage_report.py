@@ -37,11 +37,12 @@ def lines_of_a_patch() -> list[CoveredLine]:
 
 def test_changed_lines_in_words() -> None:
     assert changed_lines(lines_of_a_patch()) == [
-        "2 of 5 changed lines executed",
-        "never: guest_memfd.c:11-12 (return 0;)",
-        "never: mmu.c:7 (b();)",
-        "not every branch: guest_memfd.c:10 (if (a))",
+        "2 of 5 changed lines executed; never: guest_memfd.c:11-12 (return 0;), mmu.c:7 (b();)",
+        "  guest_memfd.c:10 (if (a)): not every branch executed by PC1.a, PC2.b",
+        "  guest_memfd.c:14 (return <2>;): executed by X0.y, X1.y and 7 more cases",
     ]
+    many = [CoveredLine(f"virt/kvm/{at}.c", at, "a();", 0) for at in range(6)]
+    assert changed_lines(many)[0].endswith("3.c:3 (a();) and 2 more")
     assert changed_lines([]) == ["no changed line is code of KVM that this configuration compiles"]
 
 

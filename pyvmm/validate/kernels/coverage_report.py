@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
@@ -10,35 +11,61 @@ from pyvmm.lab.coverage import Coverage, Lines
 from pyvmm.validate.kernels.coverage_run import CoveredLine
 
 _MOST_CASES = 5
+_MOST_MISSED = 4
+_WORDS = {"yes": "executed", "half": "not every branch executed"}
 
 
 def changed_lines(lines: Sequence[CoveredLine]) -> list[str]:
-    """One line on how many were executed, and one for each stretch that never was."""
+    """One line on how many were executed and which never, and one for each stretch that was."""
     if not lines:
         return ["no changed line is code of KVM that this configuration compiles"]
     executed = sum(line.count > 0 for line in lines)
-    told = [f"{executed} of {len(lines)} changed lines executed"]
-    told += [f"never: {stretch}" for stretch in never(lines)]
-    half = [line for line in lines if line.count and line.branches and 0 in line.branches]
-    told += [
-        f"not every branch: {line.file.rpartition('/')[2]}:{line.number} ({line.text.strip()})"
-        for line in half
-    ]
-    return told
+    missed = [each for each in stretches(lines) if each.mark == "no"]
+    told = f"{executed} of {len(lines)} changed lines executed"
+    if missed:
+        told += f"; never: {', '.join(each.place for each in missed[:_MOST_MISSED])}"
+    if len(missed) > _MOST_MISSED:
+        told += f" and {len(missed) - _MOST_MISSED} more"
+    return [told, *(f"  {each.story}" for each in stretches(lines) if each.mark != "no")]
 
 
-def never(lines: Sequence[CoveredLine]) -> Iterator[str]:
-    """The stretches of changed lines that were not executed: ``mmu.c:4531-4533 (if …)``.
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Changed lines one after the other that fared alike: "no", "half" or "yes".
 
-    Lines between which there is changed code that was executed are two stretches.
+    Lines between which there is changed code that fared otherwise are two stretches.
     """
-    for (file, was_executed), group in groupby(lines, lambda each: (each.file, each.count > 0)):
-        if was_executed:
-            continue
-        stretch = list(group)
-        first, last = stretch[0].number, stretch[-1].number
-        where = f"{first}" if first == last else f"{first}-{last}"
-        yield f"{file.rpartition('/')[2]}:{where} ({stretch[0].text.strip()})"
+
+    mark: str
+    lines: tuple[CoveredLine, ...]
+
+    @property
+    def place(self) -> str:
+        """``mmu.c:4531-4533 (if …)``"""
+        first, last = self.lines[0], self.lines[-1]
+        where = f"{first.number}" if first is last else f"{first.number}-{last.number}"
+        return f"{first.file.rpartition('/')[2]}:{where} ({first.text.strip()})"
+
+    @property
+    def story(self) -> str:
+        cases = tuple(dict.fromkeys(case for line in self.lines for case in line.cases))
+        which = f" by {', '.join(cases[:2])}" if cases else ""
+        which += f" and {len(cases) - 2} more cases" * (len(cases) > 2)
+        return f"{self.place}: {_WORDS[self.mark]}{which}"
+
+
+def stretches(lines: Sequence[CoveredLine]) -> list[Stretch]:
+    return [
+        Stretch(mark, tuple(group))
+        for (_, mark), group in groupby(lines, lambda each: (each.file, mark_of(each)))
+    ]
+
+
+def mark_of(line: CoveredLine) -> str:
+    """What became of a line: "no", "half" where a branch was never taken, or "yes"."""
+    if not line.count:
+        return "no"
+    return "half" if line.branches and 0 in line.branches else "yes"
 
 
 def figures(coverage: Coverage) -> Iterator[str]:
@@ -116,8 +143,7 @@ def page(title: str, diff: Sequence[tuple[str, int, str]], lines: Sequence[Cover
         line = known.get((name, number))
         mark, count, cases = "", "", ""
         if line is not None:
-            partly = bool(line.branches) and 0 in line.branches
-            mark = "no" if not line.count else "half" if partly else "yes"
+            mark = mark_of(line)
             count = str(line.count)
             cases = ", ".join(line.cases[:_MOST_CASES])
             if len(line.cases) > _MOST_CASES:
