@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "protocol.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -9,12 +10,17 @@
 
 struct protocol *protocol_create(void)
 {
-	/* Not calloc(): once the C library reuses the memory it clears all of it by hand. */
-	struct protocol *protocol = mmap(NULL, sizeof(*protocol), PROT_READ | PROT_WRITE,
-					 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct protocol *protocol = calloc(1, sizeof(*protocol));
 
-	if (protocol == MAP_FAILED)
+	if (!protocol)
 		return NULL;
+	/* Not calloc(): once the C library reuses the memory it clears all of it by hand. */
+	protocol->buffers = mmap(NULL, sizeof(*protocol->buffers), PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (protocol->buffers == MAP_FAILED) {
+		free(protocol);
+		return NULL;
+	}
 	protocol->enabled = true;
 	protocol->vector_stubs = VECTOR_STUBS;
 	return protocol;
@@ -22,8 +28,10 @@ struct protocol *protocol_create(void)
 
 void protocol_destroy(struct protocol *protocol)
 {
-	if (protocol)
-		munmap(protocol, sizeof(*protocol));
+	if (!protocol)
+		return;
+	munmap(protocol->buffers, sizeof(*protocol->buffers));
+	free(protocol);
 }
 
 static void put_console(struct protocol *protocol, const char *bytes, uint64_t count)
@@ -34,7 +42,7 @@ static void put_console(struct protocol *protocol, const char *bytes, uint64_t c
 		return;
 	if (count > CONSOLE_SIZE - at)
 		count = CONSOLE_SIZE - at;
-	memcpy(protocol->console + at, bytes, count);
+	memcpy(protocol->buffers->console + at, bytes, count);
 }
 
 static void put_measure(struct protocol *protocol, uint32_t value)
@@ -42,7 +50,7 @@ static void put_measure(struct protocol *protocol, uint32_t value)
 	uint64_t at = __atomic_fetch_add(&protocol->measures_written, 1, __ATOMIC_RELAXED);
 
 	if (at < MEASURES_SIZE)
-		protocol->measures[at] = value;
+		protocol->buffers->measures[at] = value;
 }
 
 static void ring_doorbell(struct protocol_vcpu *vcpu, struct memory *memory, uint32_t request,
@@ -83,7 +91,7 @@ enum port_verdict protocol_unclaimed(struct protocol *protocol, const struct kvm
 	    (protocol->python_ports[run->io.port / 8] >> (run->io.port % 8) & 1))
 		return PORT_PYTHON;
 	__atomic_store_n(&protocol->has_unclaimed_ports, true, __ATOMIC_RELAXED);
-	__atomic_fetch_add(&protocol->unclaimed_ports[run->io.port], 1, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&protocol->buffers->unclaimed_ports[run->io.port], 1, __ATOMIC_RELAXED);
 	return PORT_DONE;
 }
 
@@ -223,6 +231,12 @@ bool protocol_mmio(struct protocol *protocol, struct kvm_run *run)
 	return true;
 }
 
+bool protocol_has_unclaimed(const struct protocol *protocol)
+{
+	return __atomic_load_n(&protocol->has_unclaimed_ports, __ATOMIC_RELAXED) ||
+	       __atomic_load_n(&protocol->unclaimed_gpas[0].address, __ATOMIC_RELAXED);
+}
+
 uint32_t protocol_unclaimed_ports(const struct protocol *protocol, struct unclaimed *most,
 				  uint32_t room, uint64_t *total)
 {
@@ -232,8 +246,8 @@ uint32_t protocol_unclaimed_ports(const struct protocol *protocol, struct unclai
 	if (!__atomic_load_n(&protocol->has_unclaimed_ports, __ATOMIC_RELAXED))
 		return 0;
 	for (port = 0; port < PORTS; port++) {
-		const uint64_t count =
-			__atomic_load_n(&protocol->unclaimed_ports[port], __ATOMIC_RELAXED);
+		const uint64_t count = __atomic_load_n(&protocol->buffers->unclaimed_ports[port],
+						       __ATOMIC_RELAXED);
 
 		*total += count;
 		if (count == 0 || (known == room && (room == 0 || most[room - 1].count >= count)))

@@ -50,6 +50,13 @@ struct unclaimed {
 	uint64_t count;
 };
 
+/* Of pages that cost nothing until they are touched, as with most guests they never are. */
+struct protocol_buffers {
+	char console[CONSOLE_SIZE];
+	uint32_t measures[MEASURES_SIZE];
+	uint64_t unclaimed_ports[PORTS]; /* accesses to each */
+};
+
 struct protocol {
 	uint32_t features;
 	bool enabled; /* off: every port goes to Python, unless is_foreign */
@@ -63,16 +70,12 @@ struct protocol {
 	uint64_t measures_written;
 	struct unclaimed unclaimed_gpas[UNCLAIMED_GPAS]; /* GPA + 1, in order; 0: none yet */
 	uint64_t unclaimed_elsewhere; /* accesses to GPAs that came after those */
-
-	/* What most guests never need comes last: a page that is not touched costs nothing. */
+	struct protocol_buffers *buffers;
 	struct gpa_window {
 		uint64_t gpa;
 		uint64_t size;
 	} python_windows[PYTHON_WINDOWS];
 	uint8_t python_ports[PORTS / 8];
-	char console[CONSOLE_SIZE];
-	uint32_t measures[MEASURES_SIZE];
-	uint64_t unclaimed_ports[PORTS]; /* accesses to each */
 };
 
 /* One vCPU's side of the protocol. */
@@ -96,7 +99,7 @@ enum port_verdict {
 	PORT_STUB, /* a vector's stub, or nobody: protocol_unclaimed() */
 };
 
-/* NULL when there is no memory. Untouched buffers cost no memory. */
+/* NULL when there is no memory. */
 struct protocol *protocol_create(void);
 void protocol_destroy(struct protocol *protocol);
 /* KVM_EXIT_IO. `data` is the run page's buffer, checked to hold size * count bytes. */
@@ -108,6 +111,8 @@ enum port_verdict protocol_unclaimed(struct protocol *protocol, const struct kvm
 				     void *data);
 /* KVM_EXIT_MMIO outside every region. False: Python answers. */
 bool protocol_mmio(struct protocol *protocol, struct kvm_run *run);
+/* Whether there was any access to a port or GPA that nobody has. */
+bool protocol_has_unclaimed(const struct protocol *protocol);
 /*
  * The unclaimed ports with the most accesses, most first, and the first unclaimed GPAs.
  * At most `room` are put into `most`; returns how many. `total` is of all of them.

@@ -51,11 +51,14 @@ class Latency:
     def of(cls, histogram: Any) -> Latency:
         """From a ``struct histogram *``."""
         if not histogram.count:
-            return cls()
+            return _NO_LATENCY
         p50, p90, p99, p999 = (
             lib.histogram_percentile(histogram, fraction) for fraction in (0.5, 0.9, 0.99, 0.999)
         )
         return cls(histogram.count, histogram.min, p50, p90, p99, p999, histogram.max)
+
+
+_NO_LATENCY = Latency()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,7 @@ def report_of(
         conversions=memory.conversions(),
         exit_latency=latency_of(loops, "exit_latency"),
         conversion_latency=latency_of(loops, "conversion_latency"),
-        measures=tuple(protocol.measures[0:measures]),
+        measures=tuple(protocol.buffers.measures[0:measures]),
         measures_dropped=protocol.measures_written - measures,
         serial=platform.serial().decode("utf-8", "replace"),
         serial_dropped=platform.serial_dropped(),
@@ -247,14 +250,16 @@ def report_of(
 def console_of(protocol: Any) -> bytes:
     """The console's bytes until now, as far as they are kept."""
     kept = min(protocol.console_written, lib.CONSOLE_SIZE)
-    return bytes(ffi.buffer(protocol.console, kept))
+    return bytes(ffi.buffer(protocol.buffers.console, kept)) if kept else b""
 
 
 def latency_of(loops: Sequence[VcpuLoop], name: str) -> Latency:
     """The sum of the loops' histograms called ``name``."""
     parts = [part for loop in loops if (part := ffi.addressof(loop.raw, name)).count]
-    if len(parts) < 2:
-        return Latency.of(parts[0]) if parts else Latency()
+    if not parts:
+        return _NO_LATENCY
+    if len(parts) == 1:
+        return Latency.of(parts[0])
     total = ffi.new("struct histogram *")
     lib.histogram_clear(total)
     for part in parts:

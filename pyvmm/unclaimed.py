@@ -55,6 +55,8 @@ def unclaimed_accesses(protocol: Any) -> tuple[tuple[Unclaimed, ...], int, int]:
 
     ``protocol`` is the machine's ``struct protocol *``. The numbers are of ports and of memory.
     """
+    if not lib.protocol_has_unclaimed(protocol):  # as with most guests
+        return (), 0, 0
     room = max(_MOST_PORTS, lib.UNCLAIMED_GPAS)
     found, total = ffi.new("struct unclaimed[]", room), ffi.new("uint64_t *")
     known = lib.protocol_unclaimed_ports(protocol, found, _MOST_PORTS, total)

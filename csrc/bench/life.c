@@ -131,7 +131,7 @@ static int add_vcpu(struct life *life, const void *image, uint64_t size)
 		struct kvm_cpuid_entry2 entries[CPUID_ENTRIES];
 	} cpuid;
 
-	TRY(life->buffers = mmap(NULL, sizeof(struct protocol), PROT_READ | PROT_WRITE,
+	TRY(life->buffers = mmap(NULL, sizeof(struct protocol_buffers), PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	TRY(ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS));
 	cpuid.head.nent = CPUID_ENTRIES;
@@ -213,7 +213,7 @@ static void close_all(struct life *life)
 	unmap(life->ram, RAM_SIZE);
 	close_fd(life->vm);
 	close_fd(life->kvm);
-	unmap(life->buffers, sizeof(struct protocol));
+	unmap(life->buffers, sizeof(struct protocol_buffers));
 }
 
 int bare_life(const void *image, uint64_t size, int timer_signal, bool prot_none, bool with_reset,

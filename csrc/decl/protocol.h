@@ -22,6 +22,12 @@ struct unclaimed {
 	uint64_t count;
 };
 
+struct protocol_buffers {
+	char console[...];
+	uint32_t measures[...];
+	...;
+};
+
 struct protocol {
 	uint32_t features;
 	bool enabled;
@@ -34,8 +40,7 @@ struct protocol {
 	uint64_t measures_written;
 	struct gpa_window python_windows[...];
 	uint8_t python_ports[...];
-	char console[...];
-	uint32_t measures[...];
+	struct protocol_buffers *buffers;
 	...;
 };
 
@@ -48,6 +53,7 @@ struct protocol_vcpu {
 
 struct protocol *protocol_create(void);
 void protocol_destroy(struct protocol *protocol);
+bool protocol_has_unclaimed(const struct protocol *protocol);
 uint32_t protocol_unclaimed_ports(const struct protocol *protocol, struct unclaimed *most,
 				  uint32_t room, uint64_t *total);
 uint32_t protocol_unclaimed_gpas(const struct protocol *protocol, struct unclaimed *first,
