@@ -26,6 +26,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.loop.vcpu_loop import VcpuLoop, create_protocol
 from pyvmm.memory.backends import choose_backend
 from pyvmm.memory.guest_memory import GuestMemory
+from pyvmm.memory.slots import GpaRange
 from pyvmm.native import ffi, lib
 from pyvmm.page_states import Mechanism, Policy
 from pyvmm.report import RunReport, console_of, report_of
@@ -35,10 +36,8 @@ from pyvmm.verdict import Judge
 # Three pages and one that Intel CPUs without unrestricted guest need, far from everything.
 TSS_GPA = 0xFFFB_D000
 IDENTITY_MAP_GPA = 0xFFFB_C000
-_PAGES_OF_KVM = (
-    ("KVM's TSS", TSS_GPA, 3 * PAGE_SIZE),
-    ("KVM's page table", IDENTITY_MAP_GPA, PAGE_SIZE),
-)
+_PAGES_OF_KVM = (GpaRange(IDENTITY_MAP_GPA, 4 * PAGE_SIZE, "KVM's page table and TSS"),)
+_WINDOWS_OF_KVM = tuple(GpaRange(gpa, size, name) for name, gpa, size in in_kernel.WINDOWS)
 
 _DEFAULT_LOG = 1024
 
@@ -90,15 +89,16 @@ class Machine(Closing):
                 f"{type(guest).__name__} is neither Image nor bytes",
                 "load_guest() and assemble() make an Image",
             )
-        mode = guest.mode if isinstance(guest, Image) else None
-        self.platform = protocol_platform(mode) if platform is None else platform
-        need("platform", self.platform, Platform)
-        layout = self.platform.layout
-        image = flat_image("guest", guest, layout) if isinstance(guest, bytes) else guest
-        most = self.platform.max_vcpus
+        if platform is None:
+            platform = protocol_platform(None if isinstance(guest, bytes) else guest.mode)
+        else:
+            need("platform", platform, Platform)
+        self.platform = platform
+        image = flat_image("guest", guest, platform.layout) if isinstance(guest, bytes) else guest
+        most = platform.max_vcpus
         if not 1 <= integer("vcpus", vcpus) <= most:
             raise ConfigurationError(
-                f"{vcpus} vCPUs", f"the guest {self.platform.name} has room for 1 to {most}"
+                f"{vcpus} vCPUs", f"the guest {platform.name} has room for 1 to {most}"
             )
         if integer("views", views) not in (1, 2):
             raise ConfigurationError(f"{views} views", "a region has one or two")
@@ -108,13 +108,12 @@ class Machine(Closing):
             need("kvm", kvm, Kvm)
         if not (isinstance(policy, Policy) or callable(policy)):
             raise ConfigurationError(f"policy {shown(policy)}", "it is no Policy and no function")
-        asked = policy if isinstance(policy, Policy) else Policy.ASK
-        ask = None if isinstance(policy, Policy) else policy
+        asked, ask = (policy, None) if isinstance(policy, Policy) else (Policy.ASK, policy)
         self.vcpus: list[Vcpu] = []
         self.loops: list[VcpuLoop] = []
         self._resources: list[Closeable] = []
         self._backend, self._views = backend, views
-        self._irqchip = irqchip or self.platform.has_irqchip
+        self._irqchip = irqchip or platform.has_irqchip
         self._keep_contents = contents == "keep"
         self._vcpu_count = vcpus
         self._log_capacity = log_capacity if recording else 0
@@ -122,9 +121,9 @@ class Machine(Closing):
             self._create_vm(kvm, asked)
             self._add_memory()
             self._add_vcpus()
-            self.platform.add_devices(self)
+            platform.add_devices(self)
             self._running = Running(self.loops, self.bus, self.memory, ask, self._resources)
-            self.load(image)
+            self._load(image)
         except BaseException:
             close_all(self._resources)
             raise
@@ -174,6 +173,7 @@ class Machine(Closing):
             self._mechanism,
             self._policy,
             keep_contents=self._keep_contents,
+            taken=_PAGES_OF_KVM + _WINDOWS_OF_KVM if self._irqchip else _PAGES_OF_KVM,
         )
         self._resources.append(self.memory)
         if self.platform.has_protocol and self.vm.has(lib.KVM_CAP_EXIT_ON_EMULATION_FAILURE):
@@ -188,22 +188,23 @@ class Machine(Closing):
         for gpa, size in self.platform.ram:
             self.memory.add_ram(gpa, size)
         for place in self.platform.regions(self._views):
-            self._check_views(1 if place.shared_gpa is None else 2)
+            if (views := 1 if place.shared_gpa is None else 2) != self._views:
+                self._check_views(views)
             self.memory.add_region(place.gpa, place.size, place.shared_gpa)
 
     def _add_vcpus(self) -> None:
         """The protocol's ports, the bus, and vCPUs with their run loops."""
-        self._protocol = create_protocol()
-        self._protocol.enabled = self.platform.has_protocol
-        self._protocol.is_foreign = not self.platform.has_protocol
-        self._protocol.is_wide = self.platform.is_wide
-        self._protocol.vector_stubs = self.platform.vector_stubs or 0
+        self._protocol = protocol = create_protocol()
+        protocol.enabled = self.platform.has_protocol
+        protocol.is_foreign = not self.platform.has_protocol
+        protocol.is_wide = self.platform.is_wide
+        protocol.vector_stubs = self.platform.vector_stubs or 0
         if self._views == 2:
-            self._protocol.features |= lib.FEATURE_TWO_VIEWS
+            protocol.features |= lib.FEATURE_TWO_VIEWS
         if self._keep_contents:
-            self._protocol.features |= lib.FEATURE_KEEPS_CONTENTS
+            protocol.features |= lib.FEATURE_KEEPS_CONTENTS
         if self._chosen.hypercall and self.vm.map_gpa_range_exits():
-            self._protocol.features |= lib.FEATURE_HYPERCALL
+            protocol.features |= lib.FEATURE_HYPERCALL
         sync = self.vm.check_extension(lib.KVM_CAP_SYNC_REGS)
         cpuid = self._kvm.get_supported_cpuid()
         self._add_bus(partial(physical_address_bits, cpuid))
@@ -218,7 +219,7 @@ class Machine(Closing):
             loop = VcpuLoop(
                 vcpu,
                 self.memory.raw,
-                self._protocol,
+                protocol,
                 sync_registers=sync,
                 log_capacity=self._log_capacity,
             )
@@ -234,6 +235,9 @@ class Machine(Closing):
         need("image", image, Image)
         if self._running.has_run:
             raise ConfigurationError("load()", "the machine has run already", "make a new one")
+        self._load(image)
+
+    def _load(self, image: Image) -> None:
         self._running.judge = Judge(
             self.memory,
             image,
@@ -249,16 +253,10 @@ class Machine(Closing):
         """The bus, and what is no device's: the protocol's ports and what KVM has itself."""
         self.bus = Bus(self._protocol, self.memory.keep_free, address_bits)
         self._resources.append(self.bus)
-        for ports in self.platform.ports:
-            self.bus.reserve_ports(f"the guest {self.platform.name}", ports)
-        for name, gpa, size in _PAGES_OF_KVM:
-            self.memory.keep_free(name, gpa, size)
-        if not self._irqchip:
-            return
-        for name, ports in in_kernel.PORTS:
-            self.bus.reserve_ports(name, ports)
-        for name, gpa, size in in_kernel.WINDOWS:
-            self.memory.keep_free(name, gpa, size)
+        self.bus.reserve_ports(f"the guest {self.platform.name}", *self.platform.ports)
+        if self._irqchip:
+            for name, ports in in_kernel.PORTS:
+                self.bus.reserve_ports(name, ports)
 
     # ---- running ----
 

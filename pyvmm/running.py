@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from types import GeneratorType
 from typing import ClassVar, Protocol
 
@@ -50,6 +49,19 @@ class Running:
     """
 
     judge: Judge
+    has_run = False
+    on_tick: Callable[[], None] | None = None
+    take_record: LogFunction | None = None
+    # What exits() has yielded and the caller may deny; whether it did.
+    question: MemoryErrorExit | None = None
+    denied = False
+    # A plain flag: an Event's lock would deadlock a signal handler that kicks.
+    _ending = False
+    _kicked = False
+    _closed = False
+    _finished = False
+    _in_threads = False
+    _iteration: weakref.ref[Generator[Exit, None, None]] | None = None
 
     def __init__(
         self,
@@ -59,25 +71,12 @@ class Running:
         ask: PolicyFunction | None,
         resources: list[Closeable],
     ) -> None:
-        self.has_run = False
-        self.on_tick: Callable[[], None] | None = None
-        self.take_record: LogFunction | None = None
-        # What exits() has yielded and the caller may deny; whether it did.
-        self.question: MemoryErrorExit | None = None
-        self.denied = False
         self._loops, self._bus, self._memory, self._ask = loops, bus, memory, ask
         self._resources = resources
         self._ends: list[VcpuEnd] = []
         self._ended: set[int] = set()  # vCPUs whose guest has come to its end
         # vCPUs that wait for a conversion which nobody has answered: asked again by the next run.
         self._unanswered: set[int] = set()
-        # A plain flag: an Event's lock would deadlock a signal handler that kicks.
-        self._ending = False
-        self._kicked = False
-        self._closed = False
-        self._finished = False
-        self._in_threads = False
-        self._iteration: weakref.ref[Generator[Exit, None, None]] | None = None
 
     # ---- the two ways to run ----
 
@@ -305,8 +304,9 @@ class Running:
             self.end_all()
             return
         try:
-            with suppress(ClosedError):  # of a part
-                self._finish()  # exits() may have been left in the middle
+            self._finish()  # exits() may have been left in the middle
+        except ClosedError:  # of a part
+            pass
         finally:
             self._closed = True
             close_all(self._resources)

@@ -136,7 +136,6 @@ static int add_vcpu(struct life *life, const void *image, uint64_t size)
 	TRY(ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS));
 	cpuid.head.nent = CPUID_ENTRIES;
 	TRY(ioctl(life->kvm, KVM_GET_SUPPORTED_CPUID, &cpuid));
-	TRY(ioctl(life->vm, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2));
 	TRY(life->vcpu = ioctl(life->vm, KVM_CREATE_VCPU, 0));
 	TRY(life->run =
 		    mmap(NULL, life->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, life->vcpu, 0));

@@ -65,9 +65,9 @@ class Bus:
     def close(self) -> None:
         self._protocol = None
 
-    def reserve_ports(self, owner: str, ports: range) -> None:
+    def reserve_ports(self, owner: str, *ports: range) -> None:
         """Ports that no device can have, because C or the kernel answers them."""
-        self._owners.append((owner, ports))
+        self._owners += [(owner, each) for each in ports]
 
     def _owner(self, port: int) -> str:
         """Who has a port, by name; "" for nobody."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from pyvmm.devices.bus import Bus
 from pyvmm.errors import ConfigurationError
@@ -16,8 +15,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 
 
-@dataclass(frozen=True, slots=True)
-class RegionPlace:
+class RegionPlace(NamedTuple):
     """Where a region's views are, in bytes; ``shared_gpa`` is None where it has one view."""
 
     gpa: int
@@ -119,34 +117,37 @@ class Platform(ABC):
     def place(self, image: Image, ram: Ram) -> None:
         """Store all segments of an image, each of which must lie in one piece of plain memory."""
         for segment in image.segments:
-            if not segment.is_notes or self._ram_at(segment):
-                self._check_place(image, segment)
-                ram.write_ram(segment.gpa, segment.data)
+            found = self._ram_at(segment.gpa)
+            if found is None and segment.is_notes:
+                continue
+            if found is None or segment.end > sum(found):
+                raise self._no_place(image, segment, found)
+            ram.write_ram(segment.gpa, segment.data)
 
-    def _ram_at(self, segment: Segment) -> tuple[int, int] | None:
+    def _ram_at(self, wanted: int) -> tuple[int, int] | None:
         for gpa, size in self.ram:
-            if gpa <= segment.gpa < gpa + size:
+            if gpa <= wanted < gpa + size:
                 return gpa, size
         return None
 
-    def _check_place(self, image: Image, segment: Segment) -> None:
+    def _no_place(
+        self, image: Image, segment: Segment, found: tuple[int, int] | None
+    ) -> ConfigurationError:
+        """Why a segment, which begins in the RAM at ``found`` or in none, cannot be stored."""
         size = segment.end - segment.gpa
         if segment.gpa < 0:
-            raise ConfigurationError(image.name, f"there is no GPA {segment.gpa}")
-        found = self._ram_at(segment)
+            return ConfigurationError(image.name, f"there is no GPA {segment.gpa}")
         if found is None:
             pieces = ", ".join(f"{gpa:#x}-{gpa + size - 1:#x}" for gpa, size in self.ram)
-            raise ConfigurationError(
+            return ConfigurationError(
                 image.name,
                 f"{size} bytes at {segment.gpa:#x} are not in RAM",
                 f"RAM of the guest {self.name} is {pieces}",
             )
-        end = sum(found)
-        if segment.gpa + size > end:
-            origin = self.layout.origin
-            room = f"a guest at {origin:#x} may have {end - origin} bytes"
-            raise ConfigurationError(
-                image.name,
-                f"{size} bytes at {segment.gpa:#x} reach past the end of RAM at {end:#x}",
-                room if found[0] <= origin < end else "",
-            )
+        end, origin = sum(found), self.layout.origin
+        room = f"a guest at {origin:#x} may have {end - origin} bytes"
+        return ConfigurationError(
+            image.name,
+            f"{size} bytes at {segment.gpa:#x} reach past the end of RAM at {end:#x}",
+            room if found[0] <= origin < end else "",
+        )

@@ -54,6 +54,8 @@ PLATFORMS: dict[str, Callable[[PlatformOptions], Platform]] = {
 
 def protocol_platform(mode: str | None = None) -> Platform:
     """The guest protocol's world in a mode, by default real."""
+    if mode is None or mode == RealMode.mode:
+        return RealMode()
     return _protocol(PlatformOptions(platform=PROTOCOL, mode=mode))
 
 

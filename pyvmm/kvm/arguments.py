@@ -6,6 +6,7 @@ points to, and whether it still does, cannot be known; its type is believed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from operator import index
 from typing import Any, NamedTuple
@@ -31,6 +32,9 @@ MOST_I64 = (1 << 63) - 1
 MOST_DESCRIPTOR = (1 << 31) - 1
 _MOST_BITS = 128  # of a number that is worth showing
 _USUAL = 1 << 64
+
+#: How many bytes this host's kernel takes for an ioctl of that name, where its type has fewer.
+Least = Callable[[str], int]
 
 
 class _Wanted(NamedTuple):
@@ -75,19 +79,27 @@ def _wanted(entry: Ioctl) -> _Wanted:
     )
 
 
-def pointer(entry: Ioctl, argument: Any, sizes: dict[str, int]) -> Any:
+@lru_cache(maxsize=1024)
+def usual(entry: Ioctl) -> Any:
+    """The type of pointer that will do as it is unless it is null; None where none will."""
+    wanted = _wanted(entry)
+    return wanted.pointers[0] if wanted.is_plain else None
+
+
+def pointer(entry: Ioctl, argument: Any, least: Least) -> Any:
     """``argument`` as the pointer that the ioctl wants: of its type, not null, and long enough.
 
     It may be a cffi pointer to the type, an array of it or of bytes, or anything with the
-    buffer protocol. ``sizes`` has how many bytes this host's kernel takes where those are
-    more than the type's. Raises :class:`WrongTypeError` and :class:`ConfigurationError`,
+    buffer protocol. Raises :class:`WrongTypeError` and :class:`ConfigurationError`,
     which name both types.
     """
     wanted = _wanted(entry)
     if isinstance(argument, _CData):
-        if ffi.typeof(argument) is wanted.pointers[0] and argument and wanted.is_plain:
-            return argument
-        return _checked_cdata(entry, wanted, argument, sizes)
+        if wanted.tail and ffi.typeof(argument) is wanted.pointers[0] and argument:
+            end = getattr(argument, wanted.tail.length) * wanted.tail_item_size
+            if wanted.tail_offset + end <= len(ffi.buffer(argument)):
+                return argument
+        return _checked_cdata(entry, wanted, argument, least)
     if isinstance(argument, int):
         if argument == 0 and wanted.may_be_null:
             return ffi.NULL
@@ -95,14 +107,14 @@ def pointer(entry: Ioctl, argument: Any, sizes: dict[str, int]) -> Any:
         if argument:
             remedy = f"for a bare address: ioctl(Ioctl({entry.name!r}, number), address)"
         raise _wrong(entry, wanted, f"int {shown(argument, '#x')}", remedy)
-    return _checked_buffer(entry, wanted, argument, sizes)
+    return _checked_buffer(entry, wanted, argument, least)
 
 
 def _wrong(entry: Ioctl, wanted: _Wanted, given: str, remedy: str = "") -> WrongTypeError:
     return WrongTypeError(entry.name, f"wants {wanted.name}, was given {given}", remedy)
 
 
-def _checked_cdata(entry: Ioctl, wanted: _Wanted, argument: Any, sizes: dict[str, int]) -> Any:
+def _checked_cdata(entry: Ioctl, wanted: _Wanted, argument: Any, least: Least) -> Any:
     kind = ffi.typeof(argument)
     if kind.kind == "pointer":
         if not argument:
@@ -127,7 +139,7 @@ def _checked_cdata(entry: Ioctl, wanted: _Wanted, argument: Any, sizes: dict[str
     else:
         remedy = "give ffi.addressof() of it" if kind == wanted.item else ""
         raise _wrong(entry, wanted, kind.cname, remedy)
-    _check_room(entry, wanted, argument, room, kind.cname, sizes)
+    _check_room(entry, wanted, argument, room, kind.cname, least)
     return argument
 
 
@@ -140,7 +152,7 @@ def _is_same_integer(given: Any, wanted: Any) -> bool:
     )
 
 
-def _checked_buffer(entry: Ioctl, wanted: _Wanted, argument: Any, sizes: dict[str, int]) -> Any:
+def _checked_buffer(entry: Ioctl, wanted: _Wanted, argument: Any, least: Least) -> Any:
     kind = type(argument).__name__
     try:
         # Released at once: some Pythons crash over one that a raised error's frames keep.
@@ -155,7 +167,7 @@ def _checked_buffer(entry: Ioctl, wanted: _Wanted, argument: Any, sizes: dict[st
         raise _wrong(
             entry, wanted, f"{kind}, which is read-only", "the kernel writes it: give a bytearray"
         )
-    _check_room(entry, wanted, ffi.from_buffer(head), room, kind, sizes)
+    _check_room(entry, wanted, ffi.from_buffer(head), room, kind, least)
     return ffi.from_buffer(argument)
 
 
@@ -165,10 +177,10 @@ def _check_room(
     head: Any,
     room: int,
     kind: str,
-    sizes: dict[str, int],
+    least: Least,
 ) -> None:
     """``head`` is where the structure begins, ``room`` how many bytes there are."""
-    size = max(wanted.size, sizes.get(entry.name, 0))
+    size = max(wanted.size, least(entry.name))
     if room < size:
         if _is_of_unknown_size(head):
             return

@@ -34,7 +34,7 @@ class CpuidEntry:
 
 def cpuid_entries(table: Any) -> Iterator[CpuidEntry]:
     """The entries of a ``struct kvm_cpuid2 *``, which is checked as KVM_SET_CPUID2 does it."""
-    return _entries(pointer(IOCTLS["KVM_SET_CPUID2"], table, {}))
+    return _entries(pointer(IOCTLS["KVM_SET_CPUID2"], table, lambda _: 0))
 
 
 def _entries(kept: Any) -> Iterator[CpuidEntry]:

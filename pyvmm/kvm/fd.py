@@ -9,10 +9,21 @@ from typing import Any, NoReturn, SupportsIndex
 
 from pyvmm.closing import Closing
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
-from pyvmm.kvm.arguments import MOST_DESCRIPTOR, not_a_number, number, pointer, shown, structure
+from pyvmm.kvm.arguments import (
+    MOST_DESCRIPTOR,
+    not_a_number,
+    number,
+    pointer,
+    shown,
+    structure,
+    usual,
+)
 from pyvmm.kvm.ioctls import IOCTLS, Ioctl
 from pyvmm.kvm.uapi import Capability
-from pyvmm.native import lib
+from pyvmm.native import ffi, lib
+
+_CData: Any = ffi.CData
+_DESCRIPTORS = range(-1, MOST_DESCRIPTOR + 1)
 
 
 class Fd(Closing):
@@ -21,7 +32,9 @@ class Fd(Closing):
     _fd = -1  # of one that could not be opened
 
     def __init__(self, fd: int, name: str) -> None:
-        self._fd = number("descriptor", fd, -1, MOST_DESCRIPTOR)
+        if type(fd) is not int or fd not in _DESCRIPTORS:
+            fd = number("descriptor", fd, -1, MOST_DESCRIPTOR)
+        self._fd = fd
         self.name = name
 
     def fileno(self) -> int:
@@ -56,8 +69,6 @@ class KvmFd(Fd):
 
     def __init__(self, fd: int, name: str) -> None:
         self._before_close: list[Callable[[], None]] = []
-        # How many bytes the kernel takes here, by ioctl, where that is more than its type has.
-        self._sizes: dict[str, int] = {}
         super().__init__(fd, name)
 
     def before_close(self, call: Callable[[], None]) -> None:
@@ -93,18 +104,20 @@ class KvmFd(Fd):
                     "make it with pyvmm.kvm.ioctls.iow()",
                 ) from None
             entry = request
-        fd = self._fd
-        if fd < 0:
-            raise ClosedError(self.name)
         result: int
         if entry.type is None:
             try:
-                result = lib.kvm_ioctl(fd, entry.number, argument)
+                result = lib.kvm_ioctl(self._fd, entry.number, argument)
             except (TypeError, OverflowError):
                 raise not_a_number(entry, argument) from None
         else:
-            result = lib.kvm_ioctl_on(fd, entry.number, pointer(entry, argument, self._sizes))
+            # What nearly all calls give; the rest is looked at closely.
+            is_usual = isinstance(argument, _CData) and ffi.typeof(argument) is usual(entry)
+            if not (is_usual and argument):
+                argument = pointer(entry, argument, self._least)
+            result = lib.kvm_ioctl_on(self._fd, entry.number, argument)
         if result < 0:
+            self.fileno()  # closed ones get EBADF
             about = about % values if values else about or self.name
             # A signal that ends KVM_RUN is no mistake.
             is_signal = result == -errno.EINTR
@@ -112,18 +125,24 @@ class KvmFd(Fd):
             raise KvmError(entry.name, -result, about, rule)
         return result
 
+    def _least(self, name: str) -> int:
+        """How many bytes the kernel takes here for an ioctl, where its type has fewer; or 0."""
+        return 0
+
     def _advice(self, call: str, argument: Any, number: int) -> str:
         """Which rule a call broke that the kernel refused with this errno, "" where unknown."""
         return ""
 
     def _enable_cap(self, capability: int, arguments: Sequence[int], flags: int) -> int:
-        request = structure("struct kvm_enable_cap", cap=capability, flags=flags)
-        if len(arguments) > len(request.args):
+        try:
+            request = ffi.new("struct kvm_enable_cap *", (capability, flags, arguments))
+        except (IndexError, OverflowError, TypeError):
+            structure("struct kvm_enable_cap", cap=capability, flags=flags)
+            for at, argument in enumerate(arguments):
+                number(f"argument {at}", argument)
+            most = len(ffi.new("struct kvm_enable_cap *").args)
             raise ConfigurationError(
-                str(Capability(capability)),
-                f"{len(arguments)} arguments, and KVM takes {len(request.args)}",
-            )
-        for at, argument in enumerate(arguments):
-            request.args[at] = number(f"argument {at}", argument)
+                str(Capability(capability)), f"{len(arguments)} arguments, and KVM takes {most}"
+            ) from None
         about = self.name, Capability(capability)
         return self.ioctl("KVM_ENABLE_CAP", request, "%s, %s", *about)

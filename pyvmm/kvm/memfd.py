@@ -53,8 +53,11 @@ class MemoryFile(Fd):
         Raises :class:`ConfigurationError` for one that reaches past it, where a touch would
         end the process.
         """
-        number("offset", offset)
-        length = self.size - offset if size is None else number("size", size)
+        if size is None and offset == 0:
+            length = self.size
+        else:
+            number("offset", offset)
+            length = self.size - offset if size is None else number("size", size)
         if not 0 <= length <= self.size - offset:
             raise ConfigurationError(
                 self._range(offset, length), f"it reaches past the end at {self.size:#x}"
@@ -92,13 +95,13 @@ class Memfd(MemoryFile):
 
     def __init__(self, name: str, size: int, *, huge_page_size: int = 0) -> None:
         need("name", name, str)
-        integer("size", size)
-        number("huge_page_size", huge_page_size, 0, 1 << 62)
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        if huge_page_size & (huge_page_size - 1):
-            raise ConfigurationError(f"huge pages of {huge_page_size:#x}", "it is no power of two")
-        if huge_page_size:
-            flags |= os.MFD_HUGETLB | (huge_page_size.bit_length() - 1 << os.MFD_HUGE_SHIFT)
+        if huge_page_size != 0:
+            log = number("huge_page_size", huge_page_size, 0, 1 << 62).bit_length() - 1
+            if huge_page_size != 1 << log:
+                thing = f"huge pages of {huge_page_size:#x}"
+                raise ConfigurationError(thing, "it is no power of two")
+            flags |= os.MFD_HUGETLB | (log << os.MFD_HUGE_SHIFT)
         try:
             fd = os.memfd_create(name, flags)
         except OSError as error:
@@ -108,8 +111,9 @@ class Memfd(MemoryFile):
         super().__init__(fd, f"memfd {name}", size)
         try:
             os.ftruncate(fd, size)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError) as error:
             self.close()
+            integer("size", size)
             code = error.errno or 0 if isinstance(error, OSError) else errno.EINVAL
             raise KvmError("ftruncate", code, f"{name}, {size:#x} bytes") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
 from pyvmm.errors import ClosedError, ConfigurationError, KvmError
@@ -12,10 +13,11 @@ from pyvmm.kvm.arguments import MOST_U32, listed, need, number, structure
 from pyvmm.kvm.cpuid import ask_cpuid
 from pyvmm.kvm.exits import Exit, exit_decoder
 from pyvmm.kvm.fd import KvmFd
+from pyvmm.kvm.ioctls import SIZED_BY_THE_HOST
 from pyvmm.kvm.mapping import PROT_READ_WRITE, map_memory
 from pyvmm.kvm.msrs import get_msrs, set_msrs
 from pyvmm.kvm.stats import Stats
-from pyvmm.native import ffi
+from pyvmm.native import ffi, lib
 
 # What the kernel calls sigset_t: one bit for each of 64 signals.
 _SIGNALS = 64
@@ -37,15 +39,12 @@ class Vcpu(KvmFd):
         fd: int,
         index: int,
         mmap_size: int,
-        xsave_size: int = 4096,
         vm_state: advice.VmState | None = None,
     ) -> None:
         super().__init__(fd, f"vCPU {index}")
         self._vm_state = vm_state
         self.index = index
         self.mmap_size = mmap_size
-        self._xsave_size = xsave_size
-        self._sizes = {"KVM_GET_XSAVE2": xsave_size, "KVM_SET_XSAVE": xsave_size}
         try:
             # Whoever still holds the pointer after close() keeps the memory mapped.
             self._run = map_memory(
@@ -78,6 +77,15 @@ class Vcpu(KvmFd):
 
     def _advice(self, call: str, argument: Any, number: int) -> str:
         return advice.of_vcpu(advice.VcpuState(self, self._vm_state), call, argument, number)
+
+    @cached_property
+    def _xsave_size(self) -> int:
+        """What KVM_CAP_XSAVE2 says of the VM, or what there was before it."""
+        asked = 0 if self._vm_state is None else self._vm_state.ask(lib.KVM_CAP_XSAVE2)
+        return max(asked, ffi.sizeof("struct kvm_xsave"))
+
+    def _least(self, name: str) -> int:
+        return self._xsave_size if name in SIZED_BY_THE_HOST else 0
 
     def _get(self, name: str, type: str) -> Any:
         structure = ffi.new(f"{type} *")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from pyvmm.errors import ConfigurationError, KvmError
@@ -21,8 +20,6 @@ from pyvmm.kvm.msrs import MsrFilterRange, msr_filter
 from pyvmm.kvm.stats import Stats
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import ffi, lib
-
-_XSAVE_SIZE: int = ffi.sizeof("struct kvm_xsave")
 
 
 def _descriptor(what: str, fd: int) -> int:
@@ -114,12 +111,10 @@ class Vm(KvmFd):
 
     def create_vcpu(self, index: int) -> Vcpu:
         """KVM_CREATE_VCPU (4.7), and its kvm_run mapped."""
-        # First: nobody would close the vCPU if this failed.
-        xsave_size = max(self.check_extension(lib.KVM_CAP_XSAVE2), _XSAVE_SIZE)
         number("vCPU id", index, 0, MOST_U32)  # kernels cut it
         fd = self.ioctl("KVM_CREATE_VCPU", index, "vCPU %s", index)
         self._state.vcpus.add(index)
-        return Vcpu(fd, index, self._vcpu_mmap_size, xsave_size, self._state)
+        return Vcpu(fd, index, self._vcpu_mmap_size, self._state)
 
     def set_boot_cpu_id(self, index: int) -> None:
         """KVM_SET_BOOT_CPU_ID (4.41): which vCPU is the bootstrap processor; before any vCPU."""
@@ -190,7 +185,7 @@ class Vm(KvmFd):
         made = Slot(gpa, size, address, flags, guest_memfd_offset)
         self._set_slot("KVM_SET_USER_MEMORY_REGION2", request, slot, made)
         if size and flags & lib.KVM_MEM_GUEST_MEMFD:
-            self._state.slots[slot] = replace(made, file=file_of(guest_memfd))
+            self._state.slots[slot] = made._replace(file=file_of(guest_memfd))
 
     def _set_slot(self, name: str, request: Any, slot: int, made: Slot) -> None:
         self.ioctl(name, request, "slot %d, GPA %#x, %#x bytes", slot, made.gpa, made.size)

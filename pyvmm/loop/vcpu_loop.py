@@ -66,6 +66,16 @@ def _deinit(kept: tuple[Any, ...], loop: Any) -> None:
     del kept
 
 
+def _check(memory: Any, protocol: Any, sync_registers: Any, log_capacity: Any) -> None:
+    """Raise for what :class:`VcpuLoop` cannot take; the calls of nearly all need no look."""
+    c_structure("struct memory *", memory)
+    c_structure("struct protocol *", protocol)
+    number("sync_registers", sync_registers, 0, MOST_U32)
+    capacity = integer("log_capacity", log_capacity)
+    if not 0 <= capacity < 1 << 64 or capacity & (capacity - 1):
+        raise ConfigurationError(f"an exit log of {capacity}", "it is no power of two or 0")
+
+
 class VcpuLoop:
     """Runs a vCPU in C until there is something for Python.
 
@@ -90,18 +100,18 @@ class VcpuLoop:
         self.vcpu = vcpu
         memory = _no_memory() if memory is None else memory
         protocol = _no_protocol() if protocol is None else protocol
-        number("sync_registers", sync_registers, 0, MOST_U32)
-        integer("log_capacity", log_capacity)
-        if not 0 <= log_capacity < 1 << 64 or log_capacity & (log_capacity - 1):
-            raise ConfigurationError(f"an exit log of {log_capacity}", "it is no power of two or 0")
         loop = ffi.new("struct vcpu_loop *")
         loop.vcpu_fd = vcpu.fileno()
         loop.run = vcpu.kvm_run
         loop.run_size = vcpu.mmap_size
-        loop.memory = c_structure("struct memory *", memory)
-        loop.protocol = c_structure("struct protocol *", protocol)
-        loop.sync_registers = sync_registers
-        result = lib.loop_init(loop, log_capacity)
+        try:
+            loop.memory, loop.protocol = memory, protocol
+            loop.sync_registers = sync_registers
+            result = lib.loop_init(loop, log_capacity)
+        except (OverflowError, TypeError):
+            result = -errno.EINVAL
+        if result == -errno.EINVAL:
+            _check(memory, protocol, sync_registers, log_capacity)
         if result < 0:
             raise KvmError("loop_init", -result, vcpu.name)
         loop.recording = log_capacity > 0
@@ -130,8 +140,12 @@ class VcpuLoop:
         ``max_exits`` exits of one run: STOP_MAX_EXITS.
         """
         raw = self.raw
-        raw.deadline = number("deadline_ns", deadline_ns)
-        raw.max_exits = number("max_exits", max_exits)
+        try:
+            raw.deadline, raw.max_exits = deadline_ns, max_exits
+        except (OverflowError, TypeError):
+            number("deadline_ns", deadline_ns)
+            number("max_exits", max_exits)
+            raise
 
     def kick(self) -> None:
         """End the current :meth:`run`, or the next one. From any thread; never lost."""

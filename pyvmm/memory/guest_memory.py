@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -112,6 +113,7 @@ class GuestMemory:
     """All memory of one VM, and the C structure that the run loop converts through.
 
     Files and mappings are given back once it is closed and no run loop uses them any more.
+    ``taken`` are GPAs where something else is, so that no memory can be.
 
     Synchronization: :meth:`convert`, :meth:`read` and :meth:`write` may be called from
     any thread while vCPUs run.
@@ -125,9 +127,9 @@ class GuestMemory:
         policy: Policy,
         *,
         keep_contents: bool = False,
+        taken: Iterable[GpaRange] = (),
     ) -> None:
         need("vm", vm, Vm)
-        number("policy", policy, 0, MOST_U32)
         self.backend = backend
         self.keep_contents = keep_contents
         self.mechanism = mechanism
@@ -137,9 +139,14 @@ class GuestMemory:
         self._ram: list[tuple[GpaRange, Mapping]] = []
         self.regions: list[Region] = []
         limit = vm.check_extension(lib.KVM_CAP_NR_MEMSLOTS)
-        self._slots = SlotTable(limit or 32)
+        self._slots = SlotTable(limit or 32, taken)
         raw = ffi.new("struct memory *")
-        if lib.memory_init(raw, vm.fileno(), backend.name.encode(), policy) < 0:
+        try:
+            result = lib.memory_init(raw, vm.fileno(), backend.name.encode(), policy)
+        except (OverflowError, TypeError):
+            number("policy", policy, 0, MOST_U32)
+            raise
+        if result < 0:
             raise ConfigurationError(
                 f"backend {backend.name}", "it has no file in csrc/backends/", "compile one in"
             )
@@ -212,8 +219,9 @@ class GuestMemory:
         wanted.slot_count = count
         wanted.mechanism = self.mechanism
         wanted.keep_contents = self.keep_contents
-        index = self.raw.region_count
-        result = lib.memory_add_region(self.raw, wanted)
+        raw = self.raw
+        index = raw.region_count
+        result = lib.memory_add_region(raw, wanted)
         if result < 0:
             backing.close()
             raise KvmError("memory_add_region", -result, str(claimed))
@@ -295,11 +303,11 @@ class GuestMemory:
 
     def write_ram(self, gpa: int, data: bytes) -> None:
         """Store bytes into plain memory alone; :class:`ConfigurationError` where there is none."""
-        integer("GPA", gpa)
         need("data", data, bytes, bytearray, memoryview)
-        for ram, mapping in self._ram:
-            if ram.gpa <= gpa and gpa + len(data) <= ram.end:
-                mapping.view[gpa - ram.gpa : gpa - ram.gpa + len(data)] = data
+        end = integer("GPA", gpa) + len(data)
+        for (start, size, _), mapping in self._ram:
+            if start <= gpa and end <= start + size:
+                ffi.buffer(mapping.pointer, size)[gpa - start : end - start] = data
                 return
         raise ConfigurationError(f"GPA {gpa:#x}, {len(data)} bytes", "they are not in RAM")
 
@@ -340,14 +348,15 @@ class GuestMemory:
 
     def conversions(self) -> Conversions:
         """The sum over all regions."""
-        to_private = to_shared = implicit = explicit = 0
-        for region in self.regions:
-            part = region.conversions()
-            to_private += part.to_private
-            to_shared += part.to_shared
-            implicit += part.implicit
-            explicit += part.explicit
-        return Conversions(to_private, to_shared, implicit, explicit)
+        if len(self.regions) == 1:
+            return self.regions[0].conversions()
+        parts = [region.conversions() for region in self.regions]
+        return Conversions(
+            sum(part.to_private for part in parts),
+            sum(part.to_shared for part in parts),
+            sum(part.implicit for part in parts),
+            sum(part.explicit for part in parts),
+        )
 
     def close(self) -> None:
         """Give files and mappings back; a run loop that is still under way, when it ends.

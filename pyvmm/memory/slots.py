@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pyvmm.errors import ConfigurationError
@@ -27,13 +28,13 @@ class GpaRange(NamedTuple):
 class SlotTable:
     """Hands out slot numbers and refuses ranges that overlap.
 
-    ``limit`` is KVM_CAP_NR_MEMSLOTS of the VM.
+    ``limit`` is KVM_CAP_NR_MEMSLOTS of the VM; in ``taken`` no memory can be.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, taken: Iterable[GpaRange] = ()) -> None:
         self.limit = limit
         self._next = 0
-        self._ranges: list[GpaRange] = []
+        self._ranges = list(taken)
 
     @property
     def free(self) -> int:
@@ -51,14 +52,17 @@ class SlotTable:
 
     def claim_range(self, name: str, gpa: int, size: int) -> GpaRange:
         """Take a GPA range for memory. Raises :class:`ConfigurationError` if it cannot be one."""
-        integer("GPA", gpa)
-        if integer("size", size) <= 0 or gpa < 0 or gpa % PAGE_SIZE or size % PAGE_SIZE:
+        try:
+            is_good = gpa >= 0 and size > 0 and (gpa | size) % PAGE_SIZE == 0
+        except TypeError:  # also of a float's |
+            is_good = False
+        if not is_good:
             raise ConfigurationError(
-                f"{name} at {gpa:#x}, {size:#x} bytes",
+                f"{name} at {integer('GPA', gpa):#x}, {integer('size', size):#x} bytes",
                 "it is empty or not aligned",
                 f"use multiples of {PAGE_SIZE}",
             )
-        return self._claim(GpaRange(gpa, size, name))
+        return self._claim(name, gpa, size)
 
     def claim_addresses(self, name: str, gpa: int, size: int) -> GpaRange:
         """Take GPAs for whatever it is. Raises :class:`ConfigurationError` if they are taken."""
@@ -66,14 +70,17 @@ class SlotTable:
             raise ConfigurationError(
                 f"{name} at {gpa:#x}, {size:#x} bytes", "there is no address in it"
             )
-        return self._claim(GpaRange(gpa, size, name))
+        return self._claim(name, gpa, size)
 
-    def _claim(self, wanted: GpaRange) -> GpaRange:
-        end = wanted.end
+    def _claim(self, name: str, gpa: int, size: int) -> GpaRange:
+        wanted, end = GpaRange(gpa, size, name), gpa + size
         if end > 1 << 52:
+            integer("GPA", gpa)  # what is too long to be shown is said by these
+            integer("size", size)
             raise ConfigurationError(str(wanted), "no x86 CPU has addresses of more than 52 bits")
-        for taken in self._ranges:
-            if taken.gpa < end and wanted.gpa < taken.gpa + taken.size:
+        for at, length, owner in self._ranges:
+            if at < end and gpa < at + length:
+                taken = GpaRange(at, length, owner)
                 raise ConfigurationError(str(wanted), f"it overlaps {taken}", "move one of them")
         self._ranges.append(wanted)
         return wanted

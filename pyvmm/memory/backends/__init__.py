@@ -32,9 +32,7 @@ def choose_backend(kvm: Kvm, name: str = "auto") -> tuple[Backend, Mechanism]:
     if name != "auto" and name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ConfigurationError(f"backend {name}", "there is no such backend", f"use {known}")
-    for backend in BACKENDS.values():
-        if name not in ("auto", backend.name):
-            continue
+    for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
         support = probe(kvm, backend)
         if support.mechanism is not None:
             return backend, support.mechanism
