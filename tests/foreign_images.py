@@ -198,7 +198,7 @@ def _elf_files() -> Iterator[Foreign]:
     yield Foreign("core", elf(64, CORE, EM_X86_64, 0), ("64-bit ELF core dump",))
     linux = elf(64, machine=EM_X86_64, at=0x1000000, address=0xFFFFFFFF81000000)
     yield Foreign("vmlinux", linux, ("Linux kernel (vmlinux)", "64-bit ELF"))
-    yield Foreign("large", linux.ljust(17 << 20, b"\1"), ("vmlinux", "too many for a guest"))
+    yield Foreign("large", linux.ljust(17 << 20, b"\1"), ("Linux kernel (vmlinux)", "64-bit ELF"))
     yield Foreign("pie32", elf(32, DYN, at=0x1000), ("32-bit ELF PIE", "-no-pie", "-Ttext=0x7c00"))
     yield Foreign("rel32.o", elf(32, REL, at=0), ("32-bit ELF object", "ld -m elf_i386"))
     yield Foreign("dynamic", elf(interpreter=True), ("dynamically linked", "32-bit ELF"))

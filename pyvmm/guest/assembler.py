@@ -14,6 +14,7 @@ from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import check_code
 from pyvmm.guest.identify import kind_of, refusal
 from pyvmm.guest.image import (
+    MAX_SOURCE,
     Image,
     elf_image,
     flat_image,
@@ -76,7 +77,8 @@ class GuestFile:
         return found is not None and found.name == NASM
 
     def _language_by_content(self) -> str:
-        text = None if is_elf(self.data) else text_of(self.data)
+        is_binary = is_elf(self.data) or len(self.data) > MAX_SOURCE
+        text = None if is_binary else text_of(self.data)
         if text is None:
             return ""
         from pyvmm.guest.languages import language_of

@@ -88,18 +88,19 @@ class _FlatMode(Platform):
         return (*own, *self._more)
 
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
-        taken = [
-            ("descriptor and page tables", _GDT, LOW_RAM_SIZE),
-            ("stacks", self._end - vcpus * STACK_SIZE, self._end),
-        ]
+        stacks = self._end - vcpus * STACK_SIZE
         for segment in image.segments:
-            for name, first, end in taken:
-                if segment.gpa < end and first < segment.gpa + len(segment.data):
+            more = -(-(segment.end + vcpus * STACK_SIZE) // MIB)
+            for name, first, end, remedy in (
+                ("descriptor and page tables", _GDT, LOW_RAM_SIZE, f"link it at {HIGH_RAM_GPA:#x}"),
+                ("stacks", stacks, self._end, f"--memory {more} or more"),
+            ):
+                if segment.gpa < end and first < segment.end:
                     raise ConfigurationError(
                         image.name,
-                        f"{len(segment.data)} bytes at {segment.gpa:#x} reach into the {name} "
-                        f"at {first:#x}-{end - 1:#x}",
-                        f"a guest without an address of its own lies at {self.layout.origin:#x}",
+                        f"{segment.end - segment.gpa} bytes at {segment.gpa:#x} reach into the "
+                        f"{name} at {first:#x}-{end - 1:#x}",
+                        remedy,
                     )
         self.place(image, ram)
         if self._bits == 64:

@@ -10,6 +10,7 @@ from pyvmm.guest.boot import RAM_SIZE, START
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import elf_kind
 from pyvmm.guest.formats import binary_kind
+from pyvmm.guest.image import MAX_SOURCE
 from pyvmm.guest.kind import Kind
 from pyvmm.guest.text import text_of
 
@@ -21,7 +22,7 @@ def kind_of(path: Path, data: bytes, size: int) -> Kind | None:
     if len(data) == size and not data.strip(b"\0"):
         return Kind("nothing but zeros", "is it built, or a sparse disk?")
     kind = binary_kind(data, size)
-    if kind is None and (text := text_of(data)) is not None:
+    if kind is None and len(data) <= MAX_SOURCE and (text := text_of(data)) is not None:
         # Slow to import, for its many patterns.
         from pyvmm.guest.languages import language_of
 

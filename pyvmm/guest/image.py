@@ -9,9 +9,13 @@ from pathlib import Path
 from pyvmm.errors import GuestError
 from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
 
-MAX_FILE = 16 << 20
+#: A kernel with all that a debugger wants has hundreds of MiB. Whether it fits is RAM's to say.
+MAX_FILE = 1 << 30
+#: Nobody writes so much source, and looking at each of its lines takes long.
+MAX_SOURCE = 16 << 20
 # Of a larger file so much is read, to tell what it is.
 _HEAD = 64 << 10
+_TOO_MANY = f"bytes are too many for a guest's file, which may have {MAX_FILE >> 20} MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def read_guest_file(path: Path) -> bytes:
             size = max(len(data), os.fstat(file.fileno()).st_size)
             if size > MAX_FILE:
                 raise _too_large(path, data, size)
-            data += file.read(MAX_FILE)
+            data += file.read(MAX_FILE - len(data))
     except OSError as error:
         raise GuestError(str(path), error.strerror or str(error)) from None
     if not data:
@@ -75,7 +79,7 @@ def read_standard_input() -> bytes:
     if not data:
         raise GuestError("standard input", "it is empty")
     if len(data) > MAX_FILE:
-        raise GuestError("standard input", f"more than {MAX_FILE} bytes are too many for a guest")
+        raise GuestError("standard input", f"more than {MAX_FILE} {_TOO_MANY}")
     return data
 
 
@@ -94,8 +98,8 @@ def _too_large(path: Path, head: bytes, size: int) -> GuestError:
 
     kind = kind_of(path, head, size)
     if kind is None:
-        return GuestError(str(path), f"{size} bytes are too many for a guest's file")
-    cause = f"it is {kind.name}, and {size} bytes are too many for a guest's file"
+        return GuestError(str(path), f"{size} {_TOO_MANY}")
+    cause = f"it is {kind.name}, and {size} {_TOO_MANY}"
     return GuestError(str(path), cause, kind.remedy)
 
 
@@ -127,12 +131,12 @@ def elf_image(name: str, data: bytes, mode: str = REAL.mode) -> Image:
             raise GuestError(name, "a segment of the ELF file is larger than its memory")
         if load.size and load.offset + load.size > len(data):
             raise GuestError(name, "the ELF file is cut short")
-        total += load.memory
-        if total > MAX_FILE:
-            raise GuestError(name, "its segments have too many bytes in all for a guest")
+        total += load.size
+        if total > 2 * len(data):
+            raise GuestError(name, "its segments name the same bytes of the file again and again")
         # What follows the file's bytes is the .bss.
-        code = data[load.offset : load.offset + load.size]
-        segments.append(Segment(load.gpa, code.ljust(load.memory, b"\0"), elf.is_notes(load)))
+        code, zeros = data[load.offset : load.offset + load.size], load.memory - load.size
+        segments.append(Segment(load.gpa, code, elf.is_notes(load), zeros))
     if all(segment.is_notes for segment in segments):
         raise GuestError(name, "it has no code and no data to load")
     if not any(load.gpa <= elf.entry < load.end for load in elf.loads):

@@ -73,7 +73,8 @@ class Platform(ABC):
     has_irqchip: bool = False
     #: Whether a run passes when its vCPUs have ended in HLT and nobody wrote a code.
     hlt_passes: bool = False
-    #: Behind a LAPIC: whether HLT with interrupts off ends a vCPU, which KVM has no exit for.
+    #: Behind a LAPIC: whether HLT with interrupts off, for which KVM has no exit, ends a vCPU that
+    #: is the only one.
     sees_hlt_in_kernel: bool = False
     #: Behind a LAPIC: whether the vCPUs from 1 on wait for INIT and SIPI.
     waits_for_sipi: bool = False
@@ -81,6 +82,8 @@ class Platform(ABC):
     is_wide: bool = False
     #: The linear address, and the GPA, of the stubs that vectors lead to; None if none do.
     vector_stubs: int | None = None
+    #: The first byte and the end of what place() has stored until now.
+    _stored: tuple[int, int] = (1 << 64, 0)
 
     def image(self, name: str, data: bytes) -> Image:
         """The guest that a binary file is. Raises :class:`pyvmm.errors.GuestError`."""
@@ -115,7 +118,10 @@ class Platform(ABC):
         return 0
 
     def place(self, image: Image, ram: Ram) -> None:
-        """Store all segments of an image, each of which must lie in one piece of plain memory."""
+        """Store all segments of an image, each of which must lie in one piece of plain memory.
+
+        RAM is zero at first: nothing is written for zeros, but over what was stored before.
+        """
         for segment in image.segments:
             found = self._ram_at(segment.gpa)
             if found is None and segment.is_notes:
@@ -123,6 +129,11 @@ class Platform(ABC):
             if found is None or segment.end > sum(found):
                 raise self._no_place(image, segment, found)
             ram.write_ram(segment.gpa, segment.data)
+            (first, end), zeros = self._stored, segment.gpa + len(segment.data)
+            start, stop = max(first, zeros), min(end, segment.end)
+            if start < stop:
+                ram.write_ram(start, bytes(stop - start))
+            self._stored = (min(first, segment.gpa), max(end, zeros))
 
     def _ram_at(self, wanted: int) -> tuple[int, int] | None:
         for gpa, size in self.ram:
@@ -146,6 +157,8 @@ class Platform(ABC):
             )
         end, origin = sum(found), self.layout.origin
         room = f"a guest at {origin:#x} may have {end - origin} bytes"
+        if "memory" in self.options and found == self.ram[-1]:
+            room = f"--memory {-(-segment.end >> 20)} or more"
         return ConfigurationError(
             image.name,
             f"{size} bytes at {segment.gpa:#x} reach past the end of RAM at {end:#x}",

@@ -10,6 +10,7 @@ from pyvmm.guest import preprocessor
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import elf_kind
 from pyvmm.guest.formats import binary_kind
+from pyvmm.guest.image import MAX_SOURCE
 from pyvmm.guest.text import UTF8_MARK, UTF16_MARKS
 
 _WIDE = re.compile(r"\.code(32|64)\b")
@@ -20,6 +21,8 @@ _MODES = {"16": "real", "32": "protected", "64": "long"}
 def read_text(path: Path, data: bytes) -> str:
     """The text of a source file. Raises :class:`GuestError` for what is no text of UTF-8."""
     name = str(path)
+    if len(data) > MAX_SOURCE:
+        raise GuestError(name, f"{len(data)} bytes are too many for source", "is it a binary?")
     if data.startswith((UTF8_MARK, *UTF16_MARKS)):
         code = "UTF-8 byte order mark" if data.startswith(UTF8_MARK) else "UTF-16 byte order mark"
         raise GuestError(name, f"it begins with a {code}", "save it as UTF-8 without one")

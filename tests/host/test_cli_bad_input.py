@@ -183,7 +183,7 @@ def test_elf_files(tmp_path: Path) -> None:
         (elf(gpa=0xFFFFF000), "0xf000 lies in none of its segments"),
         (elf(bss=0x38400), "past the end of RAM"),
         (elf(bss=-1), "larger than its memory"),
-        (elf(bss=0x7FFFFFFF), "too many bytes"),
+        (elf(bss=0x7FFFFFFF), "past the end of RAM"),
     ):
         path.write_bytes(data)
         both_ways(path).error(CANNOT_START, "guest.elf", word)
@@ -192,7 +192,7 @@ def test_elf_files(tmp_path: Path) -> None:
 def test_elf_whose_headers_name_the_same_bytes_again_and_again(tmp_path: Path) -> None:
     path = tmp_path / "guest.elf"
     path.write_bytes(elf(segments=65535, size=4096) + bytes(4096))
-    both_ways(path).error(CANNOT_START, "guest.elf", "too many bytes")
+    both_ways(path).error(CANNOT_START, "guest.elf", "again and again")
 
 
 # ---- options ----

@@ -102,6 +102,42 @@ def test_ram_ends_where_memory_says(mode: str, mebibytes: int) -> None:
     assert report.passed and report.measures == (7, MOST_U32)
 
 
+@pytest.mark.parametrize("mode", FLAT)
+def test_variables_may_fill_ram(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.c"
+    path.write_text(
+        "volatile char all[40 << 20], some[17 << 20] = {1};\n"
+        "int main(void) { return all[sizeof all - 1] + some[0] - 1; }\n"
+    )
+    words = ("run", path, "--mode", mode)
+    assert pyvmm(*words, "--memory", 59).status == 0
+    pyvmm(*words, "--memory", 57).error(2, "stacks", "--memory 59 or more")
+    pyvmm(*words).error(2, "stacks", "--memory 59 or more")
+
+
+def test_zeros_of_a_segment_replace_what_is_there() -> None:
+    from pyvmm.guest.image import Image, Segment
+
+    start = 0x100000
+    code = assemble(f"cmpb $0, {start + 0x2000}\n setne %al\n outb %al, $0xf4", mode="long")
+    under = Segment(start + 0x1000, b"\1" * 0x2000)
+    over = Segment(start + 0x1800, b"\2", zeros=0x1000)
+    image = Image("x", (*code.segments, under, over), start, mode="long")
+    with Machine(image) as machine:
+        assert machine.run(20).passed
+
+
+def test_a_second_guest_has_no_variables_of_the_first() -> None:
+    from pyvmm.guest.image import Image, Segment
+
+    start = 0x100000
+    code = assemble(f"cmpb $0, {start + 0x2000}\n setne %al\n outb %al, $0xf4", mode="long")
+    (segment,) = code.segments
+    with Machine(Image("x", (Segment(start, b"\1" * 0x3000),), start, mode="long")) as machine:
+        machine.load(Image("y", (Segment(start, segment.data, zeros=0x3000),), start, mode="long"))
+        assert machine.run(20).passed
+
+
 def test_large_ram_costs_what_is_touched() -> None:
     import resource
 

@@ -82,3 +82,10 @@ def test_an_entry_outside_of_all_segments() -> None:
     struct.pack_into("<I", whole, 24, 0x7C00 + len(CODE))
     with pytest.raises(GuestError, match=r"entry 0x7c05 lies in none of its segments; .*ld -e"):
         elf_image("guest", bytes(whole))
+
+
+def test_what_follows_a_segments_bytes_is_not_made_of_bytes() -> None:
+    whole = bytearray(elf(64))
+    struct.pack_into("<Q", whole, 64 + 40, 1 << 40)
+    (segment,) = elf_image("guest", bytes(whole)).segments
+    assert (segment.data, segment.end - segment.gpa) == (CODE, 1 << 40)
