@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from pyvmm.errors import ConfigurationError, GuestError
+from pyvmm.guest.elf import SHT_INIT_ARRAY, own_sections
 from pyvmm.guest.image import Image, elf_image
 from pyvmm.guest.layout import LAYOUTS
+from pyvmm.guest.preprocessor import lines
 from pyvmm.guest.shipped import guests_dir
 from pyvmm.guest.tools import call, named, path_of
 from pyvmm.kvm.memfd import Memfd
@@ -36,6 +39,7 @@ _CODE = [
     "-fno-diagnostics-show-caret",
     "-fmax-errors=100",
 ]
+_THREAD = re.compile(r"\b(?:__thread|_Thread_local|thread_local)\b")
 # What would be an error anywhere, though gcc goes on. A guest's user sees no warnings.
 _ERRORS = [
     f"-Werror={each}"
@@ -91,7 +95,21 @@ def compile_guest(
 
             raise why_not_linked_to_the_runtime(name, named(said, argument, name), source)
         elf = _bytes_of(linked)
+        _check_runtime_has_it(name, elf, source)
         return replace(elf_image(path.name, elf, mode), elf=elf)
+
+
+def _check_runtime_has_it(name: str, elf: bytes, source: str) -> None:
+    """Refuse what gcc takes from a C library, and would be wrong without a word."""
+    for kind, is_of_a_thread in own_sections(elf):
+        if is_of_a_thread:
+            found = next((each for each in lines(source) if _THREAD.search(each.text)), None)
+            where = f" (line {found.number})" if found else ""
+            cause = f"it has thread-local variables{where}, and a vCPU has no thread pointer"
+            raise GuestError(name, cause, "use an array with an element for each vCPU")
+        if kind == SHT_INIT_ARRAY:
+            cause = "it has constructors, and nothing but main() is called"
+            raise GuestError(name, cause, "call them in main(), on one vCPU before a barrier()")
 
 
 @cache

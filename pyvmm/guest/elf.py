@@ -7,6 +7,7 @@ met 14 with an OverflowError, where each is to be one line.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,12 +15,18 @@ from pyvmm.errors import GuestError
 
 _MAGIC = b"\x7fELF"
 _PT_LOAD, _PT_INTERP, _PT_NOTE = 1, 3, 4
+# Kinds of section: addresses of functions to be called before main().
+SHT_INIT_ARRAY = 14
+_SHF_TLS = 0x400
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 EM_386, EM_X86_64 = 3, 62
 # The layout of the header after e_machine, from e_version to e_phnum, and of a program header.
 _HEADER = {32: struct.Struct("<IIIIIHHH"), 64: struct.Struct("<IQQQIHHH")}
 _PROGRAM = {32: struct.Struct("<IIIIIIII"), 64: struct.Struct("<IIQQQQQQ")}
 _HEADER_AT = 20
+# e_shoff, e_shentsize and e_shnum: where they are in the header. A section's sh_type is followed
+# by its flags, address, offset and size.
+_SECTIONS = {32: (32, "<I", 46, "<III4x4xI"), 64: (40, "<Q", 58, "<IIQ8x8xQ")}
 # A linker makes two or three; each is compared with each load.
 _MOST_NOTES = 32
 
@@ -105,3 +112,15 @@ def _read(name: str, data: bytes) -> Elf:
         elif what == _PT_NOTE and memory and len(notes) < _MOST_NOTES:
             notes.append(part)
     return Elf(bits, kind, machine, entry, tuple(loads), tuple(notes), has_interpreter)
+
+
+def own_sections(data: bytes) -> Iterator[tuple[int, bool]]:
+    """Of a linked file that a linker has just made: the kind of each section that has bytes, and
+    whether they are of a thread's own."""
+    table_at, format, each_at, section = _SECTIONS[32 * data[4]]
+    (table,) = struct.unpack_from(format, data, table_at)
+    each, count = struct.unpack_from("<HH", data, each_at)
+    for at in range(table, table + count * each, each):
+        _, kind, flags, size = struct.unpack_from(section, data, at)
+        if size:
+            yield kind, bool(flags & _SHF_TLS)

@@ -92,6 +92,11 @@ def why_not_compiled(name: str, stderr: str) -> GuestError:
 
 def why_not_linked_to_the_runtime(name: str, stderr: str, source: str) -> GuestError:
     """ld's first error about a guest in C."""
+    if "relocation truncated to fit" in stderr:
+        cause = "its code and variables reach beyond 2 GiB, where code of gcc's does not"
+        return GuestError(
+            name, cause, "use memory there by its address: read64(), write64(), map()"
+        )
     complaint = tool_messages.from_linker(stderr, name, source)
     remedy = ""
     if complaint.symbol == "main":
@@ -107,7 +112,7 @@ def _remedy(complaint: Complaint, source: str, include: Path) -> str:
     if intel:
         return intel
     if _WIDE.search(complaint.text):
-        return "guests run in real mode, which has no 64-bit code"
+        return "64-bit code is for --mode long"
     unknown = _UNKNOWN.search(complaint.text)
     if unknown and _misses(include, r"\.macro\s+", unknown[1], source):
         return f'that macro is in {include.name}: .include "{include.name}"'

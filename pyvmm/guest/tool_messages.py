@@ -15,8 +15,8 @@ _GCC_ENDS = ("compilation terminated", "In file included from", "from ")
 _OBJECT = re.compile(r"^(?:\S*ld(?:\.\w+)?: )?(?:/proc/self/fd/\d+:)?")
 _UNDEFINED = re.compile(r"(?P<where>.*): undefined reference to [`'](?P<symbol>.*)'")
 _TRUNCATED = re.compile(
-    r"(?P<where>.*?):?(?:\([^()]*\))?: relocation truncated to fit: R_386_(?:PC)?(?P<bits>8|16) "
-    r"against (?:symbol )?[`'](?P<symbol>[^`']*)'.*"
+    r"(?P<where>.*?):?(?:\([^()]*\))?: relocation truncated to fit: "
+    r"R_(?:386|X86_64)_(?:PC|PLT)?(?P<bits>8|16|32)S? against (?:symbol )?[`'](?P<symbol>[^`']*)'.*"
 )
 
 

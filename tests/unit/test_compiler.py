@@ -108,8 +108,31 @@ def test_what_would_take_all_memory() -> None:
 def test_what_is_too_large() -> None:
     data = "char all[48 << 20] = {1};\n" + HEAD + "{ return all[vcpu]; }\n"
     assert "too large for a guest" in line_about(data, "long")
-    bss = "char all[1 << 30];\n" + HEAD + "{ return all[vcpu]; }\n"
-    assert "too many bytes in all for a guest" in line_about(bss, "long")
+    bss = "char all[3u << 30];\n" + HEAD + "{ return all[vcpu]; }\n"
+    assert "beyond 2 GiB" in line_about(bss, "long")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("declaration", "said"),
+    [
+        ("__thread int own = 5;", "thread-local variables (line 3)"),
+        ("_Thread_local int own;", "thread-local variables (line 3)"),
+        ("int own; __attribute__((constructor)) void f(void) { own = 1; }", "constructors"),
+    ],
+)
+def test_what_a_c_library_would_have_to_do(declaration: str, said: str, mode: str) -> None:
+    source = (
+        f'#include "pyvmm.h"\n/* __thread */\n{declaration}\nint main(void) {{ return own; }}\n'
+    )
+    assert line_about(source, mode).startswith(f"it has {said}")
+
+
+def test_a_large_bss_costs_nothing_until_it_is_placed() -> None:
+    Path("x.c").write_text("char all[1 << 30];\n" + HEAD + "{ return all[vcpu]; }\n")
+    image = load_guest("x.c", mode="long")
+    assert sum(segment.zeros for segment in image.segments) >= 1 << 30
+    assert sum(len(segment.data) for segment in image.segments) < 1 << 20
 
 
 def test_what_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +166,7 @@ def test_the_line_of_an_address() -> None:
 def test_parameters() -> None:
     Path("x.c").write_text(HEAD + "{ static char all[SIZE]; return (int)(long)all + (LESS); }\n")
     small, large = (
-        sum(len(segment.data) for segment in load_guest("x.c", {"SIZE": size, "LESS": -5}).segments)
+        sum(segment.zeros for segment in load_guest("x.c", {"SIZE": size, "LESS": -5}).segments)
         for size in (64, 1 << 16)
     )
     assert large - small > 60000

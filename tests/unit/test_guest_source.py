@@ -150,8 +150,8 @@ REJECTED = {
         "not linking: x.S:2: undefined symbol 'PRIVATE'",
         'it is in pyvmm.inc: .include "pyvmm.inc"',
     ),
-    "64 bits": (".code16\n mov %rax, %rbx\n", "not assembling: x.S:2: ", "no 64-bit code"),
-    "what gcc -S makes": (" pushq %rbp\n ret\n", "not assembling: x.S:1: ", "no 64-bit code"),
+    "64 bits": (".code16\n mov %rax, %rbx\n", "not assembling: x.S:2: ", "for --mode long"),
+    "what gcc -S makes": (" pushq %rbp\n ret\n", "not assembling: x.S:1: ", "for --mode long"),
     "#include": (
         '#include "mine.inc"\n exit_guest $0\n',
         "not preprocessing: x.S:1:10: fatal error: mine.inc: No such file or directory",
