@@ -243,7 +243,8 @@ class Machine(Closing):
             image,
             self._irqchip,
             self.platform.hlt_passes,
-            self.platform.sees_hlt_in_kernel,
+            # Another vCPU could still send it an INIT or an NMI.
+            self.platform.sees_hlt_in_kernel and len(self.vcpus) == 1,
         )
         self.platform.load(image, self.memory, len(self.vcpus))
         for vcpu in self.vcpus:

@@ -22,7 +22,13 @@ from pyvmm.native import ffi, lib
 from pyvmm.page_states import PageState
 from pyvmm.printable import printable
 from pyvmm.report import Result, Where
-from pyvmm.where import cause_of_vector, is_halted_for_good, where_it_stands, with_source
+from pyvmm.where import (
+    cause_of_vector,
+    is_halted_for_good,
+    waits_to_be_started,
+    where_it_stands,
+    with_source,
+)
 
 # KVM_RUN failed for want of something that the host has too little of.
 _HOST_ERRORS = (errno.EAGAIN, errno.ENOMEM)
@@ -91,6 +97,8 @@ class Judge:
             return VcpuEnd(index, None, where=where)
         if stop == lib.STOP_KICK:
             return VcpuEnd(index, Result.INTERRUPTED, None, "the run was kicked", where)
+        if stop == lib.STOP_DEADLINE and waits_to_be_started(loop):
+            return VcpuEnd(index, None)  # others were to do it
         if stop == lib.STOP_DEADLINE:
             reason = f"{who} {describe_deadline(where)}"
             return VcpuEnd(index, Result.DEADLINE, None, reason, where)

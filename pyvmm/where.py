@@ -239,10 +239,20 @@ def where_it_stands(
 
 def _waits_in_hlt(loop: VcpuLoop) -> bool:
     """Whether KVM, which has the interrupt controller, lets the vCPU wait for an interrupt."""
+    return _mp_state(loop) == lib.KVM_MP_STATE_HALTED
+
+
+def waits_to_be_started(loop: VcpuLoop) -> bool:
+    """Whether the vCPU waits for an INIT or a start-up interrupt, behind KVM's LAPIC."""
+    states = (lib.KVM_MP_STATE_UNINITIALIZED, lib.KVM_MP_STATE_INIT_RECEIVED)
+    return _mp_state(loop) in states
+
+
+def _mp_state(loop: VcpuLoop) -> int | None:
     try:
-        return loop.vcpu.get_mp_state() == lib.KVM_MP_STATE_HALTED
+        return loop.vcpu.get_mp_state()
     except KvmError:
-        return False
+        return None
 
 
 def is_halted_for_good(loop: VcpuLoop) -> bool:

@@ -50,6 +50,7 @@ class Linux(Platform):
     options: ClassVar[frozenset[str]] = frozenset(("memory", "append", "initrd"))
     has_irqchip = True
     waits_for_sipi = True
+    sees_hlt_in_kernel = True
 
     def __init__(
         self,

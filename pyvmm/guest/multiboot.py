@@ -57,6 +57,7 @@ class Multiboot(Platform):
     )
     has_irqchip = True
     waits_for_sipi = True
+    sees_hlt_in_kernel = True
 
     def __init__(
         self,

@@ -95,7 +95,22 @@ def test_vcpus_that_nobody_starts_end_with_the_run(tmp_path: Path) -> None:
 
 def test_a_deadline_ends_vcpus_that_nobody_starts(tmp_path: Path) -> None:
     words = ("--platform", "multiboot", "--vcpus", 3, "--json", "--deadline", 0.5)
-    assert pyvmm("run", guest(tmp_path, "jmp ."), *words).status == 3
+    found = pyvmm("run", guest(tmp_path, "jmp ."), *words)
+    assert found.status == 3
+    assert found.json["reason"].startswith("vCPU 0 still ran at the deadline")
+
+
+@pytest.mark.parametrize(("hlt", "status"), [([], 1), (["--hlt", "pass"], 0)])
+def test_a_kernel_that_ends_as_most_first_kernels_do(
+    hlt: list[str], status: int, tmp_path: Path
+) -> None:
+    words = ("--platform", "multiboot", "--json", "--deadline", 20, *hlt)
+    assert pyvmm("run", guest(tmp_path, "cli\n1: hlt\n jmp 1b"), *words).status == status
+
+
+def test_a_hlt_that_another_vcpu_may_end_is_none(tmp_path: Path) -> None:
+    words = ("--platform", "multiboot", "--json", "--deadline", 0.5, "--vcpus", 2)
+    assert pyvmm("run", guest(tmp_path, "cli\n hlt"), *words).status == 3
 
 
 @pytest.mark.parametrize(("code", "status"), [(0, 0), (1, 1), (38, 1)])
