@@ -98,8 +98,8 @@ def _exit_port(text: str) -> tuple[int, bool]:
 
 
 def _register(text: str) -> tuple[str, int]:
-    name, _, value = text.partition("=")
-    if not name.isidentifier():
+    name, is_there, value = text.partition("=")
+    if not name.isidentifier() or not is_there:
         raise argparse.ArgumentTypeError(f"{text!r} is not REG=VALUE")
     return name.lower(), _number(value, 1 << 64, "REG=VALUE with a number of 64 bits")
 

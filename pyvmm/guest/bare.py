@@ -28,6 +28,7 @@ from pyvmm.kvm.vcpu import Vcpu
 _BOOT_SECTOR = 0x7C00
 _DEFAULT_MIB = 16
 _REAL_MODE_END = 1 << 16  # what IP reaches
+_MIB = 1 << 20
 
 
 class Bare(Platform):
@@ -91,7 +92,9 @@ class Bare(Platform):
                 raise ConfigurationError(
                     image.name,
                     f"its entry {entry:#x} is beyond what real mode reaches with this CS",
-                    f"--set cs={entry >> 4 & 0xF000:#x}, or another --mode",
+                    f"--set cs={entry >> 4 & 0xF000:#x}, or another --mode"
+                    if entry < _MIB
+                    else "use --mode protected",
                 )
             set_registers(vcpu, [("rip", ip)], is_real=False)
 

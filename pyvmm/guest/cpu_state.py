@@ -23,7 +23,12 @@ _GENERAL = {
     **{prefix + name: f"r{name}" for name in (*_OLD, "ip") for prefix in ("r", "e", "")},
     **{prefix + "flags": "rflags" for prefix in ("r", "e", "")},
 }
-_BITS = {"e": 32, "r": 64}
+_BITS = {
+    **{name: 32 if name[0] == "e" else 64 if name[0] == "r" else 16 for name in _GENERAL},
+    **dict.fromkeys(_SEGMENTS, 16),
+    **dict.fromkeys(_CONTROL, 64),
+    "cr8": 4,
+}
 
 
 def set_flat_mode(vcpu: Vcpu) -> None:
@@ -48,13 +53,8 @@ def set_general(vcpu: Vcpu, **values: int) -> None:
 def check_registers(registers: Iterable[tuple[str, int]]) -> None:
     """Raise :class:`ConfigurationError` for a name of no register, and for too large a value."""
     for name, value in registers:
-        if name in _SEGMENTS:
-            bits = 16
-        elif name in _CONTROL:
-            bits = 64
-        elif name in _GENERAL:
-            bits = _BITS.get(name[0], 16)
-        else:
+        bits = _BITS.get(name)
+        if bits is None:
             raise ConfigurationError(
                 f"--set {name}",
                 "there is no such register",
