@@ -416,6 +416,42 @@ def walk_meanwhile(tools: Toolbox, mode: str, tables: str) -> None:
 
 
 @case(
+    "SH12",
+    "while a large range is converted no fault under guest paging maps its pages again",
+    needs=RACES,
+    backend=BACKEND,
+    vary={"mode": tuple(MODES), "end": ("private", "shared")},
+    alone=True,
+)
+def fault_meanwhile(tools: Toolbox, mode: str, end: str) -> None:
+    size = 64 * MIB
+    stage = Stage(tools, mode, size=size)
+    view = stage.at.private
+    convert, back = stage.at.file.punch, stage.at.file.allocate
+    if end == "private":
+        view, convert, back = stage.at.shared, back, convert
+    # At the end of the range, which changes state last.
+    page = view + size - PAGE
+    linear = stage.tables.map(0, page)
+    for _ in tools.enough(1):
+        back(0, size)
+        with Watch(stage.cpu, linear, routines.WATCH_32, stop_at_exit=True) as watch:
+            before = stage.cpu.counter("pf_taken")
+            convert(0, size)
+            tools.tried(
+                stage.cpu.counter("pf_taken") > before, "calls had the vCPU take page faults"
+            )
+            watch.join(10)
+        outcome = watch.outcome
+        check(
+            outcome is not None and outcome.fault == Fault(stage.wanted(page), page, PAGE),
+            f"a vCPU that uses a page under guest paging while a large range becomes {end} gets "
+            "no exit for it (stale-fault check missing)",
+            str(outcome),
+        )
+
+
+@case(
     "SH10",
     "what KVM emulates reaches the page that the guest's own access would",
     needs=NEEDS,
