@@ -14,8 +14,9 @@ from pyvmm.errors import KvmError
 from pyvmm.native import lib
 from pyvmm.validate.kit.check import CheckFailed
 
-# CPU time without progress after which a call spins; no page takes the kernel so long.
-_SPIN_S = 3.0
+# CPU time without progress after which a call spins, and how often that was looked at meanwhile:
+# no page takes the kernel so long, and a machine that stood still was not looked at.
+_SPIN_S, _LOOKS = 1.0, 25
 _TICK_S = 0.02
 _END_S = 20.0
 
@@ -61,11 +62,12 @@ class CallBeside:
     def spins(self, progress: Callable[[], int], limit_s: float = 40.0) -> bool:
         """Wait until it has ended, or has used seconds of CPU time while ``progress()`` stood."""
         until = time.monotonic() + limit_s
-        seen, since = progress(), self.cpu_s
+        seen, since, looks = progress(), self.cpu_s, 0
         while not self.ends(_TICK_S) and time.monotonic() < until:
+            looks += 1
             if (now := progress()) != seen:
-                seen, since = now, self.cpu_s
-            elif self.cpu_s - since > _SPIN_S:
+                seen, since, looks = now, self.cpu_s, 0
+            elif looks >= _LOOKS and self.cpu_s - since > _SPIN_S:
                 return not self.ends(0)
         return False
 
