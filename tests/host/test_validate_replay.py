@@ -99,14 +99,11 @@ def test_replay_passes_in_every_form(tmp_path: Path) -> None:
     assert (result["state"], str(file) in result["title"]) == ("pass", True)
 
 
-def test_replay_needs_no_hypothesis(tmp_path: Path) -> None:
+def test_no_package_is_needed(tmp_path: Path) -> None:
     (tmp_path / "hypothesis.py").write_text("raise ImportError")
-    environment = {"PYTHONPATH": str(tmp_path)}
-    file = written(tmp_path)
-    assert pyvmm("validate", "--replay", file, environment=environment).status == 0
-    outcome = pyvmm("validate", "-k", "MODEL3 and low", environment=environment)
-    assert outcome.status == 4
-    assert "hypothesis is not installed: pip install 'pyvmm-kvm[test]'" in outcome.stdout
+    words = ("-k", "MODEL3 and low", "--model-examples", 1)
+    outcome = pyvmm("validate", *words, environment={"PYTHONPATH": str(tmp_path)})
+    assert (outcome.status, "1 pass" in outcome.stdout) == (0, True), outcome
 
 
 def test_replay_of_a_failure_names_the_step(tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
-"""Hypothesis makes scripts of an ABI; one that fails is shrunk to the steps that it needs."""
+"""Plays random scripts of an ABI; one that fails is shrunk to the steps that it needs."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from pyvmm.validate.kit.check import CheckFailed, Missing
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.abis import rules_of
 from pyvmm.validate.model.play import play
-from pyvmm.validate.model.random_scripts import scripts
+from pyvmm.validate.model.random_scripts import RandomScripts
 from pyvmm.validate.model.script import (
     NEEDS_OF_STEPS,
     STEPS,
@@ -36,10 +35,6 @@ _CHANCES = 3  # of a shorter script to fail too, where a vCPU runs beside its st
 class Found(NamedTuple):
     script: Script
     failure: CheckFailed
-
-
-class _Enough(BaseException):
-    """Ends Hypothesis at once."""
 
 
 def explore(
@@ -62,41 +57,21 @@ def explore(
     before it is played, for one that ends the process; later the best that failed is.
     Without ``watch`` no vCPU stays inside the guest, which needs a CPU for itself; with it
     ``raced`` is told after each script how many steps found it at work.
-    Raises :class:`Missing` where Hypothesis, or what the layout needs, is not there.
+    Raises :class:`Missing` where what the layout needs is not there.
     """
-    start = time.monotonic()
-    try:
-        import hypothesis
-        from hypothesis import HealthCheck, Phase, Verbosity
-    except ImportError:
-        raise Missing("hypothesis is not installed: pip install 'pyvmm-kvm[test]'") from None
+    until = time.monotonic() + seconds
     rules = rules_of(abi)
     assert rules is not None
     left_out = () if watch else ("watch", "unwatch")
     names = [
         name for name in STEPS if name in rules.steps and name not in left_out and not _lacks(name)
     ]
-    search = _Search(abi, layout, seed, running, player, start + seconds, raced)
+    search = _Search(abi, layout, seed, running, player, raced)
     search.try_out(())  # a layout that cannot be had is no failure
-    made = scripts(layout, rules, names)
-
-    @hypothesis.settings(
-        max_examples=examples,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate,),
-        verbosity=Verbosity.quiet,
-        suppress_health_check=list(HealthCheck),
-    )
-    @hypothesis.seed(seed)
-    @hypothesis.given(made)
-    def run(groups: list[list[Step]]) -> None:
-        search.example(tuple(step for group in groups for step in group))
-
-    with tempfile.TemporaryDirectory(prefix="pyvmm-model-") as home:
-        hypothesis.configuration.set_hypothesis_home_dir(home)
-        with suppress(_Enough):
-            run()
+    made = RandomScripts(layout, rules, names, random.Random(seed))
+    for _ in range(examples):
+        if time.monotonic() > until or search.fails(made.script()):
+            break
     search.shrink(rules, shrink_seconds)
     running.unlink(missing_ok=True)
     return search.found
@@ -116,13 +91,11 @@ class _Search:
         seed: int,
         running: Path,
         player: Callable[[Script, Toolbox], None],
-        until: float,
         raced: Callable[[int], None],
     ) -> None:
         self.empty = Script(abi, layout, (), seed, kernel=os.uname().release)
         self.running = running
         self.player = player
-        self.until = until
         self.raced = raced
         self.found: Found | None = None
 
@@ -141,13 +114,11 @@ class _Search:
             return CheckFailed(f"a call that must succeed failed: {error}")
         return None
 
-    def example(self, steps: tuple[Step, ...]) -> None:
-        if time.monotonic() > self.until:
-            raise _Enough
-        if (failure := self.try_out(steps)) is not None:
-            self.keep(steps, failure)
-            # Hypothesis would play it again and again; steps are quicker to leave out by hand.
-            raise _Enough
+    def fails(self, steps: Sequence[Step]) -> bool:
+        if (failure := self.try_out(steps)) is None:
+            return False
+        self.keep(steps, failure)
+        return True
 
     def keep(self, steps: Sequence[Step], failure: CheckFailed) -> None:
         text = f"{failure} ({failure.detail})" if failure.detail else str(failure)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.results import report
@@ -52,10 +51,6 @@ class Session:
         self._observer.begins(self.cases, self.seed)
 
     def run(self) -> None:
-        if any(each.examples for each in self.cases):
-            # Here, once: every worker is forked from this process, and it takes its time.
-            with suppress(ImportError):
-                import hypothesis.strategies  # noqa: F401
         self._start = time.monotonic()
         try:
             self._machine["races"] = races_here(self.cases, self.seed)
