@@ -94,7 +94,7 @@ class Bare(Platform):
                     f"its entry {entry:#x} is beyond what real mode reaches with this CS",
                     f"--set cs={entry >> 4 & 0xF000:#x}, or another --mode"
                     if entry < _MIB
-                    else "use --mode protected",
+                    else "use --mode protected or long",
                 )
             set_registers(vcpu, [("rip", ip)], is_real=False)
 
