@@ -8,6 +8,8 @@ their results on as if they had run here. A test says which kernel it wants by
 programs that ``pyvmm lab setup`` installs, is marked ``boots`` and runs here. Booting takes its
 time, so the lab lane runs only when it is asked for: required, or named on the command line.
 
+pytest-xdist's ``-n 2`` shares the other lanes between two processes; the lab lane is for one.
+
 At the end of a run each lane gets a line. ``--require-lanes unit,host`` makes a lane that ran
 nothing, or that could not run, a failure.
 """
@@ -19,7 +21,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +39,8 @@ _SECONDS_PER_LAB_TEST = 300
 _lane_key = pytest.StashKey[str]()
 _kernel_key = pytest.StashKey[str]()
 _unavailable_key = pytest.StashKey[str]()
+# What a report of a test has that could not run, and why: it comes with it from a worker process.
+_UNAVAILABLE = "lane_unavailable"
 
 
 def lane_of(path: Path) -> str | None:
@@ -68,9 +72,7 @@ def why_no_kvm() -> str:
 
 def why_no_lab(kernel: str, config: pytest.Config) -> str:
     """Why tests for this kernel cannot run, or "". Only a required lane builds kernels."""
-    required = "lab" in required_lanes(config)
-    named = any(lane_of(Path(word.partition("::")[0])) == "lab" for word in config.args)
-    if not required and not named:
+    if not _asks_for_lab(config):
         return "the lab was not asked for (name tests/lab, or --require-lanes lab)"
     from pyvmm.lab.errors import LabError
     from pyvmm.lab.kernels import find_built
@@ -78,11 +80,16 @@ def why_no_lab(kernel: str, config: pytest.Config) -> str:
 
     try:
         find_qemu()
-        if not required and find_built(kernel) is None:
+        if "lab" not in required_lanes(config) and find_built(kernel) is None:
             return f"the lab's kernel {kernel!r} is not built (pyvmm lab build --name {kernel})"
     except LabError as error:
         return str(error)
     return ""
+
+
+def _asks_for_lab(config: pytest.Config) -> bool:
+    named = (lane_of(Path(word.partition("::")[0])) for word in config.args)
+    return "lab" in required_lanes(config) or "lab" in named
 
 
 # ---- options and order ----
@@ -110,6 +117,8 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = required_lanes(config)
     if unknown := wanted - set(LANES):
         raise pytest.UsageError(f"--require-lanes: {', '.join(sorted(unknown))}: no such lane")
+    if getattr(config.option, "numprocesses", None) and _asks_for_lab(config):
+        raise pytest.UsageError("-n: one process boots the labs for all tests of the lab lane")
     config.addinivalue_line("markers", 'lab(kernel="default"): the kernel of a lab lane test')
     config.addinivalue_line("markers", "boots: a lab lane test that boots labs itself")
     config.pluginmanager.register(LaneRunner(config), "lane-runner")
@@ -188,10 +197,6 @@ class LaneRunner:
         self._ended: set[str] = set()
         self._done: set[str] = set()
         self._missing: dict[str, str] = {}
-        self._lane_of_nodeid: dict[str, str] = {}
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._lane_of_nodeid = {item.nodeid: item.stash[_lane_key] for item in session.items}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(
@@ -283,7 +288,6 @@ class LaneRunner:
         kind, _, text = self._missing[item.stash[_kernel_key]].partition(" ")
         longrepr: Any = text
         if kind == "skip":
-            item.stash[_unavailable_key] = text
             longrepr = (str(item.path), 0, f"Skipped: {text}")
             self.unavailable["lab"] = text
         outcome: Literal["skipped", "failed"] = "skipped" if kind == "skip" else "failed"
@@ -305,7 +309,9 @@ class LaneRunner:
     # ---- what became of every test ----
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        lane = self._lane_of_nodeid.get(report.nodeid, "unit")
+        lane = lane_of(self.config.rootpath / report.nodeid.partition("::")[0]) or "unit"
+        if reason := getattr(report, _UNAVAILABLE, ""):
+            self.unavailable[lane] = reason
         if report.when == "call" or report.skipped:
             outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
             self.outcomes[lane][outcome] += 1
@@ -314,10 +320,13 @@ class LaneRunner:
         elif report.failed:
             self.outcomes[lane]["errors"] += 1
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> None:
-        if reason := item.stash.get(_unavailable_key, ""):
-            self.unavailable[item.stash[_lane_key]] = reason
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        setattr(report, _UNAVAILABLE, item.stash.get(_unavailable_key, ""))
+        return report
 
     def _complaints(self) -> Iterator[str]:
         for lane in sorted(required_lanes(self.config), key=LANES.index):

@@ -291,7 +291,7 @@ def test_no_address_is_kept_free(gpa: int, size: int) -> None:
         machine.memory.add_ram(0x3000_0000, 0x1000)
 
 
-@pytest.mark.parametrize("wrong", [5, "tick", object()], ids=repr)
+@pytest.mark.parametrize("wrong", [5, "tick", object()], ids=["number", "word", "object"])
 def test_a_tick_is_a_function(wrong: Any) -> None:
     with Machine(passing()) as machine:
         with pytest.raises(WrongTypeError, match="on_tick: wants a function, was given"):

@@ -280,7 +280,7 @@ def test_what_the_kernel_answers_is_no_devices() -> None:
         (SimpleNamespace(read=print), "it has no write(address, size, value)"),
         (SimpleNamespace(read=print, write=5), "it has no write(address, size, value)"),
     ],
-    ids=repr,
+    ids=["class", "None", "function", "file", "no write", "write is a number"],
 )
 def test_what_is_no_device(thing: Any, words: str) -> None:
     with Machine(passing()) as machine:

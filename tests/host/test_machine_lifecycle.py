@@ -472,7 +472,7 @@ def test_parameters_that_no_assembler_could_take(parameters: Any, words: str) ->
         assemble(".code16\nhlt", parameters)
 
 
-@pytest.mark.parametrize("name", [None, 5, object()], ids=repr)
+@pytest.mark.parametrize("name", [None, 5, object()], ids=["None", "number", "object"])
 def test_a_guest_file_is_told_by_its_name(name: Any) -> None:
     with pytest.raises(WrongTypeError, match="guest: wants str or bytes or PathLike, was given"):
         load_guest(name)

@@ -99,7 +99,7 @@ def test_a_newer_kernel(subject: str) -> None:
 
 
 # What the lab's machine cannot have: KVM has no async page faults without a local APIC.
-IN_PLACE_MAY_LACK = ("async page faults", "control groups", "io_uring", "race happened")
+IN_PLACE_MAY_LACK = ("async page faults", "race happened")
 
 
 @pytest.mark.lab(kernel="in-place")
