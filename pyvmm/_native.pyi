@@ -233,11 +233,18 @@ class _Lib:
     POLICY_ASK: int
     POLICY_CONVERT: int
     POLICY_DENY: int
+    PORT_ASSERT: int
     PORT_ASSERT_HIGH: int
     PORT_CONSOLE: int
     PORT_DOORBELL_GPA: int
+    PORT_DOORBELL_GPA_HIGH: int
+    PORT_DOORBELL_PAGES: int
+    PORT_DOORBELL_PAGES_HIGH: int
+    PORT_DOORBELL_RESULT: int
+    PORT_DOORBELL_RING: int
     PORT_EXIT: int
     PORT_FEATURES: int
+    PORT_MEASURE: int
     PYTHON_WINDOWS: int
     STOP_ASSERT: int
     STOP_BUSY: int

@@ -12,7 +12,7 @@ from pyvmm.machine import Machine
 from pyvmm.native import lib
 
 PORT_IN_C = lib.PORT_DOORBELL_GPA  # C keeps the value
-RESULT_IN_C = 0x60C
+RESULT_IN_C = lib.PORT_DOORBELL_RESULT
 PORT_IN_PYTHON = 0x700
 PORT_IN_KERNEL = 0x710
 NOTHING_GPA = 0x80000

@@ -26,8 +26,9 @@ from pyvmm.validate.kit.check import CheckFailed, Missing, check, expect
 from pyvmm.validate.kit.toolbox import Toolbox
 
 PRIVATE_GPA, SHARED_GPA = REGION_GPA, SHARED_VIEW_GPA
-_MEASURE, _EXIT = 0x614, 0xF4
-_GPA, _PAGES, _DO, _RESULT = 0x600, 0x604, 0x608, 0x60C
+_MEASURE, _EXIT = lib.PORT_MEASURE, lib.PORT_EXIT
+_GPA, _PAGES = lib.PORT_DOORBELL_GPA, lib.PORT_DOORBELL_PAGES
+_DO, _RESULT = lib.PORT_DOORBELL_RING, lib.PORT_DOORBELL_RESULT
 PAGES = {"first": 0, "middle": 17, "last": REGION_SIZE // PAGE - 1}
 
 
