@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
+from pyvmm.errors import KvmError
 from pyvmm.host import nested_paging_off
 from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.kvm.memfd import Memfd, MemoryFile
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.vm import Vm
+from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
+
+NO_PROTECTED_VM = "this KVM has no VM type 1 (software-protected)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +29,23 @@ class Support:
     remedy: str = ""
 
 
+def create_protected_vm(kvm: Kvm) -> Vm | None:
+    """A software-protected VM; None where this KVM has no such type.
+
+    Raises :class:`KvmError` for any other reason: too few descriptors, no memory.
+    """
+    try:
+        return kvm.create_vm(lib.KVM_X86_SW_PROTECTED_VM)
+    except KvmError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+
+
 def no_protected_vm(remedy: str) -> Support:
     """For a KVM that cannot create a software-protected VM; ``remedy`` is for one that never
     could."""
-    missing = "this KVM has no VM type 1 (software-protected)"
+    missing = NO_PROTECTED_VM
     if parameter := nested_paging_off():
         module, _, setting = parameter.partition(".")
         wanted = setting.replace("=0", "=1")

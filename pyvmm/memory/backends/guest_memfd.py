@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-
-from pyvmm.errors import KvmError
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.vm import Vm
-from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd, no_protected_vm
+from pyvmm.memory.backing import (
+    Backing,
+    Support,
+    back_with_guest_memfd,
+    create_protected_vm,
+    no_protected_vm,
+)
 from pyvmm.memory.conversion_mode import states_are_the_files, states_are_the_vms, why_in_place
 from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
@@ -25,11 +28,8 @@ class GuestMemfdBackend:
 
     def probe(self, kvm: Kvm) -> Support:
         """Create a software-protected VM and ask *it*: /dev/kvm also counts what it cannot do."""
-        try:
-            vm = kvm.create_vm(self.vm_type)
-        except KvmError as error:
-            if error.errno != errno.EINVAL:  # too few descriptors, no memory
-                raise
+        vm = create_protected_vm(kvm)
+        if vm is None:
             return no_protected_vm(_KERNEL_OPTION)
         with vm:
             if states_are_the_files(vm):

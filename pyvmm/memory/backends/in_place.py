@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-
-from pyvmm.errors import KvmError
 from pyvmm.host import in_place_conversion
 from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.vm import Vm
-from pyvmm.memory.backing import Backing, Support, no_protected_vm
+from pyvmm.memory.backing import Backing, Support, create_protected_vm, no_protected_vm
 from pyvmm.memory.conversion_mode import states_are_the_files, why_not_in_place
 from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
@@ -28,11 +25,8 @@ class InPlaceBackend:
 
     def probe(self, kvm: Kvm) -> Support:
         """Ask a file for the ioctl: the number of the capability may change until Linux 7.4."""
-        try:
-            vm = kvm.create_vm(self.vm_type)
-        except KvmError as error:
-            if error.errno != errno.EINVAL:  # too few descriptors, no memory
-                raise
+        vm = create_protected_vm(kvm)
+        if vm is None:
             return no_protected_vm(_REMEDY)
         with vm:
             if not states_are_the_files(vm):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-
 from pyvmm.errors import KvmError
 from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.vm import Vm
-from pyvmm.memory.backing import Backing, Support, back_with_guest_memfd
+from pyvmm.memory.backing import (
+    NO_PROTECTED_VM,
+    Backing,
+    Support,
+    back_with_guest_memfd,
+    create_protected_vm,
+)
 from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
 
@@ -24,13 +28,10 @@ class MemoryErrorBackend:
 
     def probe(self, kvm: Kvm) -> Support:
         """Bind a private file through the old ioctl: the merged ABI refuses that flag there."""
-        try:
-            vm = kvm.create_vm(self.vm_type)
-        except KvmError as error:
-            if error.errno != errno.EINVAL:  # too few descriptors, no memory
-                raise
+        vm = create_protected_vm(kvm)
+        if vm is None:
             # The RFC's kernel has it with nested paging and without.
-            return Support(None, "this KVM has no VM type 1 (software-protected)", _REMEDY)
+            return Support(None, NO_PROTECTED_VM, _REMEDY)
         size = 0x1000
         with vm:
             try:
