@@ -7,6 +7,7 @@ of KVM. Each ABI has a subclass that says at which place a page is.
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 from pyvmm.native import lib
@@ -175,7 +176,17 @@ class State:
         return refusal
 
     def refuses(self, slot: int, inode: int | None, page: int) -> Refusal:
-        raise NotImplementedError
+        """What a slot that is to have pages of a guest_memfd from ``page`` on is refused with."""
+        if inode is None:
+            return Refusal((errno.EBADF,))
+        if inode < 0:
+            return ALLOWED
+        size = len(self.layout.slot_pages(slot))
+        if page + size > self.layout.file_pages:
+            return Refusal((errno.EINVAL,))
+        # EEXIST since commit 7ea987a90585, Linux 7.2: MU1 tells which.
+        bound = Refusal((errno.EINVAL, errno.EEXIST))
+        return bound if self.is_bound(inode, page, size) else ALLOWED
 
     def close_file(self, file: int) -> None:
         self.files[file] = None

@@ -11,7 +11,7 @@ from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.memory import ATTRIBUTE, SharedSide
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.script import Layout, Rules
-from pyvmm.validate.model.state import ALLOWED, MMIO, UNKNOWN, AccessExit, Place, Refusal, State
+from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import System
 
 RULES = Rules(
@@ -71,18 +71,6 @@ class GuestMemfdState(State):
     def convert(self, page: int, count: int, private: bool) -> None:
         self.private[page : page + count] = bytes([private]) * count
         self.note(page, count)
-
-    def refuses(self, slot: int, inode: int | None, page: int) -> Refusal:
-        if inode is None:
-            return Refusal((errno.EBADF,))
-        if inode < 0:
-            return ALLOWED
-        size = len(self.layout.slot_pages(slot))
-        if page + size > self.layout.file_pages:
-            return Refusal((errno.EINVAL,))
-        # EEXIST since commit 7ea987a90585, Linux 7.2: MU1 tells which.
-        bound = Refusal((errno.EINVAL, errno.EEXIST))
-        return bound if self.is_bound(inode, page, size) else ALLOWED
 
 
 class GuestMemfdSystem(System):

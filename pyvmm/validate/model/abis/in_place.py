@@ -17,7 +17,7 @@ from pyvmm.validate.kit.in_place import MAPPED, MMAP, HostView
 from pyvmm.validate.kit.memory import ATTRIBUTE, SharedSide
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.script import Layout, Rules
-from pyvmm.validate.model.state import ALLOWED, MMIO, UNKNOWN, AccessExit, Place, Refusal, State
+from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import System
 
 RULES = Rules(
@@ -105,18 +105,6 @@ class InPlaceState(State):
             else:
                 self.changed_pages.add(place)
         self.note(page, count)
-
-    def refuses(self, slot: int, inode: int | None, page: int) -> Refusal:
-        if inode is None:
-            return Refusal((errno.EBADF,))
-        if inode < 0:
-            return ALLOWED
-        size = len(self.layout.slot_pages(slot))
-        if page + size > self.layout.file_pages:
-            return Refusal((errno.EINVAL,))
-        # EEXIST since Linux 7.2.
-        bound = Refusal((errno.EINVAL, errno.EEXIST))
-        return bound if self.is_bound(inode, page, size) else ALLOWED
 
 
 class _File:

@@ -15,7 +15,7 @@ from pyvmm.native import lib
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.model.script import SECOND_VIEW, Layout, Rules
-from pyvmm.validate.model.state import ALLOWED, MMIO, AccessExit, Place, Refusal, State
+from pyvmm.validate.model.state import MMIO, AccessExit, Place, Refusal, State
 from pyvmm.validate.model.system import System
 
 RULES = Rules(
@@ -95,11 +95,7 @@ class MemoryErrorState(State):
     def refuses(self, slot: int, inode: int | None, page: int) -> Refusal:
         if inode is None or inode < 0:
             return Refusal((errno.EINVAL,))
-        size = len(self.layout.slot_pages(slot))
-        if page + size > self.layout.file_pages:
-            return Refusal((errno.EINVAL,))
-        bound = Refusal((errno.EINVAL, errno.EEXIST))
-        return bound if self.is_bound(inode, page, size) else ALLOWED
+        return super().refuses(slot, inode, page)
 
 
 class MemoryErrorSystem(System):
