@@ -63,11 +63,14 @@ def _check_wide(name: str, text: str) -> None:
     if ".code16" in text or _includes(text):
         return
     for line in preprocessor.lines(text):
-        if found := _WIDE.match(line.text):
-            cause = f"it is {found[1]}-bit code (line {line.number}), no real-mode guest"
-            wanted = "long" if found[1] == "64" else "protected"
-            remedy = f"--mode {wanted} is for such code; --mode real runs it all the same"
-            raise GuestError(name, cause, remedy)
+        if found := _WIDTH.match(line.text):
+            more = "; --mode real runs it all the same"
+            raise _of_another_width(name, found[1], line.number, "real-mode guest", more)
+
+
+def _of_another_width(name: str, width: str, line: int, wanted: str, more: str = "") -> GuestError:
+    cause = f"it is {width}-bit code (line {line}), no {wanted}"
+    return GuestError(name, cause, f"--mode {_MODES[width]} is for such code{more}")
 
 
 def _check_short(name: str, text: str, mode: str) -> None:
@@ -79,7 +82,6 @@ def _check_short(name: str, text: str, mode: str) -> None:
         if found := _WIDTH.match(line.text):
             if found[1] == width or (found[1] == "16" and _WIDE.search(text)):
                 return
-            cause = f"it is {found[1]}-bit code (line {line.number}), no guest of {mode} mode"
-            raise GuestError(name, cause, f"--mode {_MODES[found[1]]} is for such code")
+            raise _of_another_width(name, found[1], line.number, f"guest of {mode} mode")
         if line.text and line.text[0] not in "#/." and not line.text.endswith(":"):
             return  # code as the mode has it
