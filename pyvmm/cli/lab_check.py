@@ -248,10 +248,10 @@ def _show(
 
 def _check_words(options: Namespace) -> None:
     """Say what is wrong with the request before anything is built."""
-    from pyvmm.lab.build import check_known, check_patches
+    from pyvmm.lab.build import DEFAULT_VERSION, check_can_count, check_known, check_patches
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.lab.lab import check_machine
-    from pyvmm.lab.sources import open_source
+    from pyvmm.lab.sources import open_source, source_path
 
     if options.kernel:
         if lab_coverage.is_wanted(options):
@@ -277,6 +277,8 @@ def _check_words(options: Namespace) -> None:
     check_machine(options.cpus, options.memory, [*options.param, *varied])
     if options.source:
         open_source(options.source)
+    if lab_coverage.is_wanted(options):
+        check_can_count(source_path(options.source or Path(DEFAULT_VERSION)))
     combinations = 1
     for values in options.vary:
         combinations *= len(values)

@@ -94,6 +94,18 @@ def check_patches(patches: Iterable[Path]) -> None:
             raise LabUsageError(f"patch {patch}", "want a file that can be read")
 
 
+def check_can_count(path: Path) -> None:
+    """A LabError where kernels of this source cannot count with this compiler.
+
+    Of a tarball that was never unpacked only the programs are known.
+    """
+    source = open_source(path)
+    require("gcc", "gcov")
+    files = source.path if source.is_folder else Tree(source).files
+    if files.is_dir():
+        coverage.check_compiler(files)
+
+
 def find_or_build(
     name: str, announce: Callable[[str], None], progress: Progress | None = None
 ) -> Kernel:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.lab import coverage
+from pyvmm.lab.build import check_can_count
 from pyvmm.lab.coverage import Lines, add_counters, check_compiler, merge, read_counters
 from pyvmm.lab.errors import LabError
 
@@ -120,3 +121,14 @@ def test_a_kernel_and_a_compiler_of_one_format(tmp_path: Path) -> None:
         check_compiler(a_source(tmp_path / "wrong", str(number + 1)))
     with pytest.raises(LabError, match="no kernel/gcov"):
         check_compiler(tmp_path / "none")
+
+
+def test_it_is_said_before_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = a_source(tmp_path / "linux", "77")
+    (source / "Kbuild").touch()
+    (source / "arch/x86/kvm").mkdir(parents=True)
+    with pytest.raises(LabError, match="writes 77"):
+        check_can_count(source)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match="gcov: not found"):
+        check_can_count(source)
