@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -118,6 +119,7 @@ def measure(
         )
     wanted = added_lines(texts)
     lines, total = run.lines(wanted), run.total()
+    shutil.rmtree(folder / "coverage/counters")  # some 300 KB for each case, read by now
     (folder / TRACEFILE).write_text(coverage_report.lcov(total), encoding="utf-8")
     diff = [(name, at, text) for name, each in wanted.items() for at, text in each.items()]
     (folder / "coverage.html").write_text(
