@@ -7,17 +7,20 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from pyvmm.kvm.guest_memfd import GuestMemfd
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.kvm.vm import Vm
 from pyvmm.native import ffi, lib
+from pyvmm.validate.kit.beside import CallBeside
 from pyvmm.validate.kit.calls import KEEP_SIZE, PUNCH_HOLE, fallocate, vm_with_files
 from pyvmm.validate.kit.capabilities import missing
 from pyvmm.validate.kit.case import GIB, PAGE, case
-from pyvmm.validate.kit.check import Missing, check, errno_of, expect, expect_errno
+from pyvmm.validate.kit.check import Missing, check, errno_name, errno_of, expect, expect_errno
 from pyvmm.validate.kit.memory import touch
 from pyvmm.validate.kit.toolbox import Toolbox
 
@@ -26,6 +29,9 @@ INIT_SHARED: int = lib.GUEST_MEMFD_FLAG_INIT_SHARED
 SIZE = 16 * PAGE
 SIGBUS = 7
 _TYPES = (0, 1)
+#: An allocation of so much takes long enough for a signal to come, and such a case several tries.
+_LONG = 256 << 20
+_ATTEMPTS = 5
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MBIND, _GET_MEMPOLICY = 237, 239  # <asm/unistd_64.h>
@@ -411,3 +417,48 @@ def reserved(tools: Toolbox, vm_type: int) -> None:
         request.reserved[index] = (1 << 64) - 1
     fd = vm.ioctl("KVM_CREATE_GUEST_MEMFD", request)
     os.close(fd)
+
+
+@case(
+    "GM21",
+    "without a free descriptor KVM_CREATE_GUEST_MEMFD is EMFILE, and works again after that",
+    vary={"vm_type": _TYPES},
+)
+def no_descriptor(tools: Toolbox, vm_type: int) -> None:
+    vm = vm_with_files(tools, vm_type)
+    lowest_free = os.dup(vm.fileno())
+    os.close(lowest_free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        call = partial(vm.create_guest_memfd, SIZE)
+        expect_errno(call, errno.EMFILE, "KVM_CREATE_GUEST_MEMFD without a free descriptor")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    file = tools.keep(vm.create_guest_memfd(SIZE))
+    expect(file.fileno(), lowest_free, "the descriptor of a guest_memfd after EMFILE")
+
+
+@case(
+    "GM22",
+    "an allocation ends with EINTR when a signal comes, and a second one does the rest",
+    vary={"vm_type": _TYPES},
+)
+def interrupted(tools: Toolbox, vm_type: int) -> None:
+    file = a_file(tools, vm_type, size=_LONG)
+
+    def allocate() -> None:
+        if error := fallocate(file.fileno(), KEEP_SIZE, 0, _LONG):
+            raise OSError(error, os.strerror(error))
+
+    for _ in range(_ATTEMPTS):
+        file.punch(0, _LONG)
+        with CallBeside(allocate) as call:
+            check(call.interrupt(), "an allocation does not end, not even by signals")
+        if call.error:
+            break
+    else:
+        raise Missing("every allocation had ended before the signal came")
+    expect(errno_name(call.error), "EINTR", "an allocation during which a signal comes")
+    allocate()
+    file.punch(0, _LONG)
