@@ -25,6 +25,7 @@ from pyvmm.guest.long_mode import TABLES_SIZE, page_tables
 from pyvmm.guest.options import PlatformOptions
 from pyvmm.guest.platform import Platform, Ram, RegionPlace
 from pyvmm.guest.real_mode import REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA, RealMode
+from pyvmm.kvm.arguments import need
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import ffi, lib
 
@@ -43,6 +44,8 @@ _GDT = _IDT - 0x1000
 _STUBS = _GDT + GDT_SIZE
 assert _STUBS + STUBS_SIZE <= _IDT and TSS_SIZE <= _TSS_ROOM
 
+# A byte of state for each page, which a report reads all of.
+_MOST_REGION = 1 << 40
 HIGH_REGION_GPA, HIGH_REGION_SIZE, HIGH_SHARED_VIEW_GPA = 1 << 32, 4 * MIB, 0x1_4000_0000
 
 _FLAGS_RESERVED = 0x2
@@ -68,6 +71,7 @@ class _FlatMode(Platform):
     def __init__(self, options: PlatformOptions | None = None) -> None:
         options = PlatformOptions() if options is None else options
         mebibytes = DEFAULT_MIB if options.memory is None else options.memory
+        need("memory in MiB", mebibytes, int)
         if not LEAST_MIB <= mebibytes <= MOST_MIB:
             raise ConfigurationError(
                 f"--memory {mebibytes}", f"RAM may end at {LEAST_MIB} to {MOST_MIB} MiB here"
@@ -76,7 +80,7 @@ class _FlatMode(Platform):
         self._end = mebibytes * MIB
         self._more = tuple(RegionPlace(*region) for region in options.regions)
         for place in self._more:
-            _keep_off_controllers(place)
+            _check_region(place)
 
     def regions(self, views: int) -> tuple[RegionPlace, ...]:
         for place in self._more:
@@ -169,8 +173,13 @@ def _set_segments(code: Any, others: Sequence[Any], bits: int) -> None:
     code.db, code.l = int(bits == 32), int(bits == 64)
 
 
-def _keep_off_controllers(place: RegionPlace) -> None:
-    """No region where every PC has its interrupt controllers, whether the VM has them or not."""
+def _check_region(place: RegionPlace) -> None:
+    """No region is where every PC has its interrupt controllers, whether the VM has them or not."""
+    if place.size > _MOST_REGION:
+        raise ConfigurationError(
+            f"region at {place.gpa:#x}, {place.size:#x} bytes",
+            f"a region may have {_MOST_REGION >> 30} GiB",
+        )
     for gpa in (place.gpa, place.shared_gpa):
         for name, first, size in WINDOWS:
             if gpa is not None and gpa < first + size and first < gpa + place.size:

@@ -287,6 +287,7 @@ def test_the_stubs_are_known_by_their_place_alone() -> None:
             ["one view"],
         ),
         (["--mode", "protected", "--memory", "2", "--vcpus", "64"], ["reach into the stacks"]),
+        (["--mode", "long", "--region", "0x200000000,0x40000000000"], ["may have 1024 GiB"]),
     ],
     ids=lambda each: " ".join(each),
 )
