@@ -281,7 +281,7 @@ def test_the_stubs_are_known_by_their_place_alone() -> None:
         (["--mode", "long", "--region", "0x100000,0x1000"], ["overlaps RAM"]),
         (["--mode", "long", "--region", "0x2000000,0x1000,0x2000000"], ["overlaps"]),
         (["--mode", "long", "--region", "0xfee00000,0x1000"], ["overlaps KVM's LAPIC"]),
-        (["--mode", "long", "--region", "0xfffbd000,0x1000"], ["KVM's TSS"]),
+        (["--mode", "long", "--region", "0xfffbd000,0x1000"], ["KVM's page table and TSS"]),
         (
             ["--mode", "long", "--region", "0x4000000,0x1000,0x5000000", "--views", "1"],
             ["one view"],
