@@ -215,7 +215,7 @@ def test_the_protocols_ports_are_no_devices(ports: range) -> None:
         (range(0x40000, 0x41000), "private view"),
         (range(0xFFFFF, 0x100001), "shared view"),
         (range(0x80000, 0x110000), "shared view"),
-        (range(0xFFFBD800, 0xFFFBD801), "KVM's TSS"),
+        (range(0xFFFBD800, 0xFFFBD801), "KVM's page table and TSS"),
         (range(0xFFFBC000, 0xFFFBC004), "KVM's page table"),
     ],
     ids=lambda value: value if isinstance(value, str) else hex(value.start),
