@@ -159,13 +159,15 @@ def flip_while_faulting(
     first()
     began = time.monotonic()
     with watch(True):
-        usual_s = time.monotonic() - began  # until a vCPU has its page
+        pause_s = time.monotonic() - began  # until a vCPU has its page
     began, flips = time.monotonic(), 0
     while time.monotonic() - began < (seconds if tools.races else at_most_s):
         flips += 1
         first()
         with watch(False) as each:
-            time.sleep(tools.random.uniform(0, 2 * usual_s))
+            time.sleep(tools.random.uniform(0, 2 * pause_s))
+            # As often before the vCPU has its page as afterwards, however long that takes here.
+            pause_s *= 0.9 if each.rounds else 1.1
             tools.tried(each.during(last), INSIDE)
             each.join(5)
         outcome = each.outcome
