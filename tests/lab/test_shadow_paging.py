@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.boots, pytest.mark.timeout(900)]
 
 ALL = "PYVMM_VALIDATE_ALL" in os.environ
 CASES = (
-    "ME1 or ME6 or ME11 or ME14 or SH2 or SH4 and mode=32 or SH10"
+    "ME1 or ME6 or ME11 or ME14 or SH2 or SH4 and mode=32 or SH9 or SH10"
     " or SH1 and (tables=none or tables=private) or SH3 and tables=private and by=write"
 )
 GUESTS = ("convert", "smp", "exec")
@@ -44,9 +44,6 @@ def validate(lab: Lab, *words: str) -> dict[str, list[tuple[str, str]]]:
 
 def test_the_cases_of_the_rfcs_abi(lab: Lab) -> None:
     found = validate(lab, "-k", "not MODEL" if ALL else CASES)
-    # On a busy host a race may not come.
-    skipped = [name for name, why in found.pop("skip", []) if why != "no race happened here"]
-    assert not skipped
     assert list(found) == ["pass"], {**found, "pass": []}
     assert len(found["pass"]) > 30
 
