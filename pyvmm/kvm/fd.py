@@ -113,9 +113,8 @@ class KvmFd(Fd):
         else:
             # What nearly all calls give; the rest is looked at closely.
             is_usual = isinstance(argument, _CData) and ffi.typeof(argument) is usual(entry)
-            if not (is_usual and argument):
-                argument = pointer(entry, argument, self._least)
-            result = lib.kvm_ioctl_on(self._fd, entry.number, argument)
+            usable = argument if is_usual and argument else pointer(entry, argument, self._least)
+            result = lib.kvm_ioctl_on(self._fd, entry.number, usable)
         if result < 0:
             self.fileno()  # closed ones get EBADF
             about = about % values if values else about or self.name

@@ -44,7 +44,7 @@ class Vm(KvmFd):
     def _ask(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION; 0 where the question is unknown too."""
         try:
-            return self.check_extension(capability)
+            return self.ioctl("KVM_CHECK_EXTENSION", capability)
         except KvmError:
             return 0
 

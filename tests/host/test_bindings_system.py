@@ -130,14 +130,30 @@ def test_a_size_that_cannot_be_had_leaves_no_descriptor(monkeypatch: pytest.Monk
     def fail(self: KvmFd, *arguments: object) -> int:
         raise KvmError("size", next(failures))
 
-    with Kvm() as kvm, kvm.create_vm() as vm, monkeypatch.context() as patch:
+    with Kvm() as kvm, monkeypatch.context() as patch:
         patch.setattr(Kvm, "get_vcpu_mmap_size", fail)
-        patch.setattr(Vm, "check_extension", fail)
         before = holdings()
-        for make in (kvm.create_vm, lambda: vm.create_vcpu(0)):
+        for _ in range(2):
             with pytest.raises(KvmError, match="size"):
-                make()
+                kvm.create_vm()
             assert holdings() == before
+
+
+def test_how_large_an_xsave_area_is_is_asked_when_somebody_wants_one() -> None:
+    asked: list[int] = []
+
+    class Asking(Vm):
+        def _ask(self, capability: int) -> int:
+            asked.append(capability)
+            return super()._ask(capability)
+
+    with Kvm() as kvm:
+        vm_fd = kvm.ioctl("KVM_CREATE_VM", lib.KVM_X86_DEFAULT_VM)
+        with Asking(vm_fd, 0, kvm.get_vcpu_mmap_size()) as vm, vm.create_vcpu(0) as vcpu:
+            assert not asked
+            assert len(vcpu.get_xsave2()) >= ffi.sizeof("struct kvm_xsave")
+            vcpu.set_xsave(vcpu.get_xsave())
+        assert asked == [lib.KVM_CAP_XSAVE2]
 
 
 # ---- the raw way ----
