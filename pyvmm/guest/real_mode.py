@@ -15,6 +15,11 @@ from pyvmm.native import lib
 REGION_GPA = 0x40000
 REGION_SIZE = 0x40000
 SHARED_VIEW_GPA = 0xC0000
+# By the number of views.
+_REGIONS = {
+    1: (RegionPlace(REGION_GPA, REGION_SIZE, None),),
+    2: (RegionPlace(REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA),),
+}
 
 
 class RealMode(Platform):
@@ -36,7 +41,7 @@ class RealMode(Platform):
     vector_stubs = lib.VECTOR_STUBS
 
     def regions(self, views: int) -> tuple[RegionPlace, ...]:
-        return (RegionPlace(REGION_GPA, REGION_SIZE, SHARED_VIEW_GPA if views == 2 else None),)
+        return _REGIONS[views]
 
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
         ram.write_ram(0, low_memory())
