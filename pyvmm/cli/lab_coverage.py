@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pyvmm.lab.build import Recipe
     from pyvmm.lab.coverage import Coverage
     from pyvmm.lab.lab import Lab
+    from pyvmm.validate.kernels.coverage_run import CoveredLine
     from pyvmm.validate.kernels.lab_run import Machine
 
 #: So many lines of a report are about coverage; check.txt has all.
@@ -135,21 +136,22 @@ def measure(
     return told, {
         "cases": len(run.cases),
         "problem": run.run.problem or None,
-        "changed_lines": [
-            {
-                "file": line.file,
-                "line": line.number,
-                "text": line.text,
-                "count": line.count,
-                "branches": list(line.branches),
-                "cases": list(line.cases),
-            }
-            for line in lines
-        ],
+        "changed_lines": [_object(line) for line in lines],
         "files": {
             name: {"executed": each.executed, "lines": len(each.counts)}
             for name, each in sorted(total.items())
         },
+    }
+
+
+def _object(line: CoveredLine) -> dict[str, Any]:
+    return {
+        "file": line.file,
+        "line": line.number,
+        "text": line.text,
+        "count": line.count,
+        "branches": list(line.branches),
+        "cases": list(line.cases),
     }
 
 
