@@ -14,7 +14,6 @@ from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import check_code
 from pyvmm.guest.identify import kind_of, refusal
 from pyvmm.guest.image import (
-    MAX_SOURCE,
     Image,
     elf_image,
     flat_image,
@@ -26,7 +25,7 @@ from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
 from pyvmm.guest.nasm import has_nasm
 from pyvmm.guest.shipped import built_guest, find_guest, guests_dir
 from pyvmm.guest.source import may_say_its_width, read_source, read_text
-from pyvmm.guest.text import text_of
+from pyvmm.guest.text import MAX_SOURCE, text_of
 from pyvmm.guest.tools import call, named, path_of
 from pyvmm.kvm.arguments import MOST_U32, need, number, shown
 from pyvmm.kvm.memfd import Memfd

@@ -10,9 +10,8 @@ from pyvmm.guest.boot import RAM_SIZE, START
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import elf_kind
 from pyvmm.guest.formats import binary_kind
-from pyvmm.guest.image import MAX_SOURCE
 from pyvmm.guest.kind import Kind
-from pyvmm.guest.text import text_of
+from pyvmm.guest.text import MAX_SOURCE, text_of
 
 
 def kind_of(path: Path, data: bytes, size: int) -> Kind | None:

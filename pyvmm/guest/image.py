@@ -11,8 +11,6 @@ from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
 
 #: A kernel with all that a debugger wants has hundreds of MiB. Whether it fits is RAM's to say.
 MAX_FILE = 1 << 30
-#: Nobody writes so much source, and looking at each of its lines takes long.
-MAX_SOURCE = 16 << 20
 # Of a larger file so much is read, to tell what it is.
 _HEAD = 64 << 10
 _TOO_MANY = f"bytes are too many for a guest's file, which may have {MAX_FILE >> 20} MiB"

@@ -10,8 +10,7 @@ from pyvmm.guest import preprocessor
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import elf_kind
 from pyvmm.guest.formats import binary_kind
-from pyvmm.guest.image import MAX_SOURCE
-from pyvmm.guest.text import UTF8_MARK, UTF16_MARKS
+from pyvmm.guest.text import MAX_SOURCE, UTF8_MARK, UTF16_MARKS
 
 _WIDE = re.compile(r"\.code(32|64)\b")
 _WIDTH = re.compile(r"\.code(16|32|64)\b")

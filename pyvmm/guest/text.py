@@ -13,6 +13,8 @@ UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # A few bytes of code may be right UTF-8 by chance, so many hardly.
 _SURELY_UTF8 = 64
+#: Nobody writes so much source, and looking at each of its lines takes long.
+MAX_SOURCE = 16 << 20
 
 
 def text_of(data: bytes) -> str | None:
