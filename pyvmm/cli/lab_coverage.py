@@ -145,11 +145,13 @@ def measure(
 
 
 def _object(line: CoveredLine) -> dict[str, Any]:
+    from pyvmm.validate.kernels.coverage_run import NO_CODE
+
     return {
         "file": line.file,
         "line": line.number,
         "text": line.text,
-        "count": line.count,
+        "count": None if line.count == NO_CODE else line.count,
         "branches": list(line.branches),
         "cases": list(line.cases),
     }

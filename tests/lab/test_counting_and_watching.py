@@ -69,11 +69,13 @@ def test_which_changed_lines_are_executed(tmp_path: Path) -> None:
     command = [*_PYVMM, *words, "-k", "GM1 or PC6", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=1500)
     lines = json.loads(done.stdout)["coverage"]["changed_lines"]
-    (asked, left) = [(line["count"], line["cases"]) for line in lines]
-    assert asked[0] > 0 and {name.partition(".")[0] for name in asked[1]} == {"PC6"}
-    assert left == (0, [])
+    (asked, left) = lines
+    assert asked["count"] > 0 and asked["branches"].count(0) == 1
+    assert {name.partition(".")[0] for name in asked["cases"]} == {"PC6"}
+    # The compiler makes a jump to another return of it: it has no counter, and the branch tells.
+    assert not left["count"] and left["cases"] == []
     text = (out / "check.txt").read_text()
-    assert "1 of 2 changed lines executed; never: guest_memfd.c:163 (return 0;)" in text
+    assert "changed lines executed; " in text and "guest_memfd.c:163 (return 0;)" in text
     assert (out / "coverage.html").exists()
 
 

@@ -14,7 +14,7 @@ from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.kernels import coverage_run
 from pyvmm.validate.kernels.coverage_report import changed_lines, figures, lcov, of_functions, page
-from pyvmm.validate.kernels.coverage_run import CoverageRun, CoveredLine, run_with_coverage
+from pyvmm.validate.kernels.coverage_run import NO_CODE, CoverageRun, CoveredLine, run_with_coverage
 from pyvmm.validate.kernels.lab_run import LabRun, Machine
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.results.result import CaseResult, State
@@ -38,9 +38,14 @@ def lines_of_a_patch() -> list[CoveredLine]:
 def test_changed_lines_in_words() -> None:
     assert changed_lines(lines_of_a_patch()) == [
         "2 of 5 changed lines executed; never: guest_memfd.c:11-12 (return 0;), mmu.c:7 (b();)",
-        "  guest_memfd.c:10 (if (a)): not every branch executed by PC1.a, PC2.b",
-        "  guest_memfd.c:14 (return <2>;): executed by X0.y, X1.y and 7 more cases",
+        "  guest_memfd.c:10 (if (a)): not every branch executed by PC1.a and 1 more",
+        "  guest_memfd.c:14 (return <2>;): executed by X0.y and 8 more",
     ]
+    silent = CoveredLine(FILE, 11, "\t\treturn 0;", NO_CODE)
+    assert changed_lines([lines_of_a_patch()[0], silent])[0] == (
+        "1 of 1 changed lines executed; without code of their own, so look at the branches: "
+        "guest_memfd.c:11 (return 0;)"
+    )
     many = [CoveredLine(f"virt/kvm/{at}.c", at, "a();", 0) for at in range(6)]
     assert changed_lines(many)[0].endswith("3.c:3 (a();) and 2 more")
     assert changed_lines([]) == ["no changed line is code of KVM that this configuration compiles"]
@@ -160,9 +165,12 @@ def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.Mon
     kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
     found = CoverageRun(kernel, LabRun(names, results, 1, 1.0), tmp_path)
     assert found.cases == ("A.a", "B.b", "C.c", "D.d")
-    assert found.lines({FILE: {10: "if (a)", 11: "b();", 12: "/* no code */"}}) == [
+    assert found.lines(
+        {FILE: {10: "if (a)", 11: "b();", 12: "/* no code */", 13: "return 0;"}}
+    ) == [
         CoveredLine(FILE, 10, "if (a)", 5, (5, 0), ("A.a", "C.c")),
         CoveredLine(FILE, 11, "b();", 0),
+        CoveredLine(FILE, 13, "return 0;", NO_CODE),
     ]
     assert found.total()[FILE].executed == 1
     with pytest.raises(LabError, match="no case left counters"):

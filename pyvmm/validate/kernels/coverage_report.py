@@ -8,7 +8,7 @@ from html import escape
 from itertools import groupby
 
 from pyvmm.lab.coverage import Coverage, Lines
-from pyvmm.validate.kernels.coverage_run import CoveredLine
+from pyvmm.validate.kernels.coverage_run import NO_CODE, CoveredLine
 
 _MOST_CASES = 5
 _MOST_MISSED = 4
@@ -20,18 +20,24 @@ def changed_lines(lines: Sequence[CoveredLine]) -> list[str]:
     if not lines:
         return ["no changed line is code of KVM that this configuration compiles"]
     executed = sum(line.count > 0 for line in lines)
-    missed = [each for each in stretches(lines) if each.mark == "no"]
-    told = f"{executed} of {len(lines)} changed lines executed"
-    if missed:
-        told += f"; never: {', '.join(each.place for each in missed[:_MOST_MISSED])}"
-    if len(missed) > _MOST_MISSED:
-        told += f" and {len(missed) - _MOST_MISSED} more"
-    return [told, *(f"  {each.story}" for each in stretches(lines) if each.mark != "no")]
+    counted = sum(line.count != NO_CODE for line in lines)
+    told = f"{executed} of {counted} changed lines executed"
+    told += _places("; never: ", [each for each in stretches(lines) if each.mark == "no"])
+    silent = [each for each in stretches(lines) if each.mark == "silent"]
+    told += _places("; without code of their own, so look at the branches: ", silent)
+    return [told, *(f"  {each.story}" for each in stretches(lines) if each.mark in _WORDS)]
+
+
+def _places(title: str, found: Sequence[Stretch]) -> str:
+    if not found:
+        return ""
+    more = f" and {len(found) - _MOST_MISSED} more" * (len(found) > _MOST_MISSED)
+    return title + ", ".join(each.place for each in found[:_MOST_MISSED]) + more
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Changed lines one after the other that fared alike: "no", "half" or "yes".
+    """Changed lines one after the other that fared alike: "no", "half", "yes" or "silent".
 
     Lines between which there is changed code that fared otherwise are two stretches.
     """
@@ -49,8 +55,8 @@ class Stretch:
     @property
     def story(self) -> str:
         cases = tuple(dict.fromkeys(case for line in self.lines for case in line.cases))
-        which = f" by {', '.join(cases[:2])}" if cases else ""
-        which += f" and {len(cases) - 2} more cases" * (len(cases) > 2)
+        which = f" by {cases[0]}" if cases else ""
+        which += f" and {len(cases) - 1} more" * (len(cases) > 1)
         return f"{self.place}: {_WORDS[self.mark]}{which}"
 
 
@@ -62,7 +68,9 @@ def stretches(lines: Sequence[CoveredLine]) -> list[Stretch]:
 
 
 def mark_of(line: CoveredLine) -> str:
-    """What became of a line: "no", "half" where a branch was never taken, or "yes"."""
+    """What became of a line: "no", "half" where a branch was never taken, "yes", "silent"."""
+    if line.count == NO_CODE:
+        return "silent"
     if not line.count:
         return "no"
     return "half" if line.branches and 0 in line.branches else "yes"
@@ -144,7 +152,7 @@ def page(title: str, diff: Sequence[tuple[str, int, str]], lines: Sequence[Cover
         mark, count, cases = "", "", ""
         if line is not None:
             mark = mark_of(line)
-            count = str(line.count)
+            count = "" if line.count == NO_CODE else str(line.count)
             cases = ", ".join(line.cases[:_MOST_CASES])
             if len(line.cases) > _MOST_CASES:
                 cases += f" and {len(line.cases) - _MOST_CASES} more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +25,15 @@ _COUNTERS = (
 )
 
 
+#: How often a statement was executed that the compiler gave no code of its own: a ``return 0;`` is
+#: a jump to where another line returns. The branch before it tells.
+NO_CODE = -1
+_JUMP = re.compile(r"\s*(?:return|goto|break|continue)\b.*;\s*$")
+
+
 @dataclass(frozen=True, slots=True)
 class CoveredLine:
-    """A line of a patch that is code: how often it was executed, and by which cases."""
+    """A line of a patch that is code: how often it was executed or NO_CODE, and by which cases."""
 
     file: str
     number: int
@@ -82,6 +89,8 @@ class CoverageRun:
                 parts = [each[file] for each in objects.values() if file in each]
                 counts = [part.counts[number] for part in parts if number in part.counts]
                 if not counts:
+                    if parts and _JUMP.match(text):
+                        found.append(CoveredLine(file, number, text, NO_CODE))
                     continue
                 taken = [part.branches[number] for part in parts if number in part.branches]
                 branches = tuple(map(sum, zip(*taken, strict=False)))
