@@ -44,7 +44,7 @@ def test_an_elf_file(tmp_path: Path) -> None:
     ("data", "words"),
     [
         (b"", "standard input: it is empty"),
-        (bytes(17 << 20), "standard input: more than 16777216 bytes"),
+        (bytes(17 << 20), "<stdin>: it is nothing but zeros"),
         (b".code16\n frob\n", "<stdin>: not assembling: <stdin>:2: Error: no such instruction"),
         (C.replace("0;", "x;").encode(), "<stdin>: not compiling: <stdin>:2:61: error: 'x' und"),
         (b'{"a": 1}', "<stdin>: it is a JSON file"),
@@ -53,3 +53,9 @@ def test_an_elf_file(tmp_path: Path) -> None:
 )
 def test_what_is_no_guest(data: bytes, words: str, tmp_path: Path) -> None:
     run(data, tmp_path).error(CANNOT_START, words)
+
+
+def test_a_stream_without_an_end() -> None:
+    endless = ["sh", "-c", 'exec "$@" </dev/zero', "sh"]
+    outcome = pyvmm("run", "-", prefix=endless)
+    outcome.error(CANNOT_START, "standard input: more than 1073741824 bytes are too many")
