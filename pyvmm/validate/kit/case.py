@@ -31,7 +31,8 @@ class Case:
     ``needs`` are names of :data:`pyvmm.validate.kit.capabilities.CAPABILITIES`; ``backend``
     is the ABI that the case is about, "" for one that every KVM must pass; a case that is
     ``alone`` counts what the whole system has, or times things, so nothing runs beside it.
-    ``examples`` is how many random scripts a case of the model plays.
+    ``examples`` is how many random scripts a case of the model plays. ``name`` is
+    ``PC3.odd_pages[gpa=4G]``: unique in the catalogue, the same in every run.
     """
 
     id: str
@@ -44,12 +45,12 @@ class Case:
     deadline_s: float = DEADLINE_S
     examples: int = 0
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    name: str = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """``PC3.odd_pages[gpa=4G]``: unique in the catalogue, the same in every run."""
+    def __post_init__(self) -> None:
         values = ",".join(f"{key}={_word(value)}" for key, value in self.parameters.items())
-        return f"{self.id}.{self.function.__name__}" + (f"[{values}]" if values else "")
+        name = f"{self.id}.{self.function.__name__}" + (f"[{values}]" if values else "")
+        object.__setattr__(self, "name", name)
 
 
 def case(
