@@ -8,7 +8,7 @@ their results on as if they had run here. A test says which kernel it wants by
 programs that ``pyvmm lab setup`` installs, is marked ``boots`` and runs here. Booting takes its
 time, so the lab lane runs only when it is asked for: required, or named on the command line.
 
-pytest-xdist's ``-n 2`` shares the other lanes between two processes; the lab lane is for one.
+pytest-xdist's ``-n 3`` shares the other lanes between three processes; the lab lane is for one.
 
 At the end of a run each lane gets a line. ``--require-lanes unit,host`` makes a lane that ran
 nothing, or that could not run, a failure.
