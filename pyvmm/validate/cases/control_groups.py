@@ -49,15 +49,12 @@ def charged(tools: Toolbox, by: str) -> None:
     with MemoryGroup() as group:
         memory = tools.memory(tools.private_vm(), 4 * GIB, SIZE)
         memory.set_private(0, SIZE)
-        group.join()
-        try:
+        with group.joined():
             before = group.current
             BY[by](memory)
             made = group.current - before
             memory.punch(0, SIZE)
             left = group.current - before
-        finally:
-            group.leave()
         tools.say(f"{made >> 10} of {SIZE >> 10} KiB charged, {left >> 10} KiB left")
         detail = f"{SIZE} bytes: {made} charged, {left} after the punch"
         check(abs(made - SIZE) < BESIDES, "private pages are not charged as what they are", detail)
@@ -102,8 +99,7 @@ def charged_once(tools: Toolbox) -> None:
     charges = []
     with MemoryGroup() as group:
         memory = InPlace(tools, tools.private_vm(), 4 * GIB, SIZE)
-        group.join()
-        try:
+        with group.joined():
             before = group.current
             steps: tuple[Callable[[], object], ...] = (
                 lambda: memory.allocate(0, SIZE),
@@ -115,8 +111,6 @@ def charged_once(tools: Toolbox) -> None:
             for step in steps:
                 step()
                 charges.append(group.current - before)
-        finally:
-            group.leave()
     words = ", ".join(f"{charge >> 10}" for charge in charges)
     tools.say(f"{words} KiB charged in the states of {SIZE >> 10} KiB")
     wanted = (SIZE, SIZE, SIZE, SIZE, 0)

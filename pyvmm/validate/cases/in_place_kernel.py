@@ -363,14 +363,11 @@ def charged(tools: Toolbox) -> None:
     """Told, not judged: upstream's tree of states is not charged to anybody."""
     with MemoryGroup() as group:
         memory = InPlace(tools, tools.private_vm(), GPA, 16 * MIB)
-        group.join()
-        try:
+        with group.joined():
             slab, before = meminfo()["Slab"], group.current
             for page in range(0, 4096, 2):
                 memory.to_private(page * PAGE, PAGE)
             grown, charged = meminfo()["Slab"] - slab, group.current - before
-        finally:
-            group.leave()
         tools.say(f"{grown >> 10} KiB of Slab, {charged >> 10} KiB charged")
         memory.to_private(0, memory.size)
     check(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
+from pyvmm.closing import Closing
 from pyvmm.validate.kit.check import Missing
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -17,7 +18,7 @@ _COUNTER = itertools.count()
 _PATIENCE_S = 5.0
 
 
-class MemoryGroup:
+class MemoryGroup(Closing):
     """A new group, right below the root of all. A context manager.
 
     Raises :class:`Missing` where there is no cgroup v2 with its memory controller, or no right to
@@ -39,8 +40,14 @@ class MemoryGroup:
         """Move this process, all of its threads, into the group."""
         (self._folder / "cgroup.procs").write_text("0")
 
-    def leave(self) -> None:
-        (self._before / "cgroup.procs").write_text("0")
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """In the group for the length of a block, and then where it was before."""
+        self.join()
+        try:
+            yield
+        finally:
+            (self._before / "cgroup.procs").write_text("0")
 
     @property
     def current(self) -> int:
@@ -57,17 +64,9 @@ class MemoryGroup:
         lines = (self._folder / "memory.events").read_text().splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
-    def __enter__(self) -> MemoryGroup:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         until = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < until:
+        while self._folder.exists() and time.monotonic() < until:
             with suppress(OSError):
                 self._folder.rmdir()
                 return
