@@ -68,6 +68,27 @@ class Rules:
     most_slots: int = 64
 
 
+#: Steps that every ABI has.
+EVERYWHERE = frozenset(
+    (
+        "guest_read",
+        "guest_write",
+        "guest_add",
+        "guest_fill",
+        "guest_copy",
+        "host_read",
+        "host_write",
+        "host_fill",
+        "punch",
+        "allocate",
+        "delete_slot",
+        "create_slot",
+        "watch",
+        "unwatch",
+        "look",
+    )
+)
+
 # What each step's numbers are. A "page" counts from the layout's first; where an ABI has two
 # views, a "guest_page" past the last page is in the second one. A count goes with the page
 # before it.

@@ -10,38 +10,15 @@ from pyvmm.native import lib
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.memory import ATTRIBUTE, SharedSide
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model.script import Layout, Rules
+from pyvmm.validate.model.script import EVERYWHERE, Layout, Rules
 from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import System
 
 RULES = Rules(
     abi="guest_memfd",
     needs=("private_memory",),
-    steps=frozenset(
-        (
-            "to_private",
-            "to_shared",
-            "guest_read",
-            "guest_write",
-            "guest_add",
-            "guest_fill",
-            "guest_copy",
-            "host_read",
-            "host_write",
-            "host_fill",
-            "discard",
-            "punch",
-            "allocate",
-            "delete_slot",
-            "create_slot",
-            "close_file",
-            "new_file",
-            "hypercall",
-            "watch",
-            "unwatch",
-            "look",
-        )
-    ),
+    steps=EVERYWHERE
+    | {"to_private", "to_shared", "discard", "close_file", "new_file", "hypercall"},
     backings=("anonymous", "thp", "shmem"),
 )
 

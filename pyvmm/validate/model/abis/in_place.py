@@ -16,37 +16,14 @@ from pyvmm.validate.kit.check import CheckFailed
 from pyvmm.validate.kit.in_place import MAPPED, MMAP, HostView
 from pyvmm.validate.kit.memory import ATTRIBUTE, SharedSide
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model.script import Layout, Rules
+from pyvmm.validate.model.script import EVERYWHERE, Layout, Rules
 from pyvmm.validate.model.state import MMIO, UNKNOWN, AccessExit, Place, State
 from pyvmm.validate.model.system import System
 
 RULES = Rules(
     abi="in_place",
     needs=("in_place",),
-    steps=frozenset(
-        (
-            "to_private",
-            "to_shared",
-            "guest_read",
-            "guest_write",
-            "guest_add",
-            "guest_fill",
-            "guest_copy",
-            "host_read",
-            "host_write",
-            "host_fill",
-            "punch",
-            "allocate",
-            "delete_slot",
-            "create_slot",
-            "close_file",
-            "new_file",
-            "hypercall",
-            "watch",
-            "unwatch",
-            "look",
-        )
-    ),
+    steps=EVERYWHERE | {"to_private", "to_shared", "close_file", "new_file", "hypercall"},
     # Of a slot without a file; all others have the file's pages.
     backings=("anonymous",),
 )

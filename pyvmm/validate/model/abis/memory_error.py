@@ -14,36 +14,14 @@ from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import lib
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model.script import SECOND_VIEW, Layout, Rules
+from pyvmm.validate.model.script import EVERYWHERE, SECOND_VIEW, Layout, Rules
 from pyvmm.validate.model.state import MMIO, AccessExit, Place, Refusal, State
 from pyvmm.validate.model.system import System
 
 RULES = Rules(
     abi="memory_error",
     needs=("memory_error",),
-    steps=frozenset(
-        (
-            "to_private",
-            "to_shared",
-            "guest_read",
-            "guest_write",
-            "guest_add",
-            "guest_fill",
-            "guest_copy",
-            "host_read",
-            "host_write",
-            "host_fill",
-            "discard",
-            "punch",
-            "allocate",
-            "delete_slot",
-            "create_slot",
-            "hypercall",
-            "watch",
-            "unwatch",
-            "look",
-        )
-    ),
+    steps=EVERYWHERE | {"to_private", "to_shared", "discard", "hypercall"},
     backings=("anonymous", "thp", "shmem"),
     views=2,
 )

@@ -11,32 +11,14 @@ from pyvmm.native import lib
 from pyvmm.validate.kit.case import PAGE
 from pyvmm.validate.kit.memory import create_file
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.model.script import Layout, Rules
+from pyvmm.validate.model.script import EVERYWHERE, Layout, Rules
 from pyvmm.validate.model.state import ALLOWED, MMIO, AccessExit, Place, Refusal, State
 from pyvmm.validate.model.system import System
 
 RULES = Rules(
     abi="memslots",
     needs=("guests",),
-    steps=frozenset(
-        (
-            "guest_read",
-            "guest_write",
-            "guest_add",
-            "guest_fill",
-            "guest_copy",
-            "host_read",
-            "host_write",
-            "host_fill",
-            "punch",
-            "allocate",
-            "delete_slot",
-            "create_slot",
-            "watch",
-            "unwatch",
-            "look",
-        )
-    ),
+    steps=EVERYWHERE,
     backings=("shmem", "guest_memfd"),
 )
 
