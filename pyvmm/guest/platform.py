@@ -10,7 +10,7 @@ from pyvmm.devices.bus import Bus
 from pyvmm.errors import ConfigurationError
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.image import Image, Segment, elf_image, flat_image
-from pyvmm.guest.layout import Layout
+from pyvmm.guest.layout import REAL, Layout
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 
@@ -121,7 +121,15 @@ class Platform(ABC):
         """Store all segments of an image, each of which must lie in one piece of plain memory.
 
         RAM is zero at first: nothing is written for zeros, but over what was stored before.
+        An image that says no mode, as one made by hand may, is the platform's.
         """
+        if image.mode not in (REAL.mode, self.mode):
+            raise ConfigurationError(
+                image.name,
+                f"its code is for {image.mode} mode, and the guest {self.name} begins in "
+                f"{self.mode} mode",
+                "give the machine the platform that the guest was read for",
+            )
         for segment in image.segments:
             found = self._ram_at(segment.gpa)
             if found is None and segment.is_notes:

@@ -45,12 +45,12 @@ class RealMode(Platform):
 
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
         ram.write_ram(0, low_memory())
+        self.place(image, ram)
         if not 0 <= image.entry <= 0xFFFF:
             raise ConfigurationError(
                 image.name,
                 f"its entry {image.entry:#x} is beyond what real mode reaches with CS 0",
             )
-        self.place(image, ram)
 
     def boot(self, vcpu: Vcpu, vcpus: int, image: Image) -> None:
         set_boot_state(vcpu, vcpus, image.entry)

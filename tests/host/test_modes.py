@@ -12,6 +12,8 @@ from pyvmm_command import pyvmm
 from pyvmm import ConfigurationError, Machine, Result, assemble
 from pyvmm.guest.flat_modes import LongMode, ProtectedMode
 from pyvmm.guest.options import PlatformOptions
+from pyvmm.guest.platform import Platform
+from pyvmm.guest.real_mode import RealMode
 from pyvmm.kvm.arguments import MOST_U32
 from pyvmm.report import RunReport
 
@@ -136,6 +138,17 @@ def test_a_second_guest_has_no_variables_of_the_first() -> None:
     with Machine(Image("x", (Segment(start, b"\1" * 0x3000),), start, mode="long")) as machine:
         machine.load(Image("y", (Segment(start, segment.data, zeros=0x3000),), start, mode="long"))
         assert machine.run(20).passed
+
+
+@pytest.mark.parametrize(
+    ("mode", "platform"),
+    [("long", ProtectedMode()), ("protected", LongMode()), ("long", RealMode())],
+    ids=lambda each: getattr(each, "mode", each),
+)
+def test_a_world_of_another_mode_is_refused(mode: str, platform: Platform) -> None:
+    image = assemble(f"{PASS}.org 0x1000", mode=mode)
+    with pytest.raises(ConfigurationError, match=f"its code is for {mode} mode, and .* begins"):
+        Machine(image, platform=platform)
 
 
 def test_large_ram_costs_what_is_touched() -> None:
