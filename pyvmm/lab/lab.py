@@ -52,11 +52,11 @@ _CHUNK = 65536
 _LONGEST_WAIT = 3600.0
 #: Trouble stops the machine rather than leaving it half alive. An emulated CPU can wait long for
 #: a busy host: lockups and stalls have a minute, and that timer interrupts come late while the
-#: kernel tests them is no reason to panic.
+#: kernel tests them is no reason to panic. No line that says which case runs is too many.
 _COMMAND_LINE = (
     "console=ttyS0 earlyprintk=ttyS0 loglevel=7 printk.time=1 panic=-1 oops=panic"
     " watchdog_thresh=30 sysctl.kernel.hung_task_timeout_secs=60"
-    " rcupdate.rcu_cpu_stall_timeout=60 no_timer_check"
+    " rcupdate.rcu_cpu_stall_timeout=60 no_timer_check printk.devkmsg=on"
 )
 _LONGEST_COMMAND_LINE = 2047  # COMMAND_LINE_SIZE of asm/setup.h, less its NUL
 

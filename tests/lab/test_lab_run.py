@@ -135,6 +135,16 @@ def test_a_warning_is_not_lost_in_a_long_log(lab: Lab) -> None:
     assert [splat.title.split()[0] for splat in result.splats] == ["WARNING:"]
 
 
+def test_a_warning_names_its_case_after_many_quick_ones(lab: Lab) -> None:
+    script = (
+        "exec 3>/dev/kmsg; i=0; while [ $i -lt 50 ]; do echo '<6>pyvmm: begins: X'$i >&3;"
+        " echo '<6>pyvmm: ended: X'$i >&3; i=$((i + 1)); done;"
+        f" echo '<6>pyvmm: begins: last' >&3; echo WARNING >{_PROVOKE}"
+    )
+    (splat,) = lab.run(["sh", "-c", script]).splats
+    assert splat.cases == ("last",)
+
+
 class Clock:
     """The lab's clock; its time limits pass at once when a word is on the console."""
 
