@@ -6,8 +6,8 @@ Subject and Breaks (what is broken), Plausible (how it could have happened), Cau
 kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly), Always
 (yes: tested in every run of the lab lane), License. Where they are needed, Upon, for a patch that
 comes after one of the lab's own, on the kernel that is made of that one, Parameters, of the
-kernel's command line, and Debug, what the kernel has to watch itself for; its splat must then name
-the case. The patch follows an empty line.
+kernel's command line, and Debug, what the kernel has to watch itself for or must
+be able to do; a splat must then name the case. The patch follows an empty line.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ class Mutant:
         """What the kernel watches itself for."""
         wanted = self.value("Debug")
         return parse_debug(wanted) if wanted else ()
+
+    @property
+    def is_told_by_the_log(self) -> bool:
+        """Whether only a kernel that watches itself sees it."""
+        return bool(self.debug) and all(each.words.startswith("splat ") for each in self.promises)
 
     @property
     def parameters(self) -> list[str]:

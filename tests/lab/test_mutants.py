@@ -30,7 +30,7 @@ def test_mutant_is_caught(mutant: Mutant) -> None:
             forget_leaks(lab)
         result = lab.run(command, timeout=400)
         leaks = find_leaks(lab, result.kernel_log) if looks_for_leaks(kernel) else ()
-    if mutant.debug:
+    if mutant.is_told_by_the_log:
         seen = [(splat.title, splat.cases) for splat in (*result.splats, *leaks)]
         print(*seen, sep="\n")
         splats = (*result.splats, *leaks)

@@ -11,7 +11,7 @@ from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, PAGE, case
-from pyvmm.validate.kit.check import Missing, check, errno_name, expect
+from pyvmm.validate.kit.check import EHWPOISON, Missing, check, errno_name, expect
 from pyvmm.validate.kit.in_place import INIT_SHARED, MARK, Answer, InPlace, raw_call
 from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.patterns import HOST, PRIVATE
@@ -25,7 +25,6 @@ GPA, PAGES = 4 * GIB, 8
 SIZE = PAGES * PAGE
 # The memory is not at the beginning of its file.
 OFFSET = 67 * PAGE
-_EHWPOISON = 133  # <asm-generic/errno.h>; the errno module does not have it
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -253,7 +252,7 @@ def poisoned(tools: Toolbox) -> None:
         for what in ("a poisoned page", "a poisoned page after a conversion was refused"):
             outcome = memory.vm.cpu.run(routines.READ[8], rdi=GPA + page * PAGE)
             seen = (outcome.error, outcome.reason)
-            wanted = (_EHWPOISON, lib.KVM_EXIT_MEMORY_FAULT)
+            wanted = (EHWPOISON, lib.KVM_EXIT_MEMORY_FAULT)
             expect(seen, wanted, f"errno and reason of a guest's access to {what}")
             expect_busy(memory, 0, SIZE, page, "a range with a poisoned page")
         wanted_states = [each == page for each in range(PAGES)]

@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection
 
 from pyvmm.errors import KvmError
 
+#: <asm-generic/errno.h>; the errno module does not have it.
+EHWPOISON = 133
+
 
 class CheckFailed(Exception):
     """The kernel did something else than it must.
@@ -58,6 +61,8 @@ def expect_errno(call: Callable[[], object], expected: int | Collection[int], wh
 
 def errno_name(number: int) -> str:
     """``EINVAL``; "success" for 0."""
+    if number == EHWPOISON:
+        return "EHWPOISON"
     return errno_module.errorcode.get(number, str(number)) if number else "success"
 
 

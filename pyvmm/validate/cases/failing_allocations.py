@@ -1,0 +1,252 @@
+"""No memory for the kernel itself: each allocation of a call fails once, and nothing comes of it.
+
+The first allocation of the call fails, the second in another VM, and so on until the call makes no
+more of them; then all of its slabs fail at once. A call that failed has changed nothing, works when
+it is made again, and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Generator
+from contextlib import suppress
+
+from pyvmm.errors import KvmError
+from pyvmm.native import lib
+from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.accounts import left_behind, lines, open_vms
+from pyvmm.validate.kit.case import GIB, PAGE, case
+from pyvmm.validate.kit.check import CheckFailed, check, errno_name, expect
+from pyvmm.validate.kit.failing_allocations import Attempt, FailingAllocations
+from pyvmm.validate.kit.in_place import InPlace
+from pyvmm.validate.kit.memory import STRIDE, Memory
+from pyvmm.validate.kit.patterns import PRIVATE, SHARED
+from pyvmm.validate.kit.toolbox import Toolbox
+
+GPA, SIZE = 4 * GIB, 16 * PAGE
+_ATTEMPTS = 4
+_DEADLINE_S = 240.0
+
+#: What is done to a VM: it yields the call that is tried, and is told whether that failed.
+Life = Generator[Callable[[], object], bool, None]
+
+
+def _create_vm(tools: Toolbox) -> Life:
+    def create() -> None:
+        tools.keep(tools.kvm.create_vm(lib.KVM_X86_SW_PROTECTED_VM))
+
+    if (yield create):
+        create()
+
+
+def _create_vcpu(tools: Toolbox) -> Life:
+    vm = tools.keep(tools.kvm.create_vm(lib.KVM_X86_SW_PROTECTED_VM))
+
+    def create() -> None:  # without its mapping, which is no business of KVM's
+        fd = vm.ioctl("KVM_CREATE_VCPU", 1)
+        tools.on_close(lambda: os.close(fd))
+
+    if (yield create):
+        create()
+
+
+def _create_file(tools: Toolbox) -> Life:
+    vm = tools.private_vm()
+
+    def create() -> None:
+        tools.keep(vm.vm.create_guest_memfd(SIZE))
+
+    if (yield create):
+        create()
+
+
+def _create_slot(tools: Toolbox) -> Life:
+    memory = tools.memory(tools.private_vm(), GPA, SIZE)
+    memory.delete()
+    if (yield memory.create):
+        memory.create()  # EEXIST if the first try had left its part of the file bound
+    _use(memory)
+
+
+def _delete_slot(tools: Toolbox) -> Life:
+    memory = tools.memory(tools.private_vm(), GPA, SIZE)
+    _use(memory)
+    if (yield memory.delete):
+        memory.expect_guest(0, SIZE, PRIVATE, "a slot that could not be deleted")
+        memory.delete()
+    memory.set_shared(0, SIZE)
+    memory.vm.cpu.expect_mmio(GPA, "a slot that was deleted")
+
+
+def _set_attributes(tools: Toolbox) -> Life:
+    memory = tools.memory(tools.private_vm(), GPA, SIZE)
+    memory.fill(0, SIZE, SHARED)
+    if (yield lambda: memory.set_private(0, SIZE)):
+        memory.expect_guest(0, SIZE, SHARED, "pages that could not be made private")
+        memory.set_private(0, SIZE)
+    memory.expect_guest_zero(0, SIZE, "pages that became private")
+
+
+def _allocate(tools: Toolbox) -> Life:
+    memory = tools.memory(tools.private_vm(), GPA, SIZE)
+    memory.set_private(0, SIZE)
+    if (yield lambda: memory.allocate(0, SIZE)):
+        memory.allocate(0, SIZE)
+    memory.expect_guest_zero(0, SIZE, "pages that were allocated")
+
+
+def _pre_fault(tools: Toolbox) -> Life:
+    tools.need("pre_fault")
+    memory = tools.memory(tools.private_vm(), GPA, SIZE)
+    memory.set_private(0, SIZE)
+    vcpu = memory.vm.cpu.vcpu
+    memory.vm.cpu.prepare(routines.HALT)
+
+    def pre_fault() -> None:
+        left = vcpu.pre_fault_memory(GPA, SIZE)
+        while left:  # it does a part, and says so, where it cannot do all
+            left = vcpu.pre_fault_memory(GPA + SIZE - left, left)
+
+    if (yield pre_fault):
+        pre_fault()
+    memory.expect_guest_zero(0, SIZE, "pages that were faulted in")
+
+
+def _run(tools: Toolbox) -> Life:
+    memory = tools.memory(tools.private_vm(), GPA, SIZE)
+    memory.set_private(0, SIZE)
+    cpu = memory.vm.cpu
+    cpu.read(0, what="before an allocation fails")
+    cpu.prepare(
+        routines.FILL, rdi=GPA, rax=PRIVATE, rsi=STRIDE, rcx=SIZE // STRIDE, r8=(1 << 64) - 1
+    )
+
+    def enter() -> None:
+        outcome = cpu.enter()
+        if outcome.error:
+            raise OSError(outcome.error, "KVM_RUN")
+
+    if (yield enter):
+        cpu.finish("a guest that goes on when an allocation had failed")
+    memory.expect_guest(0, SIZE, PRIVATE, "what a guest wrote while an allocation failed")
+
+
+def _convert_in_place(tools: Toolbox) -> Life:
+    tools.need("in_place")
+    memory = InPlace(tools, tools.private_vm(), GPA, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+
+    def convert() -> None:
+        if error := memory.ask(PAGE, 3 * PAGE, True).error:
+            raise OSError(error, "KVM_SET_MEMORY_ATTRIBUTES2")
+
+    if (yield convert):
+        memory.expect_states_of(0, SIZE, False, "a conversion that failed")
+        convert()
+    memory.expect_states_of(PAGE, 3 * PAGE, True, "a conversion")
+    memory.expect_guest(0, SIZE, PRIVATE, "contents after a conversion")
+
+
+def _use(memory: Memory) -> None:
+    memory.set_private(0, SIZE)
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.expect_guest(0, SIZE, PRIVATE, "what a guest wrote")
+
+
+LIVES: dict[str, Callable[[Toolbox], Life]] = {
+    "KVM_CREATE_VM": _create_vm,
+    "KVM_CREATE_VCPU": _create_vcpu,
+    "KVM_CREATE_GUEST_MEMFD": _create_file,
+    "making a slot": _create_slot,
+    "deleting a slot": _delete_slot,
+    "KVM_SET_MEMORY_ATTRIBUTES": _set_attributes,
+    "allocating": _allocate,
+    "KVM_PRE_FAULT_MEMORY": _pre_fault,
+    "KVM_RUN": _run,
+    "KVM_SET_MEMORY_ATTRIBUTES2": _convert_in_place,
+}
+_OF_IN_PLACE = "KVM_SET_MEMORY_ATTRIBUTES2"
+
+
+@case(
+    "FA1",
+    "whichever allocation of a call fails: the call did nothing, works again, and nothing is left",
+    needs=("private_memory",),
+    backend="guest_memfd",
+    vary={"of": tuple(name for name in LIVES if name != _OF_IN_PLACE)},
+    alone=True,
+    deadline_s=_DEADLINE_S,
+)
+def each_allocation(tools: Toolbox, of: str) -> None:
+    _each_allocation(tools, of)
+
+
+@case(
+    "FA2",
+    "whichever allocation of a conversion in place fails: no state has changed, nothing is left",
+    needs=("in_place",),
+    backend="in_place",
+    alone=True,
+    deadline_s=_DEADLINE_S,
+)
+def each_allocation_in_place(tools: Toolbox) -> None:
+    _each_allocation(tools, _OF_IN_PLACE)
+
+
+def _each_allocation(tools: Toolbox, of: str) -> None:
+    failing = tools.keep(FailingAllocations())
+    _fail(failing, 1 << 30, of)  # what is done once in a kernel's life is done
+    counts = []
+
+    def sweep() -> None:
+        failures = 0
+        for number in itertools.count(1):
+            attempt = _fail(failing, number, of)
+            failures += attempt.error != 0
+            if not attempt.is_reached:
+                break
+        failures += _fail(failing, None, of).error != 0
+        counts.append((number - 1, failures))
+
+    grown = left_behind(sweep, lines(), lambda line: line.noise, _ATTEMPTS)
+    allocations, failures = counts[-1]
+    tools.say(f"{allocations} allocations failed, and all slabs; the call failed {failures} times")
+    if grown:
+        line, seen = next(iter(grown.items()))
+        raise CheckFailed(
+            f"{of} with an allocation that fails leaves something ({line.name})", f"{seen}"
+        )
+
+
+def _fail(failing: FailingAllocations, number: int | None, of: str) -> Attempt:
+    """One life, in which the allocation with this number fails, or each slab."""
+    before = open_vms()
+    detail = "all slabs" if number is None else f"allocation {number}"
+    with Toolbox("") as own:
+        life = LIVES[of](own)
+        call = next(life)
+        if number is None:
+            attempt = Attempt(failing.attempt_without_slabs(call), True)
+        else:
+            attempt = failing.attempt(number, call)
+        seen = errno_name(attempt.error)
+        check(
+            attempt.error in (0, errno.ENOMEM),
+            f"{of} with an allocation that fails: {seen}, expected ENOMEM",
+            detail,
+        )
+        check(attempt.is_reached or not attempt.error, f"{of}: {seen}, expected success", detail)
+        try:
+            with suppress(StopIteration):
+                life.send(bool(attempt.error))
+        except CheckFailed as failure:
+            raise CheckFailed(str(failure), detail) from None
+        except (KvmError, OSError) as failure:
+            seen = errno_name(failure.errno or 0)
+            raise CheckFailed(
+                f"{of} again, when an allocation had failed: {seen}, expected success", detail
+            ) from None
+    expect(open_vms(), before, f"VMs that are left when an allocation of {of} failed")
+    return attempt
