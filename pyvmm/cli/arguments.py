@@ -1,10 +1,13 @@
-"""Numbers on the command line, and what is said of a word that is none."""
+"""Numbers and files on the command line, and what is said of a word that is none."""
 
 from __future__ import annotations
 
 import math
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+
+from pyvmm.errors import ConfigurationError
 
 _LONGEST_S = 1e6
 
@@ -52,3 +55,17 @@ def _float(text: str) -> float:
 #: What several commands take.
 workers = whole_number(1, 256)
 model_examples = whole_number(1, 1_000_000)
+
+
+def refuse_to_share(*files: tuple[str, str | None]) -> None:
+    """One file for two of them would be overwritten; devices and pipes are not."""
+    seen: dict[str, str] = {}
+    for option, name in files:
+        path = os.path.realpath(name or "")
+        if not name or (os.path.exists(path) and not os.path.isfile(path)):
+            continue
+        if path in seen:
+            raise ConfigurationError(
+                f"{option} {name}", f"it is {seen[path]}'s file, too", "name another one"
+            )
+        seen[path] = option

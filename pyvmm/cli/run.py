@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from pyvmm.cli import arguments, platform_options
 from pyvmm.cli import main as status
+from pyvmm.cli.arguments import refuse_to_share
 from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.devices.debug_exit import status_of
-from pyvmm.errors import ConfigurationError, PyvmmError, UnsupportedError
+from pyvmm.errors import PyvmmError, UnsupportedError
 from pyvmm.guest.assembler import check_kind, image_of, read_guest
 from pyvmm.guest.image import Image
 from pyvmm.guest.platform import Platform
@@ -199,7 +199,7 @@ class _ExitFiles:
         self._takers: list[LogFunction] = []
         self._timeline: TimelineFile | None = None
         self.finish: Callable[[], None] = _nothing
-        _refuse_to_share(
+        refuse_to_share(
             ("GUEST", options.guest), ("--log", options.log), ("--timeline", options.timeline)
         )
         if options.log is not None:
@@ -233,20 +233,6 @@ class _ExitFiles:
     def _take(self, vcpu: int, record: ExitRecord) -> None:
         for each in self._takers:
             each(vcpu, record)
-
-
-def _refuse_to_share(*files: tuple[str, str | None]) -> None:
-    """One file for two of them would be overwritten; devices and pipes are not."""
-    seen: dict[str, str] = {}
-    for option, name in files:
-        path = os.path.realpath(name or "")
-        if not name or (os.path.exists(path) and not os.path.isfile(path)):
-            continue
-        if path in seen:
-            raise ConfigurationError(
-                f"{option} {name}", f"it is {seen[path]}'s file, too", "name another one"
-            )
-        seen[path] = option
 
 
 def _nothing() -> None:

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pyvmm.cli import arguments
+from pyvmm.cli import arguments, validate_files
 from pyvmm.cli import main as status
 from pyvmm.cli.interruption import Interrupted, Interruption
+from pyvmm.cli.validate_files import ResultFiles
 from pyvmm.cli.validate_text import Compared, Json, JsonLines, Ktap, Output, Text
 from pyvmm.errors import ConfigurationError
 from pyvmm.memory.backends import BACKENDS
@@ -54,6 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--json-lines", action="store_true", help="a JSON object per line, as it happens"
     )
     output.add_argument("--list", action="store_true", help="show the names of the cases")
+    validate_files.add_arguments(parser)
     parser.set_defaults(func=validate, unblocks_signals=True)
 
 
@@ -113,10 +115,13 @@ def validate(options: argparse.Namespace) -> int:
         raise ConfigurationError("--json-lines --baseline", "lines are not compared", "use --json")
     earlier = report.load(options.baseline) if options.baseline else None
     output = _output(options)
-    with Interruption() as interruption:
-        now = _run(options, cases, output, interruption)
-    compared = None if earlier is None else _compare(options.baseline, earlier, now)
-    output.end(now, compared)
+    with ResultFiles(options) as files, Interruption() as interruption:
+        now = _run(options, cases, output, files, interruption)
+        compared = None if earlier is None else _compare(options.baseline, earlier, now)
+        try:
+            files.write(now)
+        finally:
+            output.end(now, compared)
     number = interruption.number
     result = 128 + number if number is not None else _status(now, compared, options.strict)
     if now.left_behind:
@@ -136,13 +141,17 @@ def _output(options: argparse.Namespace) -> Output:
 
 
 def _run(
-    options: argparse.Namespace, cases: list[Case], output: Output, interruption: Interruption
+    options: argparse.Namespace,
+    cases: list[Case],
+    output: Output,
+    files: ResultFiles,
+    interruption: Interruption,
 ) -> report.Report:
     from pyvmm.validate.run.session import Session
 
     session = Session(
         cases,
-        _observer(options, output),
+        files.watch(_observer(options, output)),
         workers=1 if options.coverage else options.workers,
         seed=_chosen_seed(options),
         shuffle=options.shuffle is not None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from pyvmm_command import pyvmm
@@ -115,6 +116,13 @@ def test_nothing_could_run() -> None:
         (("--json", "--ktap"), "not allowed with"),
         (("--seed", "1", "--shuffle", "2"), "a run has one seed"),
         (("--json-lines", "--baseline", "/dev/null"), "lines are not compared"),
+        (("--junit", "/nowhere/at/all"), "--junit /nowhere/at/all: No such file"),
+        (("--junit", "/"), "--junit /: Is a directory"),
+        (("--kcidb", "/nowhere/at/all", "--kcidb-origin", "me"), "--kcidb /nowhere/at/all"),
+        (("--kcidb", "/dev/null"), "--kcidb-origin NAME"),
+        (("--kcidb", "/dev/null", "--kcidb-origin", "Me"), "lower-case letters"),
+        (("--kcidb", "/dev/null", "--kcidb-origin", "me", "--kcidb-build", "7"), "want ORIGIN:ID"),
+        (("--kcidb-build", "me:7"), "there is no --kcidb"),
     ],
 )
 def test_bad_words_are_one_line(words: tuple[str, ...], said: str) -> None:
@@ -122,6 +130,27 @@ def test_bad_words_are_one_line(words: tuple[str, ...], said: str) -> None:
         pyvmm("validate", *words).error(2, said)
     else:
         assert pyvmm("validate", "--list", *words).status == 0
+
+
+def test_files_for_other_systems(tmp_path: Path) -> None:
+    junit, kcidb = tmp_path / "junit.xml", tmp_path / "kcidb.json"
+    files = ("--junit", junit, "--kcidb", kcidb, "--kcidb-origin", "me", "--kcidb-build", "me:7")
+    outcome = pyvmm("validate", "-k", "MR6", "--json", *files)
+    assert outcome.status == 0
+    results = outcome.json["results"]
+    top = ElementTree.fromstring(junit.read_text())
+    assert [each.get("name") for each in top.iter("testcase")] == [each["name"] for each in results]
+    tests = json.loads(kcidb.read_text())["tests"]
+    assert [(each["status"], each["build_id"]) for each in tests] == [("PASS", "me:7")] * len(
+        results
+    )
+    assert all(each["start_time"].startswith("20") for each in tests)
+    # Nothing runs, and nothing is overwritten, where a file has two purposes or no room.
+    pyvmm("validate", "-k", "MR6", *files[:3], junit, *files[4:]).error(2, "it is --junit's file")
+    assert ElementTree.fromstring(junit.read_text()).get("failures") == "0"
+    full = pyvmm("validate", "-k", "MR6", "--junit", "/dev/full")
+    assert full.status == 2 and "pass" in full.stdout
+    assert full.stderr.startswith("pyvmm: --junit /dev/full: No space left"), full
 
 
 def test_compared_with_an_earlier_run(tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""A run as KCIDB takes it, the database of the kernel's results at kernelci.org.
+
+The object has the major version 5 of KCIDB's schema, and nothing that came after its first minor
+one. What is not known of a kernel, such as the commit that it was built from, is left out. A test's
+path is ``pyvmm.PC3.odd_pages.gpa_4G``. A hang is FAIL, a crash of the case's process ERROR, and a
+case that did not run because failing ones had taken too long MISS. A bug that upstream has fixed is
+FAIL, too: an incident says which issue it is, and the issue names the fix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pyvmm.errors import ConfigurationError
+from pyvmm.printable import printable
+from pyvmm.validate.kit.known import KnownBug
+from pyvmm.validate.results.report import Report
+from pyvmm.validate.results.result import CaseResult, State
+
+_VERSION = {"major": 5, "minor": 0}
+_ORIGIN = re.compile(r"[a-z0-9_]+")
+_NOT_OF_A_PATH = re.compile(r"[^A-Za-z0-9_.-]+")
+_LONGEST_EXCERPT = 16384
+_STATUS = {
+    State.KNOWN: "FAIL",
+    State.PASS: "PASS",
+    State.FAIL: "FAIL",
+    State.SKIP: "SKIP",
+    State.HANG: "FAIL",
+    State.CRASH: "ERROR",
+}
+#: The kernel's ELF notes; one of them has the build ID that the linker made of all its contents.
+_NOTES = Path("/sys/kernel/notes")
+_NT_GNU_BUILD_ID = 3  # elf.h
+_NAME_IT = "--kcidb-build ORIGIN:ID names the build"
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A kernel that was tested.
+
+    ``origin`` is who sends the results, as KCIDB knows it. ``id`` is the ID of a build that KCIDB
+    knows. Without one the build is described here, and ``identity`` tells it from all others.
+    """
+
+    origin: str
+    id: str = ""
+    identity: str = ""
+    release: str = ""
+    architecture: str = ""
+
+    def __post_init__(self) -> None:
+        if not _ORIGIN.fullmatch(self.origin):
+            raise ConfigurationError(
+                f"KCIDB origin {self.origin!r}", "want lower-case letters, digits and _ only"
+            )
+        origin, _, rest = self.id.partition(":")
+        if not ((_ORIGIN.fullmatch(origin) and rest and rest.isprintable()) or self.identity):
+            raise ConfigurationError(f"KCIDB build {self.id!r}", "want ORIGIN:ID")
+
+
+def running_kernel(origin: str) -> Build:
+    """The kernel that runs here.
+
+    Raises :class:`ConfigurationError` for one that does not say which build it is.
+    """
+    try:
+        identity = build_id(_NOTES.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(str(_NOTES), error.strerror or str(error), _NAME_IT) from None
+    if not identity:
+        raise ConfigurationError(str(_NOTES), "it has no build ID of the kernel", _NAME_IT)
+    facts = os.uname()
+    return Build(origin, "", identity, facts.release, facts.machine)
+
+
+def build_id(notes: bytes) -> str:
+    """The GNU build ID among ELF notes, in hexadecimal, or ""."""
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = (
+            int.from_bytes(notes[start : start + 4], "little") for start in range(at, at + 12, 4)
+        )
+        name = at + 12
+        value = name + (name_size + 3 & ~3)
+        if kind == _NT_GNU_BUILD_ID and notes[name : name + name_size] == b"GNU\0":
+            return notes[value : value + size].hex()
+        at = value + (size + 3 & ~3)
+    return ""
+
+
+def path_of(name: str) -> str:
+    """Where a case stands in KCIDB's tree of tests."""
+    plain = name.replace("[", ".").removesuffix("]")
+    parts = (_NOT_OF_A_PATH.sub("_", part) for part in f"pyvmm.{plain}".split("."))
+    return ".".join(filter(None, parts))
+
+
+def to_json(
+    report: Report, build: Build, run: str, started: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """One object. ``run`` tells this run from all others of this origin; ``started`` has when
+    cases began, by name, in seconds since 1970."""
+    bugs = dict.fromkeys(result.bug for result in report.results if result.bug is not None)
+    told: dict[str, Any] = {"version": _VERSION}
+    if not build.id:
+        told |= {"checkouts": [_checkout(build)], "builds": [_build(build)]}
+    tests = [
+        _test(report, build, f"{build.origin}:{run}.{number}", result, started or {})
+        for number, result in enumerate(report.results, 1)
+    ]
+    numbers = range(len(tests) + 1, len(tests) + 1 + len(report.not_run))
+    told["tests"] = [
+        *tests,
+        *(
+            {**_about(build, f"{build.origin}:{run}.{number}", name), "status": "MISS"}
+            for number, name in zip(numbers, report.not_run, strict=True)
+        ),
+    ]
+    if bugs:
+        told["issues"] = [_issue(build.origin, bug) for bug in bugs if bug is not None]
+        told["incidents"] = list(_incidents(build.origin, report.results, tests))
+    return told
+
+
+def _own_id(build: Build) -> str:
+    return build.id or f"{build.origin}:{build.identity}"
+
+
+def _checkout(build: Build) -> dict[str, Any]:
+    return {
+        "id": _own_id(build),
+        "origin": build.origin,
+        "comment": _text(f"Linux {build.release}"),
+    }
+
+
+def _build(build: Build) -> dict[str, Any]:
+    return {
+        "id": _own_id(build),
+        "origin": build.origin,
+        "checkout_id": _own_id(build),
+        "architecture": build.architecture,
+        "comment": _text(f"Linux {build.release}"),
+        "status": "PASS",
+    }
+
+
+def _about(build: Build, id: str, name: str) -> dict[str, Any]:
+    return {
+        "id": id,
+        "origin": build.origin,
+        "build_id": _own_id(build),
+        "path": path_of(name),
+    }
+
+
+def _test(
+    report: Report, build: Build, id: str, result: CaseResult, started: Mapping[str, float]
+) -> dict[str, Any]:
+    from pyvmm import __version__
+
+    test = {
+        **_about(build, id, result.name),
+        "comment": _text(result.title),
+        "status": _STATUS[result.state],
+        "duration": round(result.duration_s, 4),
+        "environment": _environment(report.machine),
+        "misc": {
+            "pyvmm": __version__,
+            "name": result.name,
+            "state": result.state.value,
+            "seed": report.seed,
+        },
+    }
+    if result.name in started:
+        test["start_time"] = datetime.fromtimestamp(started[result.name], UTC).isoformat()
+    if said := "\n".join(filter(None, (result.words, result.detail))):
+        test["log_excerpt"] = _text(said)[:_LONGEST_EXCERPT]
+    return test
+
+
+def _environment(machine: Mapping[str, Any]) -> dict[str, Any]:
+    cpu = _text(str(machine.get("cpu", "")))
+    misc = {
+        name: machine[name] for name in ("cpus", "kvm_modules", "parameters") if name in machine
+    }
+    return {**({"comment": cpu} if cpu else {}), **({"misc": misc} if misc else {})}
+
+
+def _issue_id(origin: str, bug: KnownBug) -> str:
+    """By the fix; a bug that nobody has fixed yet has only its title."""
+    return f"{origin}:{bug.commit or hashlib.sha256(bug.title.encode()).hexdigest()[:12]}"
+
+
+def _issue(origin: str, bug: KnownBug) -> dict[str, Any]:
+    return {
+        "id": _issue_id(origin, bug),
+        "version": 1,
+        "origin": origin,
+        "report_subject": bug.title,
+        "culprit": {"code": True, "tool": False, "harness": False},
+        "comment": str(bug),
+    }
+
+
+def _incidents(
+    origin: str, results: Iterable[CaseResult], tests: Iterable[Mapping[str, Any]]
+) -> Iterable[dict[str, Any]]:
+    for result, test in zip(results, tests, strict=True):
+        if result.bug is not None:
+            yield {
+                "id": test["id"],
+                "origin": origin,
+                "issue_id": _issue_id(origin, result.bug),
+                "issue_version": 1,
+                "test_id": test["id"],
+                "present": True,
+            }
+
+
+def _text(text: str) -> str:
+    return printable(text, keep="\n")
