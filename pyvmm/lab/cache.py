@@ -3,6 +3,7 @@
 trees/     kernel sources, each with a build folder per configuration
 kernels/   what was built, one folder per combination of source, patches and configuration
 names/     symbolic links into kernels/
+jobs/      what came of jobs, one folder per job
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ def check_room(folder: Path, needed_mib: int) -> None:
 
 
 @contextmanager
-def locked(folder: Path, announce: Callable[[str], None]) -> Iterator[int]:
-    """Hold the lock of `folder`, which exists, saying so when another process has it.
+def locked(
+    folder: Path, announce: Callable[[str], None], another: str = "another build"
+) -> Iterator[int]:
+    """Hold the lock of `folder`, which exists, saying so when `another` process has it.
 
     Gives the lock as a file descriptor: a child that inherits it keeps the lock with it.
     """
@@ -68,7 +71,7 @@ def locked(folder: Path, announce: Callable[[str], None]) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            announce(f"waiting for another build in {folder}")
+            announce(f"waiting for {another} in {folder}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
     finally:

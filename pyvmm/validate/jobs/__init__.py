@@ -1,0 +1,1 @@
+"""Work on kernels of the lab in pieces that know nothing of each other."""

@@ -1,0 +1,160 @@
+"""Runs a job, once: what came of it is kept in the cache, and is the answer from then on.
+
+What is kept counts only for the kernel that it came from: a name may stand for another one later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pyvmm.lab.build import Recipe, build, find_or_build
+from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder, write_whole
+from pyvmm.lab.config import read_fragment
+from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.initramfs import find_busybox
+from pyvmm.lab.kernels import Kernel, read_image
+from pyvmm.lab.make import Progress
+from pyvmm.lab.qemu import find_qemu
+from pyvmm.lab.sources import source_path
+from pyvmm.validate.jobs import result as results
+from pyvmm.validate.jobs.job import Built, Image, Job, Named, to_text
+from pyvmm.validate.jobs.result import JobResult, KernelFacts, scripts_in
+from pyvmm.validate.kernels.lab_run import Machine, run_in_lab
+
+#: Room for a job's results, its console and the kernel's initramfs, in MiB.
+_JOB_MIB = 64
+#: A run says something for each case; a minute longer than the slowest may take is too long.
+_SILENCE_S = 60.0
+
+Announce = Callable[[str], None]
+
+
+def run_job(
+    job: Job,
+    announce: Announce,
+    tell: Announce = lambda line: None,
+    progress: Progress | None = None,
+    *,
+    again: bool = False,
+) -> JobResult:
+    """What came of a job, which runs unless that is known; ``again`` runs it all the same.
+
+    A run that only its time limit ended is not kept. ``announce`` is given a line for each thing
+    worth knowing, ``tell`` one on how far it is, ``progress`` how far a build is. Raises
+    :class:`LabError` where it cannot run here: no QEMU, no kernel, no room, another's cache.
+    """
+    find_qemu()  # before a build that takes minutes
+    find_busybox()
+    folder = _own_folder(job)
+    with locked(folder, announce, "another run of this job"):
+        kernel = _kernel(job.kernel, folder, announce, progress)
+        digest = sha256_of(kernel.image)
+        kept = None if again else _kept(folder, digest)
+        if kept is not None:
+            return kept
+        check_room(folder, _JOB_MIB)
+        files = folder / "files"
+        shutil.rmtree(files, ignore_errors=True)
+        machine = Machine(
+            job.cpus, job.memory_mib, job.parameters, job.timeout_s, job.longest_s + _SILENCE_S
+        )
+        run = run_in_lab(kernel, machine, _words(job), files, announce, tell)
+        facts = KernelFacts(kernel.name, kernel.release, digest)
+        done = JobResult(job.name, facts, run, scripts_in(files))
+        if not run.out_of_time:
+            _keep(folder, results.to_text(done))
+        return done
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's contents, in hexadecimal."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LabError(f"kernel {path}", error.strerror or str(error)) from None
+
+
+def _own_folder(job: Job) -> Path:
+    """The job's folder in the cache, with the job in it."""
+    cache = make_folder(cache_folder())
+    if cache.stat().st_uid != os.geteuid():
+        # What runs there would be this user's, and what lies there the other's.
+        raise LabError(
+            f"cache folder {cache}",
+            "it belongs to another user",
+            "XDG_CACHE_HOME names another place",
+        )
+    folder = make_folder(cache / "jobs" / job.name)
+    _write(folder / "job.json", to_text(job))
+    return folder
+
+
+def _kernel(
+    wanted: Named | Image | Built, folder: Path, announce: Announce, progress: Progress | None
+) -> Kernel:
+    """The job's kernel, built first if need be; what is wrong with it is no fault of the job."""
+    try:
+        if isinstance(wanted, Named):
+            return find_or_build(wanted.name, announce, progress)
+        if isinstance(wanted, Image):
+            kernel = read_image(Path(wanted.image))
+            if sha256_of(kernel.image) != wanted.sha256:
+                raise LabError(
+                    f"kernel {wanted.image}", "it is another one than the job's", "cut new jobs"
+                )
+            return kernel
+        return build(_recipe(wanted, folder / "kernel"), None, announce, progress)
+    except LabUsageError as error:
+        raise LabError(error.thing, error.cause, error.remedy) from None
+
+
+def _recipe(wanted: Built, folder: Path) -> Recipe:
+    """What the lab builds from, with the job's texts as files in ``folder``."""
+    patches = []
+    for number, patch in enumerate(wanted.patches):
+        path = make_folder(folder / f"{number:04}") / patch.name
+        _write(path, patch.text)
+        patches.append(path)
+    config = make_folder(folder) / "config"
+    _write(config, wanted.config)
+    source = source_path(Path(wanted.source))
+    return Recipe(source, tuple(patches), read_fragment(config), debug=wanted.debug)
+
+
+def _words(job: Job) -> list[str]:
+    """What ``pyvmm validate`` is told."""
+    words = ["--seed", str(job.seed), "-k", job.expression]
+    return [*words, "--model-examples", str(job.model_examples)] if job.model_examples else words
+
+
+def _kept(folder: Path, digest: str) -> JobResult | None:
+    """What came of the job on this kernel, None where that is not known."""
+    try:
+        kept = results.from_text((folder / "result.json").read_text())
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return kept if kept.kernel.sha256 == digest else None
+
+
+def _keep(folder: Path, text: str) -> None:
+    try:
+        write_whole(folder / "result.json", text)
+    except OSError as error:
+        raise _no_place(folder, error) from None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise _no_place(path, error) from None
+
+
+def _no_place(path: Path, error: OSError) -> LabError:
+    cause = error.strerror or str(error)
+    return LabError(f"cache folder {path}", cause, "XDG_CACHE_HOME names another place")
