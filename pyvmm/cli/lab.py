@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
     selftests.set_defaults(func=guarded(_selftests))
 
     lab_check.add_parser(commands)
-    lab_job.add_parser(commands)
+    lab_job.add_parsers(commands)
 
     listing = commands.add_parser("list", help="kernels that were built, or can be by name")
     listing.set_defaults(func=guarded(_list))

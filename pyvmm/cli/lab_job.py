@@ -1,40 +1,197 @@
-"""`pyvmm lab job`: a piece of work in a file, and what came of it."""
+"""`pyvmm lab job` and `cut`: pieces of work in files, and what came of them."""
 
 from __future__ import annotations
 
+import random
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pyvmm.cli import arguments, lab_debug
 from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
+
+if TYPE_CHECKING:
+    from pyvmm.validate.jobs.job import Built, Image, Job, Named
+    from pyvmm.validate.jobs.workers import Outcome
 
 PASSED, BAD, NOTHING_RAN = 0, 1, 4
 
 
-def add_parser(commands: Any) -> None:
-    """Add `job` to the commands of `pyvmm lab`."""
+def add_parsers(commands: Any) -> None:
+    """Add `job` and `cut` to the commands of `pyvmm lab`."""
     parser: ArgumentParser = commands.add_parser(
         "job",
-        help="run a piece of work from a file, once",
-        description="Run the cases of a job on its kernel, and print one JSON object. What came of"
-        " it is kept in the cache: a second call prints that. Exit status: 0 nothing failed, 1 a"
-        " case failed, the kernel's log has a splat or it died, 2 the file is no job of this pyvmm,"
-        " 4 nothing could run, 125 the kernel does not build or boot, or there is no room.",
+        help="run pieces of work from files, each once",
+        description="Run the cases of each job on its kernel, and print one JSON object for each."
+        " What came of it is kept in the cache: a second call prints that. Exit status: 0 nothing"
+        " failed, 1 a case failed, a kernel's log has a splat or it died, 2 a file is no job of"
+        " this pyvmm, 4 nothing could run, 125 a kernel does not build or boot, or there is no"
+        " room.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="docs/jobs.md has its keys")
-    parser.add_argument("--again", action="store_true", help="run it though the result is known")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="docs/jobs.md has it")
+    parser.add_argument("--again", action="store_true", help="run them though results are known")
+    parser.add_argument(
+        "--workers",
+        type=arguments.workers,
+        metavar="N",
+        help="jobs at once (as many labs as cores and memory allow)",
+    )
     parser.set_defaults(func=guarded(_job))
+    _add_cut(commands)
+
+
+def _add_cut(commands: Any) -> None:
+    parser: ArgumentParser = commands.add_parser(
+        "cut",
+        help="write cases as jobs that take about the same time",
+        description="Cut the catalogue, or what -k chooses of it, into jobs for 'pyvmm lab job',"
+        " by how long each case took here. Prints the names of the files.",
+    )
+    parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="where they go")
+    parser.add_argument(
+        "--seconds",
+        type=arguments.seconds,
+        default=60.0,
+        metavar="S",
+        help="that a job may take beside its boot (%(default)g)",
+    )
+    parser.add_argument("--kernel", default="default", metavar="NAME|BZIMAGE", help="(%(default)s)")
+    parser.add_argument(
+        "--source", metavar="VERSION|TARBALL|DIR", help="instead, one that each machine builds"
+    )
+    parser.add_argument("--patch", type=Path, action="append", default=[], metavar="FILE")
+    parser.add_argument("--config", type=Path, metavar="FRAGMENT")
+    lab_debug.add_argument(parser)
+    parser.add_argument(
+        "-k", metavar="EXPR", default="", dest="expression", help="cases, as in pyvmm validate"
+    )
+    parser.add_argument(
+        "--model-examples", type=arguments.model_examples, default=0, metavar="N", help="likewise"
+    )
+    parser.add_argument("--seed", type=arguments.seed, metavar="SEED")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(%(default)s)")
+    parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(%(default)s)")
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--timeout", type=arguments.seconds, default=1800.0, metavar="S", help="(%(default)g)"
+    )
+    parser.set_defaults(func=guarded(_cut))
 
 
 def _job(options: Namespace) -> int:
+    from functools import partial
+
     from pyvmm.validate.jobs import result as results
     from pyvmm.validate.jobs.job import load
     from pyvmm.validate.jobs.run import run_job
+    from pyvmm.validate.jobs.workers import labs_at_once, run_jobs
 
-    job = load(options.file)
+    jobs = list({job.name: job for job in map(load, options.files)}.values())
+    outcomes: list[Outcome] = []
     with build_progress() as progress, live_line() as show:
-        done = run_job(job, say, show or (lambda line: None), progress, again=options.again)
-    print(results.to_text(done), flush=True)
-    if done.is_bad:
+        watch = show or (lambda line: None)
+        if len(jobs) == 1:
+            done = run_job(jobs[0], say, watch, progress, again=options.again)
+            print(results.to_text(done), flush=True)
+            return _status([done])
+        most = labs_at_once(max(job.cpus for job in jobs), max(job.memory_mib for job in jobs))
+        run = partial(_run, again=options.again)
+        for _, outcome in run_jobs(jobs, options.workers or most, say, watch, run):
+            outcomes.append(outcome)
+            if isinstance(outcome, results.JobResult):
+                print(results.to_text(outcome), flush=True)
+            else:
+                say(str(outcome))
+    return _status(outcomes)
+
+
+def _run(job: Job, announce: Any, tell: Any, *, again: bool) -> Any:
+    from pyvmm.validate.jobs.run import run_job
+
+    return run_job(job, announce, tell, again=again)
+
+
+def _status(outcomes: Sequence[Outcome]) -> int:
+    """What is bad counts before what could not run."""
+    from pyvmm.lab.errors import LabError
+    from pyvmm.validate.jobs.result import JobResult
+
+    done = [each for each in outcomes if isinstance(each, JobResult)]
+    if any(each.is_bad for each in done):
         return BAD
-    return NOTHING_RAN if done.nothing_ran else PASSED
+    if len(done) < len(outcomes):
+        return LabError.status
+    return NOTHING_RAN if all(each.nothing_ran for each in done) else PASSED
+
+
+def _cut(options: Namespace) -> int:
+    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.lab import check_machine
+    from pyvmm.validate.jobs import durations
+    from pyvmm.validate.jobs.cut import cut_job
+    from pyvmm.validate.jobs.job import HUGE_PAGES, Job, from_text, to_text
+    from pyvmm.validate.jobs.workers import about
+    from pyvmm.validate.run.catalogue import select
+
+    check_machine(options.cpus, options.memory, options.param)
+    cases = select(options.expression, model_examples=options.model_examples)
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    whole = Job(
+        _kernel(options),
+        tuple(each.name for each in cases),
+        seed,
+        options.cpus,
+        options.memory,
+        (HUGE_PAGES, *options.param),
+        options.model_examples,
+        options.timeout,
+    )
+    from_text(to_text(whole), "what was asked for")  # as whoever runs the jobs will see it
+    known = durations.known()
+    jobs = cut_job(whole, known, options.seconds)
+    try:
+        options.into.mkdir(parents=True, exist_ok=True)
+        if any(options.into.iterdir()):
+            raise LabUsageError(f"--into {options.into}", "it is not empty", "name another folder")
+        for number, job in enumerate(jobs, 1):
+            path = options.into / f"{number:03}-{job.name}.json"
+            path.write_text(to_text(job) + "\n")
+            print(path)
+    except OSError as error:
+        raise LabUsageError(f"--into {options.into}", error.strerror or str(error)) from None
+    took = about(sum(durations.expected_s(job, known) for job in jobs))
+    word = "job" if len(jobs) == 1 else "jobs"
+    say(f"{len(cases)} cases in {len(jobs)} {word}, {took} in all, seed {seed}")
+    return PASSED
+
+
+def _kernel(options: Namespace) -> Named | Image | Built:
+    from pyvmm.lab.build import DEFAULT_VERSION, check_known, check_patches, known_recipe
+    from pyvmm.lab.config import read_fragment
+    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.kernels import find_built, read_image
+    from pyvmm.lab.sources import open_source, source_path
+    from pyvmm.validate.jobs.job import Built, Image, Named, Patch
+    from pyvmm.validate.jobs.run import sha256_of
+
+    debug = lab_debug.names(options)
+    if options.source or options.patch or options.config or debug:
+        if options.kernel != "default":
+            raise LabUsageError("--kernel", "it stands instead of --source, --patch and the like")
+        check_patches(options.patch)
+        source = source_path(Path(options.source or DEFAULT_VERSION))
+        open_source(source)
+        # A version is the same everywhere, wherever its tarball is.
+        named = options.source or DEFAULT_VERSION
+        told = named if source_path(Path(named)) != Path(named).absolute() else str(source)
+        patches = tuple(
+            Patch(path.name, path.read_text("utf-8", "surrogateescape")) for path in options.patch
+        )
+        config = read_fragment(options.config) if options.config else ""
+        return Built(told, patches, config, debug)
+    check_known(options.kernel)
+    if "/" not in options.kernel and (known_recipe(options.kernel) or find_built(options.kernel)):
+        return Named(options.kernel)
+    image = read_image(Path(options.kernel)).image
+    return Image(str(image), sha256_of(image))

@@ -3,7 +3,7 @@
 trees/     kernel sources, each with a build folder per configuration
 kernels/   what was built, one folder per combination of source, patches and configuration
 names/     symbolic links into kernels/
-jobs/      what came of jobs, one folder per job
+jobs/      what came of jobs, one folder per job; durations.json has how long each case took
 """
 
 from __future__ import annotations

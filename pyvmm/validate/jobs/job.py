@@ -124,11 +124,15 @@ class Job:
         return " or ".join(words)
 
     @property
+    def chosen(self) -> list[Case]:
+        """The cases, in the catalogue's order."""
+        names = set(self.cases)
+        return [each for each in select(model_examples=self.model_examples) if each.name in names]
+
+    @property
     def longest_s(self) -> float:
         """How long the slowest of its cases may take."""
-        chosen = set(self.cases)
-        cases = select(model_examples=self.model_examples)
-        return max(each.deadline_s for each in cases if each.name in chosen)
+        return max(each.deadline_s for each in self.chosen)
 
 
 def to_text(job: Job) -> str:

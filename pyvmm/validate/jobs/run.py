@@ -20,6 +20,7 @@ from pyvmm.lab.kernels import Kernel, read_image
 from pyvmm.lab.make import Progress
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.lab.sources import source_path
+from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.job import Built, Image, Job, Named, to_text
 from pyvmm.validate.jobs.result import JobResult, KernelFacts, scripts_in
@@ -67,6 +68,8 @@ def run_job(
         done = JobResult(job.name, facts, run, scripts_in(files))
         if not run.out_of_time:
             _keep(folder, results.to_text(done))
+        if not job.model_examples:
+            durations.record(run.results)
         return done
 
 

@@ -76,14 +76,14 @@ def _work(run: Run, connection: Connection, die_with_parent_: Callable[[], None]
     try:
         connection.send(run(connection.send))
     except PyvmmError as error:
-        connection.send(_plain(error))
+        connection.send(plain(error))
     except BaseException as error:
         # Interrupted, or the other end is gone: it knows.
         if isinstance(error, Exception) and not isinstance(error, OSError):
             raise
 
 
-def _plain(error: PyvmmError) -> PyvmmError:
+def plain(error: PyvmmError) -> PyvmmError:
     """The error as one of the classes that a pipe can carry."""
     classes = (LabUsageError, LabError, ConfigurationError)
     kind = next((each for each in classes if isinstance(error, each)), PyvmmError)

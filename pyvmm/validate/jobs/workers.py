@@ -1,0 +1,228 @@
+"""Jobs on this machine, several at once, each in a process and a lab of its own.
+
+An error of one job is its result, and the rest goes on. A process that dies is tried once more.
+Whatever ends the iteration ends all labs; what came of a job until then is kept.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from pyvmm.errors import PyvmmError
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.processes import die_with_parent
+from pyvmm.validate.jobs import durations
+from pyvmm.validate.jobs.job import Job
+from pyvmm.validate.jobs.result import JobResult
+from pyvmm.validate.jobs.run import run_job
+from pyvmm.validate.kernels.side_by_side import plain
+
+_processes = multiprocessing.get_context("fork")
+_TRIES = 2
+_PATIENCE_S = 30.0
+_TICK_S = 1.0
+#: What QEMU and Python take beside a lab's memory, and what is left for everybody else, in MiB.
+_LAB_MIB, _OTHERS_MIB = 512, 1024
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+#: A job that took less came from the cache, and says nothing on how fast this machine is.
+_RAN_S = 3.0
+
+Outcome = JobResult | PyvmmError
+Announce = Callable[[str], None]
+Runner = Callable[[Job, Announce, Announce], JobResult]
+
+
+def labs_at_once(cpus: int, memory_mib: int) -> int:
+    """How many labs of this size the cores and the free memory of this machine allow."""
+    by_cores = len(os.sched_getaffinity(0)) // cpus
+    by_memory = (_free_mib() - _OTHERS_MIB) // (memory_mib + _LAB_MIB)
+    return max(1, min(by_cores, by_memory))
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    workers: int,
+    announce: Announce,
+    watch: Announce = lambda line: None,
+    run: Runner = run_job,
+) -> Iterator[tuple[Job, Outcome]]:
+    """What came of each job, as it comes. ``watch`` is given a line on how far all are."""
+    crew = _Crew(jobs, workers, announce, watch, run)
+    try:
+        yield from crew.outcomes()
+    finally:
+        crew.end()
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    job: Job
+    since: float
+    tries: int
+    told: str = ""
+
+
+class _Crew:
+    def __init__(
+        self, jobs: Sequence[Job], workers: int, announce: Announce, watch: Announce, run: Runner
+    ) -> None:
+        self._waiting = [(job, 1) for job in reversed(jobs)]
+        self._workers = workers
+        self._announce = announce
+        self._watch = watch
+        self._run = run
+        self._at_work: list[_Worker] = []
+        self._estimate = Estimate(jobs, workers)
+
+    def outcomes(self) -> Iterator[tuple[Job, Outcome]]:
+        while self._waiting or self._at_work:
+            while self._waiting and len(self._at_work) < self._workers:
+                self._at_work.append(self._start(*self._waiting.pop()))
+            ready = wait([each.connection for each in self._at_work], timeout=_TICK_S)
+            for worker in [each for each in self._at_work if each.connection in ready]:
+                outcome = self._hear(worker)
+                if outcome is not None:
+                    self._estimate.ended(worker.job, time.monotonic() - worker.since)
+                    yield worker.job, outcome
+            self._watch(self._line())
+
+    def end(self) -> None:
+        for worker in self._at_work:
+            worker.process.terminate()
+        for worker in self._at_work:
+            self._release(worker)
+
+    def _start(self, job: Job, tries: int) -> _Worker:
+        sys.stdout.flush()  # lest a child writes it too
+        ours, theirs = _processes.Pipe(duplex=False)
+        process = _processes.Process(
+            target=_work,
+            args=(self._run, job, theirs, die_with_parent(signal.SIGTERM)),
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, job, time.monotonic(), tries)
+
+    def _hear(self, worker: _Worker) -> Outcome | None:
+        """What a worker says: how far it is, or what came of its job."""
+        try:
+            message = worker.connection.recv()
+        except EOFError:
+            self._at_work.remove(worker)
+            self._release(worker)
+            if worker.tries < _TRIES:
+                self._announce(f"job {worker.job.name}: its process died; trying it once more")
+                self._waiting.append((worker.job, worker.tries + 1))
+                return None
+            return LabError(f"job {worker.job.name}", "its process died twice")
+        if isinstance(message, JobResult | PyvmmError):
+            self._at_work.remove(worker)
+            self._release(worker)
+            return message
+        kind, line = message
+        if kind == "announce":
+            self._announce(line)
+        else:
+            worker.told = line
+        return None
+
+    @staticmethod
+    def _release(worker: _Worker) -> None:
+        worker.process.join(_PATIENCE_S)
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+
+    def _line(self) -> str:
+        now = time.monotonic()
+        running = {each.job.name: now - each.since for each in self._at_work}
+        told = "; ".join(each.told for each in self._at_work if each.told)
+        return f"{self._estimate.line(running)}: {told}"
+
+
+def _work(
+    run: Runner, job: Job, connection: Connection, die_with_parent_: Callable[[], None]
+) -> None:
+    die_with_parent_()
+
+    def announce(line: str) -> None:
+        connection.send(("announce", line))
+
+    def tell(line: str) -> None:
+        connection.send(("tell", line))
+
+    try:
+        connection.send(run(job, announce, tell))
+    except PyvmmError as error:
+        connection.send(plain(error))
+    except BrokenPipeError:
+        pass  # the other end is gone
+    except OSError as error:
+        cause = error.strerror or str(error)
+        connection.send(LabError(str(error.filename or f"job {job.name}"), cause))
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        # Interrupted: the other end knows.
+
+
+class Estimate:
+    """How long jobs will go on, by what was recorded of their cases and by how fast others were."""
+
+    def __init__(self, jobs: Sequence[Job], workers: int) -> None:
+        known = durations.known()
+        self._expected = {job.name: durations.expected_s(job, known) for job in jobs}
+        self._left = dict(self._expected)
+        self._workers = workers
+        self._took = self._should_have = 0.0
+
+    def ended(self, job: Job, seconds: float) -> None:
+        self._left.pop(job.name, None)
+        if seconds > _RAN_S:
+            self._took += seconds
+            self._should_have += self._expected[job.name]
+
+    def left_s(self, running: dict[str, float]) -> float:
+        """Seconds to go, while these jobs run since so many seconds."""
+        pace = self._took / self._should_have if self._took else 1.0
+        left = sum(
+            max(0.0, seconds * pace - running.get(name, 0.0))
+            for name, seconds in self._left.items()
+        )
+        return left / max(1, min(self._workers, len(self._left)))
+
+    def line(self, running: dict[str, float]) -> str:
+        done = len(self._expected) - len(self._left)
+        return f"{done}/{len(self._expected)} jobs, {about(self.left_s(running))} left"
+
+
+def about(seconds: float) -> str:
+    """In words, for people who wait."""
+    return f"about {seconds / 60:.0f} min" if seconds >= 60 else "less than a minute"
+
+
+def _free_mib() -> int:
+    """Memory that is free for who asks, of the machine and of the control group."""
+    text = _MEMINFO.read_text()
+    free = next(
+        int(line.split()[1]) >> 10 for line in text.splitlines() if line.startswith("MemAvailable:")
+    )
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        return free if limit == "max" else min(free, int(limit) - used >> 20)
+    except (OSError, ValueError):
+        return free

@@ -1,0 +1,335 @@
+"""Work cut into jobs, and several jobs at once; without a lab."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyvmm.cli.main import main
+from pyvmm.errors import PyvmmError
+from pyvmm.lab.errors import LabError
+from pyvmm.validate.jobs import durations, workers
+from pyvmm.validate.jobs.cut import cut, cut_job, put_together
+from pyvmm.validate.jobs.job import Built, Job, Named, load
+from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.jobs.workers import Estimate, labs_at_once, run_jobs
+from pyvmm.validate.kernels.lab_run import LabRun
+from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.run.catalogue import all_cases, select
+
+pytestmark = pytest.mark.usefixtures("cache")
+Tell = Callable[[str], None]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/pyvmm"
+
+
+# ---- cutting ----
+
+
+def test_parts_have_every_case_once_and_take_about_the_same_time(rng: random.Random) -> None:
+    cases = all_cases()
+    took = {each.name: rng.expovariate(1.0) for each in cases}
+    parts = cut(cases, took, job_s=40)
+    assert len(parts) > 5
+    assert sorted(name for part in parts for name in part) == sorted(took)
+    sums = [
+        sum(durations.weight_of(each, took) for each in cases if each.name in set(part))
+        for part in parts
+    ]
+    assert max(sums) - min(sums) < 12, sums
+    assert sums == sorted(sums, reverse=True)
+    place = {each.name: at for at, each in enumerate(cases)}
+    assert all(list(part) == sorted(part, key=place.__getitem__) for part in parts)
+    assert cut(cases, took, job_s=40) == parts
+
+
+def test_few_cases_are_few_parts() -> None:
+    cases = select("MR6")
+    assert len(cut(cases, {}, 1e-3)) == len(cut(cases, {}, 1e6, least=9)) == len(cases)
+    assert cut(cases, {}, 1e6) == [tuple(each.name for each in cases)]
+
+
+def test_durations_are_recorded_and_what_is_damaged_is_none(cache: Path) -> None:
+    assert durations.known() == {}
+    durations.record([result("A1.a", seconds=2.5), result("B1.b", State.SKIP)])
+    durations.record([result("A1.a", seconds=3.5), result("C1.c", seconds=1)])
+    assert durations.known() == {"A1.a": 3.5, "C1.c": 1.0}
+    for text in ("", "[]", '{"a": "b"}', '{"a": null}'):
+        (cache / "durations.json").write_text(text)
+        assert durations.known() == {}
+
+
+def test_a_case_that_is_alone_takes_its_whole_time() -> None:
+    alone = next(each for each in all_cases() if each.alone)
+    beside = next(each for each in all_cases() if not each.alone)
+    took = {alone.name: 4.0, beside.name: 4.0}
+    assert durations.weight_of(alone, took) == 2 * durations.weight_of(beside, took) == 4.0
+
+
+def result(name: str, state: State = State.PASS, seconds: float = 0.0) -> CaseResult:
+    return CaseResult(name, name.split(".")[0], "", "tests", state, duration_s=seconds)
+
+
+def run_of(job: Job, **more: object) -> LabRun:
+    results = tuple(result(name) for name in job.cases)
+    machine = {"kernel": "6.12", "races": "seen" if "MR7" in job.expression else ""}
+    return LabRun(job.cases, results, job.seed, 2.0, machine, **more)  # type: ignore[arg-type]
+
+
+def test_parts_that_are_put_together_are_the_whole() -> None:
+    whole = Job(Named("default"), tuple(each.name for each in select("memory_regions")), 7)
+    jobs = cut_job(whole, {}, 1.0)
+    assert len(jobs) > 3 and {each.seed for each in jobs} == {7}
+    together = put_together([run_of(job) for job in reversed(jobs)])
+    assert together.planned == tuple(each.name for each in together.results) == whole.cases
+    assert (together.seed, together.duration_s) == (7, 2.0 * len(jobs))
+    assert together.machine == {"kernel": "6.12", "races": "seen"}
+    broken = [run_of(jobs[0]), run_of(jobs[1], problem="died", out_of_time=True)]
+    assert put_together(broken).problem == "died" and put_together(broken).out_of_time
+
+
+# ---- workers ----
+
+
+JOBS = [Job(Named("default"), (select("MR6")[0].name,), seed) for seed in range(5)]
+
+
+def done(job: Job) -> JobResult:
+    return JobResult(job.name, KernelFacts("default", "6.12", "0a"), run_of(job), {})
+
+
+def test_every_job_has_its_result(no_leak: None) -> None:
+    said: list[str] = []
+    lines: list[str] = []
+
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        tell(f"job of seed {job.seed}")
+        if job.seed == 1:
+            announce("a word to people")
+        if job.seed == 2:
+            raise LabError("kernel x", "it does not boot")
+        if job.seed == 3:
+            raise OSError(28, "No space left on device", "/cache")
+        return done(job)
+
+    outcomes = dict(run_jobs(JOBS, 2, said.append, lines.append, run))
+    assert outcomes[JOBS[0]] == done(JOBS[0])
+    assert [str(each) for each in outcomes.values() if isinstance(each, PyvmmError)] in (
+        [error := "kernel x: it does not boot", full := "/cache: No space left on device"],
+        [full, error],
+    )
+    assert len(outcomes) == 5 and said == ["a word to people"]
+    assert any("job of seed" in line for line in lines) and lines[-1].startswith("5/5 jobs")
+
+
+def test_a_process_that_dies_is_tried_once_more(tmp_path: Path, no_leak: None) -> None:
+    said: list[str] = []
+
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        tries = tmp_path / job.name
+        tries.mkdir(exist_ok=True)
+        count = len(list(tries.iterdir()))
+        (tries / str(count)).touch()
+        if job.seed == 0 or (job.seed == 1 and count == 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done(job)
+
+    outcomes = dict(run_jobs(JOBS[:3], 2, said.append, run=run))
+    assert "its process died twice" in str(outcomes[JOBS[0]])
+    assert outcomes[JOBS[1]] == done(JOBS[1]) and outcomes[JOBS[2]] == done(JOBS[2])
+    assert len(said) == 2 and all("once more" in line for line in said)
+
+
+def test_as_many_at_once_as_there_are_workers(tmp_path: Path) -> None:
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        mine = tmp_path / job.name
+        mine.touch()
+        # Everybody waits until there are two, and the last for nobody.
+        until = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 2 and job != JOBS[3] and time.monotonic() < until:
+            time.sleep(0.01)
+        tell(str(len(list(tmp_path.iterdir()))))
+        return done(job)
+
+    assert len(dict(run_jobs(JOBS[:4], 2, lambda line: None, run=run))) == 4
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_who_stops_listening_ends_all(tmp_path: Path, no_leak: None) -> None:
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        if job.seed:
+            time.sleep(1000)
+        return done(job)
+
+    started = time.monotonic()
+    outcomes = run_jobs(JOBS, 3, lambda line: None, run=run)
+    assert next(outcomes)[0] == JOBS[0]
+    outcomes.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 20
+
+
+def test_an_estimate_learns_how_fast_jobs_are() -> None:
+    estimate = Estimate(JOBS, 2)
+    expected = durations.expected_s(JOBS[0], {})
+    assert estimate.left_s({}) == pytest.approx(5 * expected / 2)
+    estimate.ended(JOBS[0], 3 * expected)
+    assert estimate.left_s({}) == pytest.approx(4 * 3 * expected / 2)
+    estimate.ended(JOBS[1], 0.1)  # from the cache
+    assert estimate.left_s({JOBS[2].name: expected}) == pytest.approx((9 - 1) * expected / 2)
+    assert estimate.line({}).startswith("2/5 jobs, ")
+    estimate.ended(JOBS[2], 1000 * expected)
+    for job in JOBS[3:]:
+        estimate.ended(job, 1.0)
+    assert estimate.line({}) == "5/5 jobs, less than a minute left"
+
+
+def test_labs_at_once_by_cores_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(workers, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(workers, "_CGROUP", tmp_path)
+    (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nMemAvailable:  16777216 kB\n")
+    assert labs_at_once(2, 2048) == 4
+    assert labs_at_once(1, 2048) == 6
+    assert labs_at_once(16, 2048) == labs_at_once(2, 1 << 20) == 1
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text(f"{1 << 30}\n")
+    assert labs_at_once(2, 2048) == 4
+    (tmp_path / "memory.max").write_text(f"{7 << 30}\n")
+    assert labs_at_once(2, 2048) == 2
+
+
+# ---- the command line ----
+
+
+def test_cut_writes_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "jobs"
+    words = ["lab", "cut", "-k", "memory_regions", "--seed", "5", "--seconds", "1"]
+    assert main([*words, "--into", str(place)]) == 0
+    out, err = capsys.readouterr()
+    files = [Path(line) for line in out.splitlines()]
+    assert files == sorted(place.iterdir()) and len(files) > 3
+    jobs = [load(path) for path in files]
+    assert all(
+        path.name.endswith(f"-{job.name}.json") for path, job in zip(files, jobs, strict=True)
+    )
+    assert {(job.kernel, job.seed) for job in jobs} == {(Named("default"), 5)}
+    names = sorted(name for job in jobs for name in job.cases)
+    assert names == sorted(each.name for each in select("memory_regions"))
+    assert f"{len(names)} cases in {len(jobs)} jobs, " in err and "seed 5" in err
+    assert main([*words, "--into", str(place)]) == 2
+    assert "it is not empty; name another folder" in capsys.readouterr().err
+
+
+def test_cut_takes_a_kernel_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patch = tmp_path / "0001-x.patch"
+    patch.write_bytes(b"+\xff\n")
+    source = tmp_path / "linux"
+    (source / "arch/x86/kvm").mkdir(parents=True)
+    (source / "Kbuild").touch()
+    words = ["lab", "cut", "-k", "MR6", "--into", str(tmp_path / "jobs")]
+    assert main([*words, "--source", str(source), "--patch", str(patch)]) == 0
+    (kernel,) = {load(Path(line)).kernel for line in capsys.readouterr().out.splitlines()}
+    assert isinstance(kernel, Built) and kernel.source == str(source)
+    assert kernel.patches[0].name == patch.name
+    assert kernel.patches[0].text.encode("utf-8", "surrogateescape") == b"+\xff\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-k", "xyzzy"], "there is no such case"),
+        (["--kernel", "nonesuch"], "there is none of this name"),
+        (["--kernel", "/dev/null"], "not a bzImage"),
+        (["--kernel", "7.3", "--source", "7.3"], "it stands instead of"),
+        (["--source", "/nowhere"], "No such file"),
+        (["--patch", "/nowhere"], "want a file that can be read"),
+        (["--cpus", "0"], "the lab has 1 to"),
+        (["--param", "a b"], "kernel parameter 'a b'"),
+        (["--into", "/dev/null"], "--into /dev/null"),
+    ],
+)
+def test_cut_says_what_is_wrong(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lab", "cut", "--into", str(tmp_path / "jobs"), *words]) == 2
+    out, err = capsys.readouterr()
+    assert not out and said in err and err.count("\n") == 1
+
+
+_SCRIPT = """
+import sys, time
+from pathlib import Path
+from pyvmm.cli import lab_job
+from pyvmm.cli.main import main
+from pyvmm.lab.errors import LabError
+from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.kernels.lab_run import LabRun
+
+def run(job, announce, tell, *, again=False):
+    if job.seed == 3:
+        Path(sys.argv[1], str(job.seed)).touch()
+        time.sleep(1000)
+    if job.seed == 4:
+        raise LabError("kernel x", "it does not boot")
+    return JobResult(job.name, KernelFacts("x", "6", "0a"), LabRun((), (), job.seed, 1.0), {})
+
+lab_job._run = run
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def jobs_in(folder: Path, *seeds: int) -> list[str]:
+    for seed in seeds:
+        assert (
+            main(["lab", "cut", "-k", "MR4", "--seed", str(seed), "--into", f"{folder}/{seed}"])
+            == 0
+        )
+    return [str(next((folder / str(seed)).iterdir())) for seed in seeds]
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    return [sys.executable, "-c", _SCRIPT, str(folder), "lab", "job", "--workers", "2", *words]
+
+
+def test_several_jobs_are_a_line_each(tmp_path: Path) -> None:
+    files = jobs_in(tmp_path / "jobs", 1, 2, 4)
+    ended = subprocess.run(command(tmp_path, *files, files[0]), capture_output=True, text=True)
+    assert ended.returncode == 125
+    assert {json.loads(line)["report"]["seed"] for line in ended.stdout.splitlines()} == {1, 2}
+    assert len(ended.stdout.splitlines()) == 2
+    assert ended.stderr == "pyvmm: lab: kernel x: it does not boot\n"
+    (tmp_path / "bad.json").write_text("{}")
+    ended = subprocess.run(
+        command(tmp_path, *files, str(tmp_path / "bad.json")), capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (2, ""), "nothing runs when one file is bad"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_and_what_came_is_there(number: signal.Signals, tmp_path: Path) -> None:
+    files = jobs_in(tmp_path / "jobs", 1, 3)
+    with subprocess.Popen(
+        command(tmp_path, *files), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        while not (tmp_path / "3").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+        assert process.stdout.read() == b""
+    assert first["report"]["seed"] == 1
