@@ -8,6 +8,10 @@ walk exits as any access does.
 
 from __future__ import annotations
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from pyvmm.kvm.mapping import Mapping
@@ -16,10 +20,11 @@ from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.accounts import left_behind, lines
 from pyvmm.validate.kit.case import GIB, HUGE, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, check, expect
-from pyvmm.validate.kit.guest import Fault
+from pyvmm.validate.kit.guest import Fault, Outcome
 from pyvmm.validate.kit.paging import MODES, PageTables, Unpaged, leaf
 from pyvmm.validate.kit.routines import Routine
 from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.kit.userfault import HeldPage
 from pyvmm.validate.kit.views import Views
 from pyvmm.validate.kit.watch import INSIDE, Watch, flip_while_faulting
 
@@ -34,6 +39,8 @@ PLAIN_TABLES, PLAIN_DATA, VIEW_TABLES = 0x30000, 0x38000, 16 * PAGE
 A, B = 0x1111_0001, 0x2222_0002
 # Bits of an entry.
 ACCESSED, DIRTY = 0x20, 0x40
+# One in some hundreds meets the moment that matters.
+_HELD_FAULTS = 600
 # Numbers of pages of PageTables.LINEAR by which a guest reaches its own tables.
 LEAF, DIRECTORY = 9, 10
 
@@ -452,6 +459,52 @@ def fault_meanwhile(tools: Toolbox, mode: str, end: str) -> None:
             "no exit for it (stale-fault check missing)",
             str(outcome),
         )
+
+
+@case(
+    "SH13",
+    "a fault under guest paging that gets its shared page as it becomes private maps nothing",
+    needs=RACES,
+    backend=BACKEND,
+    vary={"mode": ("off", *MODES)},
+    alone=True,
+)
+def held_fault(tools: Toolbox, mode: str) -> None:
+    stage = Stage(tools, mode)
+    page = 5 * PAGE
+    gpa, address = stage.at.shared + page, stage.at.side.address + page
+    linear = stage.tables.map(0, gpa) if mode != "off" else gpa
+    convert = partial(os.posix_fallocate, stage.at.file.fileno(), page, PAGE)
+
+    def read() -> Outcome:
+        return stage.cpu.run(routines.READ[4], rdi=linear)
+
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(_HELD_FAULTS):
+            stage.at.to_shared(page, PAGE)
+            if number % 50 == 0:
+                read()  # where guests have a CPU of their own, this thread is elsewhere afterwards
+            stage.at.side.discard(page, PAGE)
+            with HeldPage(address) as held:
+                first = pool.submit(read)
+                held.wait()
+                held.fill(A.to_bytes(4, "little"), wake=False)
+                wake = held.waking()
+                pause_s = 2e-6 * 300 ** tools.random.random()
+                until = time.perf_counter() + pause_s
+                wake()
+                while time.perf_counter() < until:
+                    pass  # it is a matter of microseconds
+                convert()
+                is_late = first.result().fault is not None
+            tools.tried(is_late, "faults came to an end after the conversion")
+            outcome = pool.submit(read).result()
+            check(
+                outcome.fault == Fault(TO_SHARED, gpa, PAGE),
+                f"a fault under guest paging ({mode}) mapped its shared page while that became "
+                "private (stale-fault check missing)",
+                str(outcome),
+            )
 
 
 @case(

@@ -12,7 +12,9 @@ import os
 import select
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from ioctl_opt import IOC, IOC_READ, IOC_WRITE
 
@@ -31,6 +33,7 @@ def _number(number: int, size: int) -> int:
 
 
 _API, _REGISTER, _COPY = _number(0x3F, 24), _number(0x00, 32), _number(0x03, 40)
+_WAKE = int(IOC(IOC_READ, 0xAA, 0x02, 16))
 
 
 class HeldPage(Closing):
@@ -69,10 +72,10 @@ class HeldPage(Closing):
                 return
         raise CheckFailed("nobody touches a page that the guest reads")
 
-    def fill(self, content: bytes) -> None:
-        """Put the page there, so that whoever waits goes on."""
+    def fill(self, content: bytes, *, wake: bool = True) -> None:
+        """Put the page there, so that whoever waits goes on; without ``wake`` they wait still."""
         source = ctypes.create_string_buffer(content.ljust(PAGE, b"\0"), PAGE)
-        argument = struct.pack("=QQQQq", self.address, ctypes.addressof(source), PAGE, 0, 0)
+        argument = struct.pack("=QQQQq", self.address, ctypes.addressof(source), PAGE, not wake, 0)
         while True:
             try:
                 return self._call(_COPY, argument)
@@ -80,6 +83,10 @@ class HeldPage(Closing):
                 # Tried again while the address space changes under it.
                 if error.errno != errno.EAGAIN:
                     raise
+
+    def waking(self) -> Callable[[], object]:
+        """A call, as quick as any, that lets whoever waits for the page go on, which is there."""
+        return partial(fcntl.ioctl, self._fd, _WAKE, struct.pack("=QQ", self.address, PAGE))
 
     def close(self) -> None:
         """Whoever still waits gets an ordinary page."""
