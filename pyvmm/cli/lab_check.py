@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import re
 import shutil
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_series
-from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
+from pyvmm.cli.interruption import Interrupted
+from pyvmm.cli.lab_command import Show, build_progress, guarded, live_line, say
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernels import Kernel
-    from pyvmm.validate.kernels.lab_run import Machine
+    from pyvmm.validate.jobs.first_runs import FirstRuns
+    from pyvmm.validate.kernels.lab_run import LabRun, Machine
     from pyvmm.validate.kernels.two_kernels import Variant
     from pyvmm.validate.kernels.verdict import Facts
+    from pyvmm.validate.kit.case import Case
 
 SAME_OR_BETTER, WORSE, NOTHING_RAN = 0, 1, 4
 _PARAMETER = re.compile(r"[A-Za-z0-9_.-]+=[^\s,\"]*(?:,[^\s,\"]*)*")
@@ -94,6 +98,14 @@ def _add_cases(parser: ArgumentParser) -> None:
         help="cases beside each other (2)",
     )
     parser.add_argument(
+        "--workers",
+        type=arguments.workers,
+        metavar="N",
+        dest="labs",
+        help="cut the first runs into jobs, N labs at once; an interrupted check then goes on from"
+        " where it was when it is called again",
+    )
+    parser.add_argument(
         "--model-examples",
         type=arguments.model_examples,
         default=0,
@@ -154,6 +166,8 @@ def _check(options: Namespace) -> int:
     variants: list[Variant] = []
     with results, live_line() as show:
         before, now = _kernels(options, debug)
+        jobs = _jobs(options, before, now, machine, cases)
+        seed = jobs.seed if jobs else seed
         check = TwoKernels(
             before,
             now,
@@ -169,6 +183,8 @@ def _check(options: Namespace) -> int:
         say(f"{len(cases)} cases on {before.name} and {now.name}, seed {seed}")
         if options.vary:
             check.check_parameters()
+        if jobs:
+            check.first = _first_runs(jobs, options.labs, results.folder, show)
         facts = Facts(before, now, seed, options.cpus, options.memory, options.expression)
         try:
             for variant in check.variants():
@@ -181,10 +197,43 @@ def _check(options: Namespace) -> int:
             raise
         told, coverage = _coverage(options, machine, results.folder, seed)
         results.keep_all(facts, variants, told, coverage)
+        if jobs:
+            jobs.forget()
     _show(options, facts, variants, results.where, told, coverage)
     if any(variant.worse for variant in variants):
         return WORSE
     return NOTHING_RAN if all(each.nothing_ran for each in variants) else SAME_OR_BETTER
+
+
+def _jobs(
+    options: Namespace, before: Kernel, now: Kernel, machine: Machine, cases: Sequence[Case]
+) -> FirstRuns | None:
+    """The first runs as jobs, if that is asked for."""
+    from pyvmm.validate.jobs.first_runs import FirstRuns
+
+    if not options.labs:
+        return None
+    choices = list(itertools.product(*options.vary))
+    return FirstRuns(
+        before,
+        now,
+        choices,
+        machine,
+        cases,
+        model_examples=options.model_examples,
+        seed=options.seed,
+    )
+
+
+def _first_runs(
+    jobs: FirstRuns, labs: int, folder: Path, show: Show | None
+) -> Mapping[tuple[str, ...], Sequence[LabRun]]:
+    say(f"{jobs.count} jobs on {labs} labs at once")
+    try:
+        return jobs.run(folder, labs, say, show or (lambda line: None))
+    except Interrupted:
+        say("what is done is kept; the same command goes on from there")
+        raise
 
 
 def _check_series(
@@ -269,6 +318,8 @@ def _check_words(options: Namespace) -> None:
             "nothing to compare",
             "want --patch FILE, --series FILE, or --kernel BEFORE --kernel NOW",
         )
+    if options.labs and (options.workers or lab_series.is_series(options)):
+        raise LabUsageError("--workers", "it goes neither with -j nor with a series")
     lab_series.check_words(options)
     for name in options.kernel:
         check_known(name)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from pyvmm.lab.build import find_or_build
+
 pytestmark = pytest.mark.boots
 
 _CLI = "import sys; from pyvmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -44,6 +46,25 @@ def test_two_kernels_that_differ(tmp_path: Path) -> None:
     for name in files - {"check.txt", "check.json"}:
         assert json.loads((tmp_path / name / "validate.json").read_text())["seed"] == 5
     assert "Linux version" in (tmp_path / "now/kernel.log").read_text()
+
+
+def test_the_first_runs_as_jobs_say_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["memory-error", "default"]
+    images = [str(find_or_build(name, lambda line: None).image) for name in names]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    done = check(
+        "--kernel", images[0], "--kernel", images[1], "-k", "MR4 or ME2", "--workers", 2,
+        "--results", tmp_path / "results",
+    )  # fmt: skip
+    assert done.returncode == 1, done
+    assert done.stdout.splitlines()[0] == "WORSE: 1 newly skipped"
+    assert "2 jobs on 2 labs at once" in done.stderr
+    jobs = {path.parent.name for path in tmp_path.rglob("result.json")}
+    assert len(jobs) == 2, "what differs is no job"
+    assert not list((tmp_path / "cache/pyvmm/jobs/plans").iterdir())
+    assert "Linux version" in (tmp_path / "results/now/kernel.log").read_text()
 
 
 def test_the_same_with_each_value_of_a_parameter() -> None:

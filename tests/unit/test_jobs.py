@@ -74,6 +74,7 @@ def test_what_differs_has_another_name() -> None:
         replace(JOB, parameters=("kvm_amd.npt=0",)),
         replace(JOB, model_examples=5),
         replace(JOB, timeout_s=60),
+        replace(JOB, repeat=1),
     ]
     assert len({each.name for each in (JOB, *others)}) == len(others) + 1
 
@@ -123,6 +124,7 @@ BAD: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda data: data.update(memory_mib=1), "1 MiB of memory: the lab needs"),
     (lambda data: data.update(parameters=["a b"]), "kernel parameter 'a b'"),
     (lambda data: data.update(model_examples=-1), "model_examples: want a number"),
+    (lambda data: data.update(repeat=-1), "repeat: want a number"),
     (lambda data: data.update(timeout_s=0), "timeout_s: want more than 0"),
     (lambda data: data.update(timeout_s=float("nan")), "timeout_s: want more than 0"),
     (lambda data: data.update(timeout_s=float("inf")), "timeout_s: want more than 0"),

@@ -2,7 +2,7 @@
 
     {"pyvmm-job": 1, "pyvmm": "0.1.0", "kernel": {"name": "default"}, "cases": ["MR6.…", …],
      "seed": 7, "cpus": 2, "memory_mib": 2048, "parameters": ["hugepages=16"],
-     "model_examples": 0, "timeout_s": 1800.0}
+     "model_examples": 0, "timeout_s": 1800.0, "repeat": 0}
 
 ``kernel`` is {``name``}, one that the lab has by this name or knows how to build; {``image``,
 ``sha256``}, a bzImage; or {``source``, ``patches`` [{``name``, ``text``}], ``config``,
@@ -78,6 +78,7 @@ class Built:
 class Job:
     """Cases by their names, and everything that what comes out may depend on.
 
+    ``repeat`` tells jobs apart that are alike otherwise, to see whether the same comes of them.
     Raises :class:`LabUsageError` for what cannot be, such as cases that this pyvmm does not have.
     """
 
@@ -89,6 +90,7 @@ class Job:
     parameters: tuple[str, ...] = (HUGE_PAGES,)
     model_examples: int = 0
     timeout_s: float = 1800.0
+    repeat: int = 0
 
     def __post_init__(self) -> None:
         check_machine(self.cpus, self.memory_mib, self.parameters)
@@ -101,6 +103,7 @@ class Job:
         if len(set(self.cases)) < len(self.cases):
             _refuse("cases", "one is there twice")
         _check_number("seed", self.seed, 0, (1 << 64) - 1)
+        _check_number("repeat", self.repeat, 0, _MOST_EXAMPLES)
         _check_number("model_examples", self.model_examples, 0, _MOST_EXAMPLES)
         if not 0 < self.timeout_s <= _LONGEST_S:  # false for nan, too
             _refuse("timeout_s", f"want more than 0 and at most {_LONGEST_S:.0f}")
@@ -188,6 +191,7 @@ def _job(data: object) -> Job:
         fields.texts("parameters", (HUGE_PAGES,)),
         fields.take("model_examples", int, 0),
         fields.number("timeout_s", 1800.0),
+        fields.take("repeat", int, 0),
     )
     fields.end()
     return job

@@ -260,7 +260,7 @@ class TwoKernels:
         for number, parameters in enumerate(self.choices, 1):
             machine = replace(self.machine, parameters=(*self.machine.parameters, *parameters))
             title = f"{number}/{len(self.choices)} {' '.join(parameters)}".rstrip()
-            place = self.folder / "_".join(parameters).replace("/", "_")
+            place = place_of(self.folder, parameters)
             known = self.first.get(parameters)
             first = known or self._run_both(machine, place, "", self.expression, title)
             pairs = [list(first)]
@@ -300,7 +300,7 @@ class TwoKernels:
         runs = [one(kernel, folder) for kernel, folder in zip(sides.values(), folders, strict=True)]
         done = run_side_by_side(runs, watch)
         for run, folder in zip(done, folders, strict=True):
-            _keep(run, folder)
+            keep(run, folder)
         return done
 
 
@@ -309,7 +309,13 @@ def _without_haste(run: LabRun) -> LabRun:
     return replace(run, problem="") if run.out_of_time else run
 
 
-def _keep(run: LabRun, folder: Path) -> None:
+def place_of(folder: Path, parameters: Sequence[str]) -> Path:
+    """Where the runs with these parameters leave what they have."""
+    return folder / "_".join(parameters).replace("/", "_")
+
+
+def keep(run: LabRun, folder: Path) -> None:
+    """``validate.json`` and ``kernel.log`` of a run."""
     saved = report.Report(run.machine, run.seed, run.duration_s, run.results)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "validate.json").write_text(json.dumps(report.to_json(saved)), encoding="utf-8")
