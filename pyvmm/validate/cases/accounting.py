@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pyvmm.kvm.vm import Vm
 from pyvmm.native import lib
+from pyvmm.validate.kit.accounts import open_vms
 from pyvmm.validate.kit.calls import Call
 from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, check, errno_of
@@ -55,8 +56,12 @@ def open_files() -> int:
 
 
 def expect_files_back(work: Callable[[], None], most: int) -> None:
-    """``work`` must leave fewer than ``most`` open files, in one of several attempts: others come
-    and go too."""
+    """``work`` must leave none of this process's VMs, which every file of KVM's holds; and fewer
+    than ``most`` open files, in one of several attempts: others come and go too."""
+    vms = open_vms()
+    work()  # the first fills caches
+    # A VM that is left keeps its name, and the next one that would have it has none.
+    check(open_vms() == vms, "open files are leaked (a VM is left in /sys/kernel/debug/kvm)")
     seen = []
     for _ in range(_ATTEMPTS):
         before = open_files()
@@ -264,9 +269,11 @@ def one_page_each(tools: Toolbox, to: str) -> None:
     deadline_s=_LONG_S,
 )
 def files(tools: Toolbox, refused: bool) -> None:
+    kvm = tools.kvm  # it is open before anything is counted
+
     def work() -> None:
         for _ in range(FEW):
-            vm = GuestVm(tools.kvm, 1 if tools.has_private_vm else 0, 1)
+            vm = GuestVm(kvm, 1 if tools.has_private_vm else 0, 1)
             if vm.vm.has(lib.KVM_CAP_GUEST_MEMFD):
                 _bind(vm, refused)
             vm.close()
@@ -277,7 +284,6 @@ def files(tools: Toolbox, refused: bool) -> None:
         after = descriptors()
         check(after == before, "descriptors are left open", str(set(after) - set(before)))
 
-    work()
     expect_files_back(watched, FEW // 2)
 
 
@@ -362,24 +368,22 @@ def attributes(tools: Toolbox) -> None:
 )
 def vm_pinned(tools: Toolbox) -> None:
     """The directory of a VM in debugfs goes with the last reference to it."""
-    folder = Path("/sys/kernel/debug/kvm")
-    if not folder.is_dir():
+    if not Path("/sys/kernel/debug/kvm").is_dir():
         raise Missing("/sys/kernel/debug/kvm: mount -t debugfs none /sys/kernel/debug")
-
-    def vms() -> int:
-        return sum(path.name.startswith(f"{os.getpid()}-") for path in folder.iterdir())
-
-    before = vms()
+    before = open_vms()
     vm = tools.private_vm()
     file = tools.keep(vm.vm.create_guest_memfd(SIZE))
     check(
-        vms() == before + 1,
+        open_vms() == before + 1,
         "a new VM gets no directory in /sys/kernel/debug/kvm: is that of a closed VM there still?",
     )
     vm.close()
-    check(vms() == before + 1, "a VM is gone while its guest_memfd is open")
+    check(open_vms() == before + 1, "a VM is gone while its guest_memfd is open")
     file.close()
-    check(vms() == before, "a VM is there still after its guest_memfd was closed (reference leak)")
+    check(
+        open_vms() == before,
+        "a VM is there still after its guest_memfd was closed (reference leak)",
+    )
 
 
 @case(
@@ -480,5 +484,4 @@ def other_vm_file(tools: Toolbox) -> None:
                     file.close()
                     check(refused != 0, "a slot with another VM's file is accepted")
 
-    work()
     expect_files_back(work, vms * files // 2)
