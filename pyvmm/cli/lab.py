@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import lab_check, lab_coverage, lab_debug, lab_job
+from pyvmm.cli import lab_check, lab_coverage, lab_debug, lab_explore, lab_job
 from pyvmm.cli.arguments import seconds
 from pyvmm.cli.lab_command import build_progress, guarded, say
 
@@ -52,6 +52,7 @@ def add_parser(subparsers: Any) -> None:
 
     lab_check.add_parser(commands)
     lab_job.add_parsers(commands)
+    lab_explore.add_parser(commands)
 
     listing = commands.add_parser("list", help="kernels that were built, or can be by name")
     listing.set_defaults(func=guarded(_list))

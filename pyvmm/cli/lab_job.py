@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,12 +98,13 @@ def _job(options: Namespace) -> int:
             return _status([done])
         most = labs_at_once(max(job.cpus for job in jobs), max(job.memory_mib for job in jobs))
         run = partial(_run, again=options.again)
-        for _, outcome in run_jobs(jobs, options.workers or most, say, watch, run):
-            outcomes.append(outcome)
-            if isinstance(outcome, results.JobResult):
-                print(results.to_text(outcome), flush=True)
-            else:
-                say(str(outcome))
+        with closing(run_jobs(jobs, options.workers or most, say, watch, run)) as came:
+            for _, outcome in came:
+                outcomes.append(outcome)
+                if isinstance(outcome, results.JobResult):
+                    print(results.to_text(outcome), flush=True)
+                else:
+                    say(str(outcome))
     return _status(outcomes)
 
 
@@ -167,13 +169,11 @@ def _cut(options: Namespace) -> int:
 
 
 def _kernel(options: Namespace) -> Named | Image | Built:
-    from pyvmm.lab.build import DEFAULT_VERSION, check_known, check_patches, known_recipe
+    from pyvmm.lab.build import DEFAULT_VERSION, check_patches
     from pyvmm.lab.config import read_fragment
     from pyvmm.lab.errors import LabUsageError
-    from pyvmm.lab.kernels import find_built, read_image
     from pyvmm.lab.sources import open_source, source_path
-    from pyvmm.validate.jobs.job import Built, Image, Named, Patch
-    from pyvmm.validate.jobs.run import sha256_of
+    from pyvmm.validate.jobs.job import Built, Patch
 
     debug = lab_debug.names(options)
     if options.source or options.patch or options.config or debug:
@@ -190,8 +190,18 @@ def _kernel(options: Namespace) -> Named | Image | Built:
         )
         config = read_fragment(options.config) if options.config else ""
         return Built(told, patches, config, debug)
-    check_known(options.kernel)
-    if "/" not in options.kernel and (known_recipe(options.kernel) or find_built(options.kernel)):
-        return Named(options.kernel)
-    image = read_image(Path(options.kernel)).image
+    return kernel_of(options.kernel)
+
+
+def kernel_of(name: str) -> Named | Image:
+    """The kernel that ``pyvmm lab run --kernel`` calls so."""
+    from pyvmm.lab.build import check_known, known_recipe
+    from pyvmm.lab.kernels import find_built, read_image
+    from pyvmm.validate.jobs.job import Image, Named
+    from pyvmm.validate.jobs.run import sha256_of
+
+    check_known(name)
+    if "/" not in name and (known_recipe(name) or find_built(name)):
+        return Named(name)
+    image = read_image(Path(name)).image
     return Image(str(image), sha256_of(image))

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,8 +178,24 @@ def test_who_stops_listening_ends_all(tmp_path: Path, no_leak: None) -> None:
     started = time.monotonic()
     outcomes = run_jobs(JOBS, 3, lambda line: None, run=run)
     assert next(outcomes)[0] == JOBS[0]
-    outcomes.close()  # type: ignore[attr-defined]
+    outcomes.close()
     assert time.monotonic() - started < 20
+
+
+def test_jobs_are_taken_one_by_one_where_there_is_no_end_of_them(no_leak: None) -> None:
+    taken: list[Job] = []
+
+    def endless() -> Iterator[Job]:
+        while True:
+            taken.append(replace(JOBS[0], seed=len(taken)))
+            yield taken[-1]
+
+    outcomes = run_jobs(endless(), 2, lambda line: None, run=lambda job, *_: done(job))
+    for _ in range(5):
+        job, outcome = next(outcomes)
+        assert outcome == done(job)
+    outcomes.close()
+    assert len(taken) <= 8
 
 
 def test_an_estimate_learns_how_fast_jobs_are() -> None:

@@ -45,6 +45,8 @@ def run(tools: Toolbox, abi: str, layout: Layout) -> None:
     if found is None:
         if each.alone:
             tools.provoked(sum(races), f"steps of {len(races)} scripts found the vCPU at work")
+        else:
+            tools.say(f"{len(races) - 1} scripts")  # the first has no steps
         return
     script, failure = found
     path = files.save(each.name, script)

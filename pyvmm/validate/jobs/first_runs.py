@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,10 +98,11 @@ class FirstRuns:
             for each in self._places()
         }
         done: dict[Place, list[JobResult]] = {each: [] for each in self._places()}
-        for job, outcome in run_jobs(list(jobs), workers, announce, watch, run):
-            if isinstance(outcome, PyvmmError):
-                raise outcome
-            done[jobs[job]].append(outcome)
+        with closing(run_jobs(list(jobs), workers, announce, watch, run)) as outcomes:
+            for job, outcome in outcomes:
+                if isinstance(outcome, PyvmmError):
+                    raise outcome
+                done[jobs[job]].append(outcome)
         for (when, choice), results in done.items():
             _keep_scripts(results, place_of(folder, choice) / when)
         runs = {each: put_together([result.run for result in done[each]]) for each in done}

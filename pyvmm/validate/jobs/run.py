@@ -73,6 +73,11 @@ def run_job(
         return done
 
 
+def forget_job(job: Job) -> None:
+    """Remove what came of a job: it was taken over elsewhere."""
+    shutil.rmtree(cache_folder() / "jobs" / job.name, ignore_errors=True)
+
+
 def sha256_of(path: Path) -> str:
     """Of a file's contents, in hexadecimal."""
     try:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -50,13 +50,16 @@ def labs_at_once(cpus: int, memory_mib: int) -> int:
 
 
 def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     workers: int,
     announce: Announce,
     watch: Announce = lambda line: None,
     run: Runner = run_job,
-) -> Iterator[tuple[Job, Outcome]]:
-    """What came of each job, as it comes. ``watch`` is given a line on how far all are."""
+) -> Generator[tuple[Job, Outcome], None, None]:
+    """What came of each job, as it comes. ``watch`` is given a line on how far all are.
+
+    A job is taken from ``jobs`` when a worker is free for it, so that there may be no end of them.
+    """
     crew = _Crew(jobs, workers, announce, watch, run)
     try:
         yield from crew.outcomes()
@@ -76,27 +79,40 @@ class _Worker:
 
 class _Crew:
     def __init__(
-        self, jobs: Sequence[Job], workers: int, announce: Announce, watch: Announce, run: Runner
+        self, jobs: Iterable[Job], workers: int, announce: Announce, watch: Announce, run: Runner
     ) -> None:
-        self._waiting = [(job, 1) for job in reversed(jobs)]
+        self._jobs = iter(jobs)
+        self._again: list[Job] = []
         self._workers = workers
         self._announce = announce
         self._watch = watch
         self._run = run
         self._at_work: list[_Worker] = []
-        self._estimate = Estimate(jobs, workers)
+        self._estimate = Estimate(jobs, workers) if isinstance(jobs, Sequence) else None
 
     def outcomes(self) -> Iterator[tuple[Job, Outcome]]:
-        while self._waiting or self._at_work:
-            while self._waiting and len(self._at_work) < self._workers:
-                self._at_work.append(self._start(*self._waiting.pop()))
+        while True:
+            self._give()
+            if not self._at_work:
+                return
             ready = wait([each.connection for each in self._at_work], timeout=_TICK_S)
             for worker in [each for each in self._at_work if each.connection in ready]:
                 outcome = self._hear(worker)
-                if outcome is not None:
+                if outcome is not None and self._estimate:
                     self._estimate.ended(worker.job, time.monotonic() - worker.since)
+                if outcome is not None:
                     yield worker.job, outcome
             self._watch(self._line())
+
+    def _give(self) -> None:
+        """A job for everybody who has none, as far as there are."""
+        while len(self._at_work) < self._workers:
+            if self._again:
+                self._at_work.append(self._start(self._again.pop(), _TRIES))
+            elif (job := next(self._jobs, None)) is not None:
+                self._at_work.append(self._start(job, 1))
+            else:
+                return
 
     def end(self) -> None:
         for worker in self._at_work:
@@ -125,7 +141,7 @@ class _Crew:
             self._release(worker)
             if worker.tries < _TRIES:
                 self._announce(f"job {worker.job.name}: its process died; trying it once more")
-                self._waiting.append((worker.job, worker.tries + 1))
+                self._again.append(worker.job)
                 return None
             return LabError(f"job {worker.job.name}", "its process died twice")
         if isinstance(message, JobResult | PyvmmError):
@@ -150,7 +166,7 @@ class _Crew:
         now = time.monotonic()
         running = {each.job.name: now - each.since for each in self._at_work}
         told = "; ".join(each.told for each in self._at_work if each.told)
-        return f"{self._estimate.line(running)}: {told}"
+        return f"{self._estimate.line(running)}: {told}" if self._estimate else told
 
 
 def _work(

@@ -20,7 +20,7 @@ def running(case: str) -> Path:
     In the lab's results folder it stays even when the kernel dies.
     """
     folder = os.environ.get("PYVMM_RESULTS") or tempfile.gettempdir()
-    return Path(folder, f"pyvmm-running-{_RUN}-{_word(case)}.json")
+    return Path(folder, f"pyvmm-running-{_RUN}-{word(case)}.json")
 
 
 def left_behind(case: str) -> str:
@@ -30,7 +30,7 @@ def left_behind(case: str) -> str:
         text = there.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
-    kept = _write(f"{_word(case)}-{_RUN}", text)
+    kept = _write(f"{word(case)}-{_RUN}", text)
     there.unlink(missing_ok=True)
     return f"the script that it played is in {kept}" if kept else ""
 
@@ -43,7 +43,7 @@ def forget(case: str) -> None:
 
 def save(case: str, script: Script) -> str:
     """Keep a script that failed; where, or "" if nowhere."""
-    return _write(f"{_word(case)}-{script.seed}", to_text(script))
+    return _write(f"{word(case)}-{script.seed}", to_text(script))
 
 
 def _write(name: str, text: str) -> str:
@@ -58,5 +58,6 @@ def _write(name: str, text: str) -> str:
     return ""
 
 
-def _word(case: str) -> str:
+def word(case: str) -> str:
+    """What stands for a case in the names of its files."""
     return re.sub(r"[^A-Za-z0-9]+", "-", case).strip("-")

@@ -1,0 +1,217 @@
+"""`pyvmm lab explore`: the model's random scripts for hours, and one of each kind that fails."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.cli import arguments
+from pyvmm.cli.interruption import Interrupted
+from pyvmm.cli.lab_command import Show, guarded, live_line, say
+from pyvmm.printable import printable
+
+if TYPE_CHECKING:
+    from pyvmm.validate.jobs.corpus import Corpus
+    from pyvmm.validate.jobs.job import Job
+    from pyvmm.validate.jobs.result import JobResult
+
+PASSED, FOUND, NOTHING_RAN = 0, 1, 4
+_LONGEST_H = 10_000.0
+#: So many jobs in a row that cannot run end it.
+_MOST_ERRORS = 3
+#: Scripts of each case in a job: some minutes' work beside seconds for the boot.
+_EXAMPLES = 32
+
+
+def add_parser(commands: Any) -> None:
+    """Add `explore` to the commands of `pyvmm lab`."""
+    parser: ArgumentParser = commands.add_parser(
+        "explore",
+        help="play the model's random scripts for hours, and keep one of each kind that fails",
+        description="Play random scripts of the MODEL cases in labs until the time is over; those"
+        " that are under way then come to their end. A script that fails is shrunk, and one of each"
+        " kind is kept for 'pyvmm validate --replay'. The same command with the same corpus goes on"
+        " where it was. Exit status: 0 nothing failed, 1 something did, 2 usage, 4 nothing could"
+        " run, 125 a kernel does not build or boot.",
+    )
+    parser.add_argument("--hours", type=_hours, required=True, metavar="N", help="0.5 is 30 min")
+    parser.add_argument(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="NAME|BZIMAGE",
+        help="(default); several take turns",
+    )
+    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="what is found")
+    parser.add_argument(
+        "-k", metavar="EXPR", default="MODEL", dest="expression", help="cases (%(default)s)"
+    )
+    parser.add_argument(
+        "--model-examples",
+        type=arguments.model_examples,
+        default=_EXAMPLES,
+        metavar="N",
+        help="scripts of each case in a lab (%(default)s)",
+    )
+    parser.add_argument("--workers", type=arguments.workers, metavar="N", help="labs at once")
+    parser.add_argument("--seed", type=arguments.seed, metavar="SEED", help="of a new corpus")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(%(default)s)")
+    parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(%(default)s)")
+    parser.add_argument("--param", action="append", default=[], metavar="NAME=VALUE")
+    parser.set_defaults(func=guarded(_explore))
+
+
+def _hours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= _LONGEST_H:  # false for nan, too
+        raise ArgumentTypeError(f"{text} is not a number of hours up to {_LONGEST_H:.0f}")
+    return value
+
+
+def _explore(options: Namespace) -> int:
+    from pyvmm.lab.cache import locked
+    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.validate.jobs.corpus import Corpus
+    from pyvmm.validate.jobs.workers import labs_at_once
+
+    templates = _templates(options)
+    workers = options.workers or labs_at_once(options.cpus, options.memory)
+    try:
+        options.corpus.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabUsageError(f"corpus {options.corpus}", error.strerror or str(error)) from None
+    with locked(options.corpus, say, "another exploration"), live_line() as show:
+        corpus = Corpus(options.corpus, options.seed)
+        exploration = _Exploration(corpus, templates, options.hours * 3600, workers)
+        say(f"seed {corpus.seed}, {workers} labs at once, {len(corpus.kinds)} kinds known")
+        try:
+            exploration.run(show or (lambda line: None))
+        except Interrupted:
+            exploration.tell()
+            raise
+    exploration.tell()
+    if exploration.seen:
+        return FOUND
+    return PASSED if exploration.has_run else NOTHING_RAN
+
+
+class _Exploration:
+    """One call: what it has done of the corpus' work."""
+
+    def __init__(
+        self, corpus: Corpus, templates: Sequence[Job], seconds: float, workers: int
+    ) -> None:
+        self.seen: set[str] = set()
+        self.has_run = False
+        self._corpus = corpus
+        self._templates = templates
+        self._start = time.monotonic()
+        self._until = self._start + seconds
+        self._workers = workers
+        self._scripts_before = corpus.scripts
+        self._number: dict[str, int] = {}
+        self._ended = 0
+        self._is_over = False
+
+    def run(self, show: Show) -> None:
+        """Until the time is over. Raises :class:`LabError` when nothing can run any more."""
+        from pyvmm.errors import PyvmmError
+        from pyvmm.validate.jobs.run import run_job
+        from pyvmm.validate.jobs.workers import run_jobs
+
+        errors: list[PyvmmError] = []
+        outcomes = run_jobs(self._jobs(), self._workers, say, self._watch(show), run_job)
+        with closing(outcomes):
+            for job, outcome in outcomes:
+                if isinstance(outcome, PyvmmError):
+                    errors.append(outcome)
+                    if len(errors) == _MOST_ERRORS:
+                        raise outcome
+                    say(str(outcome))
+                else:
+                    errors.clear()
+                    self._take(job, outcome)
+        if errors and not self._ended:
+            raise errors[0]
+
+    def _take(self, job: Job, outcome: JobResult) -> None:
+        from pyvmm.validate.jobs.run import forget_job
+
+        before = {kind: each.times for kind, each in self._corpus.kinds.items()}
+        for kind in self._corpus.take(self._number.pop(job.name), outcome):
+            say(f"new: {printable(kind.message)} ({kind.case or kind.kernel})")
+        now = self._corpus.kinds
+        self.seen |= {kind for kind in now if now[kind].times != before.get(kind)}
+        forget_job(job)
+        self._ended += 1
+        self.has_run |= not outcome.nothing_ran
+        # What cannot run on any of the kernels now will not later.
+        self._is_over = self._ended >= len(self._templates) and not self.has_run
+
+    def tell(self) -> None:
+        """What this call has done, for people."""
+        minutes = (time.monotonic() - self._start) / 60
+        scripts = self._corpus.scripts - self._scripts_before
+        print(
+            f"{scripts} scripts in {minutes:.1f} min on {self._workers} labs, "
+            f"{scripts / max(minutes, 1e-3):.0f} a minute; {self._corpus.scripts} in all"
+        )
+        for kind in self._corpus.kinds.values():
+            often = "once" if kind.times == 1 else f"{kind.times} times"
+            print(f"{printable(kind.message)}")
+            where = ", ".join(str(self._corpus.folder / name) for name in kind.files)
+            print(f"    {kind.case or kind.kernel}, {often}: {where or 'no script'}")
+
+    def _jobs(self) -> Iterator[Job]:
+        for number in self._corpus.numbers():
+            if self._is_over or time.monotonic() > self._until:
+                return
+            seed = (self._corpus.seed + number) % (1 << 64)
+            job = replace(self._templates[number % len(self._templates)], seed=seed)
+            self._number[job.name] = number
+            yield job
+
+    def _watch(self, show: Show) -> Show:
+        def watch(told: str) -> None:
+            left = max(0.0, self._until - time.monotonic()) / 60
+            scripts = self._corpus.scripts - self._scripts_before
+            kinds = len(self._corpus.kinds)
+            show(f"{scripts} scripts, {kinds} kinds of failure, {left:.0f} min left: {told}")
+
+        return watch
+
+
+def _templates(options: Namespace) -> list[Job]:
+    """A job on each kernel, still without its seed."""
+    from pyvmm.cli.lab_job import kernel_of
+    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.lab import check_machine
+    from pyvmm.validate.jobs.job import HUGE_PAGES, Job
+    from pyvmm.validate.run.catalogue import select
+
+    check_machine(options.cpus, options.memory, options.param)
+    cases = select(options.expression, model_examples=options.model_examples)
+    cases = [each for each in cases if each.examples]
+    if not cases:
+        raise LabUsageError(f"-k {options.expression!r}", "it chooses no case of the model")
+    return [
+        Job(
+            kernel_of(name),
+            tuple(each.name for each in cases),
+            0,
+            options.cpus,
+            options.memory,
+            (HUGE_PAGES, *options.param),
+            options.model_examples,
+            60 + sum(each.deadline_s for each in cases),
+        )
+        for name in options.kernel or ["default"]
+    ]

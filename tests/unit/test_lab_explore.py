@@ -1,0 +1,192 @@
+"""`pyvmm lab explore`: kinds of failures, a corpus that goes on; without a lab."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.cli.main import main
+from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.kernel_log import Splat
+from pyvmm.validate.jobs import run as job_run
+from pyvmm.validate.jobs.corpus import Corpus
+from pyvmm.validate.jobs.job import Job
+from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.kernels.lab_run import LabRun, Trouble
+from pyvmm.validate.results.result import CaseResult, State
+
+LOW, SLOTS = "MODEL1.guest_memfd[layout=low]", "MODEL1.guest_memfd[layout=slots]"
+OTHER = "MODEL3.memslots[layout=low]"
+
+
+def case(name: str, state: State, message: str = "", detail: str = "") -> CaseResult:
+    return CaseResult(name, name.split(".")[0], "", "model", state, message, detail)
+
+
+def result(*cases: CaseResult, files: dict[str, str] | None = None, **more: Any) -> JobResult:
+    run = LabRun(tuple(each.name for each in cases), cases, 7, 60.0, **more)
+    return JobResult("name", KernelFacts("default", "6.12", "0a"), run, files or {})
+
+
+def fails(name: str, message: str, script: str) -> JobResult:
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    return result(case(name, State.FAIL, message), files={f"pyvmm-replay-{stem}-5.json": script})
+
+
+def test_one_script_is_kept_of_each_kind_and_it_is_the_shortest(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, 7)
+    (first,) = corpus.take(0, fails(LOW, "GPA 0x8000 is wrong", "a long script"))
+    assert corpus.take(1, fails(SLOTS, "GPA 0x100000 is wrong", "short")) == []
+    assert corpus.take(2, fails(LOW, "GPA 0x9000 is wrong", "a script")) == []
+    (other,) = corpus.take(3, fails(OTHER, "GPA 0x8000 is wrong", "another"))
+    (more,) = corpus.take(4, fails(LOW, "something else", "third"))
+    assert len(corpus.kinds) == 3
+    kept = corpus.kinds[first.kind]
+    assert (kept.message, kept.case, kept.times) == ("GPA 0x8000 is wrong", LOW, 3)
+    assert (tmp_path / kept.files[0]).read_text() == "short"
+    texts = {(tmp_path / name).read_text() for each in (other, more) for name in each.files}
+    assert texts == {"another", "third"}
+
+
+def test_passes_and_known_bugs_are_no_failures_and_scripts_are_counted(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, 7)
+    done = result(
+        case(LOW, State.PASS, detail="32 scripts"),
+        case(SLOTS, State.PASS, detail="9 steps of 1,000 scripts found the vCPU at work"),
+        case(OTHER, State.SKIP, "no race happened here", "5 scripts"),
+        case("MODEL2.x", State.KNOWN, "it spins"),
+    )
+    assert corpus.take(0, done) == []
+    assert (corpus.scripts, corpus.seconds) == (1032, 60.0)
+
+
+def test_a_kernel_that_dies_is_a_kind_with_all_that_was_played(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, 7)
+    files = {"pyvmm-running-1-MODEL1.json": "one", "pyvmm-running-1-MODEL3.json": "two"}
+    splat = Trouble(Splat("BUG: at 0xffff12345678 in x+0x10/0x20", ("BUG",)))
+    problem = "the lab's kernel died while the command ran"
+    (kind,) = corpus.take(0, result(files=files, trouble=(splat,), problem=problem))
+    assert [(tmp_path / name).read_text() for name in kind.files] == ["one", "two"]
+    assert corpus.take(1, result(files=files, trouble=(splat, splat), problem=problem)) == []
+    (died,) = corpus.take(2, result(problem=problem))
+    assert died.message == problem
+    assert corpus.take(3, result(problem="timed out after 9 s", out_of_time=True)) == []
+
+
+def test_a_corpus_goes_on_where_it_was(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, 7)
+    numbers = corpus.numbers()
+    assert [next(numbers) for _ in range(4)] == [0, 1, 2, 3]
+    corpus.take(1, fails(LOW, "wrong", "script"))
+    corpus.take(3, result(case(LOW, State.PASS, detail="32 scripts")))
+    again = Corpus(tmp_path)
+    assert (again.seed, again.scripts, again.kinds) == (7, 32, corpus.kinds)
+    numbers = again.numbers()
+    assert [next(numbers) for _ in range(4)] == [0, 2, 4, 5]
+    again.take(0, result())
+    numbers = Corpus(tmp_path).numbers()
+    assert [next(numbers) for _ in range(2)] == [2, 4]
+    with pytest.raises(LabUsageError, match="it has seed 7; name another folder"):
+        Corpus(tmp_path, 8)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pyvmm-corpus": 2}', '{"pyvmm-corpus": 1}'])
+def test_what_is_no_corpus(text: str, tmp_path: Path) -> None:
+    (tmp_path / "corpus.json").write_text(text)
+    with pytest.raises(LabUsageError, match="it is damaged, or of another pyvmm"):
+        Corpus(tmp_path)
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(LabUsageError, match="there are other files"):
+        Corpus(tmp_path)
+
+
+# ---- the command ----
+
+Answer = Callable[[Job], JobResult]
+
+
+@pytest.fixture
+def explore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(answer: Answer, *words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(job_run, "run_job", lambda job, *_: answer(job))
+        place = ["--corpus", str(tmp_path / "corpus"), "--workers", "2"]
+        status = main(["lab", "explore", "--hours", "0.0003", *place, *words])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_an_exploration(explore: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    def answer(job: Job) -> JobResult:
+        assert LOW in job.cases and job.model_examples == 5
+        if job.seed == 9:
+            return fails(LOW, "wrong contents", "a script")
+        return result(case(LOW, State.PASS, detail="5 scripts"))
+
+    status, out, err = explore(answer, "--seed", "7", "--model-examples", "5")
+    assert status == 1, err
+    assert err.count("new: wrong contents") == 1 and "seed 7, 2 labs at once, 0 kinds" in err
+    first, message, where = out.splitlines()
+    assert re.match(r"\d+ scripts in 0\.\d min on 2 labs, \d+ a minute; \d+ in all", first)
+    assert message == "wrong contents" and f"{LOW}, once: {tmp_path}/corpus/" in where
+    done = json.loads((tmp_path / "corpus/corpus.json").read_text())
+    assert done["next"] > 3
+    # Nothing fails any more: what is known is told, and the status is of this call.
+    status, out, err = explore(answer, "--model-examples", "5")
+    assert status == 0 and "wrong contents" in out and "1 kinds known" in err
+    assert json.loads((tmp_path / "corpus/corpus.json").read_text())["next"] > done["next"]
+
+
+def test_kernels_take_turns(explore: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    def answer(job: Job) -> JobResult:
+        (tmp_path / f"{job.kernel.name} {job.seed}").touch()  # type: ignore[union-attr]
+        return result(case(LOW, State.PASS, detail="5 scripts"))
+
+    assert explore(answer, "--seed", "0", "--kernel", "default", "--kernel", "7.3")[0] == 0
+    seen = [path.name for path in tmp_path.iterdir() if " " in path.name]
+    assert {"default 0", "7.3 1", "default 2", "7.3 3"} <= set(seen)
+
+
+def test_what_cannot_run_ends_it(explore: Callable[..., tuple[int, str, str]]) -> None:
+    def refuse(job: Job) -> JobResult:
+        raise LabError("kernel x", "it does not boot")
+
+    status, _, err = explore(refuse, "--hours", "1")
+    assert status == 125 and err.count("it does not boot") == 3
+    skip = replace(result(case(LOW, State.SKIP, "private_memory: none")))
+    status, out, _ = explore(lambda job: skip, "--hours", "1")
+    assert status == 4 and "0 scripts" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--hours", "0"], "0 is not a number of hours"),
+        (["--hours", "nan"], "nan is not a number of hours"),
+        (["--hours", "x"], "x is not a number of hours"),
+        (["-k", "MR6"], "it chooses no case of the model"),
+        (["-k", "xyzzy"], "there is no such case"),
+        (["--kernel", "nonesuch"], "there is none of this name"),
+        (["--corpus", "/dev/null"], "corpus /dev/null: File exists"),
+        (["--cpus", "0"], "the lab has 1 to"),
+    ],
+)
+def test_bad_words(words: list[str], said: str, explore: Callable[..., Any], capsys: Any) -> None:
+    try:
+        status, _, err = explore(lambda job: result(), *words)
+    except SystemExit as stopped:
+        status, err = stopped.code, capsys.readouterr().err
+    assert status == 2 and said in err and err.count("\n") == 1
