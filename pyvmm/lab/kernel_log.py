@@ -98,15 +98,19 @@ def _take_mark(text: str, running: dict[str, None]) -> bool:
     return True
 
 
-def running_at(log: Iterable[str], at: float) -> tuple[str, ...]:
-    """The cases that ran so many seconds after boot."""
+def running_at(log: Iterable[str], at: float, within: float = 0.0) -> tuple[str, ...]:
+    """The cases that ran so many seconds after boot, give or take ``within``."""
     running: dict[str, None] = {}
+    found: dict[str, None] = {}
     for line in log:
         stamp = _SECONDS.match(line)
-        if stamp and float(stamp[1]) > at:
+        if stamp and float(stamp[1]) > at + within:
             break
+        if stamp and float(stamp[1]) >= at - within:
+            found.update(running)
         _take_mark(_STAMP.sub("", line), running)
-    return tuple(running)
+    found.update(running)
+    return tuple(found)
 
 
 def by_kind(splats: Iterable[Splat]) -> Iterator[tuple[Splat, int]]:

@@ -22,6 +22,13 @@ _SEARCH = f"echo scan >{_FILE} && sleep 6 && echo scan >{_FILE} && cat {_FILE}"
 _SECONDS = 300.0
 _FIRST_LINE = re.compile(r"unreferenced object 0x[0-9a-f]+ \(size (\d+)\):")
 _JIFFIES = re.compile(r"jiffies (\d+)")
+#: Both clocks in one line of the log; the shell does it alone, since a program takes its time.
+_CLOCKS = (
+    "while read -r word number; do [ $word = jiffies: ] && break; done </proc/timer_list;"
+    " echo pyvmm: jiffies $number >/dev/kmsg"
+)
+_CLOCK_LINE = re.compile(r"\[ *(\d+\.\d+)\] pyvmm: jiffies (\d+)$")
+_TICKS = 5  # how well the two are known to each other
 _FUNCTION = re.compile(r"\s+(?:\[<[0-9a-f]+>\] )?(\w+)(?:\.\w+)*\+0x")
 #: Who allocates for others says nothing of who leaks.
 _ALLOCATORS = re.compile(r"_*(?:k|v|kv)(?:m|z)?alloc|_*alloc_|kmem|slab_|kmemdup|vmalloc")
@@ -44,8 +51,21 @@ def find_leaks(lab: Lab, log: Sequence[str]) -> tuple[Splat, ...]:
 
     ``log`` is the kernel's log of that time, which has the cases that ran.
     """
-    found = parse_leaks(_ask(lab, _SEARCH), hz_of(lab.kernel))
-    return tuple(replace(splat, cases=running_at(log, at)) for splat, at in found)
+    hz = hz_of(lab.kernel)
+    found = parse_leaks(_ask(lab, _SEARCH), hz)
+    behind = _behind_the_log(lab, hz)
+    return tuple(
+        replace(splat, cases=running_at(log, at + behind, _TICKS / hz)) for splat, at in found
+    )
+
+
+def _behind_the_log(lab: Lab, hz: int) -> float:
+    """How many seconds more the log's clock shows than jiffies do, which began later."""
+    done = lab.run(["sh", "-c", _CLOCKS], timeout=_SECONDS)
+    lines = [match for line in done.kernel_log if (match := _CLOCK_LINE.match(line))]
+    if not lines:
+        raise LabError("kmemleak", "the kernel's clocks cannot be compared (/proc/timer_list)")
+    return float(lines[-1][1]) - _seconds(int(lines[-1][2]), hz)
 
 
 def _ask(lab: Lab, script: str) -> str:
@@ -65,16 +85,20 @@ def hz_of(kernel: Kernel) -> int:
 
 
 def parse_leaks(text: str, hz: int) -> Iterator[tuple[Splat, float]]:
-    """Each object of kmemleak's report, and the time of its allocation in seconds since boot."""
+    """Each object of kmemleak's report, and when it was allocated, in seconds of jiffies."""
     blocks = re.split(r"^(?=unreferenced object )", text, flags=re.M)
     for block in blocks:
         first, jiffies = _FIRST_LINE.match(block), _JIFFIES.search(block)
         if first is None or jiffies is None:
             continue
-        at = (int(jiffies[1]) - _WRAP) / hz + _UPTIME_AT_WRAP_S
+        at = _seconds(int(jiffies[1]), hz)
         trace = block.partition("backtrace")[2].splitlines()[1:]
         names = [match[1] for line in trace if (match := _FUNCTION.match(line))]
         owner = next((name for name in names if not _ALLOCATORS.match(name)), "nobody known")
         title = f"kmemleak: an object of {owner}() is left, {first[1]} bytes"
         lines = block.rstrip().splitlines()
         yield Splat(title, (f"[{at:12.6f}] {lines[0]}", *lines[1:])), at
+
+
+def _seconds(jiffies: int, hz: int) -> float:
+    return (jiffies - _WRAP) / hz + _UPTIME_AT_WRAP_S

@@ -218,3 +218,5 @@ def test_what_kmemleak_found() -> None:
         "[    6.000000] pyvmm: begins: A3.three",
     ]
     assert running_at(log, at) == ("A2.two",) and running_at(log, early) == ()
+    assert running_at(log, at, 0.2) == ("A1.one", "A2.two")
+    assert running_at(log, 3.9, 0.05) == () and running_at(log, 3.9, 0.1) == ("A1.one",)
