@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_series
+from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_job, lab_series
 from pyvmm.cli.interruption import Interrupted
 from pyvmm.cli.lab_command import Show, build_progress, guarded, live_line, say
 
@@ -105,6 +105,7 @@ def _add_cases(parser: ArgumentParser) -> None:
         help="cut the first runs into jobs, N labs at once; an interrupted check then goes on from"
         " where it was when it is called again",
     )
+    lab_job.add_dask(parser)
     parser.add_argument(
         "--model-examples",
         type=arguments.model_examples,
@@ -184,7 +185,7 @@ def _check(options: Namespace) -> int:
         if options.vary:
             check.check_parameters()
         if jobs:
-            check.first = _first_runs(jobs, options.labs, results.folder, show)
+            check.first = _first_runs(jobs, options, results.folder, show)
         facts = Facts(before, now, seed, options.cpus, options.memory, options.expression)
         try:
             for variant in check.variants():
@@ -211,7 +212,7 @@ def _jobs(
     """The first runs as jobs, if that is asked for."""
     from pyvmm.validate.jobs.first_runs import FirstRuns
 
-    if not options.labs:
+    if not (options.labs or options.dask):
         return None
     choices = list(itertools.product(*options.vary))
     return FirstRuns(
@@ -226,11 +227,12 @@ def _jobs(
 
 
 def _first_runs(
-    jobs: FirstRuns, labs: int, folder: Path, show: Show | None
+    jobs: FirstRuns, options: Namespace, folder: Path, show: Show | None
 ) -> Mapping[tuple[str, ...], Sequence[LabRun]]:
-    say(f"{jobs.count} jobs on {labs} labs at once")
+    where = f"the cluster at {options.dask}" if options.dask else f"{options.labs} labs at once"
+    say(f"{jobs.count} jobs on {where}")
     try:
-        return jobs.run(folder, labs, say, show or (lambda line: None))
+        return jobs.run(folder, lab_job.engine(options.dask, options.labs, show))
     except Interrupted:
         say("what is done is kept; the same command goes on from there")
         raise
@@ -318,8 +320,10 @@ def _check_words(options: Namespace) -> None:
             "nothing to compare",
             "want --patch FILE, --series FILE, or --kernel BEFORE --kernel NOW",
         )
-    if options.labs and (options.workers or lab_series.is_series(options)):
-        raise LabUsageError("--workers", "it goes neither with -j nor with a series")
+    lab_job.check_dask(options.dask, options.labs)
+    if (options.labs or options.dask) and (options.workers or lab_series.is_series(options)):
+        option = "--dask" if options.dask else "--workers"
+        raise LabUsageError(option, "it goes neither with -j nor with a series")
     lab_series.check_words(options)
     for name in options.kernel:
         check_known(name)

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments
+from pyvmm.cli import arguments, lab_job
 from pyvmm.cli.interruption import Interrupted
 from pyvmm.cli.lab_command import Show, guarded, live_line, say
 from pyvmm.printable import printable
 
 if TYPE_CHECKING:
     from pyvmm.validate.jobs.corpus import Corpus
+    from pyvmm.validate.jobs.first_runs import Engine
     from pyvmm.validate.jobs.job import Job
     from pyvmm.validate.jobs.result import JobResult
 
@@ -59,6 +60,7 @@ def add_parser(commands: Any) -> None:
         help="scripts of each case in a lab (%(default)s)",
     )
     parser.add_argument("--workers", type=arguments.workers, metavar="N", help="labs at once")
+    lab_job.add_dask(parser)
     parser.add_argument("--seed", type=arguments.seed, metavar="SEED", help="of a new corpus")
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(%(default)s)")
@@ -82,18 +84,21 @@ def _explore(options: Namespace) -> int:
     from pyvmm.validate.jobs.corpus import Corpus
     from pyvmm.validate.jobs.workers import labs_at_once
 
+    lab_job.check_dask(options.dask, options.workers)
     templates = _templates(options)
     workers = options.workers or labs_at_once(options.cpus, options.memory)
+    where = f"the cluster at {options.dask}" if options.dask else f"{workers} labs at once"
     try:
         options.corpus.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LabUsageError(f"corpus {options.corpus}", error.strerror or str(error)) from None
     with locked(options.corpus, say, "another exploration"), live_line() as show:
         corpus = Corpus(options.corpus, options.seed)
-        exploration = _Exploration(corpus, templates, options.hours * 3600, workers)
-        say(f"seed {corpus.seed}, {workers} labs at once, {len(corpus.kinds)} kinds known")
+        exploration = _Exploration(corpus, templates, options.hours * 3600, where)
+        say(f"seed {corpus.seed}, {where}, {len(corpus.kinds)} kinds known")
         try:
-            exploration.run(show or (lambda line: None))
+            watch = exploration.watch(show or (lambda line: None))
+            exploration.run(lab_job.engine(options.dask, workers, watch))
         except Interrupted:
             exploration.tell()
             raise
@@ -107,7 +112,7 @@ class _Exploration:
     """One call: what it has done of the corpus' work."""
 
     def __init__(
-        self, corpus: Corpus, templates: Sequence[Job], seconds: float, workers: int
+        self, corpus: Corpus, templates: Sequence[Job], seconds: float, where: str
     ) -> None:
         self.seen: set[str] = set()
         self.has_run = False
@@ -115,20 +120,18 @@ class _Exploration:
         self._templates = templates
         self._start = time.monotonic()
         self._until = self._start + seconds
-        self._workers = workers
+        self._where = where
         self._scripts_before = corpus.scripts
         self._number: dict[str, int] = {}
         self._ended = 0
         self._is_over = False
 
-    def run(self, show: Show) -> None:
+    def run(self, engine: Engine) -> None:
         """Until the time is over. Raises :class:`LabError` when nothing can run any more."""
         from pyvmm.errors import PyvmmError
-        from pyvmm.validate.jobs.run import run_job
-        from pyvmm.validate.jobs.workers import run_jobs
 
         errors: list[PyvmmError] = []
-        outcomes = run_jobs(self._jobs(), self._workers, say, self._watch(show), run_job)
+        outcomes = engine(self._jobs())
         with closing(outcomes):
             for job, outcome in outcomes:
                 if isinstance(outcome, PyvmmError):
@@ -161,7 +164,7 @@ class _Exploration:
         minutes = (time.monotonic() - self._start) / 60
         scripts = self._corpus.scripts - self._scripts_before
         print(
-            f"{scripts} scripts in {minutes:.1f} min on {self._workers} labs, "
+            f"{scripts} scripts in {minutes:.1f} min on {self._where}, "
             f"{scripts / max(minutes, 1e-3):.0f} a minute; {self._corpus.scripts} in all"
         )
         for kind in self._corpus.kinds.values():
@@ -179,7 +182,9 @@ class _Exploration:
             self._number[job.name] = number
             yield job
 
-    def _watch(self, show: Show) -> Show:
+    def watch(self, show: Show) -> Show:
+        """What shows how far it is, given a line on the labs."""
+
         def watch(told: str) -> None:
             left = max(0.0, self._until - time.monotonic()) / 60
             scripts = self._corpus.scripts - self._scripts_before

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import arguments, lab_debug
-from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
+from pyvmm.cli.lab_command import Show, build_progress, guarded, live_line, say
 
 if TYPE_CHECKING:
-    from pyvmm.validate.jobs.job import Built, Image, Job, Named
+    from pyvmm.validate.jobs.first_runs import Engine
+    from pyvmm.validate.jobs.job import Built, Image, Named
     from pyvmm.validate.jobs.workers import Outcome
 
 PASSED, BAD, NOTHING_RAN = 0, 1, 4
@@ -38,8 +39,46 @@ def add_parsers(commands: Any) -> None:
         metavar="N",
         help="jobs at once (as many labs as cores and memory allow)",
     )
+    add_dask(parser)
     parser.set_defaults(func=guarded(_job))
     _add_cut(commands)
+
+
+def add_dask(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--dask",
+        default="",
+        metavar="tcp://HOST:PORT",
+        help="run jobs on the workers of this Dask scheduler instead",
+    )
+
+
+def check_dask(address: str, workers: int | None) -> None:
+    """A LabUsageError where both are asked for."""
+    from pyvmm.lab.errors import LabUsageError
+
+    if address and workers:
+        raise LabUsageError("--dask", "its workers are those of the cluster", "leave out --workers")
+
+
+def engine(address: str, workers: int, show: Show | None, again: bool = False) -> Engine:
+    """What runs jobs: the cluster whose scheduler has this address, or so many labs here."""
+    from functools import partial
+
+    from pyvmm.validate.jobs.cluster import run_on_cluster
+    from pyvmm.validate.jobs.run import run_job
+    from pyvmm.validate.jobs.workers import run_jobs
+
+    watch = show or (lambda line: None)
+    if address:
+        return partial(run_on_cluster, address=address, announce=say, watch=watch, again=again)
+    return partial(
+        run_jobs,
+        workers=workers,
+        announce=say,
+        watch=watch,
+        run=partial(run_job, again=again),
+    )
 
 
 def _add_cut(commands: Any) -> None:
@@ -81,24 +120,23 @@ def _add_cut(commands: Any) -> None:
 
 
 def _job(options: Namespace) -> int:
-    from functools import partial
-
     from pyvmm.validate.jobs import result as results
     from pyvmm.validate.jobs.job import load
     from pyvmm.validate.jobs.run import run_job
-    from pyvmm.validate.jobs.workers import labs_at_once, run_jobs
+    from pyvmm.validate.jobs.workers import labs_at_once
 
+    check_dask(options.dask, options.workers)
     jobs = list({job.name: job for job in map(load, options.files)}.values())
     outcomes: list[Outcome] = []
     with build_progress() as progress, live_line() as show:
-        watch = show or (lambda line: None)
-        if len(jobs) == 1:
+        if len(jobs) == 1 and not options.dask:
+            watch = show or (lambda line: None)
             done = run_job(jobs[0], say, watch, progress, again=options.again)
             print(results.to_text(done), flush=True)
             return _status([done])
         most = labs_at_once(max(job.cpus for job in jobs), max(job.memory_mib for job in jobs))
-        run = partial(_run, again=options.again)
-        with closing(run_jobs(jobs, options.workers or most, say, watch, run)) as came:
+        run_all = engine(options.dask, options.workers or most, show, again=options.again)
+        with closing(run_all(jobs)) as came:
             for _, outcome in came:
                 outcomes.append(outcome)
                 if isinstance(outcome, results.JobResult):
@@ -106,12 +144,6 @@ def _job(options: Namespace) -> int:
                 else:
                     say(str(outcome))
     return _status(outcomes)
-
-
-def _run(job: Job, announce: Any, tell: Any, *, again: bool) -> Any:
-    from pyvmm.validate.jobs.run import run_job
-
-    return run_job(job, announce, tell, again=again)
 
 
 def _status(outcomes: Sequence[Outcome]) -> int:

@@ -3,6 +3,7 @@
 trees/     kernel sources, each with a build folder per configuration
 kernels/   what was built, one folder per combination of source, patches and configuration
 names/     symbolic links into kernels/
+images/    kernels that came from elsewhere, by the SHA-256 of their images
 jobs/      what came of jobs, one folder per job; durations.json has how long each case took
 """
 

@@ -12,9 +12,10 @@ from pyvmm.cli.main import main
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import durations
-from pyvmm.validate.jobs.first_runs import FirstRuns
+from pyvmm.validate.jobs.first_runs import Engine, FirstRuns
 from pyvmm.validate.jobs.job import Image, Job, Named
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.jobs.workers import Runner, run_jobs
 from pyvmm.validate.kernels.lab_run import LabRun, Machine
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import select
@@ -40,6 +41,10 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
 
 def runs(kernels: list[Kernel], **more: Any) -> FirstRuns:
     return FirstRuns(kernels[0], kernels[1], CHOICES, MACHINE, CASES, **more)
+
+
+def engine(workers: int, run: Runner) -> Engine:
+    return lambda jobs: run_jobs(jobs, workers, lambda line: None, run=run)
 
 
 class Record:
@@ -71,7 +76,7 @@ def test_both_kernels_with_each_choice(kernels: list[Kernel], tmp_path: Path) ->
     record = Record(tmp_path / "record")
     made = runs(kernels, seed=7)
     folder = tmp_path / "results"
-    came = made.run(folder, 2, lambda line: None, run=record)
+    came = made.run(folder, engine(2, record))
     assert list(came) == CHOICES and made.seed == 7
     assert len(record.jobs) == made.count > 4
     for choice, (before, now) in came.items():
@@ -92,7 +97,7 @@ def test_what_was_interrupted_goes_on_with_the_same_jobs(
     record.refuse = "patched"
     first = runs(kernels)
     with pytest.raises(LabError, match="does not boot"):
-        first.run(tmp_path, 1, lambda line: None, run=record)
+        first.run(tmp_path, engine(1, record))
     asked = record.jobs
     assert 0 < len(asked) < first.count
     # Durations that were recorded meanwhile change nothing.
@@ -100,7 +105,7 @@ def test_what_was_interrupted_goes_on_with_the_same_jobs(
     again = runs(kernels)
     assert (again.seed, again.count) == (first.seed, first.count)
     record.refuse = ""
-    again.run(tmp_path, 2, lambda line: None, run=record)
+    again.run(tmp_path, engine(2, record))
     assert len(record.jobs) == again.count, "another job than before was asked for"
     again.forget()
     fresh = runs(kernels)
@@ -109,7 +114,7 @@ def test_what_was_interrupted_goes_on_with_the_same_jobs(
 
 def test_another_kernel_of_that_name_is_another_plan(kernels: list[Kernel], tmp_path: Path) -> None:
     first = runs(kernels)
-    first.run(tmp_path, 2, lambda line: None, run=Record(tmp_path / "record"))
+    first.run(tmp_path, engine(2, Record(tmp_path / "record")))
     assert runs(kernels).seed == first.seed
     assert runs(kernels, seed=5).seed == 5
     kernels[1].image.write_text("something else")
@@ -119,7 +124,7 @@ def test_another_kernel_of_that_name_is_another_plan(kernels: list[Kernel], tmp_
 @pytest.mark.parametrize("text", ["", "[]", "[1, [[]]]", '["x", [["a"]]]', "[1, 2]"])
 def test_a_damaged_plan_is_none(kernels: list[Kernel], tmp_path: Path, text: str) -> None:
     first = runs(kernels)
-    first.run(tmp_path, 2, lambda line: None, run=Record(tmp_path / "record"))
+    first.run(tmp_path, engine(2, Record(tmp_path / "record")))
     (plan,) = (tmp_path / "cache/pyvmm/jobs/plans").iterdir()
     plan.write_text(text)
     assert runs(kernels).count == first.count
@@ -130,7 +135,7 @@ def test_a_kernel_that_is_compared_with_itself_runs_twice(
 ) -> None:
     record = Record(tmp_path / "record")
     made = FirstRuns(kernels[0], kernels[0], [()], MACHINE, CASES)
-    made.run(tmp_path, 2, lambda line: None, run=record)
+    made.run(tmp_path, engine(2, record))
     assert len(record.jobs) == made.count
 
 
@@ -142,7 +147,7 @@ def test_a_kernel_without_a_name_is_its_image(kernels: list[Kernel], tmp_path: P
 
     with pytest.raises(LabError, match=str(image.image)):
         made = FirstRuns(image, image, [()], MACHINE, CASES)
-        made.run(tmp_path, 1, lambda line: None, run=run)
+        made.run(tmp_path, engine(1, run))
 
 
 @pytest.mark.parametrize("words", [["-j", "1", "--patch", "/dev/null"], ["--series", "x.mbox"]])

@@ -289,7 +289,7 @@ def test_cut_says_what_is_wrong(
 _SCRIPT = """
 import sys, time
 from pathlib import Path
-from pyvmm.cli import lab_job
+from pyvmm.validate.jobs import run as job_run
 from pyvmm.cli.main import main
 from pyvmm.lab.errors import LabError
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
@@ -303,7 +303,7 @@ def run(job, announce, tell, *, again=False):
         raise LabError("kernel x", "it does not boot")
     return JobResult(job.name, KernelFacts("x", "6", "0a"), LabRun((), (), job.seed, 1.0), {})
 
-lab_job._run = run
+job_run.run_job = run
 sys.exit(main(sys.argv[2:]))
 """
 

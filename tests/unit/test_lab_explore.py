@@ -121,7 +121,7 @@ def explore(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(answer: Answer, *words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(job_run, "run_job", lambda job, *_: answer(job))
+        monkeypatch.setattr(job_run, "run_job", lambda job, *_, **__: answer(job))
         place = ["--corpus", str(tmp_path / "corpus"), "--workers", "2"]
         status = main(["lab", "explore", "--hours", "0.0003", *place, *words])
         return status, *capsys.readouterr()
@@ -140,7 +140,7 @@ def test_an_exploration(explore: Callable[..., tuple[int, str, str]], tmp_path: 
     assert status == 1, err
     assert err.count("new: wrong contents") == 1 and "seed 7, 2 labs at once, 0 kinds" in err
     first, message, where = out.splitlines()
-    assert re.match(r"\d+ scripts in 0\.\d min on 2 labs, \d+ a minute; \d+ in all", first)
+    assert re.match(r"\d+ scripts in 0\.\d min on 2 labs at once, \d+ a minute; \d+ in all", first)
     assert message == "wrong contents" and f"{LOW}, once: {tmp_path}/corpus/" in where
     done = json.loads((tmp_path / "corpus/corpus.json").read_text())
     assert done["next"] > 3

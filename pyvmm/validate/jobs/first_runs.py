@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs.cut import JOB_S, cut, put_together
 from pyvmm.validate.jobs.job import Image, Job, Named, to_text
 from pyvmm.validate.jobs.result import JobResult
-from pyvmm.validate.jobs.run import run_job, sha256_of
-from pyvmm.validate.jobs.workers import Announce, Runner, run_jobs
+from pyvmm.validate.jobs.run import sha256_of
+from pyvmm.validate.jobs.workers import Outcome
 from pyvmm.validate.kernels.lab_run import LabRun, Machine
 from pyvmm.validate.kernels.two_kernels import keep, place_of
 from pyvmm.validate.kit.case import Case
@@ -30,6 +30,8 @@ from pyvmm.validate.kit.case import Case
 Choice = tuple[str, ...]
 #: Whether a run is of the kernel before or of the one now, and with which parameters.
 Place = tuple[str, Choice]
+#: What runs jobs: here, or on a cluster.
+Engine = Callable[[Iterable[Job]], Generator[tuple[Job, Outcome], None, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,13 @@ class FirstRuns:
     def run(
         self,
         folder: Path,
-        workers: int,
-        announce: Announce,
-        watch: Announce = lambda line: None,
-        run: Runner = run_job,
+        engine: Engine,
     ) -> dict[Choice, list[LabRun]]:
-        """What came of both, by the choice of parameters; each leaves a folder in ``folder``, as
-        :class:`TwoKernels` has it. Raises the first :class:`PyvmmError` of a job."""
+        """What ``engine`` makes of both, by the choice of parameters.
+
+        Each leaves a folder in ``folder``, as :class:`TwoKernels` has it. Raises the first
+        :class:`PyvmmError` of a job.
+        """
         write_whole(self._file, json.dumps([self._plan.seed, self._plan.parts]))
         jobs = {
             self._job(*each, part, self._plan.seed): each
@@ -98,7 +100,7 @@ class FirstRuns:
             for each in self._places()
         }
         done: dict[Place, list[JobResult]] = {each: [] for each in self._places()}
-        with closing(run_jobs(list(jobs), workers, announce, watch, run)) as outcomes:
+        with closing(engine(list(jobs))) as outcomes:
             for job, outcome in outcomes:
                 if isinstance(outcome, PyvmmError):
                     raise outcome

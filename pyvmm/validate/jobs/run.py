@@ -41,8 +41,11 @@ def run_job(
     progress: Progress | None = None,
     *,
     again: bool = False,
+    kernel: Kernel | None = None,
 ) -> JobResult:
     """What came of a job, which runs unless that is known; ``again`` runs it all the same.
+
+    ``kernel`` is the job's, where it was had elsewhere.
 
     A run that only its time limit ended is not kept. ``announce`` is given a line for each thing
     worth knowing, ``tell`` one on how far it is, ``progress`` how far a build is. Raises
@@ -52,7 +55,7 @@ def run_job(
     find_busybox()
     folder = _own_folder(job)
     with locked(folder, announce, "another run of this job"):
-        kernel = _kernel(job.kernel, folder, announce, progress)
+        kernel = kernel or _kernel(job.kernel, folder, announce, progress)
         digest = sha256_of(kernel.image)
         kept = None if again else _kept(folder, digest)
         if kept is not None:
@@ -71,6 +74,22 @@ def run_job(
         if not job.model_examples:
             durations.record(run.results)
         return done
+
+
+def kernel_of_job(job: Job, announce: Announce) -> Kernel:
+    """The job's kernel, built here if need be. Raises :class:`LabError` where it cannot be."""
+    return _kernel(job.kernel, _own_folder(job), announce, None)
+
+
+def kept_result(job: Job, digest: str) -> JobResult | None:
+    """What came of a job on the kernel with this digest, if that is kept here."""
+    return _kept(_own_folder(job), digest)
+
+
+def keep_result(job: Job, done: JobResult) -> None:
+    """Keep what came of a job elsewhere as if it had run here."""
+    if not done.run.out_of_time:
+        _keep(_own_folder(job), results.to_text(done))
 
 
 def forget_job(job: Job) -> None:

@@ -1,0 +1,313 @@
+"""Jobs on the workers of a Dask cluster: who is there, who may be used, who has which kernel.
+
+Each job is given to one worker, as many at once as it has threads. A worker that goes, or cannot do
+it, has its jobs done elsewhere. Kernels go to a worker once, by the SHA-256 of their image. What
+comes back is kept in the cache here, as if the job had run here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyvmm.errors import PyvmmError
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.kernels import Kernel
+from pyvmm.validate.jobs import result as results
+from pyvmm.validate.jobs import there
+from pyvmm.validate.jobs.job import Job, to_text
+from pyvmm.validate.jobs.run import keep_result, kept_result, kernel_of_job, sha256_of
+from pyvmm.validate.jobs.workers import Announce, Estimate, Outcome
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_CONNECT_S = 10.0
+_TICK_S = 0.5
+#: So long without a worker that may be used, or without the scheduler, ends it.
+_PATIENCE_S = 60.0
+_GONE_S = 10.0
+_TRIES = 3
+_CHUNK = 4 << 20
+
+
+def run_on_cluster(
+    jobs: Iterable[Job],
+    address: str,
+    announce: Announce,
+    watch: Announce = lambda line: None,
+    *,
+    again: bool = False,
+    patience_s: float = _PATIENCE_S,
+) -> Generator[tuple[Job, Outcome], None, None]:
+    """What came of each job, as it comes; as :func:`pyvmm.validate.jobs.workers.run_jobs`.
+
+    Raises :class:`LabError` when there is no scheduler at ``address`` (any more), or no worker that
+    can be used for ``patience_s``.
+    """
+    client = _connect(address)
+    try:
+        cluster = _Cluster(client, address, announce, watch, jobs, again, patience_s)
+        yield from cluster.outcomes()
+    finally:
+        with suppress(Exception):  # a scheduler that has gone is no news any more
+            client.close(timeout=2)  # type: ignore[no-untyped-call]
+
+
+def _connect(address: str) -> Client:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise LabError(
+            f"--dask {address}", "Dask is not installed", "pip install 'pyvmm-kvm[cluster]'"
+        ) from None
+    try:
+        # What it says of a connection that is lost is said here, in one line.
+        for name in ("distributed", "distributed.client"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        return Client(  # type: ignore[no-untyped-call]
+            address, timeout=_CONNECT_S, set_as_default=False
+        )
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        cause = str(error).splitlines()[0] if str(error) else "no scheduler answers there"
+        raise LabError(f"--dask {address}", cause, "start one: dask scheduler") from None
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A worker that may be used, once its probe has come back; ``busy`` counts its jobs."""
+
+    address: str
+    threads: int
+    probe: Any
+    usable: bool = False
+    busy: int = 0
+
+
+@dataclass(slots=True)
+class _Task:
+    """A job under way on a worker; ``refused`` are those that could not do it."""
+
+    job: Job
+    kernel: Kernel
+    digest: str
+    worker: str = ""
+    future: Any = None
+    since: float = 0.0
+    refused: dict[str, PyvmmError] = field(default_factory=dict)
+
+
+class _Cluster:
+    def __init__(
+        self,
+        client: Client,
+        address: str,
+        announce: Announce,
+        watch: Announce,
+        jobs: Iterable[Job],
+        again: bool,
+        patience_s: float,
+    ) -> None:
+        self._client = client
+        self._address = address
+        self._announce = announce
+        self._watch = watch
+        self._jobs = iter(jobs)
+        self._again = again
+        self._patience_s = patience_s
+        self._workers: dict[str, _Worker] = {}
+        self._waiting: list[_Task] = []
+        self._running: list[_Task] = []
+        self._kernels: dict[object, tuple[Kernel, str]] = {}
+        self._all_given = False
+        self._done = 0
+        self._answered = self._useful = time.monotonic()
+        self._estimate = Estimate(jobs, 1) if isinstance(jobs, Sequence) else None
+
+    def outcomes(self) -> Iterator[tuple[Job, Outcome]]:
+        while True:
+            self._look()
+            yield from self._give()
+            if self._all_given and not self._running and not self._waiting:
+                return
+            time.sleep(_TICK_S)
+            for task in list(self._running):
+                if (outcome := self._outcome(task)) is not None:
+                    self._done += 1
+                    if self._estimate:
+                        self._estimate.ended(task.job, time.monotonic() - task.since)
+                    yield task.job, outcome
+            self._tell()
+
+    # ---- workers ----
+
+    def _look(self) -> None:
+        """Who is there now; who is new is asked what it is."""
+        now = time.monotonic()
+        there_are: dict[str, Any] | None = None
+        if self._client.status == "running":
+            with suppress(OSError, TimeoutError):
+                there_are = dict(self._client.scheduler_info(n_workers=-1)["workers"])
+                self._answered = now
+        if now - self._answered > _GONE_S:
+            raise LabError(
+                f"--dask {self._address}",
+                f"the scheduler has gone; what came of {self._done} jobs is kept",
+                "start it and its workers again, and type the same command",
+            )
+        if there_are is None:
+            return
+        for address in self._workers.keys() - there_are.keys():
+            self._lose(self._workers.pop(address))
+        for address in there_are.keys() - self._workers.keys():
+            probe = self._submit(address, there.about)
+            threads = int(there_are[address]["nthreads"])
+            self._workers[address] = _Worker(address, threads, probe)
+        for worker in self._workers.values():
+            if worker.probe is not None and worker.probe.done():
+                self._judge(worker)
+        if any(worker.usable or worker.probe for worker in self._workers.values()):
+            self._useful = now
+        if now - self._useful > self._patience_s:
+            raise LabError(
+                f"--dask {self._address}",
+                f"there is no worker; what came of {self._done} jobs is kept",
+                f"start some: dask worker {self._address} --nthreads 1",
+            )
+
+    def _judge(self, worker: _Worker) -> None:
+        error = worker.probe.exception()
+        problem = there.problem_with(worker.probe.result()) if error is None else str(error)
+        worker.probe = None
+        worker.usable = not problem
+        if problem:
+            self._announce(f"worker {worker.address} is not used: {problem:.200}")
+
+    def _lose(self, worker: _Worker) -> None:
+        if worker.usable:
+            self._announce(f"worker {worker.address} has gone")
+        for task in [each for each in self._running if each.worker == worker.address]:
+            self._running.remove(task)
+            self._waiting.append(task)
+
+    def _submit(self, address: str, function: Any, *arguments: object) -> Any:
+        key = f"pyvmm-{function.__name__}-{uuid.uuid4().hex}"
+        return self._client.submit(
+            function, *arguments, workers=[address], key=key, pure=False, retries=0
+        )
+
+    # ---- jobs ----
+
+    def _give(self) -> Iterator[tuple[Job, Outcome]]:
+        """A job for every thread that has none; what is known already comes at once."""
+        free = [each for each in self._workers.values() if each.usable]
+        while any(each.busy < each.threads for each in free):
+            task = self._waiting.pop(0) if self._waiting else None
+            if task is None:
+                if (job := next(self._jobs, None)) is None:
+                    self._all_given = True
+                    return
+                try:
+                    task = _Task(job, *self._kernel(job))
+                except PyvmmError as error:
+                    yield job, error
+                    continue
+                kept = None if self._again else kept_result(job, task.digest)
+                if kept is not None:
+                    if self._estimate:
+                        self._estimate.ended(job, 0.0)
+                    yield job, kept
+                    continue
+            able = [each for each in free if each.address not in task.refused]
+            able = [each for each in able if each.busy < each.threads]
+            if not able:
+                self._waiting.append(task)
+                return
+            worker = min(able, key=lambda each: each.busy / each.threads)
+            self._start(task, worker)
+
+    def _kernel(self, job: Job) -> tuple[Kernel, str]:
+        """The job's kernel, which is had here and sent there."""
+        if job.kernel not in self._kernels:
+            kernel = kernel_of_job(job, self._announce)
+            self._kernels[job.kernel] = kernel, sha256_of(kernel.image)
+        return self._kernels[job.kernel]
+
+    def _start(self, task: _Task, worker: _Worker) -> None:
+        worker.busy += 1
+        task.worker = worker.address
+        task.since = time.monotonic()
+        task.future = self._submit(
+            worker.address, there.run, to_text(task.job), task.digest, self._again
+        )
+        self._running.append(task)
+
+    def _outcome(self, task: _Task) -> Outcome | None:
+        """What came of a job, None as long as nothing has, or if another worker is to do it."""
+        if not task.future.done() or self._client.status != "running":
+            return None
+        worker = self._workers.get(task.worker)
+        error: BaseException | None = None
+        done = None
+        if task.future.status == "finished":
+            try:
+                text = task.future.result(timeout=_CONNECT_S)
+            except Exception:  # its worker has gone with it
+                text = ""
+            if text == there.NO_KERNEL:
+                self._send(task)
+                return None
+            done = results.from_text(text) if text else None
+        elif task.future.status == "error":
+            error = task.future.exception()
+        self._running.remove(task)
+        if worker is not None:
+            worker.busy -= 1
+        if done is not None:
+            keep_result(task.job, done)
+            return done
+        if error is not None and (refusal := self._refusal(task, error)):
+            return refusal
+        self._waiting.append(task)
+        return None
+
+    def _refusal(self, task: _Task, error: BaseException) -> PyvmmError | None:
+        """What a worker could not do is an error when no other one is left to try."""
+        if not isinstance(error, PyvmmError):
+            error = LabError(f"job {task.job.name}", f"{type(error).__name__}: {error}"[:200])
+        task.refused[task.worker] = error
+        others = [each for each in self._workers.values() if each.usable]
+        others = [each for each in others if each.address not in task.refused]
+        if len(task.refused) >= _TRIES or not others:
+            return error
+        self._announce(f"worker {task.worker}: {error}; another one is to do it")
+        return None
+
+    def _send(self, task: _Task) -> None:
+        """The kernel to the task's worker, in pieces that come before the job."""
+        image = task.kernel.image.read_bytes()
+        token = uuid.uuid4().hex
+        pieces = [
+            self._submit(task.worker, there.take, token, at, image[at : at + _CHUNK])
+            for at in range(0, len(image), _CHUNK)
+        ]
+        facts = there.facts_of(task.kernel)
+        task.future = self._submit(
+            task.worker,
+            there.run_with,
+            pieces,
+            token,
+            facts,
+            to_text(task.job),
+            task.digest,
+            self._again,
+        )
+
+    def _tell(self) -> None:
+        usable = sum(each.usable for each in self._workers.values())
+        self._watch(f"{self._done} jobs done, {len(self._running)} run on {usable} workers")

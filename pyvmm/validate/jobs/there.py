@@ -1,0 +1,107 @@
+"""What a worker of a cluster does: tells what it is, takes a kernel, runs a job.
+
+Synchronization: each function is called in a thread of the worker's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pyvmm import __version__
+from pyvmm.errors import PyvmmError
+from pyvmm.lab.cache import cache_folder, check_room, make_folder, write_whole
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.kernels import Kernel
+from pyvmm.lab.qemu import find_qemu
+from pyvmm.validate.jobs import result as results
+from pyvmm.validate.jobs.job import from_text
+from pyvmm.validate.jobs.run import run_job, sha256_of
+from pyvmm.validate.kernels.side_by_side import plain
+
+#: What run() answers where the kernel has not come yet.
+NO_KERNEL = "no kernel"
+#: Room for kernels that come from elsewhere, in MiB.
+_KERNEL_MIB = 128
+
+
+def about() -> dict[str, str]:
+    """What this worker is."""
+    try:
+        find_qemu()
+        problem = ""
+    except LabError as error:
+        problem = str(error)
+    return {"pyvmm": __version__, "problem": problem}
+
+
+def problem_with(told: Mapping[str, str]) -> str:
+    """Why the worker that says this of itself cannot be used, "" if it can."""
+    if told["pyvmm"] != __version__:
+        return f"it has pyvmm {told['pyvmm']}, and this is {__version__}"
+    return told["problem"]
+
+
+def facts_of(kernel: Kernel) -> dict[str, Any]:
+    """What is known of a kernel beside its image."""
+    return {**asdict(kernel), "image": ""}
+
+
+def take(token: str, at: int, piece: bytes) -> int:
+    """A piece of an image; those of one image have one token."""
+    try:
+        folder = make_folder(cache_folder() / "images" / f"coming-{token}")
+        check_room(folder, _KERNEL_MIB)
+        (folder / f"{at:012}").write_bytes(piece)
+    except PyvmmError as error:
+        raise plain(error) from None
+    return at
+
+
+def run_with(
+    pieces: Sequence[int],
+    token: str,
+    facts: Mapping[str, Any],
+    job: str,
+    sha256: str,
+    again: bool,
+) -> str:
+    """As :func:`run`, after the pieces of the job's kernel have come."""
+    coming = cache_folder() / "images" / f"coming-{token}"
+    folder = make_folder(cache_folder() / "images" / sha256)
+    whole = folder / f"{token}.new"
+    with open(whole, "wb") as file:
+        for at in sorted(pieces):
+            file.write((coming / f"{at:012}").read_bytes())
+    shutil.rmtree(coming, ignore_errors=True)
+    if sha256_of(whole) != sha256:
+        raise LabError(f"kernel {facts['name']}", "it was damaged on its way here")
+    whole.replace(folder / "bzImage")
+    write_whole(folder / "kernel.json", json.dumps(facts))
+    return run(job, sha256, again)
+
+
+def run(job: str, sha256: str, again: bool) -> str:
+    """What came of a job as JSON, or :data:`NO_KERNEL`."""
+    folder = cache_folder() / "images" / sha256
+    try:
+        facts = json.loads((folder / "kernel.json").read_text())
+    except (OSError, ValueError):
+        return NO_KERNEL
+    kernel = Kernel(
+        facts["name"],
+        folder / "bzImage",
+        facts["release"],
+        facts["source"],
+        tuple(facts["patches"]),
+        facts["counts"],
+        tuple(facts["debug"]),
+    )
+    try:
+        done = run_job(from_text(job), lambda line: None, again=again, kernel=kernel)
+    except PyvmmError as error:
+        raise plain(error) from None
+    return results.to_text(done)

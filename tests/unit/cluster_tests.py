@@ -1,0 +1,204 @@
+"""Jobs on a Dask cluster in this process, which test_jobs_on_a_cluster.py starts for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm import __version__
+from pyvmm.cli.main import main
+from pyvmm.errors import PyvmmError
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.kernels import Kernel
+from pyvmm.validate.jobs import cluster, there
+from pyvmm.validate.jobs.cluster import run_on_cluster
+from pyvmm.validate.jobs.job import Job, Named, to_text
+from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.jobs.run import kept_result, sha256_of
+from pyvmm.validate.jobs.workers import Outcome
+from pyvmm.validate.kernels.lab_run import LabRun
+from pyvmm.validate.run.catalogue import select
+
+distributed = pytest.importorskip("distributed")
+pytestmark = pytest.mark.filterwarnings("default")
+
+JOBS = [Job(Named("default"), (select("MR6")[0].name,), seed) for seed in range(5)]
+IMAGE = bytes(range(256)) * 40_000  # of several pieces
+
+
+class House:
+    """A kernel, and workers whose caches are this process' own."""
+
+    def __init__(self, folder: Path) -> None:
+        image = folder / "bzImage"
+        image.write_bytes(IMAGE)
+        self.kernel = Kernel("default", image, "6.12", debug=("kasan",))
+        self.digest = sha256_of(image)
+        self.ran: list[int] = []
+        self.answer: Callable[[Job], None] = lambda job: None
+        self.pieces = 0
+
+    def run(self, job: Job, announce: object, *, again: bool, kernel: Kernel) -> JobResult:
+        assert kernel.image.read_bytes() == IMAGE and kernel.debug == ("kasan",)
+        self.ran.append(job.seed)
+        self.answer(job)
+        run = LabRun(job.cases, (), job.seed, 1.0)
+        return JobResult(job.name, KernelFacts("default", "6.12", self.digest), run, {})
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    made = House(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cluster, "kernel_of_job", lambda job, announce: made.kernel)
+    monkeypatch.setattr(cluster, "_TICK_S", 0.02)
+    monkeypatch.setattr(cluster, "_GONE_S", 0.5)
+    monkeypatch.setattr(there, "run_job", made.run)
+    monkeypatch.setattr(there, "find_qemu", lambda: "")
+    return made
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Any]:
+    with local_cluster(2) as made:
+        yield made
+
+
+def local_cluster(workers: int) -> Any:
+    return distributed.LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=None,
+        protocol="tcp",
+        host="127.0.0.1",
+        silence_logs=100,
+    )
+
+
+def outcomes(made: Any, jobs: list[Job], said: list[str], **more: Any) -> dict[Job, Outcome]:
+    return dict(run_on_cluster(jobs, made.scheduler_address, said.append, **more))
+
+
+def test_every_job_has_its_result_and_it_is_kept_here(house: House, scheduler: Any) -> None:
+    lines: list[str] = []
+    said: list[str] = []
+    came = outcomes(scheduler, JOBS, said, watch=lines.append)
+    assert {
+        job.seed: each.run.seed for job, each in came.items() if isinstance(each, JobResult)
+    } == {seed: seed for seed in range(5)}
+    assert sorted(house.ran) == list(range(5)) and said == []
+    assert kept_result(JOBS[0], house.digest) == came[JOBS[0]]
+    assert any("2 workers" in line for line in lines)
+    # What is known is not asked for again, unless it is.
+    assert outcomes(scheduler, JOBS, said) == came and len(house.ran) == 5
+    outcomes(scheduler, JOBS[:1], said, again=True)
+    assert len(house.ran) == 6
+
+
+def test_what_one_worker_cannot_do_another_does(house: House, scheduler: Any) -> None:
+    tries: list[int] = []
+
+    def refuse(job: Job) -> None:
+        if job.seed == 1:
+            tries.append(1)
+            if len(tries) == 1:
+                raise LabError("no room in the cache /x", "64 MiB needed, 1 MiB free")
+        if job.seed == 2:
+            raise ValueError("a fault of pyvmm's own")
+
+    house.answer = refuse
+    said: list[str] = []
+    came = outcomes(scheduler, JOBS[:3], said)
+    assert isinstance(came[JOBS[1]], JobResult)
+    error = came[JOBS[2]]
+    assert isinstance(error, PyvmmError) and "ValueError: a fault" in str(error)
+    assert len(said) == 2 and all("another one is to do it" in line for line in said)
+    assert "64 MiB needed" in " ".join(said)
+
+
+def test_a_worker_that_cannot_be_used_is_named(
+    house: House, scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def about() -> dict[str, str]:
+        first = distributed.get_worker().name == 0
+        return {"pyvmm": "0.0.9" if first else __version__, "problem": ""}
+
+    monkeypatch.setattr(there, "about", about)
+    said: list[str] = []
+    assert len(outcomes(scheduler, JOBS[:2], said)) == 2
+    (line,) = said
+    assert "is not used: it has pyvmm 0.0.9, and this is" in line
+    monkeypatch.setattr(there, "about", lambda: {"pyvmm": __version__, "problem": "no QEMU"})
+    with pytest.raises(LabError, match="there is no worker; what came of 0 jobs is kept"):
+        outcomes(scheduler, JOBS[2:], said, patience_s=0.2)
+    assert sum("no QEMU" in line for line in said) == 2
+
+
+def test_the_scheduler_goes(house: House) -> None:
+    hold = threading.Event()
+
+    def answer(job: Job) -> None:
+        if job.seed:
+            hold.wait(20)
+
+    house.answer = answer
+    made = local_cluster(1)
+    try:
+        came = run_on_cluster(JOBS, made.scheduler_address, lambda line: None)
+        assert next(came)[0] == JOBS[0]
+        made.sync(made.scheduler.close)
+        with pytest.raises(LabError, match="the scheduler has gone; what came of 1 jobs is kept"):
+            list(came)
+    finally:
+        hold.set()
+        with suppress(Exception):  # there is nobody who would let the workers go
+            made.close(timeout=1)
+    assert kept_result(JOBS[0], house.digest) is not None
+
+
+def test_a_worker_goes(house: House, scheduler: Any) -> None:
+    """Its job is done by the other one."""
+    hold = threading.Event()
+    began = threading.Event()
+
+    def answer(job: Job) -> None:
+        if job.seed == 0 and house.ran.count(0) == 1:
+            began.set()
+            hold.wait(20)
+
+    house.answer = answer
+    said: list[str] = []
+    came = run_on_cluster(JOBS[:3], scheduler.scheduler_address, said.append)
+    first = next(came)
+    assert began.wait(20) and first[0] != JOBS[0]
+    holder = next(
+        address
+        for address, each in scheduler.scheduler.workers.items()
+        if any(str(task.key).startswith("pyvmm-run") for task in each.processing)
+    )
+    scheduler.sync(scheduler.scheduler.remove_worker, holder, stimulus_id="test")
+    rest = dict(came)
+    hold.set()
+    assert set(rest) | {first[0]} == set(JOBS[:3])
+    assert any("has gone" in line for line in said)
+
+
+def test_nobody_answers(
+    house: House, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_CONNECT_S", 0.2)
+    with pytest.raises(LabError, match=r"--dask tcp://127\.0\.0\.1:1: .*; start one"):
+        list(run_on_cluster(JOBS, "tcp://127.0.0.1:1", lambda line: None))
+    with pytest.raises(LabError, match="--dask nonsense://x"):
+        list(run_on_cluster(JOBS, "nonsense://x", lambda line: None))
+    path = tmp_path / "job.json"
+    path.write_text(to_text(replace(JOBS[0], seed=9)))
+    assert main(["lab", "job", "--dask", "tcp://x:1", "--workers", "2", str(path)]) == 2
+    assert "leave out --workers" in capsys.readouterr().err
