@@ -95,7 +95,8 @@ def test_every_job_has_its_result_and_it_is_kept_here(house: House, scheduler: A
     } == {seed: seed for seed in range(5)}
     assert sorted(house.ran) == list(range(5)) and said == []
     assert kept_result(JOBS[0], house.digest) == came[JOBS[0]]
-    assert any("2 workers" in line for line in lines)
+    assert any(line.endswith("on 2 workers") for line in lines)
+    assert lines[-1].startswith("5/5 jobs, less than a minute left")
     # What is known is not asked for again, unless it is.
     assert outcomes(scheduler, JOBS, said) == came and len(house.ran) == 5
     outcomes(scheduler, JOBS[:1], said, again=True)

@@ -309,5 +309,12 @@ class _Cluster:
         )
 
     def _tell(self) -> None:
-        usable = sum(each.usable for each in self._workers.values())
-        self._watch(f"{self._done} jobs done, {len(self._running)} run on {usable} workers")
+        usable = [each for each in self._workers.values() if each.usable]
+        where = f"{len(self._running)} run on {len(usable)} workers"
+        if self._estimate is None:
+            self._watch(where)
+            return
+        self._estimate.workers = sum(each.threads for each in usable)
+        now = time.monotonic()
+        running = {task.job.name: now - task.since for task in self._running}
+        self._watch(f"{self._estimate.line(running)}: {where}")

@@ -196,13 +196,16 @@ def _work(
 
 
 class Estimate:
-    """How long jobs will go on, by what was recorded of their cases and by how fast others were."""
+    """How long jobs will go on, by what was recorded of their cases and by how fast others were.
+
+    ``workers`` may change meanwhile.
+    """
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         known = durations.known()
         self._expected = {job.name: durations.expected_s(job, known) for job in jobs}
         self._left = dict(self._expected)
-        self._workers = workers
+        self.workers = workers
         self._took = self._should_have = 0.0
 
     def ended(self, job: Job, seconds: float) -> None:
@@ -218,7 +221,7 @@ class Estimate:
             max(0.0, seconds * pace - running.get(name, 0.0))
             for name, seconds in self._left.items()
         )
-        return left / max(1, min(self._workers, len(self._left)))
+        return left / max(1, min(self.workers, len(self._left)))
 
     def line(self, running: dict[str, float]) -> str:
         done = len(self._expected) - len(self._left)
