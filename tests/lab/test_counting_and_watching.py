@@ -1,7 +1,7 @@
 """Kernels that count what they execute, and kernels that watch themselves.
 
-Each has to be built, so they are tested where PYVMM_OTHER_KERNELS is set: to "coverage", "light" or
-both, joined by a comma.
+Each has to be built, so they are tested where PYVMM_OTHER_KERNELS is set: to "coverage", "light",
+"faults" or several, joined by commas.
 """
 
 from __future__ import annotations
@@ -91,3 +91,15 @@ def test_a_splat_names_its_case(tmp_path: Path) -> None:
     breaks += "/sys/kernel/debug/provoke-crash/DIRECT"
     told = subprocess.run([*run, "sh", "-c", breaks], stderr=subprocess.PIPE, timeout=300)
     assert told.returncode == 125 and b"(while XX1.breaks ran)" in told.stderr
+
+
+@wants("faults")
+def test_what_fails_on_request() -> None:
+    """Allocations and pages: all of their cases run, and pass."""
+    build = [*_PYVMM, "lab", "build", "--debug", "faults", "--name", "faults"]
+    subprocess.run(build, check=True, timeout=1500)
+    chosen = "(failing_allocations or poisoned_pages) and not FA2"
+    command = [*_PYVMM, "lab", "run", "--kernel", "faults", "--", *_PYVMM, "validate", "--json"]
+    done = subprocess.run([*command, "-k", chosen], stdout=subprocess.PIPE, check=True, timeout=300)
+    results = json.loads(done.stdout)["results"]
+    assert len(results) >= 14 and {each["state"] for each in results} == {"pass"}

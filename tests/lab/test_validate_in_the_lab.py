@@ -34,7 +34,8 @@ IN_PLACE = [
     f"in_place_{each}" for each in ("calls", "states", "host", "references", "races", "kernel")
 ]
 # What the default kernel has no case of, or few.
-OF_ANOTHER_KERNEL = ("guest_paging", "memory_error", *IN_PLACE)
+ON_REQUEST = ("failing_allocations", "poisoned_pages")  # --debug faults
+OF_ANOTHER_KERNEL = ("guest_paging", "memory_error", *ON_REQUEST, *IN_PLACE)
 # Cases that this kernel, or the lab's machine, has nothing for.
 MAY_BE_MISSING = ("hugetlb", "default VM", "VM of type 0", "memory_error", "emulated backend")
 
