@@ -28,6 +28,7 @@ from pyvmm.validate.kernels.side_by_side import plain
 
 _processes = multiprocessing.get_context("fork")
 _TRIES = 2
+_ONCE_MORE_S = 5.0  # a lab that ends takes less
 _PATIENCE_S = 30.0
 _TICK_S = 1.0
 #: What QEMU and Python take beside a lab's memory, and what is left for everybody else, in MiB.
@@ -115,8 +116,16 @@ class _Crew:
                 return
 
     def end(self) -> None:
-        for worker in self._at_work:
-            worker.process.terminate()
+        """End all: a signal that came right before a call that waits is seen with the next one."""
+        until = time.monotonic() + _PATIENCE_S
+        left = [each.process for each in self._at_work]
+        while left and time.monotonic() < until:
+            for process in left:
+                process.terminate()
+            again = time.monotonic() + _ONCE_MORE_S
+            for process in left:
+                process.join(max(0.0, again - time.monotonic()))
+            left = [each for each in left if each.is_alive()]
         for worker in self._at_work:
             self._release(worker)
 
