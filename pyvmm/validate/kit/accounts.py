@@ -100,11 +100,11 @@ def look(wanted: Sequence[Line]) -> dict[Line, int]:
     return seen
 
 
-def open_vms() -> int:
-    """How many VMs this process has; 0 where debugfs does not tell."""
+def open_vms(pid: int | None = None) -> int:
+    """How many VMs are left that this process made, or ``pid``; 0 where debugfs does not tell."""
     if not _VMS.is_dir():
         return 0
-    return sum(path.name.startswith(f"{os.getpid()}-") for path in _VMS.iterdir())
+    return sum(path.name.startswith(f"{pid or os.getpid()}-") for path in _VMS.iterdir())
 
 
 def meminfo() -> dict[str, int]:
