@@ -126,6 +126,8 @@ class _Crew:
             for process in left:
                 process.join(max(0.0, again - time.monotonic()))
             left = [each for each in left if each.is_alive()]
+        for process in left:
+            process.kill()
         for worker in self._at_work:
             self._release(worker)
 
