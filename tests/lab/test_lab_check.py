@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_command import LAB, end_while_it_boots
 
 from pyvmm.lab.build import find_or_build
 
 pytestmark = pytest.mark.boots
 
-_CLI = "import sys; from pyvmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
-
 
 def check(*words: object, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", _CLI, "lab", "check", *map(str, words)]
+    command = [*LAB, "check", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
@@ -87,18 +83,8 @@ def test_interrupted(tmp_path: Path) -> None:
     from pyvmm.lab.cache import cache_folder
 
     environment = dict(os.environ, TMPDIR=str(tmp_path))
-    command = [sys.executable, "-c", _CLI, "lab", "check", "--kernel", "default"]
+    command = [*LAB, "check", "--kernel", "default"]
     command += ["--kernel", "default", "-k", "conversions"]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        while not (consoles := list(tmp_path.glob("pyvmm-lab-*/console"))):
-            time.sleep(0.01)
-        while b"Run /init" not in consoles[0].read_bytes():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
-        assert process.stdout.read() == b""
+    pid = end_while_it_boots(command, environment, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert not (cache_folder() / f"check.{process.pid}").exists()
+    assert not (cache_folder() / f"check.{pid}").exists()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from lab_command import LAB, end_while_it_boots
 
 from pyvmm.lab.build import find_or_build
 from pyvmm.validate.jobs.job import Image, Job, to_text
@@ -18,8 +17,6 @@ from pyvmm.validate.jobs.run import sha256_of
 from pyvmm.validate.run.catalogue import select
 
 pytestmark = pytest.mark.boots
-
-_CLI = "import sys; from pyvmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def test_a_job_that_is_ended_and_begun_again(tmp_path: Path) -> None:
@@ -37,19 +34,8 @@ def test_a_job_that_is_ended_and_begun_again(tmp_path: Path) -> None:
         "TMPDIR": str(places["tmp"]),
         "XDG_CACHE_HOME": str(places["cache"]),
     }
-    command = [sys.executable, "-c", _CLI, "lab", "job", str(path)]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        while not (consoles := list(places["tmp"].glob("pyvmm-lab-*/console"))):
-            assert process.poll() is None
-            time.sleep(0.01)
-        while b"Run /init" not in consoles[0].read_bytes():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
-        assert process.stdout.read() == b""
+    command = [*LAB, "job", str(path)]
+    end_while_it_boots(command, environment, places["tmp"])
     assert list(places["tmp"].iterdir()) == []
     assert not list(places["cache"].rglob("result.json"))
 

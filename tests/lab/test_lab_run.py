@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_command import LAB
 
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.initramfs import build_initramfs, find_busybox
@@ -22,11 +23,10 @@ pytestmark = pytest.mark.boots
 
 # drivers/misc/lkdtm makes the kernel fail in the way that is asked for.
 _PROVOKE = "/sys/kernel/debug/provoke-crash/DIRECT"
-_CLI = "import sys; from pyvmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def cli(*words: str, timeout: float = 200, **other: object) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-c", _CLI, "lab", *words]
+    command = [*LAB, *words]
     return subprocess.run(command, capture_output=True, timeout=timeout, **other)  # type: ignore[call-overload, no-any-return]
 
 
@@ -286,7 +286,7 @@ def test_run_time_out() -> None:
 @pytest.mark.parametrize("when", ["boot", "run"])
 def test_interrupted(number: signal.Signals, when: str, tmp_path: Path) -> None:
     environment = dict(os.environ, TMPDIR=str(tmp_path))
-    command = [sys.executable, "-c", _CLI, "lab", "run", "--", "sh", "-c", "echo up; sleep 1000"]
+    command = [*LAB, "run", "--", "sh", "-c", "echo up; sleep 1000"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -325,7 +325,7 @@ def test_nobody_needs_to_be_root(tmp_path: Path) -> None:
         Path(place, "bzImage").write_bytes(image)
         os.chmod(place, 0o777)
         os.chmod(Path(place, "bzImage"), 0o644)
-        command = ["/usr/bin/python3", "-c", _CLI, "lab", "run", "--kernel", f"{place}/bzImage"]
+        command = ["/usr/bin/python3", *LAB[1:], "run", "--kernel", f"{place}/bzImage"]
         top = Path(__file__).resolve().parents[2]
         done = subprocess.run(
             [*command, "--", "id", "-u"],

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import select
 import subprocess
-import sys
 import termios
 import time
 
 import pytest
+from lab_command import LAB
 
 pytestmark = pytest.mark.boots
-
-_CLI = "import sys; from pyvmm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def test_a_shell_has_the_callers_terminal() -> None:
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (33, 111))
     settings = termios.tcgetattr(theirs)
-    command = [sys.executable, "-c", _CLI, "lab", "shell", "--", "/bin/sh", "-i"]
+    command = [*LAB, "shell", "--", "/bin/sh", "-i"]
     environment = dict(os.environ, PS1="# ", ENV="")
     with subprocess.Popen(
         command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
