@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
-from pyvmm.native import lib
+from pyvmm.kvm.cpuid import cpuid_entries, cpuid_table
+from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.capabilities import hypercall_routine
 from pyvmm.validate.kit.case import GIB, PAGE, case
-from pyvmm.validate.kit.check import CheckFailed, expect, expect_errno
-from pyvmm.validate.kit.guest import GuestVm, Outcome
+from pyvmm.validate.kit.check import CheckFailed, check, expect, expect_errno
+from pyvmm.validate.kit.guest import MAILBOX, Cpu, GuestVm, Outcome
 from pyvmm.validate.kit.known import HYPERCALL_LOST_BY_ITS_UPPER_HALF, Known
 from pyvmm.validate.kit.routines import Routine
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -21,6 +23,13 @@ _ENCRYPTED: int = lib.KVM_MAP_GPA_RANGE_ENCRYPTED
 _EPERM, _EINVAL, _ENOSYS = (
     -number & _ALL for number in (errno.EPERM, errno.EINVAL, lib.KVM_ENOSYS)
 )
+
+
+# The same instruction for a caller that may not halt.
+OUT_AFTER = {
+    routines.VMMCALL: routines.VMMCALL_OUT,
+    routines.VMCALL: routines.VMCALL_OUT,
+}
 
 
 def caller(tools: Toolbox) -> tuple[GuestVm, Routine]:
@@ -177,7 +186,7 @@ def not_enabled(tools: Toolbox) -> None:
 )
 def user_mode(tools: Toolbox) -> None:
     vm, routine = caller(tools)
-    then_out = routines.VMMCALL_OUT if routine is routines.VMMCALL else routines.VMCALL_OUT
+    then_out = OUT_AFTER[routine]
     io_privilege = 0x3002
 
     def call(level: int) -> Outcome:
@@ -201,6 +210,86 @@ def user_mode(tools: Toolbox) -> None:
     expect(outcome.reason, lib.KVM_EXIT_IO, "exit reason behind a hypercall at privilege level 3")
     rax = int(vm.cpu.vcpu.get_regs().rax)
     expect(rax, _EPERM, "rax after a hypercall at privilege level 3")
+
+
+_VECTOR = 0x41
+# In struct kvm_lapic_state: the spurious-interrupt vector with the enable bit, and the requests.
+_SVR, _IRR, _SVR_ENABLES = 0xF0, 0x200, 0x1FF
+_PV_FEATURES = 0x4000_0001
+
+
+def _with_a_sleeper(tools: Toolbox) -> tuple[Cpu, Cpu, Routine]:
+    """A vCPU that calls, one that sleeps in HLT with its LAPIC on, and the instruction to call."""
+    _, routine = caller(tools)
+    vm = tools.private_vm(0) if tools.has_private_vm else tools.vm(cpus=0)
+    vm.vm.create_irqchip()
+    calling, sleeping = vm.add_cpu(0), vm.add_cpu(1)
+    sleeping.vcpu.set_mp_state(lib.KVM_MP_STATE_HALTED)
+    lapic = sleeping.vcpu.get_lapic()
+    ffi.cast("uint32_t *", ffi.addressof(lapic.regs, _SVR))[0] = _SVR_ENABLES
+    sleeping.vcpu.set_lapic(lapic)
+    # With a LAPIC the guest's HLT is no exit.
+    return calling, sleeping, OUT_AFTER[routine]
+
+
+def _call(cpu: Cpu, routine: Routine, number: int, *arguments: int) -> int:
+    """What a hypercall answers that userspace must not see."""
+    names = ("rbx", "rcx", "rdx", "rsi")
+    outcome = cpu.run(routine, rax=number, **dict(zip(names, arguments, strict=False)))
+    expect(outcome.reason, lib.KVM_EXIT_IO, f"exit reason behind hypercall {number}")
+    return int(cpu.vcpu.get_regs().rax)
+
+
+@case(
+    "HC9",
+    "the hypercalls of a paravirtual guest stay in the kernel and do what they say",
+    needs=("hypercall_exit",),
+)
+def paravirtual(tools: Toolbox) -> None:
+    cpu, sleeper, routine = _with_a_sleeper(tools)
+    expect(_call(cpu, routine, lib.KVM_HC_VAPIC_POLL_IRQ), 0, "rax after VAPIC_POLL_IRQ")
+    expect(_call(cpu, routine, lib.KVM_HC_SCHED_YIELD, 1), 0, "rax after SCHED_YIELD to vCPU 1")
+    expect(_call(cpu, routine, lib.KVM_HC_SCHED_YIELD, 99), 0, "rax after SCHED_YIELD to nobody")
+    no_clock = -lib.KVM_EOPNOTSUPP & _ALL
+    unknown_kind = _call(cpu, routine, lib.KVM_HC_CLOCK_PAIRING, MAILBOX, 7)
+    expect(unknown_kind, no_clock, "rax after CLOCK_PAIRING of an unknown kind")
+
+    asleep = sleeper.vcpu.get_mp_state()
+    expect(asleep, lib.KVM_MP_STATE_HALTED, "state of a vCPU in HLT")
+    answer = _call(cpu, routine, lib.KVM_HC_SEND_IPI, 1 << 1, 0, 0, _VECTOR)
+    expect(answer, 1, "rax after SEND_IPI: to how many it went")
+    requests = ffi.cast("uint32_t *", ffi.addressof(sleeper.vcpu.get_lapic().regs, _IRR))
+    word, bit = divmod(_VECTOR, 32)
+    check(requests[4 * word] >> bit & 1, "an interrupt that SEND_IPI sent is not in its LAPIC")
+    shorthand = _VECTOR | 1 << 18  # only plain destinations are allowed
+    answer = _call(cpu, routine, lib.KVM_HC_SEND_IPI, 1 << 1, 0, 0, shorthand)
+    expect(answer, _EINVAL, "rax after SEND_IPI with a shorthand")
+
+    expect(_call(cpu, routine, lib.KVM_HC_KICK_CPU, 0, 1), 0, "rax after KICK_CPU")
+    awake = sleeper.vcpu.get_mp_state()
+    expect(awake, lib.KVM_MP_STATE_RUNNABLE, "state of a vCPU in HLT that KICK_CPU has woken")
+
+
+@case(
+    "HC10",
+    "a hypercall whose feature the CPUID does not have gives -ENOSYS, where that is enforced",
+    needs=("hypercall_exit",),
+    vary={"name": ("KICK_CPU", "SEND_IPI", "SCHED_YIELD")},
+)
+def without_the_feature(tools: Toolbox, name: str) -> None:
+    cpu, sleeper, routine = _with_a_sleeper(tools)
+    cpu.vcpu.enable_cap(lib.KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1)
+    entries = cpuid_entries(cpu.vm.kvm.get_supported_cpuid())
+    without = [
+        replace(entry, eax=0) if entry.function == _PV_FEATURES else entry for entry in entries
+    ]
+    cpu.vcpu.set_cpuid2(cpuid_table(without))
+    number = int(getattr(lib, f"KVM_HC_{name}"))
+    arguments = (1 << 1, 0, 0, _VECTOR) if name == "SEND_IPI" else (0, 1)
+    rax = _call(cpu, routine, number, *arguments)
+    expect(rax, _ENOSYS, f"rax after {name} without its feature")
+    asleep = sleeper.vcpu.get_mp_state()
+    expect(asleep, lib.KVM_MP_STATE_HALTED, f"state of vCPU 1 after a {name} that is none")
 
 
 @case(

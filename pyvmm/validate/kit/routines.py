@@ -35,6 +35,9 @@ WRITE = {
     8: _routine("mov %rax, (%rdi); hlt", "488907f4"),
 }
 
+# The same for a vCPU with a LAPIC, whose HLT is no exit: a port ends it.
+READ_OUT = _routine("mov (%rdi), %rax; out %al, $0x80; hlt", "488b07e680f4")
+
 # A locked addition of rax; what was there before is in rax.
 ADD = {
     1: _routine("lock xadd %al, (%rdi); hlt", "f00fc007f4"),
@@ -111,6 +114,7 @@ HALT = _routine("hlt", "f4")
 ALL: tuple[Routine, ...] = (
     *READ.values(),
     *WRITE.values(),
+    READ_OUT,
     *ADD.values(),
     COPY,
     FILL,
