@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from pyvmm.validate.kit import beside
-from pyvmm.validate.kit.beside import CallBeside
+from pyvmm.validate.kit.beside import CallBeside, machine_time
 from pyvmm.validate.kit.check import CheckFailed
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,6 +28,26 @@ def test_a_call_that_ends_and_its_errno() -> None:
         assert not call.ends(0.05)
         assert call.interrupt()
     assert call.error == 4
+
+
+def test_while_the_machine_stands_still_no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looks(each_s: float) -> int:
+        now = 0.0
+
+        def clock() -> float:
+            return now
+
+        monkeypatch.setattr("pyvmm.validate.kit.beside.time.monotonic", clock)
+        count = 0
+        for _ in machine_time(1.0):
+            count += 1
+            now += each_s
+        return count
+
+    assert looks(0.02) in (50, 51)
+    # Others had the CPUs for two seconds at each look.
+    assert looks(2.0) == 25
+    assert len(list(machine_time(0.0))) == 1
 
 
 def test_a_call_that_only_a_signal_ends_fails(monkeypatch: pytest.MonkeyPatch) -> None:

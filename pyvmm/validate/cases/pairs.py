@@ -273,8 +273,7 @@ def _wait_for_both(
             f"{what}: KVM_PRE_FAULT_MEMORY spins, and no signal ends both",
         )
         raise pre_fault_deadlock()
-    until = time.monotonic() + _LONG_S
-    stuck = [name for name, call in calls if not call.ends(max(0.0, until - time.monotonic()))]
+    stuck = [name for name, call in calls if not call.ends(_LONG_S)]
     if stuck:
         ended = [call.interrupt() for _, call in calls]
         how = "only by a signal" if all(ended) else "not even by a signal"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple, Protocol
 
 from pyvmm.guest.boot import set_real_mode
@@ -33,6 +33,10 @@ CODE, MAILBOX, STACK, TABLES = 0x1000, 0x2000, 0x8000, 0x10000
 MAILBOX_SIZE = 0x40
 
 _RUN_S = 20.0
+# Behind the deadline: how long a guest may do nothing before it is given up.
+_STANDS_S = 1.0
+# What struct kvm_regs begins with: all but RIP and RFLAGS.
+_GENERAL_REGISTERS = ffi.offsetof("struct kvm_regs", "rip")
 # How long a vCPU that does not come back is looked at, and how many faults are too many then.
 _LOOK_NS, _MANY_FAULTS = 200_000_000, 20
 _PAYLOAD = ffi.offsetof("struct kvm_run", "hw")
@@ -120,7 +124,10 @@ class Cpu:
         self.vcpu.set_regs(regs)
 
     def enter(self, deadline_s: float = _RUN_S) -> Outcome:
-        """KVM_RUN from where the vCPU stands to the next exit. Fails if there is none in time."""
+        """KVM_RUN from where the vCPU stands to the next exit. Fails if there is none in time.
+
+        A guest that gets on, if slowly as on a machine with much else to do, has as long again.
+        """
         run = self.vcpu.kvm_run
         payload = ffi.cast("char *", run) + _PAYLOAD
         if not self._answered:
@@ -129,7 +136,7 @@ class Cpu:
             ffi.memmove(payload, b"\xee" * 64, 64)
         self._answered = False
         try:
-            error = self._bare.enter(deadline_s)
+            error = self._enter(deadline_s)
         except NoExitError:
             rip = self.vcpu.get_regs().rip
             raise CheckFailed(
@@ -145,6 +152,22 @@ class Cpu:
             raw = ffi.cast("struct pyvmm_memory_error *", payload)
             fault = Fault(raw.type, raw.gpa, raw.size)
         return Outcome(error, reason, None if error else self.vcpu.exit(), fault)
+
+    def _enter(self, deadline_s: float) -> int:
+        try:
+            return self._bare.enter(deadline_s)
+        except NoExitError:
+            until = time.monotonic() + deadline_s
+            while time.monotonic() < until:
+                before = self._general_registers()
+                with suppress(NoExitError):
+                    return self._bare.enter(_STANDS_S)
+                if self._general_registers() == before:
+                    break
+            raise
+
+    def _general_registers(self) -> bytes:
+        return bytes(ffi.buffer(self.vcpu.get_regs(), _GENERAL_REGISTERS))
 
     def _why_no_exit(self) -> str:
         """What the statistics say of a vCPU that does not come back; it runs a little more."""
