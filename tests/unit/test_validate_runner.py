@@ -141,6 +141,27 @@ def test_a_case_that_hangs_is_killed_at_its_deadline() -> None:
     assert time.monotonic() - start < 10
 
 
+def gets_on(tools: Toolbox) -> None:
+    for _ in range(8):
+        time.sleep(0.2)
+        tools.beat()
+
+
+def gets_on_for_ever(tools: Toolbox) -> None:
+    while True:
+        time.sleep(0.01)
+        tools.beat()
+
+
+def test_a_case_that_gets_on_has_three_times_its_deadline() -> None:
+    assert result_of(gets_on, deadline_s=1.0)[0] is State.PASS
+    began = time.monotonic()
+    state, message, _ = result_of(gets_on_for_ever, deadline_s=0.4)
+    assert state is State.HANG
+    assert message.startswith("no end after ")
+    assert time.monotonic() - began >= 1.2
+
+
 def test_a_case_that_not_even_a_kill_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyvmm.validate.run.runner._END_S", 0.1)
     monkeypatch.setattr("multiprocessing.process.BaseProcess.kill", lambda process: None)

@@ -158,6 +158,7 @@ def _play(tools: Toolbox, kind: type[Stage], chosen: Iterable[Order]) -> None:
                         stage.end()
             finally:
                 vm.close()
+            tools.beat()
 
 
 def _close_under(vm: GuestVm, kind: type[Stage], some: Sequence[Order], closing: int) -> None:

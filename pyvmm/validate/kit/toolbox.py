@@ -26,11 +26,15 @@ class Toolbox:
     """A context manager; everything it made is closed in reverse order.
 
     ``random`` is seeded from the run's seed and the case's name. A case that needs two CPUs, or
-    that has told of races, ``is_race``: it passes only when there were ``races``.
+    that has told of races, ``is_race``: it passes only when there were ``races``. ``beat`` is to be
+    called with each part of its work that a long case has done: its deadline is counted from it.
     """
 
-    def __init__(self, seed: str, case: Case | None = None) -> None:
+    def __init__(
+        self, seed: str, case: Case | None = None, beat: Callable[[], object] = lambda: None
+    ) -> None:
         self.case = case
+        self.beat = beat
         self.random = random.Random(seed)
         self.is_race = case is not None and "two_cpus" in case.needs
         self.races = 0
@@ -66,12 +70,14 @@ class Toolbox:
 
     def provoked(self, count: int, what: str) -> None:
         """So many races came about: "5 lost races in 100 flips"."""
+        self.beat()
         self.is_race = True
         self.races += count
         self._provoked.append(f"{count:,} {what}")
 
     def tried(self, was_race: bool, what: str) -> None:
         """One try, and whether it became a race: "5 of 8 calls began while another went on"."""
+        self.beat()
         self.is_race = True
         self.races += was_race
         self._tried.setdefault(what, []).append(was_race)
@@ -82,6 +88,7 @@ class Toolbox:
         for number in itertools.count():
             if (number >= least and self.races) or time.monotonic() >= until:
                 return
+            self.beat()
             yield number
 
     @property

@@ -14,7 +14,8 @@ from pyvmm.validate.kit.case import Case
 from pyvmm.validate.model import files
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run import stuck
-from pyvmm.validate.run.worker import serve
+from pyvmm.validate.run.beats import Beats
+from pyvmm.validate.run.worker import LONGEST, serve
 
 # A forked worker has all modules loaded; nothing here starts threads before it forks.
 _processes = multiprocessing.get_context("fork")
@@ -27,20 +28,27 @@ PATIENCE_S = 300.0
 
 @dataclass(slots=True)
 class _Worker:
-    """A process and the case that it runs now (its number), since when."""
+    """A process and the case that it runs now (its number), since when.
+
+    ``moved`` is when it was last seen to have done another part of its work.
+    """
 
     process: BaseProcess
     connection: Connection
+    beats: Beats
     case: int | None = None
     since: float = 0.0
+    moved: float = 0.0
+    seen: int = 0
 
 
 class Runner:
     """Iterate over it for results, once, in the order in which they come.
 
     ``workers`` processes run cases beside each other; cases that must be alone run after
-    them, one by one. With ``shuffle`` the order is random, by ``seed``. A case that hangs
-    is killed and one that crashes its process is reported; both cost a new process.
+    them, one by one. With ``shuffle`` the order is random, by ``seed``. A case that hangs, or
+    gets on for LONGEST times its deadline, is killed and one that crashes its process is
+    reported; both cost a new process.
     ``started`` is called with each case when it starts. :meth:`close` ends all processes,
     also those in the middle of a case; ``left_behind`` says that the kernel did not let one go,
     for which Python would wait at its end. Once the cases that failed have taken
@@ -108,13 +116,14 @@ class Runner:
 
     def _start(self) -> _Worker:
         ours, theirs = _processes.Pipe()
+        beats = Beats()
         others = [worker.connection for worker in self._pool]
         process = _processes.Process(
-            target=_serve_forked, args=(theirs, [ours, *others], self.cases, self.seed)
+            target=_serve_forked, args=(theirs, [ours, *others], self.cases, self.seed, beats)
         )
         process.start()
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, beats)
 
     def _give(self, worker: _Worker, number: int) -> None:
         if not worker.process.is_alive():
@@ -122,6 +131,7 @@ class Runner:
             worker = self._renew(worker)
         self.started(self.cases[number])
         worker.case, worker.since = number, time.monotonic()
+        worker.moved, worker.seen = worker.since, worker.beats.count()
         worker.connection.send(number)
 
     def _renew(self, worker: _Worker) -> _Worker:
@@ -132,7 +142,11 @@ class Runner:
 
     def _left(self, worker: _Worker) -> float:
         assert worker.case is not None
-        return worker.since + self.cases[worker.case].deadline_s - time.monotonic()
+        now, deadline_s = time.monotonic(), self.cases[worker.case].deadline_s
+        if (count := worker.beats.count()) != worker.seen:
+            worker.moved, worker.seen = now, count
+        end = min(worker.moved + deadline_s, worker.since + LONGEST * deadline_s)
+        return end - now
 
     def _until_deadline(self) -> float:
         left = [self._left(worker) for worker in self._pool if worker.case is not None]
@@ -149,7 +163,9 @@ class Runner:
 
     def _kill(self, worker: _Worker) -> CaseResult:
         assert worker.case is not None
-        message = f"no end after {self.cases[worker.case].deadline_s:g} s"
+        deadline_s = self.cases[worker.case].deadline_s
+        took_s = time.monotonic() - worker.since
+        message = f"no end after {round(took_s) if worker.moved > worker.since else deadline_s:g} s"
         calls, stacks = stuck.where(worker.process.pid or 0)
         if calls:
             message += f", in {calls}"
@@ -186,12 +202,16 @@ class Runner:
 
 
 def _serve_forked(
-    connection: Connection, inherited: list[Connection], cases: list[Case], seed: int
+    connection: Connection,
+    inherited: list[Connection],
+    cases: list[Case],
+    seed: int,
+    beats: Beats,
 ) -> None:
     # A copy of another worker's pipe would keep that worker from seeing its end.
     for each in inherited:
         each.close()
-    serve(connection, cases, seed)
+    serve(connection, cases, seed, beats)
 
 
 def _ending(code: int | None) -> str:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from pyvmm.errors import PyvmmError
@@ -17,16 +18,22 @@ from pyvmm.validate.kit.check import CheckFailed, Missing
 from pyvmm.validate.kit.known import Known, KnownBug
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.run.beats import Beats
 
-# Whoever waits for the worker kills it at the case's deadline. Should nobody be left to do
-# so, its own alarm ends it a little later.
+#: How many times its deadline a case may take that gets on.
+LONGEST = 3
+# Whoever waits for the worker kills it then at the latest. Should nobody be left to do so, its own
+# alarm ends it a little later.
 _GRACE_S = 30
 #: Why a case is skipped that is about what happens at the same time, when nothing did.
 NO_RACE = "no race happened here"
 
 
-def serve(connection: Connection, cases: list[Case], seed: int) -> None:
-    """Run the case whose number comes in, send its result back; until the other end closes."""
+def serve(connection: Connection, cases: list[Case], seed: int, beats: Beats) -> None:
+    """Run the case whose number comes in, send its result back; until the other end closes.
+
+    ``beats`` counts the parts of their work that cases have done.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -43,8 +50,8 @@ def serve(connection: Connection, cases: list[Case], seed: int) -> None:
     try:
         while True:
             each = cases[connection.recv()]
-            signal.alarm(int(each.deadline_s) + _GRACE_S)
-            connection.send(run_case(each, seed))
+            signal.alarm(int(LONGEST * each.deadline_s) + _GRACE_S)
+            connection.send(run_case(each, seed, beats.add))
             signal.alarm(0)
     except (EOFError, BrokenPipeError):
         pass
@@ -52,12 +59,12 @@ def serve(connection: Connection, cases: list[Case], seed: int) -> None:
     os._exit(0)
 
 
-def run_case(each: Case, seed: int) -> CaseResult:
-    """Run one case here and now."""
+def run_case(each: Case, seed: int, beat: Callable[[], object] = lambda: None) -> CaseResult:
+    """Run one case here and now; ``beat`` is called with each part of its work that is done."""
     start = time.monotonic()
     bug: KnownBug | None = None
     try:
-        state, message, detail = _outcome(each, seed)
+        state, message, detail = _outcome(each, seed, beat)
     except Known as seen:
         state, message, detail, bug = State.KNOWN, str(seen), seen.detail, seen.bug
     duration = time.monotonic() - start
@@ -66,12 +73,12 @@ def run_case(each: Case, seed: int) -> CaseResult:
     )
 
 
-def _outcome(each: Case, seed: int) -> tuple[State, str, str]:
+def _outcome(each: Case, seed: int, beat: Callable[[], object]) -> tuple[State, str, str]:
     for name in each.needs:
         lack = missing(name)
         if lack:
             return State.SKIP, f"{name}: {lack}", ""
-    tools = Toolbox(f"{seed} {each.name}", each)
+    tools = Toolbox(f"{seed} {each.name}", each, beat)
     try:
         with tools:
             each.function(tools, **each.parameters)
