@@ -52,6 +52,8 @@ class FailingAllocations(Closing):
                 "/proc/PID/fail-nth (CONFIG_FAULT_INJECTION; pyvmm lab build --debug faults)"
             )
         self._settings = ExitStack()
+        # To move a thread to another CPU takes an allocation, too, as before and after KVM_RUN.
+        self._settings.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
         try:
             for name, value in _SETTINGS.items():
                 self._set(_DEBUGFS / name, value)
