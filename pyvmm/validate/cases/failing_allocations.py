@@ -1,8 +1,8 @@
 """No memory for the kernel itself: each allocation of a call fails once, and nothing comes of it.
 
 The first allocation of the call fails, the second in another VM, and so on until the call makes no
-more of them; then all of its slabs fail at once. A call that failed has changed nothing, works when
-it is made again, and leaves nothing.
+more of them; then all fail from some byte on, later and later. A call that failed has changed
+nothing, works when it is made again, and leaves nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 
 from pyvmm.errors import KvmError
 from pyvmm.native import lib
@@ -31,6 +32,8 @@ _DEADLINE_S = 240.0
 
 #: What is done to a VM: it yields the call that is tried, and is told whether that failed.
 Life = Generator[Callable[[], object], bool, None]
+#: Makes a call, of whose allocations some fail.
+Failing = Callable[[Callable[[], object]], Attempt]
 
 
 def _create_vm(tools: Toolbox) -> Life:
@@ -197,22 +200,27 @@ def each_allocation_in_place(tools: Toolbox) -> None:
 
 def _each_allocation(tools: Toolbox, of: str) -> None:
     failing = tools.keep(FailingAllocations())
-    _fail(failing, 1 << 30, of)  # what is done once in a kernel's life is done
+    _live(of, partial(failing.attempt, 1 << 30), "")  # what a kernel does once in its life is done
     counts = []
 
     def sweep() -> None:
-        failures = 0
-        for number in itertools.count(1):
-            attempt = _fail(failing, number, of)
-            failures += attempt.error != 0
-            if not attempt.is_reached:
-                break
-        failures += _fail(failing, None, of).error != 0
-        counts.append((number - 1, failures))
+        each = (
+            (f"allocation {number}", partial(failing.attempt, number))
+            for number in itertools.count(1)
+        )
+        behind = (
+            (f"all slabs behind {size} bytes", partial(failing.attempt_within, size))
+            for size in _sizes()
+        )
+        failures = [_until_none_fails(tools, of, ways) for ways in (each, behind)]
+        counts.append((*map(len, failures), sum(map(sum, failures))))
 
     grown = left_behind(sweep, lines(), lambda line: line.noise, _ATTEMPTS)
-    allocations, failures = counts[-1]
-    tools.say(f"{allocations} allocations failed, and all slabs; the call failed {failures} times")
+    single, behind, failures = counts[-1]
+    tools.say(
+        f"{single} allocations failed, and {behind} times all from some byte on; the call failed "
+        f"{failures} times"
+    )
     if grown:
         line, seen = next(iter(grown.items()))
         raise CheckFailed(
@@ -220,17 +228,32 @@ def _each_allocation(tools: Toolbox, of: str) -> None:
         )
 
 
-def _fail(failing: FailingAllocations, number: int | None, of: str) -> Attempt:
-    """One life, in which the allocation with this number fails, or each slab."""
+def _until_none_fails(tools: Toolbox, of: str, ways: Iterable[tuple[str, Failing]]) -> list[bool]:
+    """A life for each way, until no allocation fails; whether the call did."""
+    failures = []
+    for detail, failing in ways:
+        attempt = _live(of, failing, detail)
+        tools.beat()
+        if not attempt.is_reached:
+            break
+        failures.append(attempt.error != 0)
+    return failures
+
+
+def _sizes() -> Iterator[int]:
+    """Bytes of slabs: in steps smaller than what is allocated at once, or than what there is."""
+    size = 0
+    while True:
+        yield size
+        size += max(64, size // 16)
+
+
+def _live(of: str, failing: Failing, detail: str) -> Attempt:
+    """One life, whose call is made by ``failing``, so that allocations fail."""
     before = open_vms()
-    detail = "all slabs" if number is None else f"allocation {number}"
     with Toolbox("") as own:
         life = LIVES[of](own)
-        call = next(life)
-        if number is None:
-            attempt = Attempt(failing.attempt_without_slabs(call), True)
-        else:
-            attempt = failing.attempt(number, call)
+        attempt = failing(next(life))
         seen = errno_name(attempt.error)
         check(
             attempt.error in (0, errno.ENOMEM),

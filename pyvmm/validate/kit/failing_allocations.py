@@ -18,12 +18,16 @@ from pyvmm.validate.kit.check import Missing, errno_of
 _DEBUGFS = Path("/sys/kernel/debug")
 _FAIL_NTH, _FAIL_ALL = Path("/proc/thread-self/fail-nth"), Path("/proc/thread-self/make-it-fail")
 # By default only those fail that may not wait, of two pages or more, and not for user space.
+_SPACE = _DEBUGFS / "failslab/space"
+# No slab has larger objects: with more than that left of the bytes that succeed, none has failed.
+_LARGEST_OBJECT = 8192
 _SETTINGS = {
     "failslab/ignore-gfp-wait": "N",
     "failslab/verbose": "0",
     "failslab/task-filter": "Y",  # before the probability: only where it is asked for
     "failslab/times": "-1",
     "failslab/probability": "100",
+    "failslab/space": "0",  # bytes that succeed before the first fails
     "fail_page_alloc/ignore-gfp-wait": "N",
     "fail_page_alloc/ignore-gfp-highmem": "N",
     "fail_page_alloc/min-order": "0",
@@ -82,13 +86,18 @@ class FailingAllocations(Closing):
             os.pwrite(self._number, b"0", 0)
         return Attempt(error, int(left) == 0)
 
-    def attempt_without_slabs(self, call: Callable[[], object]) -> int:
-        """The errno of ``call``, of whose slabs none can be had. Some calls try each twice."""
+    def attempt_within(self, size: int, call: Callable[[], object]) -> Attempt:
+        """``call``, which may have so many bytes of slabs; all that it asks for then fails.
+
+        So does what it asks for twice, since it can do without it only once.
+        """
+        _SPACE.write_text(str(size))
         os.pwrite(self._all, b"1", 0)
         try:
-            return errno_of(call)
+            error = errno_of(call)
         finally:
             os.pwrite(self._all, b"0", 0)
+        return Attempt(error, int(_SPACE.read_text()) <= _LARGEST_OBJECT)
 
     def close(self) -> None:
         self._settings.close()
