@@ -83,6 +83,20 @@ def _delete_slot(tools: Toolbox) -> Life:
     memory.vm.cpu.expect_mmio(GPA, "a slot that was deleted")
 
 
+def _move_slot(tools: Toolbox) -> Life:
+    vm = tools.private_vm()
+    shared, slot, there = tools.shared_side(GPA, SIZE), vm.new_slot(), GPA + GIB
+    shared.fill(GPA, 0, SIZE, SHARED)
+    region = partial(vm.vm.set_user_memory_region, slot)
+    region(GPA, SIZE, shared.address)
+    if (yield lambda: region(there, SIZE, shared.address)):
+        vm.cpu.expect_filled(GPA, SIZE, SHARED, "a slot that could not be moved", STRIDE)
+        region(there, SIZE, shared.address)
+    word = vm.cpu.read(there, what="a slot that was moved")
+    expect(word, SHARED + GPA, "what the guest reads in a slot that was moved")
+    vm.cpu.expect_mmio(GPA, "where a slot was that was moved")
+
+
 def _set_attributes(tools: Toolbox) -> Life:
     memory = tools.memory(tools.private_vm(), GPA, SIZE)
     memory.fill(0, SIZE, SHARED)
@@ -164,6 +178,7 @@ LIVES: dict[str, Callable[[Toolbox], Life]] = {
     "KVM_CREATE_GUEST_MEMFD": _create_file,
     "making a slot": _create_slot,
     "deleting a slot": _delete_slot,
+    "moving a slot": _move_slot,
     "KVM_SET_MEMORY_ATTRIBUTES": _set_attributes,
     "allocating": _allocate,
     "KVM_PRE_FAULT_MEMORY": _pre_fault,
