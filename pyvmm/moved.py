@@ -36,7 +36,7 @@ _WINGS = {
     ),
     "run": ("catalogue", "runner", "stuck", "worker"),
     "results": ("baseline", "ktap", "lines", "report", "result"),
-    "kernels": ("lab_run", "side_by_side", "two_kernels"),
+    "kernels": ("lab_run", "two_kernels"),
 }
 #: Old names and new ones, below ``pyvmm``; the first of several new ones that has a name gives it.
 MOVED: dict[str, tuple[str, ...]] = {

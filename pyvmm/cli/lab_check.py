@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import random
 import re
 import shutil
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_job, lab_series
-from pyvmm.cli.interruption import Interrupted
-from pyvmm.cli.lab_command import Show, build_progress, guarded, live_line, say
+from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_engine, lab_series
+from pyvmm.cli.lab_command import build_progress, guarded, say
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernels import Kernel
-    from pyvmm.validate.jobs.first_runs import FirstRuns
-    from pyvmm.validate.kernels.lab_run import LabRun, Machine
+    from pyvmm.validate.kernels.lab_run import Machine
     from pyvmm.validate.kernels.two_kernels import Variant
     from pyvmm.validate.kernels.verdict import Facts
     from pyvmm.validate.kit.case import Case
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 SAME_OR_BETTER, WORSE, NOTHING_RAN = 0, 1, 4
 _PARAMETER = re.compile(r"[A-Za-z0-9_.-]+=[^\s,\"]*(?:,[^\s,\"]*)*")
 _MOST_COMBINATIONS = 64
-#: For the cases with hugetlb memory; a lab has none otherwise.
-_HUGE_PAGES = "hugepages=16"
 
 
 def add_parser(commands: Any) -> None:
@@ -97,15 +92,7 @@ def _add_cases(parser: ArgumentParser) -> None:
         dest="workers",
         help="cases beside each other (2)",
     )
-    parser.add_argument(
-        "--workers",
-        type=arguments.workers,
-        metavar="N",
-        dest="labs",
-        help="cut the first runs into jobs, N labs at once; an interrupted check then goes on from"
-        " where it was when it is called again",
-    )
-    lab_job.add_dask(parser)
+    lab_engine.add_arguments(parser)
     parser.add_argument(
         "--model-examples",
         type=arguments.model_examples,
@@ -145,115 +132,71 @@ def _varied(text: str) -> list[str]:
 
 
 def _check(options: Namespace) -> int:
-    from pyvmm.validate.kernels.lab_run import Machine
-    from pyvmm.validate.kernels.two_kernels import TwoKernels
-    from pyvmm.validate.kernels.verdict import Facts
     from pyvmm.validate.run.catalogue import select
 
     _check_words(options)
     debug = lab_debug.names(options)
     cases = select(options.expression, model_examples=options.model_examples)
-    results = _Results(options.results)
-    seed = random.randrange(1 << 32) if options.seed is None else options.seed
-    machine = Machine(
-        options.cpus,
-        options.memory,
-        [_HUGE_PAGES, *options.param],
-        options.timeout,
-        silence_s=max(each.deadline_s for each in cases) + 60,
-    )
-    if lab_series.is_series(options):
-        return _check_series(options, machine, results, seed, debug)
-    variants: list[Variant] = []
-    with results, live_line() as show:
-        before, now = _kernels(options, debug)
-        jobs = _jobs(options, before, now, machine, cases)
-        seed = jobs.seed if jobs else seed
-        check = TwoKernels(
-            before,
-            now,
-            machine,
-            results.folder,
-            seed=seed,
-            expression=options.expression,
-            words=_words(options),
-            vary=options.vary,
-            announce=say,
-            watch=show or (lambda line: None),
-        )
-        say(f"{len(cases)} cases on {before.name} and {now.name}, seed {seed}")
-        if options.vary:
-            check.check_parameters()
-        if jobs:
-            check.first = _first_runs(jobs, options, results.folder, show)
-        facts = Facts(before, now, seed, options.cpus, options.memory, options.expression)
-        try:
-            for variant in check.variants():
-                variants.append(variant)
-        except BaseException:
-            if variants:
-                count = len(check.choices)
-                say(f"{len(variants)} of {count} combinations were done; what they say:")
-                _show(options, facts, variants, "")
-            raise
-        told, coverage = _coverage(options, machine, results.folder, seed)
-        results.keep_all(facts, variants, told, coverage)
-        if jobs:
-            jobs.forget()
-    _show(options, facts, variants, results.where, told, coverage)
-    if any(variant.worse for variant in variants):
-        return WORSE
-    return NOTHING_RAN if all(each.nothing_ran for each in variants) else SAME_OR_BETTER
-
-
-def _jobs(
-    options: Namespace, before: Kernel, now: Kernel, machine: Machine, cases: Sequence[Case]
-) -> FirstRuns | None:
-    """The first runs as jobs, if that is asked for."""
-    from pyvmm.validate.jobs.first_runs import FirstRuns
-
-    if not (options.labs or options.dask):
-        return None
-    choices = list(itertools.product(*options.vary))
-    return FirstRuns(
-        before,
-        now,
-        choices,
-        machine,
-        cases,
-        model_examples=options.model_examples,
-        seed=options.seed,
-    )
-
-
-def _first_runs(
-    jobs: FirstRuns, options: Namespace, folder: Path, show: Show | None
-) -> Mapping[tuple[str, ...], Sequence[LabRun]]:
-    where = f"the cluster at {options.dask}" if options.dask else f"{options.labs} labs at once"
-    say(f"{jobs.count} jobs on {where}")
-    try:
-        return jobs.run(folder, lab_job.engine(options.dask, options.labs, show))
-    except Interrupted:
-        say("what is done is kept; the same command goes on from there")
-        raise
-
-
-def _check_series(
-    options: Namespace, machine: Machine, results: _Results, seed: int, debug: tuple[str, ...]
-) -> int:
-    with results:
-        status, show_all = lab_series.check_series(
-            options, machine, results.folder, seed, _words(options), debug
-        )
-        results.is_whole = True
-    show_all()
+    with _Results(options.results) as results:
+        if lab_series.is_series(options):
+            status, show = lab_series.check_series(
+                options, cases, _machine(options, cases), results.folder, debug
+            )
+            results.is_whole = True
+        else:
+            status, show = _check_two(options, cases, results, debug)
+    show(results.where)
     return status
 
 
-def _words(options: Namespace) -> list[str]:
-    """What goes on to pyvmm validate."""
-    given = {"-j": options.workers, "--model-examples": options.model_examples}
-    return [word for name, value in given.items() if value for word in (name, str(value))]
+def _check_two(
+    options: Namespace, cases: Sequence[Case], results: _Results, debug: tuple[str, ...]
+) -> tuple[int, Callable[[str], None]]:
+    """Compare two kernels; the status, and what shows it once the folder has its place."""
+    from pyvmm.lab.errors import KernelFailed
+    from pyvmm.validate.kernels.two_kernels import check_parameters, place_of, variants
+    from pyvmm.validate.kernels.verdict import Facts
+
+    kernels = _kernels(options, debug)
+    machine = _machine(options, cases)
+    choices = lab_engine.choices(options)
+    if options.vary:
+        check_parameters(kernels, machine, choices[0], say)
+    folders = {
+        (number, choice): place_of(results.folder, choice) / when
+        for choice in choices
+        for number, when in enumerate(("before", "now"))
+    }
+    with lab_engine.runs_of(options, kernels, cases) as runs:
+        first = runs.first(folders)
+        for came in first.values():
+            if isinstance(came, KernelFailed):
+                raise came
+        found = list(variants(first, (0, 1), runs, results.folder, say))
+        told, coverage = _coverage(options, machine, results.folder, runs.seed)
+        facts = Facts(*kernels, runs.seed, options.cpus, options.memory, options.expression)
+        results.keep_all(facts, found, told, coverage)
+        runs.forget()
+    return _status(found), partial(_show, options, facts, found, told, coverage)
+
+
+def _machine(options: Namespace, cases: Sequence[Case]) -> Machine:
+    from pyvmm.validate.jobs.job import HUGE_PAGES
+    from pyvmm.validate.kernels.lab_run import Machine
+
+    return Machine(
+        options.cpus,
+        options.memory,
+        [HUGE_PAGES, *options.param],
+        options.timeout,
+        silence_s=max(each.deadline_s for each in cases) + 60,
+    )
+
+
+def _status(variants: Sequence[Variant]) -> int:
+    if any(variant.worse for variant in variants):
+        return WORSE
+    return NOTHING_RAN if all(each.nothing_ran for each in variants) else SAME_OR_BETTER
 
 
 def _coverage(
@@ -279,10 +222,10 @@ def _coverage(
 def _show(
     options: Namespace,
     facts: Facts,
-    variants: list[Variant],
+    variants: Sequence[Variant],
+    told: Sequence[str],
+    coverage: dict[str, Any] | None,
     where: str,
-    told: Sequence[str] = (),
-    coverage: dict[str, Any] | None = None,
 ) -> None:
     from pyvmm.cli import lab_check_text as text
     from pyvmm.validate.kernels.verdict import to_json
@@ -294,7 +237,7 @@ def _show(
     if len(told) > len(about):
         about.append(f"... and {len(told) - len(about)} lines more")
     lines = text.summary(facts, variants, text.LINES - 1 - len(about))
-    print("\n".join([*lines, *about, *([where] if where else [])]), flush=True)
+    print("\n".join([*lines, *about, where]), flush=True)
 
 
 def _check_words(options: Namespace) -> None:
@@ -320,10 +263,7 @@ def _check_words(options: Namespace) -> None:
             "nothing to compare",
             "want --patch FILE, --series FILE, or --kernel BEFORE --kernel NOW",
         )
-    lab_job.check_dask(options.dask, options.labs)
-    if (options.labs or options.dask) and (options.workers or lab_series.is_series(options)):
-        option = "--dask" if options.dask else "--workers"
-        raise LabUsageError(option, "it goes neither with -j nor with a series")
+    lab_engine.check(options)
     lab_series.check_words(options)
     for name in options.kernel:
         check_known(name)

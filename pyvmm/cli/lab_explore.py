@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments, lab_job
+from pyvmm.cli import arguments, lab_engine
 from pyvmm.cli.interruption import Interrupted
 from pyvmm.cli.lab_command import Show, guarded, live_line, say
 from pyvmm.printable import printable
 
 if TYPE_CHECKING:
     from pyvmm.validate.jobs.corpus import Corpus
-    from pyvmm.validate.jobs.first_runs import Engine
     from pyvmm.validate.jobs.job import Job
     from pyvmm.validate.jobs.result import JobResult
+    from pyvmm.validate.jobs.workers import Engine
 
 PASSED, FOUND, NOTHING_RAN = 0, 1, 4
 _LONGEST_H = 10_000.0
@@ -59,8 +59,7 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="scripts of each case in a lab (%(default)s)",
     )
-    parser.add_argument("--workers", type=arguments.workers, metavar="N", help="labs at once")
-    lab_job.add_dask(parser)
+    lab_engine.add_arguments(parser)
     parser.add_argument("--seed", type=arguments.seed, metavar="SEED", help="of a new corpus")
     parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="(%(default)s)")
@@ -82,12 +81,11 @@ def _explore(options: Namespace) -> int:
     from pyvmm.lab.cache import locked
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.validate.jobs.corpus import Corpus
-    from pyvmm.validate.jobs.workers import labs_at_once
 
-    lab_job.check_dask(options.dask, options.workers)
+    lab_engine.check(options)
     templates = _templates(options)
-    workers = options.workers or labs_at_once(options.cpus, options.memory)
-    where = f"the cluster at {options.dask}" if options.dask else f"{workers} labs at once"
+    workers = lab_engine.labs(options, options.cpus, options.memory)
+    where = lab_engine.where(options, workers)
     try:
         options.corpus.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,7 +96,7 @@ def _explore(options: Namespace) -> int:
         say(f"seed {corpus.seed}, {where}, {len(corpus.kinds)} kinds known")
         try:
             watch = exploration.watch(show or (lambda line: None))
-            exploration.run(lab_job.engine(options.dask, workers, watch))
+            exploration.run(lab_engine.engine(options, workers, watch))
         except Interrupted:
             exploration.tell()
             raise
@@ -196,10 +194,8 @@ class _Exploration:
 
 def _templates(options: Namespace) -> list[Job]:
     """A job on each kernel, still without its seed."""
-    from pyvmm.cli.lab_job import kernel_of
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.lab.lab import check_machine
-    from pyvmm.validate.jobs.job import HUGE_PAGES, Job
     from pyvmm.validate.run.catalogue import select
 
     check_machine(options.cpus, options.memory, options.param)
@@ -207,16 +203,8 @@ def _templates(options: Namespace) -> list[Job]:
     cases = [each for each in cases if each.examples]
     if not cases:
         raise LabUsageError(f"-k {options.expression!r}", "it chooses no case of the model")
+    timeout_s = 60 + sum(each.deadline_s for each in cases)
     return [
-        Job(
-            kernel_of(name),
-            tuple(each.name for each in cases),
-            0,
-            options.cpus,
-            options.memory,
-            (HUGE_PAGES, *options.param),
-            options.model_examples,
-            60 + sum(each.deadline_s for each in cases),
-        )
+        lab_engine.job(options, lab_engine.kernel_of(name), cases, 0, timeout_s)
         for name in options.kernel or ["default"]
     ]

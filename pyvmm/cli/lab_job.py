@@ -9,11 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments, lab_debug
-from pyvmm.cli.lab_command import Show, build_progress, guarded, live_line, say
+from pyvmm.cli import arguments, lab_debug, lab_engine
+from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
 
 if TYPE_CHECKING:
-    from pyvmm.validate.jobs.first_runs import Engine
     from pyvmm.validate.jobs.job import Built, Image, Named
     from pyvmm.validate.jobs.workers import Outcome
 
@@ -33,52 +32,9 @@ def add_parsers(commands: Any) -> None:
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="docs/jobs.md has it")
     parser.add_argument("--again", action="store_true", help="run them though results are known")
-    parser.add_argument(
-        "--workers",
-        type=arguments.workers,
-        metavar="N",
-        help="jobs at once (as many labs as cores and memory allow)",
-    )
-    add_dask(parser)
+    lab_engine.add_arguments(parser)
     parser.set_defaults(func=guarded(_job))
     _add_cut(commands)
-
-
-def add_dask(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--dask",
-        default="",
-        metavar="tcp://HOST:PORT",
-        help="run jobs on the workers of this Dask scheduler instead",
-    )
-
-
-def check_dask(address: str, workers: int | None) -> None:
-    """A LabUsageError where both are asked for."""
-    from pyvmm.lab.errors import LabUsageError
-
-    if address and workers:
-        raise LabUsageError("--dask", "its workers are those of the cluster", "leave out --workers")
-
-
-def engine(address: str, workers: int, show: Show | None, again: bool = False) -> Engine:
-    """What runs jobs: the cluster whose scheduler has this address, or so many labs here."""
-    from functools import partial
-
-    from pyvmm.validate.jobs.cluster import run_on_cluster
-    from pyvmm.validate.jobs.run import run_job
-    from pyvmm.validate.jobs.workers import run_jobs
-
-    watch = show or (lambda line: None)
-    if address:
-        return partial(run_on_cluster, address=address, announce=say, watch=watch, again=again)
-    return partial(
-        run_jobs,
-        workers=workers,
-        announce=say,
-        watch=watch,
-        run=partial(run_job, again=again),
-    )
 
 
 def _add_cut(commands: Any) -> None:
@@ -123,9 +79,8 @@ def _job(options: Namespace) -> int:
     from pyvmm.validate.jobs import result as results
     from pyvmm.validate.jobs.job import load
     from pyvmm.validate.jobs.run import run_job
-    from pyvmm.validate.jobs.workers import labs_at_once
 
-    check_dask(options.dask, options.workers)
+    lab_engine.check(options)
     jobs = list({job.name: job for job in map(load, options.files)}.values())
     outcomes: list[Outcome] = []
     with build_progress() as progress, live_line() as show:
@@ -134,8 +89,10 @@ def _job(options: Namespace) -> int:
             done = run_job(jobs[0], say, watch, progress, again=options.again)
             print(results.to_text(done), flush=True)
             return _status([done])
-        most = labs_at_once(max(job.cpus for job in jobs), max(job.memory_mib for job in jobs))
-        run_all = engine(options.dask, options.workers or most, show, again=options.again)
+        workers = lab_engine.labs(
+            options, max(job.cpus for job in jobs), max(job.memory_mib for job in jobs)
+        )
+        run_all = lab_engine.engine(options, workers, show, again=options.again)
         with closing(run_all(jobs)) as came:
             for _, outcome in came:
                 outcomes.append(outcome)
@@ -164,23 +121,14 @@ def _cut(options: Namespace) -> int:
     from pyvmm.lab.lab import check_machine
     from pyvmm.validate.jobs import durations
     from pyvmm.validate.jobs.cut import cut_job
-    from pyvmm.validate.jobs.job import HUGE_PAGES, Job, from_text, to_text
+    from pyvmm.validate.jobs.job import from_text, to_text
     from pyvmm.validate.jobs.workers import about
     from pyvmm.validate.run.catalogue import select
 
     check_machine(options.cpus, options.memory, options.param)
     cases = select(options.expression, model_examples=options.model_examples)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
-    whole = Job(
-        _kernel(options),
-        tuple(each.name for each in cases),
-        seed,
-        options.cpus,
-        options.memory,
-        (HUGE_PAGES, *options.param),
-        options.model_examples,
-        options.timeout,
-    )
+    whole = lab_engine.job(options, _kernel(options), cases, seed, options.timeout)
     from_text(to_text(whole), "what was asked for")  # as whoever runs the jobs will see it
     known = durations.known()
     jobs = cut_job(whole, known, options.seconds)
@@ -222,18 +170,4 @@ def _kernel(options: Namespace) -> Named | Image | Built:
         )
         config = read_fragment(options.config) if options.config else ""
         return Built(told, patches, config, debug)
-    return kernel_of(options.kernel)
-
-
-def kernel_of(name: str) -> Named | Image:
-    """The kernel that ``pyvmm lab run --kernel`` calls so."""
-    from pyvmm.lab.build import check_known, known_recipe
-    from pyvmm.lab.kernels import find_built, read_image
-    from pyvmm.validate.jobs.job import Image, Named
-    from pyvmm.validate.jobs.run import sha256_of
-
-    check_known(name)
-    if "/" not in name and (known_recipe(name) or find_built(name)):
-        return Named(name)
-    image = read_image(Path(name)).image
-    return Image(str(image), sha256_of(image))
+    return lab_engine.kernel_of(options.kernel)

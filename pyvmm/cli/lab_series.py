@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import lab_coverage
-from pyvmm.cli.lab_command import build_progress, live_line, say
+from pyvmm.cli import lab_coverage, lab_engine
+from pyvmm.cli.lab_command import build_progress, say
 
 if TYPE_CHECKING:
     from pyvmm.lab.selftests import SelftestResult
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyvmm.validate.kernels.lab_run import Machine
     from pyvmm.validate.kernels.series import Step
     from pyvmm.validate.kernels.series_verdict import SeriesFacts
+    from pyvmm.validate.kit.case import Case
 
 NOTHING_WORSE, WORSE, NOTHING_RAN, BROKEN = 0, 1, 4, 125
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -100,12 +101,11 @@ def check_words(options: Namespace) -> None:
 
 def check_series(
     options: Namespace,
+    cases: Sequence[Case],
     machine: Machine,
     folder: Path,
-    seed: int,
-    words: Sequence[str],
     debug: tuple[str, ...] = (),
-) -> tuple[int, Callable[[], None]]:
+) -> tuple[int, Callable[[str], None]]:
     """Build and run it all; the status, and what shows it once the folder has its place."""
     from pyvmm.validate.kernels.series import SeriesRun, write_patches
     from pyvmm.validate.kernels.series_verdict import SeriesFacts
@@ -117,25 +117,21 @@ def check_series(
         steps = _built(options, source, patches, paths, debug)
         selftests = _selftests(options, patches, steps) if options.selftests else ()
         told, coverage = _coverage(options, source, patches, paths, steps, machine, folder)
-    name = options.commits or source.name
-    facts = SeriesFacts(
-        name, len(patches), seed, options.cpus, options.memory, options.expression, selftests
-    )
-    with live_line() as show:
-        run = SeriesRun(
-            steps,
-            machine,
-            folder,
-            seed=seed,
-            each=options.each,
-            expression=options.expression,
-            words=words,
-            vary=options.vary,
-            announce=say,
-            watch=show or (lambda line: None),
+    series = SeriesRun(steps, each=options.each)
+    with lab_engine.runs_of(options, series.kernels, cases) as runs:
+        first = runs.first(series.folders(folder, lab_engine.choices(options)))
+        steps = list(series.steps(first, runs, folder, say))
+        facts = SeriesFacts(
+            options.commits or source.name,
+            len(patches),
+            runs.seed,
+            options.cpus,
+            options.memory,
+            options.expression,
+            selftests,
         )
-        steps = list(run.steps())
-    _keep(folder, steps, facts, told, coverage)
+        _keep(folder, steps, facts, told, coverage)
+        runs.forget()
     return _status(steps, facts), partial(_show, options, steps, facts, told, coverage)
 
 
@@ -176,6 +172,7 @@ def _show(
     facts: SeriesFacts,
     told: Sequence[str],
     coverage: dict[str, Any] | None,
+    where: str,
 ) -> None:
     from pyvmm.cli.lab_series_text import summary
     from pyvmm.validate.kernels.series_verdict import to_json
@@ -186,7 +183,7 @@ def _show(
     about = list(told[: lab_coverage.MOST_LINES])
     if len(told) > len(about):
         about.append(f"... and {len(told) - len(about)} lines more")
-    print("\n".join([*summary(steps, facts), *about]), flush=True)
+    print("\n".join([*summary(steps, facts), *about, where]), flush=True)
 
 
 def _status(steps: Sequence[Step], facts: SeriesFacts) -> int:

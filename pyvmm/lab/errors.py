@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyvmm.errors import PyvmmError
+from pyvmm.errors import ConfigurationError, PyvmmError
 
 
 class LabError(PyvmmError):
@@ -20,5 +20,16 @@ class LabUsageError(LabError):
     status = 2
 
 
+class KernelFailed(LabError):
+    """A kernel does not boot, or the command does not begin in it."""
+
+
 class PatchRefused(LabError):
     """A patch does not apply to the source."""
+
+
+def plain(error: PyvmmError) -> PyvmmError:
+    """The error as one of the classes that a pipe to another process can carry."""
+    classes = (LabUsageError, KernelFailed, LabError, ConfigurationError)
+    kind = next((each for each in classes if isinstance(error, each)), PyvmmError)
+    return kind(error.thing, error.cause, error.remedy)

@@ -23,7 +23,7 @@ from typing import Any, Protocol, get_args
 from pyvmm.lab import agent
 from pyvmm.lab.build import find_or_build
 from pyvmm.lab.debug_options import debug_parameters
-from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.errors import KernelFailed, LabError, LabUsageError
 from pyvmm.lab.initramfs import build_initramfs, find_busybox
 from pyvmm.lab.kernel_log import Splat, find_splats
 from pyvmm.lab.kernels import Kernel, save_last_log
@@ -364,7 +364,7 @@ class Lab:
         self._log = hello["log"]
         if not hello["kvm"]:
             self._end()
-            raise LabError(self.kernel.name, f"no KVM in this kernel: {hello['blame']}")
+            raise KernelFailed(self.kernel.name, f"no KVM in this kernel: {hello['blame']}")
         if not hello["private"]:
             self.lacks_private_memory = hello["blame"]
             self._announce(f"kernel {self.kernel.name} has no private memory: {hello['blame']}")
@@ -427,7 +427,7 @@ class _Ending:
     timed_out: bool = False
 
 
-class _BootFailed(LabError):
+class _BootFailed(KernelFailed):
     def __init__(self, kernel: str, cause: str, *, may_be_chance: bool) -> None:
         super().__init__(
             f"kernel {kernel} did not boot", cause, "'pyvmm lab kernel-log' has what it said"

@@ -19,7 +19,7 @@ from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import cluster, there
 from pyvmm.validate.jobs.cluster import run_on_cluster
 from pyvmm.validate.jobs.job import Job, Named, to_text
-from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.jobs.result import JobResult, KernelFacts, own_code
 from pyvmm.validate.jobs.run import kept_result, sha256_of
 from pyvmm.validate.jobs.workers import Outcome
 from pyvmm.validate.kernels.lab_run import LabRun
@@ -129,17 +129,19 @@ def test_a_worker_that_cannot_be_used_is_named(
 ) -> None:
     def about() -> dict[str, str]:
         first = distributed.get_worker().name == 0
-        return {"pyvmm": "0.0.9" if first else __version__, "problem": ""}
+        return {"pyvmm": "0.0.9" if first else __version__, "code": own_code(), "problem": ""}
 
     monkeypatch.setattr(there, "about", about)
     said: list[str] = []
     assert len(outcomes(scheduler, JOBS[:2], said)) == 2
     (line,) = said
     assert "is not used: it has pyvmm 0.0.9, and this is" in line
-    monkeypatch.setattr(there, "about", lambda: {"pyvmm": __version__, "problem": "no QEMU"})
+    told = {"pyvmm": __version__, "code": own_code(), "problem": "no QEMU"}
+    monkeypatch.setattr(there, "about", lambda: told)
     with pytest.raises(LabError, match="there is no worker; what came of 0 jobs is kept"):
         outcomes(scheduler, JOBS[2:], said, patience_s=0.2)
     assert sum("no QEMU" in line for line in said) == 2
+    assert "their files differ" in there.problem_with({**told, "code": "0a"})
 
 
 def test_the_scheduler_goes(house: House) -> None:

@@ -264,7 +264,7 @@ def test_a_job_runs_once(lab: Lab) -> None:
     assert first.files == {"pyvmm-replay-MODEL1.json": "{}"}
     assert first.kernel.sha256 == hashlib.sha256(b"a kernel").hexdigest()
     assert run() == first and len(lab.runs) == 1
-    assert lab.runs[0] == ["--seed", "7", "-k", "PC3 or MR6"]
+    assert lab.runs[0] == ["--seed", "7", "-k", "PC3 or MR6", "-j", "2"]
     run(replace(JOB, model_examples=5))
     assert lab.runs[1][-2:] == ["--model-examples", "5"]
     run(again=True)
@@ -276,6 +276,13 @@ def test_what_is_kept_is_of_one_kernel(lab: Lab) -> None:
     lab.image.write_bytes(b"another kernel of this name")
     run()
     assert len(lab.runs) == 2
+
+
+def test_what_is_kept_is_of_one_pyvmm(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run()
+    monkeypatch.setattr(job_run, "own_code", lambda: "other files")
+    run()
+    assert len(lab.runs) == 2 and len(first.code) == 64
 
 
 def test_a_run_that_its_time_limit_ended_is_not_kept(lab: Lab) -> None:

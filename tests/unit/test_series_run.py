@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from pyvmm.cli.lab_series_text import summary
 from pyvmm.cli.main import main
 from pyvmm.lab.build import Recipe
 from pyvmm.lab.compiler_warnings import CompilerWarning, in_lines
-from pyvmm.lab.errors import LabError, PatchRefused
+from pyvmm.lab.errors import KernelFailed, LabError, PatchRefused
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.selftests import SelftestResult
 from pyvmm.lab.series import Patch
-from pyvmm.validate.kernels import series, two_kernels
-from pyvmm.validate.kernels.lab_run import LabRun, Machine
+from pyvmm.validate.kernels import series
+from pyvmm.validate.kernels.lab_run import LabRun
 from pyvmm.validate.kernels.series import STRICT, SeriesBuild, SeriesRun, Step, write_patches
 from pyvmm.validate.kernels.series_verdict import SeriesFacts, is_broken, is_worse, to_json, verdict
-from pyvmm.validate.kernels.side_by_side import Run
+from pyvmm.validate.kernels.two_kernels import Came, Place, as_run
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import CaseResult, State
 
@@ -82,38 +82,52 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     return steps
 
 
+class Jobs:
+    """Runs two cases on kernels; PC8 fails on those whose image says so, and some do not boot."""
+
+    def __init__(self, kernels: list[Kernel], failing: Sequence[int], dead: Sequence[int]) -> None:
+        self.kernels = kernels
+        self.failing = failing
+        self.dead = dead
+        self.booted: list[str] = []
+
+    def run(self, kernel: Kernel) -> Came:
+        contents = kernel.image.read_text()
+        number = int(contents.split()[-1])
+        self.booted.append(contents)
+        if number in self.dead:
+            return KernelFailed(f"kernel {kernel.name} did not boot", "it panics")
+        wrong = number in self.failing
+        results = (
+            CaseResult("PC7.edges", "PC7", "a title", "tests", State.PASS, ""),
+            CaseResult(
+                "PC8.x", "PC8", "a title", "tests",
+                State.FAIL if wrong else State.PASS, "page 3 is stale" if wrong else "",
+            ),
+        )  # fmt: skip
+        return LabRun(tuple(each.name for each in results), results, 7, 1.0)
+
+    def first(self, places: Iterable[Place]) -> dict[Place, Came]:
+        return {place: self.run(self.kernels[place[0]]) for place in places}
+
+    def again(self, folders: Mapping[Place, Path], *_: object) -> list[LabRun]:
+        return [as_run(self.run(self.kernels[number]), 7) for number, _ in folders]
+
+
 @pytest.fixture
-def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Step]]:
-    """Runs two cases on the steps; PC7 fails on the kernels whose image says so."""
+def ran(tmp_path: Path) -> Callable[..., list[Step]]:
     booted: list[str] = []
 
     def steps(
         of: list[Step], failing: Sequence[int] = (), dead: Sequence[int] = (), each: bool = True
     ) -> list[Step]:
-        def run_in_lab(kernel: Kernel, machine: Machine, words: Sequence[str], *_: Any) -> LabRun:
-            contents = kernel.image.read_text()
-            number = int(contents.split()[-1])
-            booted.append(contents + (" again" if "-k" in words else ""))
-            if number in dead:
-                raise LabError(f"kernel {kernel.name}", "it does not boot")
-            wrong = number in failing
-            results = (
-                CaseResult("PC7.edges", "PC7", "a title", "tests", State.PASS, ""),
-                CaseResult(
-                    "PC8.x", "PC8", "a title", "tests",
-                    State.FAIL if wrong else State.PASS, "page 3 is stale" if wrong else "",
-                ),
-            )  # fmt: skip
-            return LabRun(tuple(each.name for each in results), results, 7, 1.0)
-
-        def side_by_side(runs: Sequence[Run], watch: Any) -> list[LabRun]:
-            return [run(lambda line: None) for run in runs]
-
-        for module in (series, two_kernels):
-            monkeypatch.setattr(module, "run_in_lab", run_in_lab)
-            monkeypatch.setattr(module, "run_side_by_side", side_by_side)
-        run = SeriesRun(of, Machine(), tmp_path / "runs", seed=7, each=each)
-        return list(run.steps())
+        run = SeriesRun(of, each=each)
+        jobs = Jobs(run.kernels, failing, dead)
+        folders = run.folders(tmp_path, [()])
+        assert len(set(folders.values())) == len(run.kernels)
+        first = jobs.first(folders)
+        booted.extend(jobs.booted)
+        return list(run.steps(first, jobs, tmp_path))
 
     steps.booted = booted  # type: ignore[attr-defined]
     return steps

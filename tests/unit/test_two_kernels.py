@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +12,19 @@ import pytest
 
 from pyvmm.cli import lab_check_text as text
 from pyvmm.cli.main import main
-from pyvmm.errors import ConfigurationError, PyvmmError
-from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.errors import PyvmmError
+from pyvmm.lab.errors import KernelFailed, LabError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
-from pyvmm.validate.kernels import two_kernels
-from pyvmm.validate.kernels.lab_run import LabRun, Machine, Trouble
-from pyvmm.validate.kernels.side_by_side import Run, run_side_by_side
-from pyvmm.validate.kernels.two_kernels import TwoKernels, Variant, compare, judge
+from pyvmm.validate.jobs.job import Job, Named
+from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.kernels.lab_run import LabRun, Trouble
+from pyvmm.validate.kernels.two_kernels import Came, Place, Variant, compare, judge, variants
 from pyvmm.validate.kernels.verdict import Facts, to_json, verdict
 from pyvmm.validate.kit.known import KnownBug
-from pyvmm.validate.results import report
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.run.catalogue import select
 
 PASS, FAIL, SKIP = State.PASS, State.FAIL, State.SKIP
 BEFORE = Kernel("default", Path("/k/1/bzImage"), "6.12.1", "/usr/src/linux-source-6.12.tar.xz")
@@ -297,22 +294,14 @@ def test_json_has_all_of_it() -> None:
 
 
 class Kernels:
-    """Stands for the lab: gives each kernel's results by turns, and notes what it ran."""
+    """Stands for the jobs: gives each kernel's results by turns, and notes what it ran."""
 
-    def __init__(self, before: Sequence[str], now: Sequence[str], folder: Path) -> None:
-        self.folder = folder
-        self.letters = {BEFORE.name: list(before), NOW.name: list(now)}
-        self.ran: list[tuple[str, tuple[str, ...], list[str]]] = []
+    def __init__(self, before: Sequence[str], now: Sequence[str]) -> None:
+        self.letters = [list(before), list(now)]
+        self.ran: list[tuple[str, tuple[str, ...]]] = []
 
-    def __call__(
-        self, kernel: Kernel, machine: Machine, words: Sequence[str], folder: Path, *_: object
-    ) -> LabRun:
-        assert folder.is_relative_to(self.folder)
-        self.ran.append((kernel.name, tuple(machine.parameters), list(words)))
-        letters = self.letters[kernel.name].pop(0)
-        names = [f"X{at}.a" for at in range(len(letters))]
-        if "-k" in words:
-            names = words[words.index("-k") + 1].split(" or ")
+    def run(self, number: int, names: Sequence[str]) -> LabRun:
+        letters = self.letters[number].pop(0)
         states = {"p": PASS, "s": SKIP}
         return run(
             *(
@@ -321,37 +310,41 @@ class Kernels:
             )
         )
 
+    def first(self, choices: Sequence[tuple[str, ...]] = ((),)) -> dict[Place, Came]:
+        return {
+            (number, choice): self.run(number, [f"X{at}.a" for at in range(len(letters[0]))])
+            for choice in choices
+            for number, letters in enumerate(self.letters)
+        }
 
-def one_by_one(runs: Sequence[Run], watch: object) -> list[LabRun]:
-    """In this process, whose objects remember what they were asked."""
-    return [run(lambda line: None) for run in runs]
-
-
-def variants_of(kernels: Kernels, monkeypatch: pytest.MonkeyPatch, **other: Any) -> list[Variant]:
-    monkeypatch.setattr(two_kernels, "run_in_lab", kernels)
-    monkeypatch.setattr(two_kernels, "run_side_by_side", one_by_one)
-    check = TwoKernels(BEFORE, NOW, Machine(), kernels.folder, seed=7, **other)
-    return list(check.variants())
-
-
-def test_the_same_is_run_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    kernels = Kernels(["ppf"], ["ppf"], tmp_path)
-    (only,) = variants_of(kernels, monkeypatch, words=["-j", "3"])
-    assert not only.worse
-    assert kernels.ran == [
-        (BEFORE.name, (), ["--seed", "7", "-j", "3"]),
-        (NOW.name, (), ["--seed", "7", "-j", "3"]),
-    ]
+    def again(
+        self, folders: Mapping[Place, Path], cases: Sequence[str], number: int, limit_s: float
+    ) -> list[LabRun]:
+        for place, folder in folders.items():
+            when = ("before", "now")[place[0]]
+            assert folder.name == f"{when}-{number + 1}" and limit_s == 240
+            self.ran.append((when, tuple(cases)))
+        return [self.run(place[0], cases) for place in folders]
 
 
-def test_what_differs_is_run_again_until_it_is_clear(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def variants_of(kernels: Kernels, said: list[str] | None = None) -> list[Variant]:
+    announce = (said if said is not None else []).append
+    return list(variants(kernels.first(), (0, 1), kernels, Path("results"), announce))
+
+
+def test_the_same_is_run_once() -> None:
+    kernels = Kernels(["ppf"], ["ppf"])
+    (only,) = variants_of(kernels)
+    assert not only.worse and kernels.ran == []
+
+
+def test_what_differs_is_run_again_until_it_is_clear() -> None:
     said: list[str] = []
-    kernels = Kernels(["ppp", "pp", "p"], ["fpf", "fp", "p"], tmp_path)
-    (only,) = variants_of(kernels, monkeypatch, announce=said.append)
-    chosen = [words[words.index("-k") + 1] for _, _, words in kernels.ran[2:]]
-    assert chosen == ["X0.a or X2.a"] * 2 + ["X2.a"] * 2
+    kernels = Kernels(["ppp", "pp", "p"], ["fpf", "fp", "p"])
+    (only,) = variants_of(kernels, said)
+    assert kernels.ran == [
+        (when, names) for names in (("X0.a", "X2.a"), ("X2.a",)) for when in ("before", "now")
+    ]
     assert [each.change for each in only.cases] == [Change.BROKEN, Change.SAME, Change.UNSTEADY]
     assert only.worse
     assert len(said) == 2 and "running 2 cases that differ again" in said[0]
@@ -359,127 +352,89 @@ def test_what_differs_is_run_again_until_it_is_clear(
     assert "failed 0 of 3 times before, 1 of 3 now" in words
 
 
-def test_two_different_failures_are_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    kernels = Kernels(["p", "p"], ["f", "g"], tmp_path)
-    (only,) = variants_of(kernels, monkeypatch)
-    assert only.worse and len(kernels.ran) == 4
+def test_two_different_failures_are_enough() -> None:
+    kernels = Kernels(["p", "p"], ["f", "g"])
+    (only,) = variants_of(kernels)
+    assert only.worse and len(kernels.ran) == 2
 
 
-def test_no_time_to_run_again_is_nothing_that_the_kernel_did(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    kernels = Kernels(["pf"], ["pp"], tmp_path)
+def test_no_time_to_run_again_is_nothing_that_the_kernel_did() -> None:
+    class Slow(Kernels):
+        def again(self, folders: Mapping[Place, Path], *_: Any) -> list[LabRun]:
+            return [run(planned=["X1.a"], problem="timed out", out_of_time=True) for _ in folders]
 
-    def lab(kernel: Kernel, machine: Machine, words: Sequence[str], *others: Any) -> LabRun:
-        if "-k" not in words:
-            return kernels(kernel, machine, words, *others)
-        return run(planned=["X1.a"], problem="timed out", out_of_time=True)
-
-    monkeypatch.setattr(two_kernels, "run_in_lab", lab)
-    monkeypatch.setattr(two_kernels, "run_side_by_side", one_by_one)
-    (only,) = TwoKernels(BEFORE, NOW, Machine(), tmp_path, seed=7).variants()
+    (only,) = variants_of(Slow(["pf"], ["pp"]))
     assert [each.change for each in only.cases] == [Change.SAME, Change.FIXED]
     assert not only.worse and not only.problem("before")
 
 
-def test_unsteady_alone_is_not_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (only,) = variants_of(Kernels(["p", "p", "p"], ["f", "p", "p"], tmp_path), monkeypatch)
+def test_a_kernel_that_begins_nothing_is_not_tried_again() -> None:
+    kernels = Kernels(["pp"], ["pp"])
+    first = {**kernels.first(), (1, ()): KernelFailed("kernel x did not boot", "it panics")}
+    (only,) = variants(first, (0, 1), kernels, Path("results"))
+    assert only.worse and kernels.ran == []
+    assert only.new_problem == "kernel x did not boot: it panics"
+
+
+def test_unsteady_alone_is_not_worse() -> None:
+    (only,) = variants_of(Kernels(["p", "p", "p"], ["f", "p", "p"]))
     assert not only.worse
     assert verdict([only]) == "nothing got worse: 1 unsteady"
 
 
-def test_hundreds_that_differ_are_not_all_run_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    kernels = Kernels(["p" * 300, "p" * 50], ["f" * 300, "f" * 50], tmp_path)
-    (only,) = variants_of(kernels, monkeypatch)
+def test_hundreds_that_differ_are_not_all_run_again() -> None:
+    (only,) = variants_of(Kernels(["p" * 300, "p" * 50], ["f" * 300, "f" * 50]))
     assert len(only.of(Change.BROKEN)) == 300
 
 
-def test_all_combinations_on_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    kernels = Kernels(["p"] * 4, ["p"] * 4, tmp_path)
-    vary = [["a.x=0", "a.x=1"], ["b.y=0", "b.y=1"]]
-    found = variants_of(kernels, monkeypatch, vary=vary)
-    assert [each.label for each in found] == [
-        "a.x=0 b.y=0",
-        "a.x=0 b.y=1",
-        "a.x=1 b.y=0",
-        "a.x=1 b.y=1",
-    ]
-    assert [parameters for _, parameters, _ in kernels.ran][::2] == [
-        each.parameters for each in found
-    ]
-    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("validate.json"))
-    assert files[:2] == ["a.x=0_b.y=0/before/validate.json", "a.x=0_b.y=0/now/validate.json"]
-    assert len(files) == 8
-    assert report.load(str(tmp_path / files[0])).results == found[0].before[0].results
-
-
-# ---- side by side ----
-
-
-def test_runs_side_by_side_come_back_in_their_order(tmp_path: Path) -> None:
-    told: list[tuple[int, str]] = []
-    heard = tmp_path / "heard"
-
-    def hear(index: int, name: str) -> None:
-        told.append((index, name))
-        heard.touch()
-
-    def named(name: str, is_second: bool) -> Run:
-        def work(tell: Callable[[str], None]) -> LabRun:
-            while is_second and not heard.exists():
-                time.sleep(0.01)
-            tell(name)
-            return run(result(name), trouble=(splat("BUG: x", name),))
-
-        return work
-
-    both = run_side_by_side([named("X1.a", True), named("X2.b", False)], hear)
-    assert [each.planned for each in both] == [("X1.a",), ("X2.b",)]
-    assert told == [(1, "X2.b"), (0, "X1.a")]
-
-
-@pytest.mark.parametrize("kind", [LabError, LabUsageError, ConfigurationError])
-def test_an_error_in_one_run_ends_the_other(kind: type[PyvmmError], tmp_path: Path) -> None:
-    def fails(tell: Callable[[str], None]) -> LabRun:
-        while not (tmp_path / "began").exists():
-            time.sleep(0.01)
-        raise kind("kernel x", "it does not boot", "look at it")
-
-    def waits(tell: Callable[[str], None]) -> LabRun:
-        (tmp_path / "began").touch()
-        time.sleep(1000)
-        raise AssertionError
-
-    start = time.monotonic()
-    with pytest.raises(kind, match="kernel x: it does not boot; look at it"):
-        run_side_by_side([waits, fails], lambda *at: None)
-    assert time.monotonic() - start < 20
-    assert not multiprocessing.active_children()
-
-
-def test_a_process_that_dies_is_an_error() -> None:
-    with pytest.raises(LabError, match="died"):
-        run_side_by_side([lambda tell: os._exit(3)], lambda *at: None)
+def test_each_choice_is_a_variant() -> None:
+    kernels = Kernels(["p"] * 3, ["p", "f", "f"])
+    choices = [("a.x=0", "b.y=0"), ("a.x=0", "b.y=1")]
+    found = list(variants(kernels.first(choices), (0, 1), kernels, Path("results")))
+    assert [each.label for each in found] == ["a.x=0 b.y=0", "a.x=0 b.y=1"]
+    assert [each.worse for each in found] == [False, True]
 
 
 # ---- the command ----
 
 
+MR6 = [each.name for each in select("MR6")]
+
+
 @pytest.fixture
-def no_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels called a and b, which need neither QEMU nor building."""
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str | PyvmmError]:
+    """Kernels called a and b. Their jobs' cases end as the letters for them say, or in an error."""
     from pyvmm.lab import build, initramfs, qemu
+    from pyvmm.validate.jobs import run as job_run
+
+    kernels = {}
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+        kernels[name] = Kernel(name, tmp_path / name, "6.12")
+    letters: dict[str, str | PyvmmError] = {}
+
+    def run_job(job: Job, *_: object, again: bool) -> JobResult:
+        assert isinstance(job.kernel, Named) and job.seed == 8 and job.beside == 3
+        answer = letters[job.kernel.name]
+        if isinstance(answer, PyvmmError):
+            raise answer
+        states = dict(zip(MR6, answer, strict=True))
+        known = {"p": PASS, "s": SKIP, "f": FAIL}
+        results = (result(name, known[states[name]]) for name in job.cases)
+        return JobResult(job.name, KernelFacts(job.kernel.name, "6.12", ""), run(*results), {})
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(qemu, "find_qemu", lambda: "qemu")
     monkeypatch.setattr(initramfs, "find_busybox", lambda: Path("busybox"))
     monkeypatch.setattr(build, "check_known", lambda name: None)
-    monkeypatch.setattr(build, "find_or_build", lambda name, *_: {"a": BEFORE, "b": NOW}[name])
+    monkeypatch.setattr(build, "find_or_build", lambda name, *_: kernels[name])
+    monkeypatch.setattr(job_run, "run_job", run_job)
+    return letters
 
 
-@pytest.mark.usefixtures("no_lab")
+CHECK = ["lab", "check", "--kernel", "a", "--kernel", "b", "--seed", "8", "-k", "MR6", "-j", "3"]
+
+
 @pytest.mark.parametrize(
     ("before", "now", "status", "verdict"),
     [
@@ -496,56 +451,45 @@ def test_exit_status(
     now: str,
     status: int,
     verdict: str,
+    jobs: dict[str, str | PyvmmError],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # What differs is run again, with the same result.
-    again = [
-        "".join(pair[at] for pair in zip(before, now, strict=True) if pair[0] != pair[1])
-        for at in (0, 1)
-    ]
-    kernels = Kernels([before, again[0]], [now, again[1]], tmp_path)
-    monkeypatch.setattr(two_kernels, "run_in_lab", kernels)
-    monkeypatch.setattr(two_kernels, "run_side_by_side", one_by_one)
-    words = ["lab", "check", "--kernel", "a", "--kernel", "b", "--seed", "8"]
-    assert main(words) == status
+    jobs |= {"a": before, "b": now}
+    assert main(CHECK) == status
     told = capsys.readouterr()
     lines = told.out.splitlines()
     assert lines[0] == verdict
     whole = tmp_path / "pyvmm/last-check/check.txt"
     assert lines[-1] == f"all of it: {whole}"
     assert whole.read_text().startswith(f"{verdict}\n")
-    assert "seed 8" in told.out and "seed 8" in told.err
-    kernels.letters = {BEFORE.name: [before, again[0]], NOW.name: [now, again[1]]}
-    assert main(words) == status
-    kernels.letters = {BEFORE.name: [before, again[0]], NOW.name: [now, again[1]]}
-    capsys.readouterr()
-    assert main([*words, "--json", "--results", str(tmp_path / "mine")]) == status
+    assert "seed 8" in told.out and "2 cases, 2 jobs on 2 labs at once, seed 8" in told.err
+    assert main([*CHECK, "--json", "--results", str(tmp_path / "mine")]) == status
     data = json.loads(capsys.readouterr().out)
     assert data["verdict"] == verdict
     assert json.loads((tmp_path / "mine/check.json").read_text()) == data
     assert (tmp_path / "mine/now/kernel.log").exists()
-    # What the one before left is gone.
-    assert len(list((tmp_path / "pyvmm").iterdir())) == 2
+    # What the one before left is gone, and so are the jobs.
+    assert {path.name.partition(".")[0] for path in (tmp_path / "pyvmm").iterdir()} == {
+        "check", "last-check", "jobs",
+    }  # fmt: skip
+    assert [path.name for path in (tmp_path / "pyvmm/jobs").iterdir()] == ["plans"]
+    assert not list((tmp_path / "pyvmm/jobs/plans").iterdir())
 
 
-@pytest.mark.usefixtures("no_lab")
-def test_a_kernel_that_does_not_boot_is_125(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_run_is_125_and_one_line(
+    jobs: dict[str, str | PyvmmError], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def run_in_lab(kernel: Kernel, *_: object) -> LabRun:
-        if kernel is NOW:
-            raise LabError(f"kernel {kernel.name} did not boot", "it has no console")
-        return run(result("X1.a"))
-
-    monkeypatch.setattr(two_kernels, "run_in_lab", run_in_lab)
-    monkeypatch.setattr(two_kernels, "run_side_by_side", one_by_one)
-    assert main(["lab", "check", "--kernel", "a", "--kernel", "b"]) == 125
-    told = capsys.readouterr()
-    assert "kernel 6.12-ab did not boot: it has no console" in told.err
-    assert not told.out
-    assert not list((tmp_path / "pyvmm").iterdir())
+    for error in (
+        KernelFailed("kernel b did not boot", "it has no console"),
+        LabError("no room in the cache /x", "64 MiB needed, 1 MiB free"),
+    ):
+        jobs |= {"a": "pp", "b": error}
+        assert main(CHECK) == 125
+        told = capsys.readouterr()
+        assert told.err.splitlines()[1:] == [f"pyvmm: lab: {error}"]
+        assert not told.out
+        assert not list((tmp_path / "pyvmm").glob("check*"))
 
 
 @pytest.mark.parametrize(

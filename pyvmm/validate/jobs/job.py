@@ -2,7 +2,7 @@
 
     {"pyvmm-job": 1, "pyvmm": "0.1.0", "kernel": {"name": "default"}, "cases": ["MR6.…", …],
      "seed": 7, "cpus": 2, "memory_mib": 2048, "parameters": ["hugepages=16"],
-     "model_examples": 0, "timeout_s": 1800.0, "repeat": 0}
+     "model_examples": 0, "timeout_s": 1800.0, "beside": 2, "repeat": 0}
 
 ``kernel`` is {``name``}, one that the lab has by this name or knows how to build; {``image``,
 ``sha256``}, a bzImage; or {``source``, ``patches`` [{``name``, ``text``}], ``config``,
@@ -27,6 +27,7 @@ from pyvmm.lab.kernels import check_name
 from pyvmm.lab.lab import check_machine
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.run.catalogue import all_cases, nearest, select
+from pyvmm.validate.run.session import WORKERS
 
 FORMAT = 1
 #: For the cases with hugetlb memory; a lab has none otherwise.
@@ -37,6 +38,7 @@ _MAKE_AGAIN = "make it again with this version of pyvmm"
 _LONGEST_FILE = 64 << 20
 _LONGEST_S = 1e6
 _MOST_EXAMPLES = 1_000_000
+_MOST_BESIDE = 256
 
 Kind = TypeVar("Kind")
 
@@ -78,7 +80,8 @@ class Built:
 class Job:
     """Cases by their names, and everything that what comes out may depend on.
 
-    ``repeat`` tells jobs apart that are alike otherwise, to see whether the same comes of them.
+    ``beside`` is how many cases run beside each other. ``repeat`` tells jobs apart that are alike
+    otherwise, to see whether the same comes of them.
     Raises :class:`LabUsageError` for what cannot be, such as cases that this pyvmm does not have.
     """
 
@@ -90,6 +93,7 @@ class Job:
     parameters: tuple[str, ...] = (HUGE_PAGES,)
     model_examples: int = 0
     timeout_s: float = 1800.0
+    beside: int = WORKERS
     repeat: int = 0
 
     def __post_init__(self) -> None:
@@ -103,6 +107,7 @@ class Job:
         if len(set(self.cases)) < len(self.cases):
             _refuse("cases", "one is there twice")
         _check_number("seed", self.seed, 0, (1 << 64) - 1)
+        _check_number("beside", self.beside, 1, _MOST_BESIDE)
         _check_number("repeat", self.repeat, 0, _MOST_EXAMPLES)
         _check_number("model_examples", self.model_examples, 0, _MOST_EXAMPLES)
         if not 0 < self.timeout_s <= _LONGEST_S:  # false for nan, too
@@ -191,6 +196,7 @@ def _job(data: object) -> Job:
         fields.texts("parameters", (HUGE_PAGES,)),
         fields.take("model_examples", int, 0),
         fields.number("timeout_s", 1800.0),
+        fields.take("beside", int, WORKERS),
         fields.take("repeat", int, 0),
     )
     fields.end()

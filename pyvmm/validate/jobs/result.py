@@ -1,17 +1,20 @@
 """What came of a job, as one JSON object.
 
-``schema`` (1), ``job`` (its name), ``pyvmm`` (version), ``kernel`` {``name``, ``release``,
-``sha256`` (of the bzImage)}, ``report`` (as ``pyvmm validate --json`` has it), ``planned`` (the
-names of the cases that were to run), ``problem`` (why the run is not whole, "" if it is),
-``out_of_time``, ``trouble`` (splats, each with the cases that ran), ``kernel_log``, and ``files``
-{name: text}: the model's scripts that failed, or were played when the kernel died.
+``schema`` (1), ``job`` (its name), ``pyvmm`` (version), ``code`` (the digest of its files),
+``kernel`` {``name``, ``release``, ``sha256`` (of the bzImage)}, ``report`` (as ``pyvmm validate
+--json`` has it), ``planned`` (the names of the cases that were to run), ``problem`` (why the run is
+not whole, "" if it is), ``out_of_time``, ``trouble`` (splats, each with the cases that ran),
+``kernel_log``, and ``files`` {name: text}: the model's scripts that failed, or were played when the
+kernel died.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,16 @@ _MOST_SCRIPTS = 100
 _LONGEST_SCRIPT = 1 << 20
 
 
+@cache
+def own_code() -> str:
+    """The SHA-256 of pyvmm's Python files: of one version there may be several."""
+    top = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for path in sorted(top.rglob("*.py")):
+        digest.update(f"{path.relative_to(top)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class KernelFacts:
     """The kernel that it ran on; ``sha256`` is that of its bzImage."""
@@ -38,12 +51,14 @@ class KernelFacts:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """``job`` is the job's name; ``files`` are texts that its cases left, by name."""
+    """``job`` is the job's name; ``files`` are texts that its cases left, by name, and ``code`` is
+    that of the pyvmm that ran it."""
 
     job: str
     kernel: KernelFacts
     run: LabRun
     files: Mapping[str, str]
+    code: str = field(default_factory=own_code)
 
     @property
     def is_bad(self) -> bool:
@@ -76,6 +91,7 @@ def to_text(result: JobResult) -> str:
         "schema": SCHEMA,
         "job": result.job,
         "pyvmm": __version__,
+        "code": result.code,
         "kernel": asdict(result.kernel),
         "report": report.to_json(Report(run.machine, run.seed, run.duration_s, run.results)),
         "planned": list(run.planned),
@@ -105,7 +121,8 @@ def from_text(text: str) -> JobResult:
         data["out_of_time"],
         tuple(data["kernel_log"]),
     )
-    return JobResult(data["job"], KernelFacts(**data["kernel"]), run, data["files"])
+    kernel = KernelFacts(**data["kernel"])
+    return JobResult(data["job"], kernel, run, data["files"], data["code"])
 
 
 def _trouble(data: dict[str, Any]) -> Trouble:

@@ -1,6 +1,7 @@
 """Runs a job, once: what came of it is kept in the cache, and is the answer from then on.
 
-What is kept counts only for the kernel that it came from: a name may stand for another one later.
+What is kept counts only for the kernel, and for the code of pyvmm, that it came from: a name may
+stand for another kernel later.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pyvmm.lab.sources import source_path
 from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.job import Built, Image, Job, Named, to_text
-from pyvmm.validate.jobs.result import JobResult, KernelFacts, scripts_in
+from pyvmm.validate.jobs.result import JobResult, KernelFacts, own_code, scripts_in
 from pyvmm.validate.kernels.lab_run import Machine, run_in_lab
 
 #: Room for a job's results, its console and the kernel's initramfs, in MiB.
@@ -79,6 +80,13 @@ def run_job(
 def kernel_of_job(job: Job, announce: Announce) -> Kernel:
     """The job's kernel, built here if need be. Raises :class:`LabError` where it cannot be."""
     return _kernel(job.kernel, _own_folder(job), announce, None)
+
+
+def for_a_job(kernel: Kernel) -> Named | Image:
+    """What a job calls a kernel that is here already: by its name, if it has one."""
+    if "/" not in kernel.name:
+        return Named(kernel.name)
+    return Image(str(kernel.image), sha256_of(kernel.image))
 
 
 def kept_result(job: Job, digest: str) -> JobResult | None:
@@ -155,7 +163,7 @@ def _recipe(wanted: Built, folder: Path) -> Recipe:
 
 def _words(job: Job) -> list[str]:
     """What ``pyvmm validate`` is told."""
-    words = ["--seed", str(job.seed), "-k", job.expression]
+    words = ["--seed", str(job.seed), "-k", job.expression, "-j", str(job.beside)]
     return [*words, "--model-examples", str(job.model_examples)] if job.model_examples else words
 
 
@@ -165,7 +173,8 @@ def _kept(folder: Path, digest: str) -> JobResult | None:
         kept = results.from_text((folder / "result.json").read_text())
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    return kept if kept.kernel.sha256 == digest else None
+    is_the_same = kept.kernel.sha256 == digest and kept.code == own_code()
+    return kept if is_the_same else None
 
 
 def _keep(folder: Path, text: str) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 from pyvmm import __version__
 from pyvmm.errors import PyvmmError
 from pyvmm.lab.cache import cache_folder, check_room, make_folder, write_whole
-from pyvmm.lab.errors import LabError
+from pyvmm.lab.errors import LabError, plain
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.job import from_text
+from pyvmm.validate.jobs.result import own_code
 from pyvmm.validate.jobs.run import run_job, sha256_of
-from pyvmm.validate.kernels.side_by_side import plain
 
 #: What run() answers where the kernel has not come yet.
 NO_KERNEL = "no kernel"
@@ -35,13 +35,15 @@ def about() -> dict[str, str]:
         problem = ""
     except LabError as error:
         problem = str(error)
-    return {"pyvmm": __version__, "problem": problem}
+    return {"pyvmm": __version__, "code": own_code(), "problem": problem}
 
 
 def problem_with(told: Mapping[str, str]) -> str:
     """Why the worker that says this of itself cannot be used, "" if it can."""
     if told["pyvmm"] != __version__:
         return f"it has pyvmm {told['pyvmm']}, and this is {__version__}"
+    if told["code"] != own_code():
+        return f"it has another pyvmm {__version__} than this: their files differ"
     return told["problem"]
 
 

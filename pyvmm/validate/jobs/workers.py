@@ -18,13 +18,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from pyvmm.errors import PyvmmError
-from pyvmm.lab.errors import LabError
+from pyvmm.lab.errors import LabError, plain
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs.job import Job
 from pyvmm.validate.jobs.result import JobResult
 from pyvmm.validate.jobs.run import run_job
-from pyvmm.validate.kernels.side_by_side import plain
 
 _processes = multiprocessing.get_context("fork")
 _TRIES = 2
@@ -41,6 +40,8 @@ _RAN_S = 3.0
 Outcome = JobResult | PyvmmError
 Announce = Callable[[str], None]
 Runner = Callable[[Job, Announce, Announce], JobResult]
+#: What runs jobs: here, or on a cluster.
+Engine = Callable[[Iterable[Job]], Generator[tuple[Job, Outcome], None, None]]
 
 
 def labs_at_once(cpus: int, memory_mib: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.lab.errors import LabError
+from pyvmm.lab.errors import KernelFailed, LabError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab, RunResult
@@ -151,7 +151,7 @@ def _one_boot(
         silent = done.status is not None and _lockdep_is_silent(lab)
     if not transcript.planned and done.status is not None:
         said = done.errors.decode(errors="replace").strip().splitlines()
-        raise LabError(
+        raise KernelFailed(
             f"kernel {kernel.name}",
             f"pyvmm validate did not begin in it: {said[-1] if said else done.status}",
         )

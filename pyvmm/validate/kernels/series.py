@@ -7,8 +7,7 @@ Whatever differs from the kernel before is run again on both, as for any two ker
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,16 +18,22 @@ from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.make import Progress
 from pyvmm.lab.series import Patch
 from pyvmm.printable import printable
-from pyvmm.validate.kernels.lab_run import LabRun, Machine, run_in_lab
-from pyvmm.validate.kernels.side_by_side import Run, run_side_by_side
-from pyvmm.validate.kernels.two_kernels import Announce, TwoKernels, Variant
+from pyvmm.validate.kernels.two_kernels import (
+    Announce,
+    Came,
+    CatalogueRuns,
+    Choice,
+    Place,
+    Variant,
+    place_of,
+    variants,
+)
 from pyvmm.validate.results.baseline import Change
 
 #: Laid over the lab's configuration: a warning in KVM ends the build, as it does upstream.
 STRICT = "CONFIG_KVM_WERROR=y\n"
 #: What a kernel that is built and not booted is made to: all objects, linked, and modules.
 _GOALS = ("vmlinux", "modules")
-_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,114 +150,56 @@ class SeriesBuild:
 
 
 class SeriesRun:
-    """Runs the catalogue on the steps of a series: iterate over :meth:`steps`.
+    """The steps of a series on which the catalogue runs, and what comes of it.
 
-    ``each`` says whether on every step or on the first and the last. Everything else is as for
-    :class:`TwoKernels`.
+    ``each`` says whether on every step or on the first and the last. A patch that changes nothing
+    of what is compiled makes the same kernel: ``kernels`` has it once.
     """
 
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        machine: Machine,
-        folder: Path,
-        *,
-        seed: int,
-        each: bool,
-        expression: str = "",
-        words: Sequence[str] = (),
-        vary: Sequence[Sequence[str]] = (),
-        announce: Announce = lambda line: None,
-        watch: Announce = lambda line: None,
-    ) -> None:
-        self._steps = steps
-        self._machine = machine
-        self._folder = folder
-        self._seed = seed
-        self._expression = expression
-        self._words = list(words)
-        self._vary = vary
-        self._announce = announce
-        self._watch = watch
-        self._choices = [tuple(each) for each in itertools.product(*vary)]
+    def __init__(self, steps: Sequence[Step], *, each: bool) -> None:
         built = [step for step in steps if step.kernel is not None]
+        self._steps = steps
         self._chosen = (
             built if each else [built[0], *(step for step in built[1:] if step is steps[-1])]
         )
-
-    def steps(self) -> Iterator[Step]:
-        """All steps, with the variants of those on which the catalogue ran."""
-        runs = self._first_runs()
-        numbers = {step.number for step in self._chosen}
-        before = self._chosen[0]
-        for step in self._steps:
-            if step.number not in numbers or step.number == before.number:
-                yield step
-                continue
-            variants = tuple(self._compare(before, step, runs))
-            yield replace(step, variants=variants, compared_with=before.number)
-            before = step
-
-    def _compare(
-        self, before: Step, now: Step, runs: Mapping[tuple[str, tuple[str, ...]], LabRun]
-    ) -> Iterator[Variant]:
-        assert before.kernel is not None and now.kernel is not None
-        pair = (_digest(before.kernel), _digest(now.kernel))
-        check = TwoKernels(
-            before.kernel,
-            now.kernel,
-            self._machine,
-            self._folder / f"{before.number}-{now.number}",
-            seed=self._seed,
-            expression=self._expression,
-            words=self._words,
-            vary=self._vary,
-            first={choice: [runs[each, choice] for each in pair] for choice in self._choices},
-            announce=self._announce,
-            watch=self._watch,
-        )
-        yield from check.variants()
-
-    def _first_runs(self) -> dict[tuple[str, tuple[str, ...]], LabRun]:
-        """The catalogue once on every kernel with every choice of parameters.
-
-        A patch that changes nothing of what is compiled makes the same kernel: it runs once.
-        """
-        wanted: dict[tuple[str, tuple[str, ...]], tuple[Kernel, int]] = {}
+        self.kernels: list[Kernel] = []
+        self._first_step: list[int] = []
+        self._number: dict[int, int] = {}
+        seen: dict[str, int] = {}
         for step in self._chosen:
             assert step.kernel is not None
-            for choice in self._choices:
-                wanted.setdefault((_digest(step.kernel), choice), (step.kernel, step.number))
-        keys = list(wanted)
-        done: dict[tuple[str, tuple[str, ...]], LabRun] = {}
-        for at in range(0, len(keys), _AT_ONCE):
-            together = keys[at : at + _AT_ONCE]
-            titles = [f"patch {wanted[key][1]}" for key in together]
-            self._announce(f"the catalogue on {' and '.join(titles)} ({at}/{len(keys)} done)")
-            lines = [""] * len(together)
+            number = seen.setdefault(_digest(step.kernel), len(self.kernels))
+            if number == len(self.kernels):
+                self.kernels.append(step.kernel)
+                self._first_step.append(step.number)
+            self._number[step.number] = number
 
-            def watch(number: int, line: str, lines: list[str] = lines) -> None:
-                lines[number] = line
-                self._watch(", ".join(lines))
+    def folders(self, folder: Path, choices: Sequence[Choice]) -> dict[Place, Path]:
+        """Where the first runs leave what they have."""
+        return {
+            (number, choice): place_of(folder / str(step), choice)
+            for choice in choices
+            for number, step in enumerate(self._first_step)
+        }
 
-            runs = [self._run(wanted[key][0], key[1], wanted[key][1]) for key in together]
-            done.update(zip(together, run_side_by_side(runs, watch), strict=True))
-        return done
-
-    def _run(self, kernel: Kernel, choice: tuple[str, ...], number: int) -> Run:
-        machine = replace(self._machine, parameters=(*self._machine.parameters, *choice))
-        folder = self._folder / str(number) / "_".join(choice).replace("/", "_")
-        words = ["--seed", str(self._seed), *self._words]
-        if self._expression:
-            words += ["-k", self._expression]
-
-        def run(tell: Callable[[str], None]) -> LabRun:
-            try:
-                return run_in_lab(kernel, machine, words, folder, self._announce, tell)
-            except LabError as error:  # it does not boot: that is this patch's, not the end
-                return LabRun((), (), self._seed, 0.0, problem=str(error))
-
-        return run
+    def steps(
+        self,
+        first: Mapping[Place, Came],
+        runs: CatalogueRuns,
+        folder: Path,
+        announce: Announce = lambda line: None,
+    ) -> Iterator[Step]:
+        """All steps, with the variants of those on which the catalogue ran."""
+        before = self._chosen[0]
+        for step in self._steps:
+            if step.number not in self._number or step.number == before.number:
+                yield step
+                continue
+            pair = self._number[before.number], self._number[step.number]
+            place = folder / f"{before.number}-{step.number}"
+            found = tuple(variants(first, pair, runs, place, announce))
+            yield replace(step, variants=found, compared_with=before.number)
+            before = step
 
 
 def _digest(kernel: Kernel) -> str:

@@ -12,17 +12,24 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from pyvmm.errors import ConfigurationError
+from pyvmm.lab.errors import KernelFailed
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
-from pyvmm.validate.kernels.lab_run import LabRun, Machine, Trouble, run_in_lab
-from pyvmm.validate.kernels.side_by_side import Run, run_side_by_side
+from pyvmm.validate.kernels.lab_run import LabRun, Machine, Trouble
 from pyvmm.validate.results import baseline, report
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import CaseResult, State
 
 Announce = Callable[[str], None]
+#: Parameters of the kernel's command line.
+Choice = tuple[str, ...]
+#: A kernel by its number, and the parameters that it is booted with.
+Place = tuple[int, Choice]
+#: What came of a run, or why the kernel does not even begin one.
+Came = LabRun | KernelFailed
 
 #: How often a case that differs runs at most, and how many such cases run again.
 _RUNS = 3
@@ -198,110 +205,76 @@ def _to_run_again(cases: Sequence[Compared], runs: int) -> list[str]:
     return [each.name for each in unclear[:_MOST_AGAIN]]
 
 
-class TwoKernels:
-    """Compares two kernels: iterate over :meth:`variants`.
+class CatalogueRuns(Protocol):
+    """Runs cases on kernels; each run leaves what it has in the folder that is named for it."""
 
-    ``words`` go to ``pyvmm validate``, with ``expression`` as its -k; ``vary`` has a list of
-    ``NAME=VALUE`` for each parameter that is varied. ``first`` has the first run of both kernels
-    where that was made already, by the choice of parameters. Each run leaves in a folder of its own
-    in ``folder``: ``validate.json``, ``kernel.log`` and what its cases leave there.
-    """
-
-    def __init__(
-        self,
-        before: Kernel,
-        now: Kernel,
-        machine: Machine,
-        folder: Path,
-        *,
-        seed: int,
-        expression: str = "",
-        words: Sequence[str] = (),
-        vary: Sequence[Sequence[str]] = (),
-        first: Mapping[tuple[str, ...], Sequence[LabRun]] | None = None,
-        announce: Announce = lambda line: None,
-        watch: Announce = lambda line: None,
-    ) -> None:
-        self.before = before
-        self.now = now
-        self.machine = machine
-        self.folder = folder
-        self.seed = seed
-        self.expression = expression
-        self.words = list(words)
-        self.choices = [tuple(each) for each in itertools.product(*vary)]
-        self.first = first or {}
-        self.announce = announce
-        self.watch = watch
-
-    def check_parameters(self) -> None:
-        """Raise :class:`ConfigurationError` if neither kernel has a parameter that is varied.
-
-        A kernel ignores module parameters that it does not know, and nothing would vary.
-        """
-        unknown = {
-            word.partition("=")[0] for word in self.choices[0] if "." in word.partition("=")[0]
-        }
-        for kernel in (self.before, self.now):
-            if not unknown:
-                return
-            parameters = [*self.machine.parameters, *self.choices[0]]
-            with Lab(kernel, params=parameters, announce=self.announce) as lab:
-                unknown -= {name for name in unknown if _has_parameter(lab, name)}
-        if unknown:
-            raise ConfigurationError(
-                f"--vary {sorted(unknown)[0]}",
-                "neither kernel has such a module parameter",
-                "/sys/module/*/parameters/ in `pyvmm lab shell` has all",
-            )
-
-    def variants(self) -> Iterator[Variant]:
-        """Run both kernels with each combination of parameters."""
-        for number, parameters in enumerate(self.choices, 1):
-            machine = replace(self.machine, parameters=(*self.machine.parameters, *parameters))
-            title = f"{number}/{len(self.choices)} {' '.join(parameters)}".rstrip()
-            place = place_of(self.folder, parameters)
-            known = self.first.get(parameters)
-            first = known or self._run_both(machine, place, "", self.expression, title)
-            pairs = [list(first)]
-            cases = compare(*zip(*pairs, strict=True))
-            for runs in range(1, _RUNS):
-                names = _to_run_again(cases, runs)
-                if not names or not all(run.planned for run in pairs[0]):
-                    break  # a kernel on which nothing began would not begin now
-                self.announce(f"{title}: running {len(names)} cases that differ again on both")
-                limit = max(_AGAIN_S, *(run.duration_s for run in pairs[0]))
-                brief = replace(machine, timeout_s=min(limit, machine.timeout_s))
-                chosen = " or ".join(names)
-                again = self._run_both(brief, place, f"-{runs + 1}", chosen, title)
-                pairs.append([_without_haste(run) for run in again])
-                cases = compare(*zip(*pairs, strict=True))
-            before, now = zip(*pairs, strict=True)
-            yield Variant(parameters, before, now, cases)
-
-    def _run_both(
-        self, machine: Machine, place: Path, suffix: str, expression: str, title: str
+    def again(
+        self, folders: Mapping[Place, Path], cases: Sequence[str], number: int, limit_s: float
     ) -> list[LabRun]:
-        words = ["--seed", str(self.seed), *self.words]
-        if expression:
-            words += ["-k", expression]
-        sides = {"before": self.before, "now": self.now}
-        folders = [place / f"{when}{suffix}" for when in sides]
+        """These cases for the ``number``-th time, in the order of ``folders``."""
+        ...
 
-        def one(kernel: Kernel, folder: Path) -> Run:
-            return lambda tell: run_in_lab(kernel, machine, words, folder, self.announce, tell)
 
-        at = dict.fromkeys(sides, "")
+def variants(
+    first: Mapping[Place, Came],
+    pair: tuple[int, int],
+    runs: CatalogueRuns,
+    folder: Path,
+    announce: Announce = lambda line: None,
+) -> Iterator[Variant]:
+    """Compare two kernels, by their numbers, with each choice of parameters in ``first``.
 
-        def watch(number: int, line: str) -> None:
-            at[list(sides)[number]] = line
-            self.watch(" ".join([title, *(f"{when}: {line}" for when, line in at.items())]))
+    What differs between their ``first`` runs is run again.
+    """
+    choices = list(dict.fromkeys(choice for _, choice in first))
+    for at, choice in enumerate(choices, 1):
+        title = f"{at}/{len(choices)} {' '.join(choice)}".rstrip()
+        pairs = [[as_run(first[number, choice], 0) for number in pair]]
+        cases = compare(*zip(*pairs, strict=True))
+        for ran in range(1, _RUNS):
+            names = _to_run_again(cases, ran)
+            if not names or not all(run.planned for run in pairs[0]):
+                break  # a kernel on which nothing began would not begin now
+            announce(f"{title}: running {len(names)} cases that differ again on both")
+            limit = max(_AGAIN_S, *(run.duration_s for run in pairs[0]))
+            place = place_of(folder, choice)
+            folders = {
+                (number, choice): place / f"{when}-{ran + 1}"
+                for number, when in zip(pair, ("before", "now"), strict=True)
+            }
+            again = runs.again(folders, names, ran, limit)
+            pairs.append([_without_haste(run) for run in again])
+            cases = compare(*zip(*pairs, strict=True))
+        before, now = zip(*pairs, strict=True)
+        yield Variant(choice, before, now, cases)
 
-        runs = [one(kernel, folder) for kernel, folder in zip(sides.values(), folders, strict=True)]
-        done = run_side_by_side(runs, watch)
-        for run, folder in zip(done, folders, strict=True):
-            keep(run, folder)
-        return done
+
+def as_run(came: Came, seed: int) -> LabRun:
+    """A run, of a kernel that does not boot one of nothing."""
+    if isinstance(came, LabRun):
+        return came
+    return LabRun((), (), seed, 0.0, problem=str(came))
+
+
+def check_parameters(
+    kernels: Sequence[Kernel], machine: Machine, choice: Choice, announce: Announce
+) -> None:
+    """Raise :class:`ConfigurationError` if no kernel has a parameter that is varied.
+
+    A kernel ignores module parameters that it does not know, and nothing would vary.
+    """
+    unknown = {word.partition("=")[0] for word in choice if "." in word.partition("=")[0]}
+    for kernel in kernels:
+        if not unknown:
+            return
+        with Lab(kernel, params=[*machine.parameters, *choice], announce=announce) as lab:
+            unknown -= {name for name in unknown if _has_parameter(lab, name)}
+    if unknown:
+        raise ConfigurationError(
+            f"--vary {sorted(unknown)[0]}",
+            "neither kernel has such a module parameter",
+            "/sys/module/*/parameters/ in `pyvmm lab shell` has all",
+        )
 
 
 def _without_haste(run: LabRun) -> LabRun:
