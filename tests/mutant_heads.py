@@ -17,12 +17,15 @@ from dataclasses import dataclass, replace
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
-from typing import Any
 
 from pyvmm.lab.build import DEFAULT_VERSION, Recipe, known_recipe
 from pyvmm.lab.debug_options import parse_debug
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.sources import default_tarball
+from pyvmm.validate.jobs.job import Job, Named
+from pyvmm.validate.jobs.result import JobResult
+from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.run.catalogue import select
 
 FOLDER = Path(__file__).parent / "lab" / "mutants"
 MAY_BE_THERE = ("Upon", "Parameters", "Debug")
@@ -39,10 +42,10 @@ class Promise:
     case: str
     words: str
 
-    def is_kept_by(self, result: dict[str, Any]) -> bool:
-        """Whether this result, of ``pyvmm validate --json``, is the promised failure."""
-        name, failed = result["name"], result["state"] == "fail"
-        return failed and name.partition("[")[0] == self.case and self.words in result["message"]
+    def is_kept_by(self, result: CaseResult) -> bool:
+        """Whether this result is the promised failure."""
+        is_the_case = result.name.partition("[")[0] == self.case
+        return result.state is State.FAIL and is_the_case and self.words in result.message
 
     def is_kept_by_log(self, title: str) -> bool:
         """Whether this trouble in the kernel's log is what was promised."""
@@ -65,6 +68,10 @@ class Mutant:
     @property
     def name(self) -> str:
         return self.patch.stem
+
+    @property
+    def kernel_name(self) -> str:
+        return f"mutant-{self.name}"
 
     @property
     def recipe(self) -> Recipe:
@@ -105,6 +112,28 @@ class Mutant:
 
     def value(self, key: str) -> str:
         return _unfolded(self.head.get(key, ""))
+
+    def job(self, seed: int) -> Job:
+        """The cases that find it quickly, on its kernel."""
+        return Job(
+            Named(self.kernel_name),
+            tuple(each.name for each in select(self.select)),
+            seed,
+            parameters=tuple(self.parameters),
+            timeout_s=400.0,
+        )
+
+    def is_caught_by(self, done: JobResult) -> bool:
+        """Whether a promise is kept by what came of its job."""
+        troubles = [each.splat for each in done.run.trouble]
+        if self.is_told_by_the_log:
+            return any(each.is_named_by(splat) for each in self.promises for splat in troubles)
+        titles = [splat.title for splat in troubles]
+        results = done.run.results
+        return any(
+            any(map(promise.is_kept_by_log, titles)) or any(map(promise.is_kept_by, results))
+            for promise in self.promises
+        )
 
 
 def _unfolded(value: str) -> str:

@@ -1,46 +1,71 @@
 """Kernels broken on purpose: each must be caught, with a message that points at what is wrong.
 
-Five of them in every run; PYVMM_MUTANTS=all, or names joined by commas, tests others.
+Five of them in every run; PYVMM_MUTANTS=all, or names joined by commas, tests others. With
+PYVMM_WORKERS=N, or PYVMM_DASK=tcp://HOST:PORT, all run as jobs before the first is judged, and what
+is done is kept: the same command goes on from there. Another PYVMM_SEED (0) runs them anew.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import pytest
 from mutant_heads import Mutant, all_mutants, chosen
 
 from pyvmm.lab.build import build
-from pyvmm.lab.lab import Lab
-from pyvmm.lab.leaks import find_leaks, forget_leaks, looks_for_leaks
+from pyvmm.lab.errors import LabError
+from pyvmm.validate.jobs.cluster import run_on_cluster
+from pyvmm.validate.jobs.job import Job
+from pyvmm.validate.jobs.result import JobResult
+from pyvmm.validate.jobs.run import forget_job, run_job
+from pyvmm.validate.jobs.workers import Outcome, run_jobs
 
-pytestmark = [pytest.mark.boots, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.boots, pytest.mark.timeout(900, func_only=True)]
 
 _WANTED = {name for name in os.environ.get("PYVMM_MUTANTS", "").split(",") if name}
+_MUTANTS = chosen(all_mutants(), _WANTED)
+_WORKERS = int(os.environ.get("PYVMM_WORKERS", "0"))
+_DASK = os.environ.get("PYVMM_DASK", "")
+_SEED = int(os.environ.get("PYVMM_SEED", "0"))
 
 
-@pytest.mark.parametrize("mutant", chosen(all_mutants(), _WANTED), ids=lambda each: each.name)
-def test_mutant_is_caught(mutant: Mutant) -> None:
-    kernel = build(mutant.recipe, f"mutant-{mutant.name}", announce=print)
-    command = [sys.executable, "-m", "pyvmm", "validate", "--json", "-k", mutant.select]
-    with Lab(kernel, tcg="multi", params=mutant.parameters) as lab:
-        if looks_for_leaks(kernel):
-            forget_leaks(lab)
-        result = lab.run(command, timeout=400)
-        leaks = find_leaks(lab, result.kernel_log) if looks_for_leaks(kernel) else ()
-    if mutant.is_told_by_the_log:
-        seen = [(splat.title, splat.cases) for splat in (*result.splats, *leaks)]
-        print(*seen, sep="\n")
-        splats = (*result.splats, *leaks)
-        assert any(each.is_named_by(splat) for each in mutant.promises for splat in splats), seen
-        return
-    cries = [each.title for each in result.splats]
-    if any(promise.is_kept_by_log(cry) for promise in mutant.promises for cry in cries):
-        return
-    assert result.status == 1, (result.problem, result.errors.decode(), result.splats)
-    failed = [each for each in json.loads(result.output)["results"] if each["state"] != "pass"]
-    said = [(each["name"], each["state"], each["message"]) for each in failed]
+@pytest.fixture(scope="module")
+def outcomes() -> Mapping[Job, Outcome]:
+    """What came of all of them, where they are to run at once."""
+    if _DASK:
+        return dict(run_on_cluster(_jobs(), _DASK, print))
+    return dict(run_jobs(_jobs(), _WORKERS, print)) if _WORKERS else {}
+
+
+def _jobs() -> Iterator[Job]:
+    for mutant in _MUTANTS:
+        with suppress(LabError):  # its own test says so
+            build(mutant.recipe, mutant.kernel_name, announce=print)
+            yield mutant.job(_SEED)
+
+
+@pytest.mark.parametrize("mutant", _MUTANTS, ids=lambda each: each.name)
+def test_mutant_is_caught(
+    mutant: Mutant, outcomes: Mapping[Job, Outcome], rng: random.Random
+) -> None:
+    done = outcomes.get(mutant.job(_SEED)) or _alone(mutant, rng.randrange(1 << 32))
+    assert isinstance(done, JobResult), str(done)
+    run = done.run
+    said = [
+        *((each.name, each.state, each.message) for each in run.results if each.state != "pass"),
+        *((each.splat.title, each.splat.cases) for each in run.trouble),
+    ]
     print(*said, sep="\n")
-    assert any(promise.is_kept_by(each) for promise in mutant.promises for each in failed), said
+    assert mutant.is_caught_by(done), (run.problem, said)
+
+
+def _alone(mutant: Mutant, seed: int) -> Outcome:
+    build(mutant.recipe, mutant.kernel_name, announce=print)
+    job = mutant.job(seed)
+    try:
+        return run_job(job, print)
+    finally:
+        forget_job(job)

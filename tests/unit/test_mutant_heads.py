@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from email.message import Message
 
 import pytest
 from mutant_heads import FOLDER, KEYS, MAY_BE_THERE, Mutant, Promise, all_mutants, chosen
 
+from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.sources import patched_files
+from pyvmm.validate.jobs.job import from_text, to_text
+from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.kernels.lab_run import LabRun, Trouble
+from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import all_cases, select
 
 MUTANTS = all_mutants()
@@ -49,13 +56,50 @@ def test_the_readme_has_each() -> None:
     assert [each.name for each in MUTANTS if f"| {each.name} |" not in table] == []
 
 
+def failure(name: str, message: str, state: State = State.FAIL) -> CaseResult:
+    return CaseResult(name, "", "", "", state, message)
+
+
 def test_a_promise_is_kept_by_that_failure_alone() -> None:
     promise = Promise("PC7.edges", "the last page")
-    kept = {"name": "PC7.edges[pages=1+1]", "state": "fail", "message": "x the last page y"}
+    kept = failure("PC7.edges[pages=1+1]", "x the last page y")
     assert promise.is_kept_by(kept)
-    assert not promise.is_kept_by({**kept, "state": "hang"})
-    assert not promise.is_kept_by({**kept, "name": "PC77.edges"})
-    assert not promise.is_kept_by({**kept, "message": "the first page"})
+    assert not promise.is_kept_by(replace(kept, state=State.HANG))
+    assert not promise.is_kept_by(replace(kept, name="PC77.edges"))
+    assert not promise.is_kept_by(replace(kept, message="the first page"))
     assert not promise.is_kept_by_log("the last page")
     assert Promise("AT13.x", "splat BUG: unable").is_kept_by_log("BUG: unable to handle a fault")
     assert not Promise("AT13.x", "splat BUG: unable").is_kept_by_log("WARNING: BUG: unable")
+
+
+def mutant(*caught_by: str, debug: str = "") -> Mutant:
+    head = Message()
+    for line in caught_by:
+        head["Caught-by"] = line
+    if debug:
+        head["Debug"] = debug
+    return Mutant(FOLDER / "x.patch", head)
+
+
+def done(*results: CaseResult, splat: Splat | None = None) -> JobResult:
+    trouble = (Trouble(splat),) if splat else ()
+    run = LabRun((), results, 7, 1.0, trouble=trouble)
+    return JobResult("", KernelFacts("", "", ""), run, {})
+
+
+def test_a_mutant_is_caught_by_a_case_or_by_the_log() -> None:
+    wrong = failure("PC7.edges", "the last page")
+    cry = Splat("BUG: unable to handle", ("BUG",), ("AT13.x[a=1]",))
+    either = mutant("PC7.edges: the last page", "AT13.x: splat BUG: unable")
+    assert either.is_caught_by(done(wrong)) and either.is_caught_by(done(splat=cry))
+    assert not either.is_caught_by(done(replace(wrong, message="else")))
+    # Where only the log tells, it must tell of the case, too.
+    watched = mutant("AT13.x: splat BUG: unable", debug="kasan")
+    assert watched.is_caught_by(done(splat=cry))
+    assert not watched.is_caught_by(done(wrong, splat=replace(cry, cases=("PC7.edges",))))
+
+
+def test_each_is_a_job() -> None:
+    jobs = [mutant.job(5) for mutant in MUTANTS]
+    assert [from_text(to_text(job)) for job in jobs] == jobs
+    assert len({job.name for job in jobs}) == len(MUTANTS)
