@@ -7,11 +7,37 @@ import platform
 from pathlib import Path
 
 _MODULES = Path("/sys/module")
+#: The kernel's ELF notes; one of them has the build ID that the linker made of all its contents.
+_NOTES = Path("/sys/kernel/notes")
+_NT_GNU_BUILD_ID = 3  # elf.h
 
 
 def kernel_release() -> str:
     """``uname -r``."""
     return os.uname().release
+
+
+def kernel_build_id() -> str:
+    """The GNU build ID of the kernel that runs here, in hexadecimal, or ""."""
+    try:
+        return build_id(_NOTES.read_bytes())
+    except OSError:
+        return ""
+
+
+def build_id(notes: bytes) -> str:
+    """The GNU build ID among ELF notes, in hexadecimal, or ""."""
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = (
+            int.from_bytes(notes[start : start + 4], "little") for start in range(at, at + 12, 4)
+        )
+        name = at + 12
+        value = name + (name_size + 3 & ~3)
+        if kind == _NT_GNU_BUILD_ID and notes[name : name + name_size] == b"GNU\0":
+            return notes[value : value + size].hex()
+        at = value + (size + 3 & ~3)
+    return ""
 
 
 def kvm_modules() -> list[str]:

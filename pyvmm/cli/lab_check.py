@@ -7,12 +7,12 @@ import os
 import re
 import shutil
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_engine, lab_series
+from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_engine, lab_series, validate_files
 from pyvmm.cli.lab_command import build_progress, guarded, say
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def add_parser(commands: Any) -> None:
         help="keep everything there: check.txt, check.json, each run's JSON and kernel log",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    validate_files.add_arguments(parser)
     parser.set_defaults(func=guarded(_check))
 
 
@@ -137,23 +138,24 @@ def _check(options: Namespace) -> int:
     _check_words(options)
     debug = lab_debug.names(options)
     cases = select(options.expression, model_examples=options.model_examples)
-    with _Results(options.results) as results:
+    with _Results(options.results) as results, validate_files.ResultFiles(options) as files:
         if lab_series.is_series(options):
-            status, show = lab_series.check_series(
+            done = lab_series.check_series(
                 options, cases, _machine(options, cases), results.folder, debug
             )
             results.is_whole = True
         else:
-            status, show = _check_two(options, cases, results, debug)
-    show(results.where)
-    return status
+            done = _check_two(options, cases, results, debug)
+        files.write(done.reports)
+    done.show(results.where)
+    return done.status
 
 
 def _check_two(
     options: Namespace, cases: Sequence[Case], results: _Results, debug: tuple[str, ...]
-) -> tuple[int, Callable[[str], None]]:
-    """Compare two kernels; the status, and what shows it once the folder has its place."""
+) -> lab_engine.Checked:
     from pyvmm.lab.errors import KernelFailed
+    from pyvmm.validate.kernels.lab_report import reports_of
     from pyvmm.validate.kernels.two_kernels import check_parameters, place_of, variants
     from pyvmm.validate.kernels.verdict import Facts
 
@@ -177,7 +179,8 @@ def _check_two(
         facts = Facts(*kernels, runs.seed, options.cpus, options.memory, options.expression)
         results.keep_all(facts, found, told, coverage)
         runs.forget()
-    return _status(found), partial(_show, options, facts, found, told, coverage)
+    show = partial(_show, options, facts, found, told, coverage)
+    return lab_engine.Checked(_status(found), reports_of(found, "before", "now"), show)
 
 
 def _machine(options: Namespace, cases: Sequence[Case]) -> Machine:

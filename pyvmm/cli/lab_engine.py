@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
     from pyvmm.validate.jobs.workers import Engine
     from pyvmm.validate.kernels.two_kernels import Choice
     from pyvmm.validate.kit.case import Case
+    from pyvmm.validate.results.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check came to. ``show`` says it, and the line on where all of it is."""
+
+    status: int
+    reports: Mapping[str, Report]
+    show: Callable[[str], None]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -114,8 +125,6 @@ def choices(options: Namespace) -> list[Choice]:
 @contextmanager
 def runs_of(options: Namespace, kernels: Sequence[Kernel], cases: Sequence[Case]) -> Iterator[Runs]:
     """The catalogue on these kernels, by jobs."""
-    from dataclasses import replace
-
     from pyvmm.validate.jobs.run import for_a_job
     from pyvmm.validate.jobs.runs import Runs
 

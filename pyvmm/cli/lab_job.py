@@ -9,11 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyvmm.cli import arguments, lab_debug, lab_engine
-from pyvmm.cli.lab_command import build_progress, guarded, live_line, say
+from pyvmm.cli import arguments, lab_debug, lab_engine, validate_files
+from pyvmm.cli.lab_command import guarded, live_line, say
 
 if TYPE_CHECKING:
-    from pyvmm.validate.jobs.job import Built, Image, Named
+    from pyvmm.validate.jobs.job import Built, Image, Job, Named
     from pyvmm.validate.jobs.workers import Outcome
 
 PASSED, BAD, NOTHING_RAN = 0, 1, 4
@@ -33,6 +33,8 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="docs/jobs.md has it")
     parser.add_argument("--again", action="store_true", help="run them though results are known")
     lab_engine.add_arguments(parser)
+    validate_files.add_arguments(parser)
+    validate_files.add_build_argument(parser)
     parser.set_defaults(func=guarded(_job))
     _add_cut(commands)
 
@@ -76,31 +78,32 @@ def _add_cut(commands: Any) -> None:
 
 
 def _job(options: Namespace) -> int:
+    from pyvmm.lab.errors import LabUsageError
     from pyvmm.validate.jobs import result as results
     from pyvmm.validate.jobs.job import load
-    from pyvmm.validate.jobs.run import run_job
+    from pyvmm.validate.jobs.reports import reports_of
 
     lab_engine.check(options)
     jobs = list({job.name: job for job in map(load, options.files)}.values())
-    outcomes: list[Outcome] = []
-    with build_progress() as progress, live_line() as show:
-        if len(jobs) == 1 and not options.dask:
-            watch = show or (lambda line: None)
-            done = run_job(jobs[0], say, watch, progress, again=options.again)
-            print(results.to_text(done), flush=True)
-            return _status([done])
-        workers = lab_engine.labs(
-            options, max(job.cpus for job in jobs), max(job.memory_mib for job in jobs)
-        )
+    if options.kcidb_build and len({job.kernel for job in jobs}) > 1:
+        raise LabUsageError(f"--kcidb-build {options.kcidb_build}", "the jobs have several kernels")
+    workers = lab_engine.labs(
+        options, max(job.cpus for job in jobs), max(job.memory_mib for job in jobs)
+    )
+    outcomes: dict[Job, Outcome] = {}
+    with validate_files.ResultFiles(options) as files, live_line() as show:
         run_all = lab_engine.engine(options, workers, show, again=options.again)
-        with closing(run_all(jobs)) as came:
-            for _, outcome in came:
-                outcomes.append(outcome)
-                if isinstance(outcome, results.JobResult):
-                    print(results.to_text(outcome), flush=True)
-                else:
-                    say(str(outcome))
-    return _status(outcomes)
+        try:
+            with closing(run_all(jobs)) as came:
+                for job, outcome in came:
+                    outcomes[job] = outcome
+                    if isinstance(outcome, results.JobResult):
+                        print(results.to_text(outcome), flush=True)
+                    else:
+                        say(str(outcome))
+        finally:
+            files.write(reports_of(outcomes))
+    return _status(list(outcomes.values()))
 
 
 def _status(outcomes: Sequence[Outcome]) -> int:

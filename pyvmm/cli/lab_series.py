@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyvmm.validate.kernels.series import Step
     from pyvmm.validate.kernels.series_verdict import SeriesFacts
     from pyvmm.validate.kit.case import Case
+    from pyvmm.validate.results.report import Report
 
 NOTHING_WORSE, WORSE, NOTHING_RAN, BROKEN = 0, 1, 4, 125
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -105,8 +106,8 @@ def check_series(
     machine: Machine,
     folder: Path,
     debug: tuple[str, ...] = (),
-) -> tuple[int, Callable[[str], None]]:
-    """Build and run it all; the status, and what shows it once the folder has its place."""
+) -> lab_engine.Checked:
+    """Build and run it all."""
     from pyvmm.validate.kernels.series import SeriesRun, write_patches
     from pyvmm.validate.kernels.series_verdict import SeriesFacts
 
@@ -132,7 +133,19 @@ def check_series(
         )
         _keep(folder, steps, facts, told, coverage)
         runs.forget()
-    return _status(steps, facts), partial(_show, options, steps, facts, told, coverage)
+    show = partial(_show, options, steps, facts, told, coverage)
+    return lab_engine.Checked(_status(steps, facts), _reports(steps), show)
+
+
+def _reports(steps: Sequence[Step]) -> dict[str, Report]:
+    """Those of the source, and of each patch after which the catalogue ran."""
+    from pyvmm.validate.kernels.lab_report import reports_of
+
+    ran = [step for step in steps if step.variants]
+    reports = reports_of(ran[0].variants, "base", "") if ran else {}
+    for step in ran:
+        reports |= reports_of(step.variants, "", f"patch {step.number}")
+    return reports
 
 
 def _patches(options: Namespace) -> list[Patch]:

@@ -56,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     output.add_argument("--list", action="store_true", help="show the names of the cases")
     validate_files.add_arguments(parser)
+    validate_files.add_build_argument(parser)
     parser.set_defaults(func=validate, unblocks_signals=True)
 
 
@@ -115,11 +116,12 @@ def validate(options: argparse.Namespace) -> int:
         raise ConfigurationError("--json-lines --baseline", "lines are not compared", "use --json")
     earlier = report.load(options.baseline) if options.baseline else None
     output = _output(options)
-    with ResultFiles(options) as files, Interruption() as interruption:
+    validate_files.check_running_kernel(options)
+    with ResultFiles(options, strict=options.strict) as files, Interruption() as interruption:
         now = _run(options, cases, output, files, interruption)
         compared = None if earlier is None else _compare(options.baseline, earlier, now)
         try:
-            files.write(now)
+            files.write({"": now})
         finally:
             output.end(now, compared)
     number = interruption.number

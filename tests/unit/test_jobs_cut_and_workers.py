@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -21,6 +22,7 @@ from pyvmm.lab.errors import LabError
 from pyvmm.validate.jobs import durations, workers
 from pyvmm.validate.jobs.cut import cut, cut_job, put_together
 from pyvmm.validate.jobs.job import Built, Job, Named, load
+from pyvmm.validate.jobs.reports import reports_of
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.jobs.workers import Estimate, labs_at_once, run_jobs
 from pyvmm.validate.kernels.lab_run import LabRun
@@ -301,7 +303,10 @@ def run(job, announce, tell, *, again=False):
         time.sleep(1000)
     if job.seed == 4:
         raise LabError("kernel x", "it does not boot")
-    return JobResult(job.name, KernelFacts("x", "6", "0a"), LabRun((), (), job.seed, 1.0), {})
+    machine = {"kernel": "6", "build_id": "0a"}
+    problem = "died" if "--junit" in sys.argv else ""
+    run = LabRun(job.cases, (), job.seed, 1.0, machine, problem=problem)
+    return JobResult(job.name, KernelFacts("x", "6", "0a"), run, {})
 
 job_run.run_job = run
 sys.exit(main(sys.argv[2:]))
@@ -333,6 +338,38 @@ def test_several_jobs_are_a_line_each(tmp_path: Path) -> None:
         command(tmp_path, *files, str(tmp_path / "bad.json")), capture_output=True, text=True
     )
     assert (ended.returncode, ended.stdout) == (2, ""), "nothing runs when one file is bad"
+
+
+def test_jobs_as_junit_and_kcidb(tmp_path: Path) -> None:
+    files = jobs_in(tmp_path / "jobs", 1, 2, 4)
+    written = [tmp_path / "junit.xml", tmp_path / "kcidb.json"]
+    words = ["--junit", str(written[0]), "--kcidb", str(written[1]), "--kcidb-origin", "me"]
+    ended = subprocess.run(command(tmp_path, *files, *words), capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "-default: it says no build ID" in ended.stderr
+    top = ElementTree.fromstring(written[0].read_bytes())
+    names = {suite.get("name") for suite in top}
+    assert {"pyvmm.1-default.kernel", "pyvmm.2-default.did_not_run"} < names
+    told = {each.get("message") for each in top.iter("error")}
+    assert told == {"died", "did not run: died", "did not run: kernel x: it does not boot"}
+    data = json.loads(written[1].read_text())
+    assert [each["id"] for each in data["builds"]] == ["me:0a"]
+    assert {each["status"] for each in data["tests"]} == {"MISS", "ERROR"}
+
+
+def test_jobs_of_one_piece_of_work_are_one_report() -> None:
+    whole = Job(Named("default"), tuple(each.name for each in select("memory_regions")), 7)
+    jobs = cut_job(whole, {}, 1.0)
+    found = reports_of({job: done(job) for job in jobs[1:]} | {jobs[0]: LabError("x", "no room")})
+    assert list(found) == [""]
+    assert {each.name for each in found[""].results} == {
+        "kernel",
+        *(name for job in jobs[1:] for name in job.cases),
+    }
+    assert sorted(found[""].not_run) == sorted(jobs[0].cases)
+    assert found[""].why_not_run == "x: no room"
+    several = reports_of({job: done(job) for job in (jobs[0], replace(jobs[0], seed=8))})
+    assert list(several) == ["1-default", "2-default"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pyvmm.errors import ConfigurationError
+from pyvmm.host import build_id, kernel_build_id
 from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results import junit, kcidb
 from pyvmm.validate.results.kcidb import Build
@@ -45,11 +46,12 @@ RESULTS = (
     result("B2.known", State.KNOWN, "it spins", bug=FIXED, subject="others"),
     result("B3.known", State.KNOWN, "it lies", bug=UNFIXED, subject="others"),
 )
+NOT_RUN = "did not run: the cases that failed had taken too long"
 REPORT = Report(MACHINE, 7, 12.5, RESULTS, not_run=("C1.late", "C2.later[n=1]"))
 
 
 def parsed(report: Report, **more: bool) -> ElementTree.Element:
-    return ElementTree.fromstring(junit.to_xml(report, **more))
+    return ElementTree.fromstring(junit.to_xml({"": report}, **more))
 
 
 # ---- JUnit ----
@@ -83,8 +85,8 @@ def test_what_became_of_each_case() -> None:
         "B1.skips": ("skipped", None, "hugetlb: none"),
         "B2.known": ("skipped", "xfail", f"it spins; {FIXED}"),
         "B3.known": ("skipped", "xfail", f"it lies; {UNFIXED}"),
-        "C1.late": ("error", "missing", junit.DID_NOT_RUN),
-        "C2.later[n=1]": ("error", "missing", junit.DID_NOT_RUN),
+        "C1.late": ("error", "missing", NOT_RUN),
+        "C2.later[n=1]": ("error", "missing", NOT_RUN),
     }
     first = parsed(REPORT).find(".//testcase")
     assert first is not None and first.get("time") == "0.5000"
@@ -109,6 +111,20 @@ def test_every_character_there_is_can_stand_in_a_message() -> None:
     assert failure is not None and failure.text is not None
     assert (failure.get("message") or "").startswith('"<&\n\\x00\\x01')
     assert "\\x1b" in failure.text and "\\ufffe" in failure.text and "\U0001f600" in failure.text
+
+
+def test_reports_of_several_kernels_have_suites_of_their_own() -> None:
+    other = Report({**MACHINE, "kernel": "6.13"}, 8, 1.0, RESULTS[:1])
+    top = ElementTree.fromstring(junit.to_xml({"before": REPORT, "now a=1": other}))
+    assert [suite.get("name") for suite in top] == [
+        "pyvmm.before.tests",
+        "pyvmm.before.others",
+        "pyvmm.before.did_not_run",
+        "pyvmm.now a=1.tests",
+    ]
+    assert (top.get("tests"), top.get("time")) == ("10", "13.500")
+    kernel = top[3].find("properties/property[@name='kernel']")
+    assert kernel is not None and kernel.get("value") == "6.13"
 
 
 # ---- KCIDB ----
@@ -155,6 +171,17 @@ def test_statuses_and_known_bugs_as_incidents() -> None:
     assert set(of.values()) == set(issues)
 
 
+def test_reports_of_several_kernels_are_one_object() -> None:
+    kcidb_io = pytest.importorskip("kcidb_io")
+    builds = (BUILD, replace(BUILD, identity="0a1c"), BUILD)
+    parts = [kcidb.to_json(REPORT, build, f"run.{at}") for at, build in enumerate(builds)]
+    data = json.loads(json.dumps(kcidb.put_together(parts)))
+    kcidb_io.schema.V5_0.validate(data)
+    counts = {kind: len(objects) for kind, objects in data.items() if kind != "version"}
+    assert counts == {"checkouts": 2, "builds": 2, "tests": 27, "issues": 2, "incidents": 6}
+    assert not kcidb.put_together([]).keys() - {"version"}
+
+
 def test_a_build_that_kcidb_knows_is_named_and_no_other_is_described() -> None:
     data = checked(REPORT, Build("tester", "maestro:6912"))
     assert {each["build_id"] for each in data["tests"]} == {"maestro:6912"}
@@ -167,13 +194,13 @@ def test_a_build_that_kcidb_knows_is_named_and_no_other_is_described() -> None:
 
 
 def test_the_kernel_that_runs_here() -> None:
-    try:
-        build = kcidb.running_kernel("tester")
-    except ConfigurationError as error:
-        assert "--kcidb-build" in str(error)
+    identity = kernel_build_id()
+    if not identity:
+        with pytest.raises(ConfigurationError, match="--kcidb-build"):
+            kcidb.described("tester", identity, "6.12")
         return
-    assert len(build.identity) >= 16 and int(build.identity, 16)
-    checked(REPORT, build)
+    assert len(identity) >= 16 and int(identity, 16)
+    checked(REPORT, kcidb.described("tester", identity, "6.12"))
 
 
 def test_a_build_id_among_other_notes() -> None:
@@ -183,10 +210,10 @@ def test_a_build_id_among_other_notes() -> None:
         return b"".join(size.to_bytes(4, "little") for size in sizes) + b"".join(padded)
 
     other = note(b"Linux\0", 3, b"12345")
-    assert kcidb.build_id(other + note(b"GNU\0", 3, b"\xab\xcd\xef")) == "abcdef"
-    assert kcidb.build_id(other + note(b"GNU\0", 1, b"\xab")) == ""
+    assert build_id(other + note(b"GNU\0", 3, b"\xab\xcd\xef")) == "abcdef"
+    assert build_id(other + note(b"GNU\0", 1, b"\xab")) == ""
     for length in range(len(other)):
-        assert kcidb.build_id(other[:length]) == ""
+        assert build_id(other[:length]) == ""
 
 
 def test_every_case_has_a_path_of_its_own() -> None:

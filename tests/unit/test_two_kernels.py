@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -18,10 +19,12 @@ from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs.job import Job, Named
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.kernels.lab_report import report_of
 from pyvmm.validate.kernels.lab_run import LabRun, Trouble
 from pyvmm.validate.kernels.two_kernels import Came, Place, Variant, compare, judge, variants
 from pyvmm.validate.kernels.verdict import Facts, to_json, verdict
 from pyvmm.validate.kit.known import KnownBug
+from pyvmm.validate.results import kcidb
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import select
@@ -421,7 +424,9 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str | Pyv
         states = dict(zip(MR6, answer, strict=True))
         known = {"p": PASS, "s": SKIP, "f": FAIL}
         results = (result(name, known[states[name]]) for name in job.cases)
-        return JobResult(job.name, KernelFacts(job.kernel.name, "6.12", ""), run(*results), {})
+        machine = {"kernel": "6.12", "build_id": f"0{job.kernel.name}"}
+        done = run(*results, machine=machine)
+        return JobResult(job.name, KernelFacts(job.kernel.name, "6.12", ""), done, {})
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(qemu, "find_qemu", lambda: "qemu")
@@ -475,6 +480,51 @@ def test_exit_status(
     }  # fmt: skip
     assert [path.name for path in (tmp_path / "pyvmm/jobs").iterdir()] == ["plans"]
     assert not list((tmp_path / "pyvmm/jobs/plans").iterdir())
+
+
+def test_files_that_other_systems_read(
+    jobs: dict[str, str | PyvmmError], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs |= {"a": "pp", "b": "pf"}
+    files = [tmp_path / "junit.xml", tmp_path / "kcidb.json"]
+    words = ["--junit", str(files[0]), "--kcidb", str(files[1]), "--kcidb-origin", "me"]
+    assert main([*CHECK, *words]) == 1
+    top = ElementTree.fromstring(files[0].read_bytes())
+    suites = {each.get("name"): (each.get("tests"), each.get("failures")) for each in top}
+    assert suites == {
+        "pyvmm.before.tests": ("2", "0"),
+        "pyvmm.before.kernel": ("1", "0"),
+        "pyvmm.now.tests": ("2", "1"),
+        "pyvmm.now.kernel": ("1", "0"),
+    }
+    data = json.loads(files[1].read_text())
+    assert [each["id"] for each in data["builds"]] == ["me:0a", "me:0b"]
+    tests = [(each["build_id"], each["path"], each["status"]) for each in data["tests"]]
+    assert len(tests) == 6 and ("me:0b", kcidb.path_of(MR6[1]), "FAIL") in tests
+    assert main([*CHECK, *words[2:4]]) == 2
+    assert "--kcidb-origin NAME is who you are" in capsys.readouterr().err
+
+
+def test_a_run_as_a_report() -> None:
+    """What ran again counts as it did more often, and the kernel's own trouble is there."""
+    first = run(
+        *(result("X1.a", FAIL, "once"), result("X2.b", FAIL, "twice")),
+        planned=["X1.a", "X2.b", "X3.c"],
+        trouble=(splat("BUG: x", "X1.a"), splat("BUG: x", "X2.b")),
+        problem="died",
+    )
+    again = [run(result("X1.a"), result("X2.b", FAIL, "twice")) for _ in range(2)]
+    found = report_of([first, *again])
+    assert [(each.name, each.state) for each in found.results] == [
+        ("X1.a", PASS),
+        ("X2.b", FAIL),
+        ("kernel", State.CRASH),
+    ]
+    assert found.results[2].message == "died; BUG: x" and found.not_run == ("X3.c",)
+    assert found.why_not_run == "died"
+    of_splats = report_of([replace(first, problem="")]).results[-1]
+    assert (of_splats.state, of_splats.detail) == (FAIL, "BUG: x\na line")
+    assert report_of([again[0]]).results[-1].state is PASS
 
 
 def test_what_cannot_run_is_125_and_one_line(

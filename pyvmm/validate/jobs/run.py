@@ -18,7 +18,6 @@ from pyvmm.lab.config import read_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.initramfs import find_busybox
 from pyvmm.lab.kernels import Kernel, read_image
-from pyvmm.lab.make import Progress
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.lab.sources import source_path
 from pyvmm.validate.jobs import durations
@@ -39,7 +38,6 @@ def run_job(
     job: Job,
     announce: Announce,
     tell: Announce = lambda line: None,
-    progress: Progress | None = None,
     *,
     again: bool = False,
     kernel: Kernel | None = None,
@@ -49,14 +47,14 @@ def run_job(
     ``kernel`` is the job's, where it was had elsewhere.
 
     A run that only its time limit ended is not kept. ``announce`` is given a line for each thing
-    worth knowing, ``tell`` one on how far it is, ``progress`` how far a build is. Raises
-    :class:`LabError` where it cannot run here: no QEMU, no kernel, no room, another's cache.
+    worth knowing, ``tell`` one on how far it is. Raises :class:`LabError` where it cannot run
+    here: no QEMU, no kernel, no room, another's cache.
     """
     find_qemu()  # before a build that takes minutes
     find_busybox()
     folder = _own_folder(job)
     with locked(folder, announce, "another run of this job"):
-        kernel = kernel or _kernel(job.kernel, folder, announce, progress)
+        kernel = kernel or _kernel(job.kernel, folder, announce)
         digest = sha256_of(kernel.image)
         kept = None if again else _kept(folder, digest)
         if kept is not None:
@@ -79,7 +77,7 @@ def run_job(
 
 def kernel_of_job(job: Job, announce: Announce) -> Kernel:
     """The job's kernel, built here if need be. Raises :class:`LabError` where it cannot be."""
-    return _kernel(job.kernel, _own_folder(job), announce, None)
+    return _kernel(job.kernel, _own_folder(job), announce)
 
 
 def for_a_job(kernel: Kernel) -> Named | Image:
@@ -129,13 +127,11 @@ def _own_folder(job: Job) -> Path:
     return folder
 
 
-def _kernel(
-    wanted: Named | Image | Built, folder: Path, announce: Announce, progress: Progress | None
-) -> Kernel:
+def _kernel(wanted: Named | Image | Built, folder: Path, announce: Announce) -> Kernel:
     """The job's kernel, built first if need be; what is wrong with it is no fault of the job."""
     try:
         if isinstance(wanted, Named):
-            return find_or_build(wanted.name, announce, progress)
+            return find_or_build(wanted.name, announce)
         if isinstance(wanted, Image):
             kernel = read_image(Path(wanted.image))
             if sha256_of(kernel.image) != wanted.sha256:
@@ -143,7 +139,7 @@ def _kernel(
                     f"kernel {wanted.image}", "it is another one than the job's", "cut new jobs"
                 )
             return kernel
-        return build(_recipe(wanted, folder / "kernel"), None, announce, progress)
+        return build(_recipe(wanted, folder / "kernel"), None, announce)
     except LabUsageError as error:
         raise LabError(error.thing, error.cause, error.remedy) from None
 

@@ -1,13 +1,13 @@
 """A run as JUnit XML, as systems for continuous integration read it.
 
-One test suite per subject. A hang is a failure, a crash of the case's process an error. A bug that
-upstream has fixed is skipped with the type "xfail", and a failure for who asks for strictness. A
-case that did not run because failing ones had taken too long is an error.
+One test suite per subject, of each report. A hang is a failure, a crash of the case's process an
+error. A bug that upstream has fixed is skipped, type "xfail", and a failure for who asks for
+strictness. A case that did not run is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
@@ -16,41 +16,52 @@ from pyvmm.validate.results.report import Report
 from pyvmm.validate.results.result import CaseResult, State
 
 _SUITE = "pyvmm"
-#: What became of a case that did not run; there is no result of it.
-DID_NOT_RUN = "did not run: the cases that failed had taken too long"
 
 
-def to_xml(report: Report, *, strict: bool = False) -> bytes:
-    """The document, in UTF-8; ``strict`` makes failures of known bugs."""
-    subjects: dict[str, list[CaseResult]] = {}
-    for result in report.results:
-        subjects.setdefault(result.subject, []).append(result)
-    suites = [_suite(subject, results, strict) for subject, results in subjects.items()]
-    if report.not_run:
-        suites.append(_not_run(report.not_run))
-    top = Element("testsuites", name=_SUITE, time=f"{report.duration_s:.3f}")
+def to_xml(reports: Mapping[str, Report], *, strict: bool = False) -> bytes:
+    """The document, in UTF-8; ``strict`` makes failures of known bugs.
+
+    Reports have the names that tell their suites apart, or one has "".
+    """
+    top = Element("testsuites", name=_SUITE)
+    top.set("time", f"{sum(report.duration_s for report in reports.values()):.3f}")
+    for name, report in reports.items():
+        suites = _suites(f"{_SUITE}.{name}" if name else _SUITE, report, strict)
+        for suite in suites:
+            suite.insert(0, _properties(report))
+        top.extend(suites)
     for name in ("tests", "failures", "errors", "skipped"):
-        top.set(name, str(sum(int(suite.get(name, "0")) for suite in suites)))
-    for suite in suites:
-        suite.insert(0, _properties(report))
-    top.extend(suites)
+        top.set(name, str(sum(int(suite.get(name, "0")) for suite in top)))
     ElementTree.indent(top)
     document: bytes = ElementTree.tostring(top, encoding="utf-8", xml_declaration=True)
     return document + b"\n"
 
 
-def _suite(subject: str, results: Sequence[CaseResult], strict: bool) -> Element:
-    name = f"{_SUITE}.{subject}"
+def _suites(prefix: str, report: Report, strict: bool) -> list[Element]:
+    """One for each subject, and one for what did not run."""
+    subjects: dict[str, list[CaseResult]] = {}
+    for result in report.results:
+        subjects.setdefault(result.subject, []).append(result)
+    suites = [
+        _suite(_text(f"{prefix}.{subject}"), results, strict)
+        for subject, results in subjects.items()
+    ]
+    if report.not_run:
+        suites.append(_not_run(_text(f"{prefix}.did_not_run"), report))
+    return suites
+
+
+def _suite(name: str, results: Sequence[CaseResult], strict: bool) -> Element:
     seconds = sum(result.duration_s for result in results)
     return _counted(name, seconds, [_test_case(name, result, strict) for result in results])
 
 
-def _not_run(names: Sequence[str]) -> Element:
-    name = f"{_SUITE}.did_not_run"
+def _not_run(name: str, report: Report) -> Element:
     cases = []
-    for each in names:
+    for each in report.not_run:
         case = Element("testcase", classname=name, name=_text(each), time="0")
-        SubElement(case, "error", message=DID_NOT_RUN, type="missing")
+        message = _text(f"did not run: {report.why_not_run}")
+        SubElement(case, "error", message=message, type="missing")
         cases.append(case)
     return _counted(name, 0.0, cases)
 

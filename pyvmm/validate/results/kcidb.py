@@ -3,7 +3,7 @@
 The object has the major version 5 of KCIDB's schema, and nothing that came after its first minor
 one. What is not known of a kernel, such as the commit that it was built from, is left out. A test's
 path is ``pyvmm.PC3.odd_pages.gpa_4G``. A hang is FAIL, a crash of the case's process ERROR, and a
-case that did not run because failing ones had taken too long MISS. A bug that upstream has fixed is
+case that did not run MISS. A bug that upstream has fixed is
 FAIL, too: an incident says which issue it is, and the issue names the fix.
 """
 
@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import ConfigurationError
@@ -36,10 +35,6 @@ _STATUS = {
     State.HANG: "FAIL",
     State.CRASH: "ERROR",
 }
-#: The kernel's ELF notes; one of them has the build ID that the linker made of all its contents.
-_NOTES = Path("/sys/kernel/notes")
-_NT_GNU_BUILD_ID = 3  # elf.h
-_NAME_IT = "--kcidb-build ORIGIN:ID names the build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,34 +61,15 @@ class Build:
             raise ConfigurationError(f"KCIDB build {self.id!r}", "want ORIGIN:ID")
 
 
-def running_kernel(origin: str) -> Build:
-    """The kernel that runs here.
-
-    Raises :class:`ConfigurationError` for one that does not say which build it is.
-    """
-    try:
-        identity = build_id(_NOTES.read_bytes())
-    except OSError as error:
-        raise ConfigurationError(str(_NOTES), error.strerror or str(error), _NAME_IT) from None
+def described(origin: str, identity: str, release: str) -> Build:
+    """A kernel by its build ID. Raises :class:`ConfigurationError` for one that has none."""
     if not identity:
-        raise ConfigurationError(str(_NOTES), "it has no build ID of the kernel", _NAME_IT)
-    facts = os.uname()
-    return Build(origin, "", identity, facts.release, facts.machine)
-
-
-def build_id(notes: bytes) -> str:
-    """The GNU build ID among ELF notes, in hexadecimal, or ""."""
-    at = 0
-    while at + 12 <= len(notes):
-        name_size, size, kind = (
-            int.from_bytes(notes[start : start + 4], "little") for start in range(at, at + 12, 4)
+        raise ConfigurationError(
+            f"KCIDB build of Linux {release}",
+            "the kernel does not say its build ID",
+            "--kcidb-build ORIGIN:ID names the build",
         )
-        name = at + 12
-        value = name + (name_size + 3 & ~3)
-        if kind == _NT_GNU_BUILD_ID and notes[name : name + name_size] == b"GNU\0":
-            return notes[value : value + size].hex()
-        at = value + (size + 3 & ~3)
-    return ""
+    return Build(origin, "", identity, release, os.uname().machine)
 
 
 def path_of(name: str) -> str:
@@ -120,7 +96,11 @@ def to_json(
     told["tests"] = [
         *tests,
         *(
-            {**_about(build, f"{build.origin}:{run}.{number}", name), "status": "MISS"}
+            {
+                **_about(build, f"{build.origin}:{run}.{number}", name),
+                "status": "MISS",
+                "log_excerpt": _text(f"did not run: {report.why_not_run}")[:_LONGEST_EXCERPT],
+            }
             for number, name in zip(numbers, report.not_run, strict=True)
         ),
     ]
@@ -128,6 +108,19 @@ def to_json(
         told["issues"] = [_issue(build.origin, bug) for bug in bugs if bug is not None]
         told["incidents"] = list(_incidents(build.origin, report.results, tests))
     return told
+
+
+def put_together(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One object of several; a checkout, build or issue that several have is there once."""
+    told: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for kind, objects in part.items():
+            if kind != "version":
+                told.setdefault(kind, {}).update({each["id"]: each for each in objects})
+    return {
+        "version": _VERSION,
+        **{kind: list(objects.values()) for kind, objects in told.items()},
+    }
 
 
 def _own_id(build: Build) -> str:

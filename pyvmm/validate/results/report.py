@@ -1,13 +1,13 @@
 """A whole run as JSON, and read back.
 
 One object: ``schema`` (1), ``pyvmm`` (version), ``machine`` {``kernel``, ``cpu``, ``cpus``,
-``kvm_modules``, ``parameters`` (of the KVM modules), ``races`` (what it can see of them, in words;
-"" where no case was about them)}, ``seed``, ``duration_s``, ``summary``
-{state: count} and ``results``, each {``name``, ``id``, ``title``, ``subject``, ``state``
-(known, pass, fail, skip, hang, crash), ``message``, ``detail``, ``duration_s``, ``bug``}. The
-same failure has the same ``message`` in every run; ``detail`` may differ. ``bug`` is null, or for
-known {``commit``, ``title``, ``release``} of the fix (``commit`` is "" while there is none). The
-schema's number changes when a field changes its meaning or goes.
+``kvm_modules``, ``build_id`` (of the kernel, "" if it tells none), ``parameters`` (of the KVM
+modules), ``races`` (what it can see of them, in words; "" where no case was about them)}, ``seed``,
+``duration_s``, ``summary`` {state: count} and ``results``, each {``name``, ``id``, ``title``,
+``subject``, ``state`` (known, pass, fail, skip, hang, crash), ``message``, ``detail``,
+``duration_s``, ``bug``}. The same failure has the same ``message`` in every run; ``detail`` may
+differ. ``bug`` is null, or for known {``commit``, ``title``, ``release``} of the fix (``commit`` is
+"" while there is none). The schema's number changes when a field changes its meaning or goes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import ConfigurationError
-from pyvmm.host import host_facts, kvm_modules
+from pyvmm.host import host_facts, kernel_build_id, kvm_modules
 from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results.result import CaseResult, State
 
@@ -28,8 +28,8 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came out. JSON does not have the two last: names of the cases that did not run because
-    failing ones had taken too long, and whether a process is left that not even SIGKILL ends."""
+    """What came out. JSON does not have the last: names of the cases that did not run, and why, and
+    whether a process is left that not even SIGKILL ends."""
 
     machine: dict[str, Any]
     seed: int
@@ -37,6 +37,7 @@ class Report:
     results: tuple[CaseResult, ...]
     not_run: tuple[str, ...] = ()
     left_behind: bool = False
+    why_not_run: str = "the cases that failed had taken too long"
 
     def counts(self) -> dict[State, int]:
         counted = Counter(result.state for result in self.results)
@@ -47,7 +48,11 @@ def machine_facts() -> dict[str, Any]:
     """What tells two machines or two ways to load KVM apart."""
     facts = host_facts()
     names = ("kernel", "cpu", "cpus", "kvm_modules")
-    return {**{name: facts[name] for name in names}, "parameters": _module_parameters()}
+    return {
+        **{name: facts[name] for name in names},
+        "build_id": kernel_build_id(),
+        "parameters": _module_parameters(),
+    }
 
 
 def _module_parameters() -> dict[str, str]:
