@@ -66,7 +66,9 @@ def labs(options: Namespace, cpus: int, memory_mib: int) -> int:
 
 
 def where(options: Namespace, workers: int) -> str:
-    return f"the cluster at {options.dask}" if options.dask else f"{workers} labs at once"
+    if options.dask:
+        return f"the cluster at {options.dask}"
+    return f"{workers} labs at once" if workers > 1 else "one lab"
 
 
 def engine(options: Namespace, workers: int, show: Show | None, again: bool = False) -> Engine:

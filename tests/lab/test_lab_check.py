@@ -44,23 +44,22 @@ def test_two_kernels_that_differ(tmp_path: Path) -> None:
     assert "Linux version" in (tmp_path / "now/kernel.log").read_text()
 
 
-def test_the_first_runs_as_jobs_say_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ["memory-error", "default"]
-    images = [str(find_or_build(name, lambda line: None).image) for name in names]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    done = check(
-        "--kernel", images[0], "--kernel", images[1], "-k", "MR4 or ME2", "--workers", 2,
-        "--results", tmp_path / "results",
-    )  # fmt: skip
-    assert done.returncode == 1, done
-    assert done.stdout.splitlines()[0] == "WORSE: 1 newly skipped"
-    assert "2 jobs on 2 labs at once" in done.stderr
-    jobs = {path.parent.name for path in tmp_path.rglob("result.json")}
-    assert len(jobs) == 2, "what differs is no job"
-    assert not list((tmp_path / "cache/pyvmm/jobs/plans").iterdir())
-    assert "Linux version" in (tmp_path / "results/now/kernel.log").read_text()
+def test_an_interrupted_check_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has run is kept until the check has come to its end."""
+    images = [str(find_or_build(name, lambda line: None).image) for name in ("default", "default")]
+    cache, temporary = tmp_path / "cache", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    words = ["--kernel", images[0], "--kernel", images[1], "-k", "MR4", "--workers", "1"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    end_while_it_boots([*LAB, "check", *words], environment, temporary)
+    (plan,) = cache.rglob("plan.json")
+    seed = json.loads(plan.read_text())[0]
+    done = check(*words)
+    assert done.returncode == 0, done
+    assert f"2 jobs on one lab, seed {seed}" in done.stderr
+    assert not list((cache / "pyvmm/jobs/plans").iterdir())
+    assert not list(cache.rglob("result.json"))
 
 
 def test_the_same_with_each_value_of_a_parameter() -> None:
