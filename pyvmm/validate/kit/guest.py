@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple, Protocol
 
+from pyvmm.errors import KvmError
 from pyvmm.guest.boot import set_real_mode
 from pyvmm.guest.long_mode import page_tables, set_long_mode
 from pyvmm.kvm.exits import Exit, HltExit
@@ -38,7 +39,7 @@ _STANDS_S = 1.0
 # What struct kvm_regs begins with: all but RIP and RFLAGS.
 _GENERAL_REGISTERS = ffi.offsetof("struct kvm_regs", "rip")
 # How long a vCPU that does not come back is looked at, and how many faults are too many then.
-_LOOK_NS, _MANY_FAULTS = 200_000_000, 20
+_LOOK_S, _MANY_FAULTS = 0.2, 20
 _PAYLOAD = ffi.offsetof("struct kvm_run", "hw")
 
 
@@ -138,11 +139,7 @@ class Cpu:
         try:
             error = self._enter(deadline_s)
         except NoExitError:
-            rip = self.vcpu.get_regs().rip
-            raise CheckFailed(
-                f"vCPU {self.index} got no exit within {deadline_s:g} s{self._why_no_exit()}",
-                f"it is at {rip:#x}",
-            ) from None
+            raise self._no_exit(deadline_s) from None
         reason = run.exit_reason
         fault = None
         if reason == lib.KVM_EXIT_MEMORY_FAULT:
@@ -169,23 +166,32 @@ class Cpu:
     def _general_registers(self) -> bytes:
         return bytes(ffi.buffer(self.vcpu.get_regs(), _GENERAL_REGISTERS))
 
-    def _why_no_exit(self) -> str:
-        """What the statistics say of a vCPU that does not come back; it runs a little more."""
+    def _no_exit(self, deadline_s: float) -> CheckFailed:
+        """The failure of a vCPU that does not come back, and what it does."""
+        grown = self._grown()
+        message = f"vCPU {self.index} got no exit within {deadline_s:g} s"
+        if grown.get("pf_taken", 0) >= _MANY_FAULTS:
+            message += ": KVM takes page faults again and again"
+            if "pf_fixed" not in grown:
+                message += " and maps nothing (an invalidation that never ends?)"
+        regs = self.vcpu.get_regs()
+        counts = ", ".join(f"{name} +{count}" for name, count in grown.items())
+        return CheckFailed(
+            message,
+            f"it is at {regs.rip:#x} with rdi {regs.rdi:#x} and rcx {regs.rcx:#x}; "
+            f"in {_LOOK_S:g} s more: {counts or 'nothing'}",
+        )
 
-        def faults() -> list[int]:
-            return [self.counter(name) for name in ("pf_taken", "pf_fixed")]
-
+    def _grown(self) -> dict[str, int]:
+        """The statistics that grow while the vCPU runs a little more; {} where there are none."""
         try:
-            before = faults()
-            self.loop.limit(time.monotonic_ns() + _LOOK_NS)
-            self.loop.run()
-            taken, fixed = (now - then for now, then in zip(faults(), before, strict=True))
-        except Missing:
-            return ""
-        if taken < _MANY_FAULTS:
-            return ""
-        again = ": KVM takes page faults again and again"
-        return again if fixed else f"{again} and maps nothing (an invalidation that never ends?)"
+            before = _counters(self.vcpu.get_stats_fd())
+        except KvmError:
+            return {}
+        with suppress(NoExitError):
+            self._bare.enter(_LOOK_S)
+        now = _counters(self.vcpu.get_stats_fd())
+        return {name: now[name] - then for name, then in before.items() if now[name] > then}
 
     def run(self, routine: Routine | int, **registers: int) -> Outcome:
         self.prepare(routine, **registers)
@@ -293,9 +299,13 @@ class Cpu:
         expect(int(self.finish(what).rax), 0x77, f"{what}: what the guest reads from MMIO")
 
 
-def _counter(stats: Stats, name: str) -> int:
+def _counters(stats: Stats) -> dict[str, int]:
     with stats:
-        counters = stats.counters()
+        return stats.counters()
+
+
+def _counter(stats: Stats, name: str) -> int:
+    counters = _counters(stats)
     if name not in counters:
         raise Missing(f"the statistic {name} of KVM_GET_STATS_FD")
     return counters[name]
