@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pyvmm.native import lib
 from pyvmm.validate.kit.case import GIB, HUGE, KIB, MIB, PAGE, case
-from pyvmm.validate.kit.check import Missing, check
+from pyvmm.validate.kit.check import Missing, check, expect
 from pyvmm.validate.kit.memory import ATTRIBUTE, Memory
 from pyvmm.validate.kit.patterns import HOST, LATER, PRIVATE
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -242,3 +242,39 @@ def logging_comes_and_goes(tools: Toolbox, offset: int, backing: str) -> None:
             for at in range(0, size, PAGE):
                 seen = shared.word(at)
                 check(seen == tag + 1 + gpa + at, f"{what}: the host does not see the guest's", "")
+
+
+def _code(value: int) -> bytes:
+    """``mov $value, %eax; hlt``, which fits into a word."""
+    return b"\xb8" + value.to_bytes(4, "little") + b"\xf4\xf4\xf4"
+
+
+@case(
+    "HP9",
+    "code is fetched from the side that its page is on, whatever maps the rest of its block",
+    needs=NEEDS,
+    backend="guest_memfd",
+    vary={"gpa": BASES},
+)
+def code_in_a_block(tools: Toolbox, gpa: int) -> None:
+    memory = huge_memory(tools, gpa)
+    cpu = memory.vm.cpu
+    beside, page = HUGE + 7 * PAGE, HUGE + 9 * PAGE
+    for offset, value in ((beside, 1), (page, 2)):
+        memory.shared.view[offset : offset + 8] = _code(value)
+
+    def expect_code(offset: int, value: int, what: str) -> None:
+        cpu.prepare(gpa + offset)
+        expect(int(cpu.finish(what).rax), value, f"what ran: {what}")
+
+    for offset, size in ((page, PAGE), (HUGE, HUGE)):
+        expect_code(page, 2, "code in a shared page")
+        memory.set_private(offset, size)
+        cpu.write(gpa + page, int.from_bytes(_code(3), "little"))
+        expect_code(page, 3, "code in a page that became private")
+        memory.set_shared(offset, size)
+        expect_code(beside, 1, "code beside a page that became shared again")
+        expect_code(page, 2, "code in a page that became shared again")
+        memory.set_private(offset, size)
+        expect_code(page, 3, "code in a page that became private again, and was kept")
+        memory.to_shared(offset, size)
