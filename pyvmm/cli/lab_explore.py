@@ -17,6 +17,7 @@ from pyvmm.printable import printable
 
 if TYPE_CHECKING:
     from pyvmm.validate.jobs.corpus import Corpus
+    from pyvmm.validate.jobs.executed import Executed
     from pyvmm.validate.jobs.job import Job
     from pyvmm.validate.jobs.result import JobResult
     from pyvmm.validate.jobs.workers import Engine
@@ -25,6 +26,8 @@ PASSED, FOUND, NOTHING_RAN = 0, 1, 4
 _LONGEST_H = 10_000.0
 #: So many jobs in a row that cannot run end it.
 _MOST_ERRORS = 3
+#: From so many labs on that executed nothing new it is said, whenever they have doubled.
+_QUIET = 8
 #: Scripts of each case in a job: some minutes' work beside seconds for the boot.
 _EXAMPLES = 32
 
@@ -81,6 +84,7 @@ def _explore(options: Namespace) -> int:
     from pyvmm.lab.cache import locked
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.validate.jobs.corpus import Corpus
+    from pyvmm.validate.jobs.executed import Executed
 
     lab_engine.check(options)
     templates = _templates(options)
@@ -92,7 +96,8 @@ def _explore(options: Namespace) -> int:
         raise LabUsageError(f"corpus {options.corpus}", error.strerror or str(error)) from None
     with locked(options.corpus, say, "another exploration"), live_line() as show:
         corpus = Corpus(options.corpus, options.seed)
-        exploration = _Exploration(corpus, templates, options.hours * 3600, where)
+        executed = Executed(options.corpus)
+        exploration = _Exploration(corpus, executed, templates, options.hours * 3600, where)
         say(f"seed {corpus.seed}, {where}, {len(corpus.kinds)} kinds known")
         try:
             watch = exploration.watch(show or (lambda line: None))
@@ -110,11 +115,17 @@ class _Exploration:
     """One call: what it has done of the corpus' work."""
 
     def __init__(
-        self, corpus: Corpus, templates: Sequence[Job], seconds: float, where: str
+        self,
+        corpus: Corpus,
+        executed: Executed,
+        templates: Sequence[Job],
+        seconds: float,
+        where: str,
     ) -> None:
         self.seen: set[str] = set()
         self.has_run = False
         self._corpus = corpus
+        self._executed = executed
         self._templates = templates
         self._start = time.monotonic()
         self._until = self._start + seconds
@@ -151,11 +162,27 @@ class _Exploration:
             say(f"new: {printable(kind.message)} ({kind.case or kind.kernel})")
         now = self._corpus.kinds
         self.seen |= {kind for kind in now if now[kind].times != before.get(kind)}
+        if outcome.counters:
+            self._count(job, outcome)
         forget_job(job)
         self._ended += 1
         self.has_run |= not outcome.nothing_ran
         # What cannot run on any of the kernels now will not later.
         self._is_over = self._ended >= len(self._templates) and not self.has_run
+
+    def _count(self, job: Job, outcome: JobResult) -> None:
+        """Say what of KVM was executed for the first time, and when nothing is any more."""
+        from pyvmm.lab.coverage import merge
+        from pyvmm.validate.jobs.run import kernel_of_job
+        from pyvmm.validate.kernels.coverage_run import read_packed
+
+        kernel = kernel_of_job(job, say)
+        executed = self._executed
+        found = merge(read_packed(kernel, each) for each in outcome.counters)
+        if new := executed.take(outcome.kernel.sha256, found):
+            say(f"{new} lines of KVM executed for the first time, {executed.lines} in all")
+        elif executed.quiet >= _QUIET and not executed.quiet & (executed.quiet - 1):
+            say(f"nothing new of KVM executed in the last {executed.quiet} labs")
 
     def tell(self) -> None:
         """What this call has done, for people."""
@@ -165,6 +192,11 @@ class _Exploration:
             f"{scripts} scripts in {minutes:.1f} min on {self._where}, "
             f"{scripts / max(minutes, 1e-3):.0f} a minute; {self._corpus.scripts} in all"
         )
+        if self._executed.rounds:
+            print(
+                f"{self._executed.lines} lines of KVM executed in {self._executed.rounds} labs, "
+                f"nothing new in the last {self._executed.quiet}"
+            )
         for kind in self._corpus.kinds.values():
             often = "once" if kind.times == 1 else f"{kind.times} times"
             print(f"{printable(kind.message)}")

@@ -212,7 +212,8 @@ def test_a_result_is_the_same_when_read_back() -> None:
         problem="the lab's kernel died",
         kernel_log=("one", "two"),
     )
-    done = JobResult("name", KernelFacts("default", "6.12", "0a"), run, {"a.json": "{}"})
+    facts = KernelFacts("default", "6.12", "0a")
+    done = JobResult("name", facts, run, {"a.json": "{}"}, counters=(b"\0\xff", b"more"))
     assert results.from_text(results.to_text(done)) == done
     assert done.is_bad and not done.nothing_ran
     assert not replace(done, run=lab_run()).is_bad

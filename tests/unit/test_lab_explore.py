@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from pyvmm.cli.main import main
+from pyvmm.lab.coverage import Coverage, Lines
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.validate.jobs import run as job_run
 from pyvmm.validate.jobs.corpus import Corpus
+from pyvmm.validate.jobs.executed import Executed
 from pyvmm.validate.jobs.job import Job
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.kernels import coverage_run
 from pyvmm.validate.kernels.lab_run import LabRun, Trouble
 from pyvmm.validate.results.result import CaseResult, State
 
@@ -25,8 +28,8 @@ LOW, SLOTS = "MODEL1.guest_memfd[layout=low]", "MODEL1.guest_memfd[layout=slots]
 OTHER = "MODEL3.memslots[layout=low]"
 
 
-def case(name: str, state: State, message: str = "", detail: str = "") -> CaseResult:
-    return CaseResult(name, name.split(".")[0], "", "model", state, message, detail)
+def case(name: str, state: State, message: str = "", scripts: int = 0) -> CaseResult:
+    return CaseResult(name, name.split(".")[0], "", "model", state, message, scripts=scripts)
 
 
 def result(*cases: CaseResult, files: dict[str, str] | None = None, **more: Any) -> JobResult:
@@ -57,13 +60,13 @@ def test_one_script_is_kept_of_each_kind_and_it_is_the_shortest(tmp_path: Path) 
 def test_passes_and_known_bugs_are_no_failures_and_scripts_are_counted(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, 7)
     done = result(
-        case(LOW, State.PASS, detail="32 scripts"),
-        case(SLOTS, State.PASS, detail="9 steps of 1,000 scripts found the vCPU at work"),
-        case(OTHER, State.SKIP, "no race happened here", "5 scripts"),
-        case("MODEL2.x", State.KNOWN, "it spins"),
+        case(LOW, State.PASS, scripts=32),
+        case(SLOTS, State.PASS, scripts=1000),
+        case(OTHER, State.SKIP, "no race happened here", scripts=5),
+        case("MODEL2.x", State.KNOWN, "it spins", scripts=1),
     )
     assert corpus.take(0, done) == []
-    assert (corpus.scripts, corpus.seconds) == (1032, 60.0)
+    assert (corpus.scripts, corpus.seconds) == (1038, 60.0)
 
 
 def test_a_kernel_that_dies_is_a_kind_with_all_that_was_played(tmp_path: Path) -> None:
@@ -84,7 +87,7 @@ def test_a_corpus_goes_on_where_it_was(tmp_path: Path) -> None:
     numbers = corpus.numbers()
     assert [next(numbers) for _ in range(4)] == [0, 1, 2, 3]
     corpus.take(1, fails(LOW, "wrong", "script"))
-    corpus.take(3, result(case(LOW, State.PASS, detail="32 scripts")))
+    corpus.take(3, result(case(LOW, State.PASS, scripts=32)))
     again = Corpus(tmp_path)
     assert (again.seed, again.scripts, again.kinds) == (7, 32, corpus.kinds)
     numbers = again.numbers()
@@ -107,6 +110,32 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     with pytest.raises(LabUsageError, match="there are other files"):
         Corpus(tmp_path)
+
+
+# ---- what was executed ----
+
+
+def lines(*executed: int, file: str = "virt/kvm/x.c") -> Coverage:
+    return {file: Lines({number: int(number in executed) for number in range(10)})}
+
+
+def test_lines_that_are_new_are_counted_for_each_kernel(tmp_path: Path) -> None:
+    executed = Executed(tmp_path)
+    assert executed.take("a", lines(1, 2)) == 2
+    assert executed.take("a", lines(2, 3)) == 1 and executed.quiet == 0
+    assert executed.take("a", lines(1)) == 0 and executed.quiet == 1
+    assert executed.take("b", lines(1)) == 1
+    executed.take("b", lines())
+    again = Executed(tmp_path)
+    assert (again.lines, again.rounds, again.quiet) == (4, 5, 1)
+    assert again.take("a", lines(3)) == 0 and again.take("a", lines(1, file="y.c")) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pyvmm-executed": 2}'])
+def test_what_says_nothing_of_lines(text: str, tmp_path: Path) -> None:
+    (tmp_path / "executed.json").write_text(text)
+    with pytest.raises(LabUsageError, match="it is damaged, or of another pyvmm; remove it"):
+        Executed(tmp_path)
 
 
 # ---- the command ----
@@ -134,7 +163,7 @@ def test_an_exploration(explore: Callable[..., tuple[int, str, str]], tmp_path: 
         assert LOW in job.cases and job.model_examples == 5
         if job.seed == 9:
             return fails(LOW, "wrong contents", "a script")
-        return result(case(LOW, State.PASS, detail="5 scripts"))
+        return result(case(LOW, State.PASS, scripts=5))
 
     status, out, err = explore(answer, "--seed", "7", "--model-examples", "5")
     assert status == 1, err
@@ -153,11 +182,29 @@ def test_an_exploration(explore: Callable[..., tuple[int, str, str]], tmp_path: 
 def test_kernels_take_turns(explore: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     def answer(job: Job) -> JobResult:
         (tmp_path / f"{job.kernel.name} {job.seed}").touch()  # type: ignore[union-attr]
-        return result(case(LOW, State.PASS, detail="5 scripts"))
+        return result(case(LOW, State.PASS, scripts=5))
 
     assert explore(answer, "--seed", "0", "--kernel", "default", "--kernel", "7.3")[0] == 0
     seen = [path.name for path in tmp_path.iterdir() if " " in path.name]
     assert {"default 0", "7.3 1", "default 2", "7.3 3"} <= set(seen)
+
+
+def test_it_says_when_nothing_new_is_executed(
+    explore: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_run, "kernel_of_job", lambda job, announce: None)
+    monkeypatch.setattr(coverage_run, "read_packed", lambda kernel, packed: lines(*packed))
+
+    def answer(job: Job) -> JobResult:
+        # Two boots; all jobs but the first two execute the same.
+        counters = (bytes([1]), bytes([2 if job.seed < 2 else 1]))
+        return replace(result(case(LOW, State.PASS, scripts=5)), counters=counters)
+
+    status, out, err = explore(answer, "--seed", "0", "--hours", "0.0006")
+    assert status == 0 and "2 lines of KVM executed in " in out
+    assert "2 lines of KVM executed for the first time, 2 in all" in err
+    assert err.count("nothing new of KVM executed in the last 8 labs") == 1
+    assert "in the last 9 labs" not in err
 
 
 def test_what_cannot_run_ends_it(explore: Callable[..., tuple[int, str, str]]) -> None:

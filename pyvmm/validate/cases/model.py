@@ -42,11 +42,11 @@ def run(tools: Toolbox, abi: str, layout: Layout) -> None:
         watch=each.alone,
         raced=races.append,
     )
+    tools.scripts = len(races) - 1  # the first has no steps
     if found is None:
+        tools.say(f"{tools.scripts} scripts")
         if each.alone:
-            tools.provoked(sum(races), f"steps of {len(races)} scripts found the vCPU at work")
-        else:
-            tools.say(f"{len(races) - 1} scripts")  # the first has no steps
+            tools.provoked(sum(races), "of their steps found the vCPU at work")
         return
     script, failure = found
     path = files.save(each.name, script)

@@ -23,11 +23,10 @@ from pyvmm.lab.errors import LabUsageError
 from pyvmm.validate.jobs.result import JobResult
 from pyvmm.validate.kernels.lab_run import LabRun
 from pyvmm.validate.model import files
-from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.results.result import State
 
 FORMAT = 1
 _FILE = "corpus.json"
-_SCRIPTS = re.compile(r"([\d,]+) scripts")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 
 
@@ -83,7 +82,7 @@ class Corpus:
                 self.kinds[found.kind] = replace(found, files=names)
             else:
                 self.kinds[found.kind] = replace(known, times=known.times + 1, files=names)
-        self.scripts += sum(_scripts_of(each) for each in done.run.results)
+        self.scripts += sum(each.scripts for each in done.run.results)
         self.seconds += done.run.duration_s
         self._pass(number)
         return [self.kinds[kind] for kind in new]
@@ -174,9 +173,3 @@ def _kind(message: str, case: str, done: JobResult) -> Kind:
     plain = _NUMBERS.sub("*", message)
     kind = hashlib.sha256(f"{abi}\0{plain}".encode(errors="replace")).hexdigest()[:12]
     return Kind(kind, message, case, done.kernel.release, done.run.seed)
-
-
-def _scripts_of(result: CaseResult) -> int:
-    """How many scripts a case says that it played."""
-    found = _SCRIPTS.search(result.detail) if result.state is State.PASS else None
-    return int(found[1].replace(",", "")) if found else 0

@@ -4,14 +4,17 @@
 ``kernel`` {``name``, ``release``, ``sha256`` (of the bzImage)}, ``report`` (as ``pyvmm validate
 --json`` has it), ``planned`` (the names of the cases that were to run), ``problem`` (why the run is
 not whole, "" if it is), ``out_of_time``, ``trouble`` (splats, each with the cases that ran),
-``kernel_log``, and ``files`` {name: text}: the model's scripts that failed, or were played when the
-kernel died.
+``kernel_log``, ``files`` {name: text}: the model's scripts that failed, or were played when the
+kernel died; and ``counters``: where the kernel counts what KVM executes, a zip file of gcov's
+counters from each boot, packed with zlib and in base64.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -59,6 +62,7 @@ class JobResult:
     run: LabRun
     files: Mapping[str, str]
     code: str = field(default_factory=own_code)
+    counters: tuple[bytes, ...] = ()
 
     @property
     def is_bad(self) -> bool:
@@ -100,6 +104,7 @@ def to_text(result: JobResult) -> str:
         "trouble": [asdict(each) for each in run.trouble],
         "kernel_log": list(run.kernel_log),
         "files": dict(result.files),
+        "counters": [b64encode(zlib.compress(each)).decode() for each in result.counters],
     }
     return json.dumps(data)
 
@@ -122,7 +127,8 @@ def from_text(text: str) -> JobResult:
         tuple(data["kernel_log"]),
     )
     kernel = KernelFacts(**data["kernel"])
-    return JobResult(data["job"], kernel, run, data["files"], data["code"])
+    counters = tuple(zlib.decompress(b64decode(each)) for each in data["counters"])
+    return JobResult(data["job"], kernel, run, data["files"], data["code"], counters)
 
 
 def _trouble(data: dict[str, Any]) -> Trouble:

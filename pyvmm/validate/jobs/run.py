@@ -18,12 +18,14 @@ from pyvmm.lab.config import read_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.initramfs import find_busybox
 from pyvmm.lab.kernels import Kernel, read_image
+from pyvmm.lab.lab import Lab
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.lab.sources import source_path
 from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.job import Built, Image, Job, Named, to_text
 from pyvmm.validate.jobs.result import JobResult, KernelFacts, own_code, scripts_in
+from pyvmm.validate.kernels.coverage_run import packed_counters
 from pyvmm.validate.kernels.lab_run import Machine, run_in_lab
 
 #: Room for a job's results, its console and the kernel's initramfs, in MiB.
@@ -65,9 +67,15 @@ def run_job(
         machine = Machine(
             job.cpus, job.memory_mib, job.parameters, job.timeout_s, job.longest_s + _SILENCE_S
         )
-        run = run_in_lab(kernel, machine, _words(job), files, announce, tell)
+        counters: list[bytes] = []
+
+        def count(lab: Lab) -> None:
+            if lab.kernel.counts:
+                counters.append(packed_counters(lab))
+
+        run = run_in_lab(kernel, machine, _words(job), files, announce, tell, count)
         facts = KernelFacts(kernel.name, kernel.release, digest)
-        done = JobResult(job.name, facts, run, scripts_in(files))
+        done = JobResult(job.name, facts, run, scripts_in(files), counters=tuple(counters))
         if not run.out_of_time:
             _keep(folder, results.to_text(done))
         if not job.model_examples:

@@ -131,8 +131,17 @@ def reset_counters(lab: Lab) -> None:
 
 def executed_in(lab: Lab) -> Coverage:
     """What of KVM was executed in a lab since its counters were reset."""
-    kept = BytesIO(_ask(lab, "sys.stdout.buffer.write(Counters().packed())"))
-    return read_counters(lab.kernel.notes, dict(_contents(kept)))
+    return read_packed(lab.kernel, packed_counters(lab))
+
+
+def packed_counters(lab: Lab) -> bytes:
+    """The counters of a lab since it booted, or since they were reset."""
+    return _ask(lab, "sys.stdout.buffer.write(Counters().packed())")
+
+
+def read_packed(kernel: Kernel, packed: bytes) -> Coverage:
+    """What such counters of this kernel say. Raises :class:`LabError` for what gcov refuses."""
+    return read_counters(kernel.notes, dict(_contents(BytesIO(packed))))
 
 
 def _ask(lab: Lab, words: str) -> bytes:

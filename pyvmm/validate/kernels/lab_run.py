@@ -84,21 +84,23 @@ def run_in_lab(
     folder: Path,
     announce: Callable[[str], None],
     tell: Callable[[str], None] = lambda line: None,
+    at_end: Callable[[Lab], None] = lambda lab: None,
 ) -> LabRun:
     """Boot ``kernel`` and run ``pyvmm validate`` with these words in it.
 
     What the cases leave for people, such as the model's scripts, comes into ``folder``.
-    ``tell`` is given a line on how far it is. Lockdep is silent after its first report: the cases
-    that began after that run again in another boot, for what the kernel says of them.
+    ``tell`` is given a line on how far it is, and ``at_end`` each lab whose kernel still lives.
+    Lockdep is silent after its first report: the cases that began after that run again in another
+    boot, for what the kernel says of them.
     Raises :class:`LabError` when the kernel does not boot or the command does not begin.
     """
-    run, unseen = _one_boot(kernel, machine, words, folder, announce, tell)
+    run, unseen = _one_boot(kernel, machine, words, folder, announce, tell, at_end)
     for _ in range(_MOST_BOOTS_AGAIN):
         if not unseen:
             break
         announce(f"lockdep was silent after its report: {len(unseen)} cases in another boot")
         chosen = [*words, "-k", " or ".join(unseen)]
-        more, unseen = _one_boot(kernel, machine, chosen, folder, announce, tell)
+        more, unseen = _one_boot(kernel, machine, chosen, folder, announce, tell, at_end)
         run = replace(
             run,
             trouble=(*run.trouble, *more.trouble),
@@ -115,6 +117,7 @@ def _one_boot(
     folder: Path,
     announce: Callable[[str], None],
     tell: Callable[[str], None],
+    at_end: Callable[[Lab], None],
 ) -> tuple[LabRun, list[str]]:
     """The run, and the cases that began when lockdep was silent already."""
     transcript = Transcript()
@@ -149,12 +152,9 @@ def _one_boot(
         if looks_for_leaks(kernel) and done.status is not None:
             leaks = find_leaks(lab, done.kernel_log)
         silent = done.status is not None and _lockdep_is_silent(lab)
-    if not transcript.planned and done.status is not None:
-        said = done.errors.decode(errors="replace").strip().splitlines()
-        raise KernelFailed(
-            f"kernel {kernel.name}",
-            f"pyvmm validate did not begin in it: {said[-1] if said else done.status}",
-        )
+        if done.status is not None:
+            at_end(lab)
+    _check_began(kernel, done, transcript)
     run = LabRun(
         transcript.planned,
         tuple(transcript.results),
@@ -167,6 +167,15 @@ def _one_boot(
         done.kernel_log,
     )
     return run, _begun_after_lockdep(done.splats, transcript) if silent else []
+
+
+def _check_began(kernel: Kernel, done: RunResult, transcript: Transcript) -> None:
+    if not transcript.planned and done.status is not None:
+        said = done.errors.decode(errors="replace").strip().splitlines()
+        raise KernelFailed(
+            f"kernel {kernel.name}",
+            f"pyvmm validate did not begin in it: {said[-1] if said else done.status}",
+        )
 
 
 def _lockdep_is_silent(lab: Lab) -> bool:

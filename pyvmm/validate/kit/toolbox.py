@@ -28,6 +28,7 @@ class Toolbox:
     ``random`` is seeded from the run's seed and the case's name. A case that needs two CPUs, or
     that has told of races, ``is_race``: it passes only when there were ``races``. ``beat`` is to be
     called with each part of its work that a long case has done: its deadline is counted from it.
+    ``scripts`` is for a case of the model to say how many it has played.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Toolbox:
         self.random = random.Random(seed)
         self.is_race = case is not None and "two_cpus" in case.needs
         self.races = 0
+        self.scripts = 0
         self._said = ""
         self._provoked: list[str] = []
         self._tried: dict[str, list[bool]] = {}

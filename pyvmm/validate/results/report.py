@@ -5,9 +5,10 @@ One object: ``schema`` (1), ``pyvmm`` (version), ``machine`` {``kernel``, ``cpu`
 modules), ``races`` (what it can see of them, in words; "" where no case was about them)}, ``seed``,
 ``duration_s``, ``summary`` {state: count} and ``results``, each {``name``, ``id``, ``title``,
 ``subject``, ``state`` (known, pass, fail, skip, hang, crash), ``message``, ``detail``,
-``duration_s``, ``bug``}. The same failure has the same ``message`` in every run; ``detail`` may
-differ. ``bug`` is null, or for known {``commit``, ``title``, ``release``} of the fix (``commit`` is
-"" while there is none). The schema's number changes when a field changes its meaning or goes.
+``duration_s``, ``bug``, ``scripts`` (random ones that a case of the model played)}. The same
+failure has the same ``message`` in every run; ``detail`` may differ. ``bug`` is null, or for known
+{``commit``, ``title``, ``release``} of the fix (``commit`` is "" while there is none). The schema's
+number changes when a field changes its meaning or goes.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True)
 class CaseResult:
     """``message`` is empty for pass; for skip it names what is missing. ``bug`` is there for known.
-    The ``detail`` of a case about races says how many it provoked.
+    The ``detail`` of a case about races says how many it provoked. ``scripts`` is how many random
+    ones a case of the model played.
 
     The same failure has the same ``message`` in every run; ``detail`` may differ.
     """
@@ -46,6 +47,7 @@ class CaseResult:
     detail: str = ""
     duration_s: float = 0.0
     bug: KnownBug | None = None
+    scripts: int = 0
 
     @property
     def words(self) -> str:

@@ -63,22 +63,21 @@ def run_case(each: Case, seed: int, beat: Callable[[], object] = lambda: None) -
     """Run one case here and now; ``beat`` is called with each part of its work that is done."""
     start = time.monotonic()
     bug: KnownBug | None = None
+    tools = Toolbox(f"{seed} {each.name}", each, beat)
     try:
-        state, message, detail = _outcome(each, seed, beat)
+        state, message, detail = _outcome(each, tools)
     except Known as seen:
         state, message, detail, bug = State.KNOWN, str(seen), seen.detail, seen.bug
     duration = time.monotonic() - start
-    return CaseResult(
-        each.name, each.id, each.title, each.subject, state, message, detail, duration, bug
-    )
+    names = each.name, each.id, each.title, each.subject
+    return CaseResult(*names, state, message, detail, duration, bug, tools.scripts)
 
 
-def _outcome(each: Case, seed: int, beat: Callable[[], object]) -> tuple[State, str, str]:
+def _outcome(each: Case, tools: Toolbox) -> tuple[State, str, str]:
     for name in each.needs:
         lack = missing(name)
         if lack:
             return State.SKIP, f"{name}: {lack}", ""
-    tools = Toolbox(f"{seed} {each.name}", each, beat)
     try:
         with tools:
             each.function(tools, **each.parameters)
