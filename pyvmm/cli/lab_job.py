@@ -27,8 +27,8 @@ def add_parsers(commands: Any) -> None:
         description="Run the cases of each job on its kernel, and print one JSON object for each."
         " What came of it is kept in the cache: a second call prints that. Exit status: 0 nothing"
         " failed, 1 a case failed, a kernel's log has a splat or it died, 2 a file is no job of"
-        " this pyvmm, 4 nothing could run, 125 a kernel does not build or boot, or there is no"
-        " room.",
+        " this pyvmm (the others run), 4 nothing could run, 125 a kernel does not build or boot, or"
+        " there is no room.",
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="docs/jobs.md has it")
     parser.add_argument("--again", action="store_true", help="run them though results are known")
@@ -80,17 +80,17 @@ def _add_cut(commands: Any) -> None:
 def _job(options: Namespace) -> int:
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.validate.jobs import result as results
-    from pyvmm.validate.jobs.job import load
     from pyvmm.validate.jobs.reports import reports_of
 
     lab_engine.check(options)
-    jobs = list({job.name: job for job in map(load, options.files)}.values())
+    jobs, refused = _load(options.files)
     if options.kcidb_build and len({job.kernel for job in jobs}) > 1:
         raise LabUsageError(f"--kcidb-build {options.kcidb_build}", "the jobs have several kernels")
     workers = lab_engine.labs(
         options, max(job.cpus for job in jobs), max(job.memory_mib for job in jobs)
     )
     outcomes: dict[Job, Outcome] = {}
+    said: set[str] = set()
     with validate_files.ResultFiles(options) as files, live_line() as show:
         run_all = lab_engine.engine(options, workers, show, again=options.again)
         try:
@@ -99,16 +99,37 @@ def _job(options: Namespace) -> int:
                     outcomes[job] = outcome
                     if isinstance(outcome, results.JobResult):
                         print(results.to_text(outcome), flush=True)
-                    else:
+                    elif str(outcome) not in said:  # what one job lacks all may
+                        said.add(str(outcome))
                         say(str(outcome))
         finally:
             files.write(reports_of(outcomes))
-    return _status(list(outcomes.values()))
+    return _status(list(outcomes.values()), refused)
 
 
-def _status(outcomes: Sequence[Outcome]) -> int:
-    """What is bad counts before what could not run."""
-    from pyvmm.lab.errors import LabError
+def _load(files: Sequence[Path]) -> tuple[list[Job], bool]:
+    """The jobs, each once, and whether a file was none, which is said. There is at least one."""
+    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.validate.jobs.job import load
+
+    jobs: dict[str, Job] = {}
+    errors: list[LabUsageError] = []
+    for path in files:
+        try:
+            job = load(path)
+            jobs[job.name] = job
+        except LabUsageError as error:
+            errors.append(error)
+    for each in errors if jobs else errors[:-1]:
+        say(str(each))
+    if not jobs:
+        raise errors[-1]
+    return list(jobs.values()), bool(errors)
+
+
+def _status(outcomes: Sequence[Outcome], refused: bool) -> int:
+    """What is bad counts before what could not run, and that before a file that is no job."""
+    from pyvmm.lab.errors import LabError, LabUsageError
     from pyvmm.validate.jobs.result import JobResult
 
     done = [each for each in outcomes if isinstance(each, JobResult)]
@@ -116,6 +137,8 @@ def _status(outcomes: Sequence[Outcome]) -> int:
         return BAD
     if len(done) < len(outcomes):
         return LabError.status
+    if refused:
+        return LabUsageError.status
     return NOTHING_RAN if all(each.nothing_ran for each in done) else PASSED
 
 

@@ -337,7 +337,22 @@ def test_several_jobs_are_a_line_each(tmp_path: Path) -> None:
     ended = subprocess.run(
         command(tmp_path, *files, str(tmp_path / "bad.json")), capture_output=True, text=True
     )
-    assert (ended.returncode, ended.stdout) == (2, ""), "nothing runs when one file is bad"
+    assert ended.returncode == 125 and len(ended.stdout.splitlines()) == 2
+    assert ended.stderr.count("it is no job of pyvmm") == 1
+    ended = subprocess.run(
+        command(tmp_path, files[0], str(tmp_path / "bad.json")), capture_output=True, text=True
+    )
+    assert (ended.returncode, len(ended.stdout.splitlines())) == (2, 1)
+
+
+def test_what_all_lack_is_said_once(tmp_path: Path) -> None:
+    files = jobs_in(tmp_path / "jobs", 1, 2)
+    environment = {**os.environ, "PATH": "/nowhere"}
+    words = [sys.executable, "-m", "pyvmm", "lab", "job", *files]
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stdout) == (125, "")
+    assert ended.stderr.startswith("pyvmm: lab: qemu-system-x86_64: not found")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_jobs_as_junit_and_kcidb(tmp_path: Path) -> None:
