@@ -1,13 +1,18 @@
-"""What the heads of the patches in lab/mutants/ say.
+"""What the heads of the patches in lab/mutants/ and lab/realbugs/ say.
 
 A head is like a mail's: ``Key: value``, a line that begins with a blank goes on. Keys:
 Subject and Breaks (what is broken), Plausible (how it could have happened), Caught-by
 (``PC7.edges: words of the message``, or ``AT13.edges: splat BUG: how a line begins`` where the
 kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly), Always
-(yes: tested in every run of the lab lane), License. Where they are needed, Upon, for a patch that
-comes after one of the lab's own, on the kernel that is made of that one, Parameters, of the
+(yes: tested in every run of the lab lane), License. Where they are needed, Upon, the kernel that
+it comes after (one of the lab's own, or a version), Parameters, of the
 kernel's command line, and Debug, what the kernel has to watch itself for or must
 be able to do; a splat must then name the case. The patch follows an empty line.
+
+A real bug has, instead of Plausible, the fix that is taken back: Fix (twelve digits and the title
+of the commit), Date and Release. A kernel that lacks the fix by itself needs no patch; its cases
+say ``known``, and the words are ``known`` and the commit then. A bug that nothing sees has
+Not-caught, with the reason, and no Caught-by; Select has what was tried.
 """
 
 from __future__ import annotations
@@ -21,15 +26,19 @@ from pathlib import Path
 from pyvmm.lab.build import DEFAULT_VERSION, Recipe, known_recipe
 from pyvmm.lab.debug_options import parse_debug
 from pyvmm.lab.kernel_log import Splat
-from pyvmm.lab.sources import default_tarball
+from pyvmm.lab.sources import default_tarball, patched_files
 from pyvmm.validate.jobs.job import Job, Named
 from pyvmm.validate.jobs.result import JobResult
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import select
 
 FOLDER = Path(__file__).parent / "lab" / "mutants"
+REAL_BUGS = FOLDER.with_name("realbugs")
 MAY_BE_THERE = ("Upon", "Parameters", "Debug")
 KEYS = ("Subject", "Breaks", "Plausible", "Caught-by", "Select", "Always", "License")
+KEYS_OF_REAL_BUGS = (
+    *("Subject", "Fix", "Date", "Release", "Breaks", "Caught-by", "Select", "Always", "License"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +52,13 @@ class Promise:
     words: str
 
     def is_kept_by(self, result: CaseResult) -> bool:
-        """Whether this result is the promised failure."""
-        is_the_case = result.name.partition("[")[0] == self.case
-        return result.state is State.FAIL and is_the_case and self.words in result.message
+        """Whether this result is what was promised."""
+        first, _, commit = self.words.partition(" ")
+        if first == "known":
+            is_it = result.bug is not None and result.bug.commit == commit
+        else:
+            is_it = result.state is State.FAIL and self.words in result.message
+        return is_it and result.name.partition("[")[0] == self.case
 
     def is_kept_by_log(self, title: str) -> bool:
         """Whether this trouble in the kernel's log is what was promised."""
@@ -71,7 +84,8 @@ class Mutant:
 
     @property
     def kernel_name(self) -> str:
-        return f"mutant-{self.name}"
+        kind = "real" if self.patch.parent == REAL_BUGS else "mutant"
+        return f"{kind}-{self.name}"
 
     @property
     def recipe(self) -> Recipe:
@@ -79,7 +93,8 @@ class Mutant:
         upon = self.value("Upon")
         base = known_recipe(upon) if upon else Recipe(default_tarball(DEFAULT_VERSION))
         assert base is not None, f"there is no kernel {upon!r}"
-        return replace(base, patches=(*base.patches, self.patch), debug=self.debug)
+        patches = (self.patch,) if patched_files(self.patch) else ()
+        return replace(base, patches=(*base.patches, *patches), debug=self.debug)
 
     @property
     def debug(self) -> tuple[str, ...]:
@@ -91,6 +106,13 @@ class Mutant:
     def is_told_by_the_log(self) -> bool:
         """Whether only a kernel that watches itself sees it."""
         return bool(self.debug) and all(each.words.startswith("splat ") for each in self.promises)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a kernel lacks the fix by itself, and the cases say so."""
+        return bool(self.promises) and all(
+            each.words.startswith("known ") for each in self.promises
+        )
 
     @property
     def parameters(self) -> list[str]:
@@ -140,8 +162,8 @@ def _unfolded(value: str) -> str:
     return " ".join(value.split())
 
 
-def all_mutants() -> list[Mutant]:
-    patches = sorted(FOLDER.glob("*.patch"))
+def all_mutants(folder: Path = FOLDER) -> list[Mutant]:
+    patches = sorted(folder.glob("*.patch"))
     return [Mutant(patch, Parser().parsestr(patch.read_text())) for patch in patches]
 
 

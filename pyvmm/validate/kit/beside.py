@@ -107,9 +107,13 @@ class CallBeside:
         for _ in machine_time(_END_S):
             if self.ends(_TICK_S):
                 return True
-            assert self._thread.ident is not None
-            signal.pthread_kill(self._thread.ident, lib.loop_kick_signal())
+            self.kick()
         return False
+
+    def kick(self) -> None:
+        """Send it a signal."""
+        assert self._thread.ident is not None
+        signal.pthread_kill(self._thread.ident, lib.loop_kick_signal())
 
     def __enter__(self) -> CallBeside:
         self._thread.start()

@@ -72,6 +72,30 @@ MMIO_WHILE_AN_EXCEPTION_IS_DELIVERED = KnownBug(
 BOUND_RANGE_IS_EINVAL = KnownBug(
     "7ea987a90585", "KVM: guest_memfd: Return -EEXIST for overlapping bindings", "7.2"
 )
+EXITS_DISABLED_AFTER_A_VCPU = KnownBug(
+    "04cd8f8628d8", "KVM: x86: Disallow KVM_CAP_X86_DISABLE_EXITS after vCPU creation", "6.14"
+)
+EXITS_DISABLED_THAT_ARE_NOT_OFFERED = KnownBug(
+    "c829ccd4d9dc",
+    "KVM: x86: Reject disabling of MWAIT/HLT interception when not allowed",
+    "6.14",
+)
+TSC_FREQUENCY_AFTER_A_VCPU = KnownBug(
+    "dcbe5a466c12",
+    "KVM: x86: Reject KVM_SET_TSC_KHZ VM ioctl when vCPUs have been created",
+    "6.17",
+)
+EVENTFD_OF_TWO_VMS = KnownBug(
+    "2cdd64cbf990",
+    "KVM: Disallow binding multiple irqfds to an eventfd with a priority waiter",
+    "6.17",
+)
+DIRTY_RING_RESET_WITHOUT_END = KnownBug(
+    "49005a2a3d2a", "KVM: Bail from the dirty ring reset flow if a signal is pending", "6.17"
+)
+DIRTY_RING_RESET_KEEPS_THE_CPU = KnownBug(
+    "1333c35c4eea", "KVM: Conditionally reschedule when resetting the dirty ring", "6.17"
+)
 
 
 def pre_fault_deadlock() -> Known:
