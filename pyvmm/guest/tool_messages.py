@@ -13,7 +13,10 @@ _LOCAL = re.compile(r"local label [`']\"(\d+)\"")
 _GCC_ERROR = re.compile(r":\d+: (?:fatal )?error: | Error: ")
 _GCC_ENDS = ("compilation terminated", "In file included from", "from ")
 _OBJECT = re.compile(r"^(?:\S*ld(?:\.\w+)?: )?(?:/proc/self/fd/\d+:)?")
-_UNDEFINED = re.compile(r"(?P<where>.*): undefined reference to [`'](?P<symbol>.*)'")
+# Behind the line, or in its place, ld may name section and offset in brackets.
+_UNDEFINED = re.compile(
+    r"(?P<where>.*?):?(?:\([^()]*\))?: undefined reference to [`'](?P<symbol>.*)'"
+)
 _TRUNCATED = re.compile(
     r"(?P<where>.*?):?(?:\([^()]*\))?: relocation truncated to fit: "
     r"R_(?:386|X86_64)_(?:PC|PLT)?(?P<bits>8|16|32)S? against (?:symbol )?[`'](?P<symbol>[^`']*)'.*"

@@ -20,7 +20,7 @@ MODES = ("protected", "long")
 # Each source, and what its line must begin with and end with.
 REJECTED = {
     "syntax": (HEAD + "{ return 0 }\n", "x.c:3:11: error: expected ';' before '}' token", ""),
-    "no name": (HEAD + "{ return a + b; }\n", "x.c:3:10: error: 'a' undeclared", " (and 2 more)"),
+    "no name": (HEAD + "{ return a + b; }\n", "x.c:3:10: error: 'a' undeclared", " more)"),
     "no header": (
         "int main(void) { puts(0); return 0; }\n",
         "x.c:1:18: error: implicit declaration of function 'puts'",
@@ -41,7 +41,12 @@ REJECTED = {
         "x.c:2:6: error: conflicting types for 'main'",
         "it is int main(unsigned vcpu, unsigned vcpus)",
     ),
-    "no return": (HEAD + "{ puts(0); }\n", "x.c:3:12: error: control reaches end", ""),
+    "no return": (
+        # Newer gccs let main() alone return 0 at its end.
+        '#include "pyvmm.h"\nint f(void) { puts(0); }\nint main(void) { return f(); }\n',
+        "x.c:2:24: error: control reaches end",
+        "",
+    ),
     "#error": ("#error not yet\nint main(void) { return 0; }\n", "x.c:1:2: error: #error not", ""),
     "assembly": (
         'int main(void) { __asm__("frobnicate"); return 0; }\n',
