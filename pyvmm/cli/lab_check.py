@@ -94,6 +94,7 @@ def _add_cases(parser: ArgumentParser) -> None:
         help="cases beside each other (2)",
     )
     lab_engine.add_arguments(parser)
+    lab_engine.add_job_seconds(parser, "--job-seconds")
     parser.add_argument(
         "--model-examples",
         type=arguments.model_examples,

@@ -50,6 +50,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_job_seconds(parser: ArgumentParser, option: str) -> None:
+    parser.add_argument(
+        option,
+        type=arguments.seconds,
+        default=60.0,
+        metavar="S",
+        help="that a job may take beside its boot (%(default)g)",
+    )
+
+
 def check(options: Namespace) -> None:
     """A LabUsageError where both are asked for."""
     from pyvmm.lab.errors import LabUsageError
@@ -141,6 +151,7 @@ def runs_of(options: Namespace, kernels: Sequence[Kernel], cases: Sequence[Case]
             choices(options),
             template,
             engine(options, workers, show),
+            job_s=options.job_seconds,
             seed=options.seed,
             announce=say,
         )

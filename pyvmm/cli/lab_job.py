@@ -47,13 +47,7 @@ def _add_cut(commands: Any) -> None:
         " by how long each case took here. Prints the names of the files.",
     )
     parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="where they go")
-    parser.add_argument(
-        "--seconds",
-        type=arguments.seconds,
-        default=60.0,
-        metavar="S",
-        help="that a job may take beside its boot (%(default)g)",
-    )
+    lab_engine.add_job_seconds(parser, "--seconds")
     parser.add_argument("--kernel", default="default", metavar="NAME|BZIMAGE", help="(%(default)s)")
     parser.add_argument(
         "--source", metavar="VERSION|TARBALL|DIR", help="instead, one that each machine builds"

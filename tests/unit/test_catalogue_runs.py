@@ -150,6 +150,15 @@ def nobody(job: Job, *_: object) -> JobResult:
     raise AssertionError
 
 
+def test_shorter_jobs_are_more(kernels: list[Kernel], tmp_path: Path) -> None:
+    template = Job(Named("default"), tuple(NAMES), 0)
+    counts = []
+    for job_s in (60.0, 15.0):
+        with Runs(kernels, [()], template, engine(1, nobody), job_s=job_s, seed=7) as made:
+            counts.append(made.count)
+    assert counts[1] >= 3 * counts[0]
+
+
 def seed_of(kernels: list[Kernel], seed: int | None = None) -> int:
     with runs(kernels, engine(1, nobody), seed=seed) as made:
         return made.seed

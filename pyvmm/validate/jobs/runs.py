@@ -41,7 +41,7 @@ class _Plan:
 
 
 class Runs:
-    """The catalogue on each kernel with each choice of parameters, for a comparison.
+    """The catalogue on each kernel with each choice of parameters, in jobs of about ``job_s``.
 
     ``template`` is a job with all that is the same in all of them. ``seed`` is that of an earlier
     call which did not come to its end, or a random one, unless it is given. A context manager: the
@@ -55,6 +55,7 @@ class Runs:
         template: Job,
         engine: Engine,
         *,
+        job_s: float = JOB_S,
         seed: int | None = None,
         announce: Announce = lambda line: None,
     ) -> None:
@@ -67,8 +68,9 @@ class Runs:
         self._announce = announce
         told = [to_text(self._job(place, template.cases, seed or 0)) for place in self._places]
         told += [sha256_of(each.image) for each in kernels]
-        key = hashlib.sha256(json.dumps([*told, seed is None]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([*told, seed is None, job_s]).encode()).hexdigest()
         self._folder = cache_folder() / "jobs" / "plans" / key[:16]
+        self._job_s = job_s
         self._given_seed = seed
         self._plan = _Plan(0, ())
         self._asked: set[Job] = set()
@@ -169,7 +171,7 @@ class Runs:
         self._lock()
         seed = random.randrange(1 << 32) if self._given_seed is None else self._given_seed
         self._plan = self._load() or _Plan(
-            seed, tuple(cut(self._template.chosen, durations.known(), JOB_S))
+            seed, tuple(cut(self._template.chosen, durations.known(), self._job_s))
         )
         write_whole(self._folder / _PLAN, json.dumps([self._plan.seed, self._plan.parts]))
         return self
