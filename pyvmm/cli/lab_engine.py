@@ -60,6 +60,10 @@ def add_job_seconds(parser: ArgumentParser, option: str) -> None:
     )
 
 
+def counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 def check(options: Namespace) -> None:
     """A LabUsageError where both are asked for."""
     from pyvmm.lab.errors import LabUsageError
@@ -157,7 +161,8 @@ def runs_of(options: Namespace, kernels: Sequence[Kernel], cases: Sequence[Case]
         )
         with runs:
             place = where(options, workers)
-            say(f"{len(cases)} cases, {runs.count} jobs on {place}, seed {runs.seed}")
+            told = f"{counted(len(cases), 'case')}, {counted(runs.count, 'job')}"
+            say(f"{told} on {place}, seed {runs.seed}")
             try:
                 yield runs
             except Interrupted:

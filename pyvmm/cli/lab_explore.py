@@ -138,21 +138,23 @@ class _Exploration:
     def run(self, engine: Engine) -> None:
         """Until the time is over. Raises :class:`LabError` when nothing can run any more."""
         from pyvmm.errors import PyvmmError
+        from pyvmm.lab.errors import LabError
 
         errors: list[PyvmmError] = []
         outcomes = engine(self._jobs())
         with closing(outcomes):
             for job, outcome in outcomes:
                 if isinstance(outcome, PyvmmError):
+                    if str(outcome) not in map(str, errors):
+                        say(str(outcome))
                     errors.append(outcome)
                     if len(errors) == _MOST_ERRORS:
-                        raise outcome
-                    say(str(outcome))
+                        raise LabError("explore", f"{_MOST_ERRORS} labs in a row could not run")
                 else:
                     errors.clear()
                     self._take(job, outcome)
         if errors and not self._ended:
-            raise errors[0]
+            raise LabError("explore", "no lab could run")
 
     def _take(self, job: Job, outcome: JobResult) -> None:
         from pyvmm.validate.jobs.run import forget_job

@@ -163,8 +163,8 @@ def _cut(options: Namespace) -> int:
     except OSError as error:
         raise LabUsageError(f"--into {options.into}", error.strerror or str(error)) from None
     took = about(sum(durations.expected_s(job, known) for job in jobs))
-    word = "job" if len(jobs) == 1 else "jobs"
-    say(f"{len(cases)} cases in {len(jobs)} {word}, {took} in all, seed {seed}")
+    told = f"{lab_engine.counted(len(cases), 'case')} in {lab_engine.counted(len(jobs), 'job')}"
+    say(f"{told}, {took} in all, seed {seed}")
     return PASSED
 
 

@@ -61,7 +61,7 @@ def run_job(
         kept = None if again else _kept(folder, digest)
         if kept is not None:
             return kept
-        check_room(folder, _JOB_MIB)
+        check_room(cache_folder(), _JOB_MIB)
         files = folder / "files"
         shutil.rmtree(files, ignore_errors=True)
         machine = Machine(
