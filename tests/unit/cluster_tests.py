@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -61,6 +62,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     monkeypatch.setattr(cluster, "_GONE_S", 0.5)
     monkeypatch.setattr(there, "run_job", made.run)
     monkeypatch.setattr(there, "find_qemu", lambda: "")
+    monkeypatch.setattr(there, "find_busybox", lambda: "")
     return made
 
 
@@ -142,6 +144,12 @@ def test_a_worker_that_cannot_be_used_is_named(
         outcomes(scheduler, JOBS[2:], said, patience_s=0.2)
     assert sum("no QEMU" in line for line in said) == 2
     assert "their files differ" in there.problem_with({**told, "code": "0a"})
+
+
+def test_a_worker_tells_what_it_lacks(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert there.problem_with(there.about()) == ""
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert "it belongs to another user" in there.problem_with(there.about())
 
 
 def test_the_scheduler_goes(house: House) -> None:

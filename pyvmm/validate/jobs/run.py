@@ -120,8 +120,8 @@ def sha256_of(path: Path) -> str:
         raise LabError(f"kernel {path}", error.strerror or str(error)) from None
 
 
-def _own_folder(job: Job) -> Path:
-    """The job's folder in the cache, with the job in it."""
+def own_cache() -> Path:
+    """The cache. Raises :class:`LabError` where it is another's, or cannot be."""
     cache = make_folder(cache_folder())
     if cache.stat().st_uid != os.geteuid():
         # What runs there would be this user's, and what lies there the other's.
@@ -130,7 +130,12 @@ def _own_folder(job: Job) -> Path:
             "it belongs to another user",
             "XDG_CACHE_HOME names another place",
         )
-    folder = make_folder(cache / "jobs" / job.name)
+    return cache
+
+
+def _own_folder(job: Job) -> Path:
+    """The job's folder in the cache, with the job in it."""
+    folder = make_folder(own_cache() / "jobs" / job.name)
     _write(folder / "job.json", to_text(job))
     return folder
 

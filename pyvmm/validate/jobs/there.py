@@ -15,12 +15,13 @@ from pyvmm import __version__
 from pyvmm.errors import PyvmmError
 from pyvmm.lab.cache import cache_folder, check_room, make_folder, write_whole
 from pyvmm.lab.errors import LabError, plain
+from pyvmm.lab.initramfs import find_busybox
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.job import from_text
 from pyvmm.validate.jobs.result import own_code
-from pyvmm.validate.jobs.run import run_job, sha256_of
+from pyvmm.validate.jobs.run import own_cache, run_job, sha256_of
 
 #: What run() answers where the kernel has not come yet.
 NO_KERNEL = "no kernel"
@@ -32,6 +33,8 @@ def about() -> dict[str, str]:
     """What this worker is."""
     try:
         find_qemu()
+        find_busybox()
+        own_cache()
         problem = ""
     except LabError as error:
         problem = str(error)
