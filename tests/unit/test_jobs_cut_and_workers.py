@@ -69,7 +69,9 @@ def test_durations_are_recorded_and_what_is_damaged_is_none(cache: Path) -> None
     assert durations.known() == {}
     durations.record([result("A1.a", seconds=2.5), result("B1.b", State.SKIP)])
     durations.record([result("A1.a", seconds=3.5), result("C1.c", seconds=1)])
-    assert durations.known() == {"A1.a": 3.5, "C1.c": 1.0}
+    assert durations.known() == {"A1.a": 3.5, "B1.b": 0.0, "C1.c": 1.0}
+    durations.record([result("A1.a", State.SKIP), result("B1.b", seconds=2)])
+    assert durations.known() == {"A1.a": 3.5, "B1.b": 2.0, "C1.c": 1.0}
     for text in ("", "[]", '{"a": "b"}', '{"a": null}'):
         (cache / "durations.json").write_text(text)
         assert durations.known() == {}

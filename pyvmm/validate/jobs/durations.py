@@ -34,12 +34,19 @@ def known() -> dict[str, float]:
 
 
 def record(results: Iterable[CaseResult]) -> None:
-    """Keep how long these took. A figure that cannot be kept is no reason to fail."""
-    took = {each.name: each.duration_s for each in results if each.state is not State.SKIP}
+    """Keep how long these took. A figure that cannot be kept is no reason to fail.
+
+    A case that is skipped takes no time, as long as no kernel is known on which it runs.
+    """
+    skipped: dict[str, float] = {}
+    took: dict[str, float] = {}
+    for each in results:
+        kept = skipped if each.state is State.SKIP else took
+        kept[each.name] = round(each.duration_s, 3)
     with suppress(OSError):
         folder = make_folder(cache_folder() / "jobs")
         with locked(folder, lambda line: None):
-            text = json.dumps({**known(), **{name: round(s, 3) for name, s in took.items()}})
+            text = json.dumps({**skipped, **known(), **took})
             write_whole(cache_folder() / _FILE, text)
 
 
