@@ -82,8 +82,8 @@ def parameter_written(tools: Toolbox) -> None:
     if now == "never" or errno_of(lambda: write(now)):
         raise Missing("kvm.nx_huge_pages, and root to write it")
     bare = tools.keep(tools.kvm.create_vm(0))
-    without = tools.keep(tools.kvm.create_vm(0))
-    vcpu = tools.keep(without.create_vcpu(0))
+    waiting = tools.vm()
+    waiting.cpu.prepare(routines.HALT)
     private = tools.has_private_vm
     vm = tools.private_vm() if private else tools.vm()
     memory = tools.memory(vm, 4 * GIB, _SIZE) if private else None
@@ -100,5 +100,5 @@ def parameter_written(tools: Toolbox) -> None:
                 memory.expect_guest(0, _SIZE, PRIVATE, f"after kvm.nx_huge_pages={value}")
     finally:
         write(now)
-    expect(errno_name(errno_of(vcpu.run)), "success", "the first KVM_RUN after it")
+    waiting.cpu.finish("the first KVM_RUN after it")
     bare.close()
