@@ -17,7 +17,7 @@ from pyvmm.validate.kit.guest import GuestVm
 from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.toolbox import Toolbox
 
-_VMS, _LONGEST_S = 150, 25.0
+_VMS, _LONGEST_S = 60, 20.0
 _PARAMETER = Path("/sys/module/kvm/parameters/nx_huge_pages")
 _VMS_OF_ALL = Path("/sys/kernel/debug/kvm")
 _SIZE = 16 * PAGE
