@@ -122,7 +122,7 @@ def _add_machine(parser: ArgumentParser) -> None:
         type=arguments.seconds,
         default=1800.0,
         metavar="S",
-        help="for each run (%(default)g)",
+        help="for each job (%(default)g)",
     )
 
 

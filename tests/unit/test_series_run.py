@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,6 +18,9 @@ from pyvmm.lab.errors import KernelFailed, LabError, PatchRefused
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.selftests import SelftestResult
 from pyvmm.lab.series import Patch
+from pyvmm.validate.jobs import run as job_run
+from pyvmm.validate.jobs.job import Job, Named
+from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.kernels import series
 from pyvmm.validate.kernels.lab_run import LabRun
 from pyvmm.validate.kernels.series import STRICT, SeriesBuild, SeriesRun, Step, write_patches
@@ -24,6 +28,7 @@ from pyvmm.validate.kernels.series_verdict import SeriesFacts, is_broken, is_wor
 from pyvmm.validate.kernels.two_kernels import Came, Place, as_run
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.run.catalogue import select
 
 SUBJECTS = (
     "KVM: tidy up",
@@ -211,6 +216,52 @@ def test_a_selftest_that_fails_now(built: Steps, ran: Steps) -> None:
     )
     facts = SeriesFacts("linux", 5, 7, 2, 2048, selftests=((passed, failed),))
     assert verdict(steps, facts) == "WORSE: 1 selftests fail now: guest_memfd_test"
+
+
+def test_the_command_runs_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every patch and the source, two labs at once; the second patch breaks a case."""
+    names = [each.name for each in select("MR6")]
+
+    def build(recipe: Recipe, *_: Any) -> Kernel:
+        image = tmp_path / f"bzImage{len(recipe.patches)}"
+        image.write_text(image.name)
+        return Kernel(f"6.12-{len(recipe.patches)}", image, "6.12")
+
+    def run_job(job: Job, *_: object, again: bool) -> JobResult:
+        assert isinstance(job.kernel, Named) and job.seed == 5
+        (tmp_path / f"ran {job.kernel.name} {job.name}").touch()
+        wrong = job.kernel.name == "6.12-2"
+        results = tuple(
+            CaseResult(name, "MR6", "", "tests", State.FAIL if wrong else State.PASS)
+            for name in job.cases
+        )
+        machine = {"kernel": "6.12", "build_id": job.kernel.name}
+        return JobResult(
+            job.name, KernelFacts("", "", ""), LabRun(job.cases, results, 5, 1.0, machine), {}
+        )
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(series, "build", build)
+    monkeypatch.setattr(series, "warnings_of_patch", lambda *_: [])
+    monkeypatch.setattr(job_run, "run_job", run_job)
+    write_patches(a_series(3), tmp_path / "patches")
+    words = ["lab", "check", "--series", str(tmp_path / "patches"), "--each", "-k", "MR6"]
+    words += ["--seed", "5", "--workers", "2", "--junit", str(tmp_path / "junit.xml")]
+    assert main([*words, "--results", str(tmp_path / "results")]) == 1
+    told = capfd.readouterr()
+    assert told.out.startswith(f"WORSE: patch 2/3 breaks {names[0]} and 1 more")
+    assert "2 cases, 4 jobs on 2 labs at once, seed 5" in told.err
+    # The first runs of four kernels, and three of them again: that of patch 2 is in both pairs.
+    assert len(list(tmp_path.glob("ran *"))) == 4 + 3
+    top = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    failures = {suite.get("name"): suite.get("failures") for suite in top}
+    assert failures["pyvmm.patch 2.tests"] == "2" and failures["pyvmm.base.tests"] == "0"
+    assert len(failures) == 8 and top.get("failures") == "2"
+    assert (tmp_path / "results/2/validate.json").exists()
+    assert (tmp_path / "results/1-2/now-2/validate.json").exists()
+    assert not list((tmp_path / "cache/pyvmm/jobs/plans").iterdir())
 
 
 def test_warnings_are_those_of_touched_lines() -> None:
