@@ -193,7 +193,7 @@ def _machine(options: Namespace, cases: Sequence[Case]) -> Machine:
         options.memory,
         [HUGE_PAGES, *options.param],
         options.timeout,
-        silence_s=max(each.deadline_s for each in cases) + 60,
+        silence_s=max(each.longest_s for each in cases) + 60,
     )
 
 

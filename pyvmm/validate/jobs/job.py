@@ -140,7 +140,7 @@ class Job:
     @property
     def longest_s(self) -> float:
         """How long the slowest of its cases may take."""
-        return max(each.deadline_s for each in self.chosen)
+        return max(each.longest_s for each in self.chosen)
 
 
 def to_text(job: Job) -> str:

@@ -22,6 +22,7 @@ HUGE = 2 * MIB
 # A case that takes longer hangs. A quiet machine needs a second for most of them, and
 # Python in a software-emulated kernel twenty times that.
 DEADLINE_S = 60.0
+_LONGEST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class Case:
         values = ",".join(f"{key}={_word(value)}" for key, value in self.parameters.items())
         name = f"{self.id}.{self.function.__name__}" + (f"[{values}]" if values else "")
         object.__setattr__(self, "name", name)
+
+    @property
+    def longest_s(self) -> float:
+        """How long it may take in all, if it gets on; ``deadline_s`` is for what does not."""
+        return _LONGEST * self.deadline_s
 
 
 def case(

@@ -15,7 +15,7 @@ from pyvmm.validate.model import files
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run import stuck
 from pyvmm.validate.run.beats import Beats
-from pyvmm.validate.run.worker import LONGEST, serve
+from pyvmm.validate.run.worker import serve
 
 # A forked worker has all modules loaded; nothing here starts threads before it forks.
 _processes = multiprocessing.get_context("fork")
@@ -47,8 +47,8 @@ class Runner:
 
     ``workers`` processes run cases beside each other; cases that must be alone run after
     them, one by one. With ``shuffle`` the order is random, by ``seed``. A case that hangs, or
-    gets on for LONGEST times its deadline, is killed and one that crashes its process is
-    reported; both cost a new process.
+    gets on for longer than it may, is killed and one that crashes its process is reported;
+    both cost a new process.
     ``started`` is called with each case when it starts. :meth:`close` ends all processes,
     also those in the middle of a case; ``left_behind`` says that the kernel did not let one go,
     for which Python would wait at its end. Once the cases that failed have taken
@@ -142,11 +142,10 @@ class Runner:
 
     def _left(self, worker: _Worker) -> float:
         assert worker.case is not None
-        now, deadline_s = time.monotonic(), self.cases[worker.case].deadline_s
+        now, case = time.monotonic(), self.cases[worker.case]
         if (count := worker.beats.count()) != worker.seen:
             worker.moved, worker.seen = now, count
-        end = min(worker.moved + deadline_s, worker.since + LONGEST * deadline_s)
-        return end - now
+        return min(worker.moved + case.deadline_s, worker.since + case.longest_s) - now
 
     def _until_deadline(self) -> float:
         left = [self._left(worker) for worker in self._pool if worker.case is not None]

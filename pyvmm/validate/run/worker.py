@@ -20,10 +20,8 @@ from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.beats import Beats
 
-#: How many times its deadline a case may take that gets on.
-LONGEST = 3
-# Whoever waits for the worker kills it then at the latest. Should nobody be left to do so, its own
-# alarm ends it a little later.
+# Whoever waits for the worker kills it when its case has taken the longest that it may. Should
+# nobody be left to do so, its own alarm ends it a little later.
 _GRACE_S = 30
 #: Why a case is skipped that is about what happens at the same time, when nothing did.
 NO_RACE = "no race happened here"
@@ -50,7 +48,7 @@ def serve(connection: Connection, cases: list[Case], seed: int, beats: Beats) ->
     try:
         while True:
             each = cases[connection.recv()]
-            signal.alarm(int(LONGEST * each.deadline_s) + _GRACE_S)
+            signal.alarm(int(each.longest_s) + _GRACE_S)
             connection.send(run_case(each, seed, beats.add))
             signal.alarm(0)
     except (EOFError, BrokenPipeError):
