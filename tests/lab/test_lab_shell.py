@@ -23,23 +23,31 @@ def test_a_shell_has_the_callers_terminal() -> None:
     with subprocess.Popen(
         command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
     ) as process:
-        said = _read_until(ours, b"# ")
-        assert b"thrown away" in said
-        os.write(ours, b"stty size; tty\r")
-        said = _read_until(ours, b"/dev/pts/0\r\n")
-        assert b"33 111" in said
-        termios.tcsetwinsize(ours, (50, 132))
-        process.send_signal(28)  # SIGWINCH, which a terminal in the foreground would send
-        os.write(ours, b"sleep 1000\r")
-        _read_until(ours, b"sleep 1000\r\n")
-        os.write(ours, b"\x03")  # Ctrl-C is for the command inside
-        _read_until(ours, b"# ")
-        os.write(ours, b"stty size; exit 5\r")
-        assert b"50 132" in _read_until(ours, b"exit 5\r\n", b"50 132\r\n")
-        assert process.wait(60) == 5
+        try:
+            _talk(ours, process)
+        finally:
+            process.terminate()
     assert termios.tcgetattr(theirs) == settings
     os.close(ours)
     os.close(theirs)
+
+
+def _talk(ours: int, process: subprocess.Popen[bytes]) -> None:
+    said = _read_until(ours, b"# ")
+    assert b"thrown away" in said
+    os.write(ours, b"stty size; tty\r")
+    said = _read_until(ours, b"/dev/pts/0\r\n")
+    assert b"33 111" in said
+    termios.tcsetwinsize(ours, (50, 132))
+    process.send_signal(28)  # SIGWINCH, which a terminal in the foreground would send
+    # It says so when it is in the foreground: a Ctrl-C before that is the shell's.
+    os.write(ours, b"sh -c 'echo be''gun; exec sleep 1000'\r")
+    _read_until(ours, b"begun\r\n")
+    os.write(ours, b"\x03")  # Ctrl-C is for the command inside
+    _read_until(ours, b"# ")
+    os.write(ours, b"stty size; exit 5\r")
+    assert b"50 132" in _read_until(ours, b"exit 5\r\n", b"50 132\r\n")
+    assert process.wait(60) == 5
 
 
 def _read_until(fd: int, *ends: bytes) -> bytes:
