@@ -17,10 +17,10 @@ from pyvmm.validate.kit.check import Missing, errno_of
 
 _DEBUGFS = Path("/sys/kernel/debug")
 _FAIL_NTH, _FAIL_ALL = Path("/proc/thread-self/fail-nth"), Path("/proc/thread-self/make-it-fail")
-# By default only those fail that may not wait, of two pages or more, and not for user space.
 _SPACE = _DEBUGFS / "failslab/space"
 # No slab has larger objects: with more than that left of the bytes that succeed, none has failed.
 _LARGEST_OBJECT = 8192
+# By default only those fail that may not wait, of two pages or more, and not for user space.
 _SETTINGS = {
     "failslab/ignore-gfp-wait": "N",
     "failslab/verbose": "0",
