@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from pyvmm.closing import Closing
 from pyvmm.errors import PyvmmError
 from pyvmm.lab.cache import cache_folder, locked, make_folder, write_whole
 from pyvmm.lab.errors import KernelFailed
@@ -40,7 +40,7 @@ class _Plan:
     parts: tuple[tuple[str, ...], ...]
 
 
-class Runs:
+class Runs(Closing):
     """The catalogue on each kernel with each choice of parameters, in jobs of about ``job_s``.
 
     ``template`` is a job with all that is the same in all of them. ``seed`` is that of an earlier
@@ -187,12 +187,7 @@ class Runs:
                 return
             self._stack.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stack.close()
 
 
