@@ -6,7 +6,6 @@ does not say so holds up everybody else, and the system's watchdog at last.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from pyvmm.validate.kit.case import GIB, MIB, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, expect
 from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.toolbox import Toolbox
-from pyvmm.validate.kit.waiting import Waiting
+from pyvmm.validate.kit.waiting import Beside, beside
 
 GPA = 4 * GIB
 # A call this long is long enough; ranges of attributes grow until one is, or to the largest.
@@ -131,28 +130,6 @@ def others_run(tools: Toolbox, call: str) -> None:
             f"a long call ({call}) keeps the threads {where} from running (cond_resched missing?)",
             f"took, longest wait on its CPU, on another (s): {seen}",
         )
-
-
-class Beside(NamedTuple):
-    """How long a call took, and how long a thread had to wait beside it, in seconds."""
-
-    took_s: float
-    on_its_cpu_s: float
-    on_another_s: float
-
-
-def beside(call: Callable[[], object]) -> Beside:
-    """Make a call on the first CPU, with a thread that wants to run on it and one on the second."""
-    cpus = sorted(os.sched_getaffinity(0))
-    try:
-        with Waiting(cpus[0]) as same, Waiting(cpus[1]) as other:
-            os.sched_setaffinity(0, {cpus[0]})
-            began = time.monotonic()
-            call()
-            took_s = time.monotonic() - began
-    finally:
-        os.sched_setaffinity(0, cpus)
-    return Beside(took_s, same.longest_s, other.longest_s)
 
 
 def compute(seconds: float) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import NamedTuple
 
 _EVERY_S = 0.001
 
@@ -46,3 +48,25 @@ class Waiting:
     ) -> None:
         self._stop.set()
         self._thread.join()
+
+
+class Beside(NamedTuple):
+    """How long a call took, and how long a thread had to wait beside it, in seconds."""
+
+    took_s: float
+    on_its_cpu_s: float
+    on_another_s: float
+
+
+def beside(call: Callable[[], object]) -> Beside:
+    """Make a call on the first CPU, with a thread that wants to run on it and one on the second."""
+    cpus = sorted(os.sched_getaffinity(0))
+    try:
+        with Waiting(cpus[0]) as same, Waiting(cpus[1]) as other:
+            os.sched_setaffinity(0, {cpus[0]})
+            began = time.monotonic()
+            call()
+            took_s = time.monotonic() - began
+    finally:
+        os.sched_setaffinity(0, cpus)
+    return Beside(took_s, same.longest_s, other.longest_s)
