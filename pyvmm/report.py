@@ -255,15 +255,12 @@ def console_of(protocol: Any) -> bytes:
 
 def latency_of(loops: Sequence[VcpuLoop], name: str) -> Latency:
     """The sum of the loops' histograms called ``name``."""
-    parts = [part for loop in loops if (part := ffi.addressof(loop.raw, name)).count]
-    if not parts:
-        return _NO_LATENCY
-    if len(parts) == 1:
-        return Latency.of(parts[0])
-    total = ffi.new("struct histogram *")
-    lib.histogram_clear(total)
-    for part in parts:
-        lib.histogram_add(total, part)
+    total = ffi.addressof(loops[0].raw, name)
+    if len(loops) > 1:
+        total = ffi.new("struct histogram *")
+        lib.histogram_clear(total)
+        for loop in loops:
+            lib.histogram_add(total, ffi.addressof(loop.raw, name))
     return Latency.of(total)
 
 

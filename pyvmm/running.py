@@ -149,7 +149,7 @@ class Running:
             )
         self.has_run, self._finished = True, False
         self._loops[0].raw.protocol.unclaimed_to_python = for_caller
-        self._ends = [end for end in self._ends if end.index in self._ended]
+        self._ends = [end for end in self._ends if end.vcpu in self._ended]
         return max(1, time.monotonic_ns() + int(deadline_s * 1e9))  # 0 would be none
 
     # ---- one vCPU ----

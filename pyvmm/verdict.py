@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyvmm.devices.end_of_run import EndOfRun
 from pyvmm.diagnosis import (
@@ -34,11 +34,10 @@ from pyvmm.where import (
 _HOST_ERRORS = (errno.EAGAIN, errno.ENOMEM)
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuEnd:
+class VcpuEnd(NamedTuple):
     """Why a vCPU stopped. ``reason`` is empty when that was no failure."""
 
-    index: int
+    vcpu: int
     result: Result | None
     exit_code: int | None = None
     reason: str = ""
@@ -50,8 +49,7 @@ class VcpuEnd:
         return self.result is not None or bool(self.exit_code)
 
 
-@dataclass(frozen=True, slots=True)
-class Judge:
+class Judge(NamedTuple):
     """Says what the stops of a machine's vCPUs mean, by its memory and its guest."""
 
     memory: GuestMemory

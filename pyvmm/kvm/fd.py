@@ -67,17 +67,16 @@ class Fd(Closing):
 class KvmFd(Fd):
     """A descriptor that takes KVM ioctls."""
 
-    def __init__(self, fd: int, name: str) -> None:
-        self._before_close: list[Callable[[], None]] = []
-        super().__init__(fd, name)
+    _before_close: tuple[Callable[[], None], ...] = ()
 
     def before_close(self, call: Callable[[], None]) -> None:
         """Let ``call`` tell C of it before the descriptor's number may be another file's."""
-        self._before_close.append(call)
+        self._before_close += (call,)
 
     def close(self) -> None:
-        while self._before_close:
-            self._before_close.pop()()
+        while calls := self._before_close:
+            self._before_close = calls[:-1]
+            calls[-1]()
         super().close()
 
     def ioctl(

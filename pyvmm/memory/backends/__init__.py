@@ -32,12 +32,15 @@ def choose_backend(kvm: Kvm, name: str = "auto") -> tuple[Backend, Mechanism]:
     if name != "auto" and name not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
         raise ConfigurationError(f"backend {name}", "there is no such backend", f"use {known}")
-    for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
+    if name != "auto":
+        support = probe(kvm, BACKENDS[name])
+        if support.mechanism is None:
+            raise UnsupportedError(f"backend {name}", support.missing, support.remedy)
+        return BACKENDS[name], support.mechanism
+    for backend in BACKENDS.values():
         support = probe(kvm, backend)
         if support.mechanism is not None:
             return backend, support.mechanism
-        if name != "auto":
-            raise UnsupportedError(f"backend {name}", support.missing, support.remedy)
     raise UnsupportedError("private memory", "no backend works on this KVM", "see pyvmm doctor")
 
 
