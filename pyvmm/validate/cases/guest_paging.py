@@ -12,30 +12,25 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from pyvmm.kvm.mapping import Mapping
-from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.accounts import left_behind, lines
-from pyvmm.validate.kit.case import GIB, HUGE, MIB, PAGE, case
+from pyvmm.validate.kit.case import HUGE, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, check, expect
 from pyvmm.validate.kit.guest import Fault, Outcome
-from pyvmm.validate.kit.paging import MODES, PageTables, Unpaged, leaf
+from pyvmm.validate.kit.paged_views import SIZE, TO_SHARED, PagedViews
+from pyvmm.validate.kit.paging import MODES, leaf
 from pyvmm.validate.kit.routines import Routine
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.kit.userfault import HeldPage
-from pyvmm.validate.kit.views import Views
 from pyvmm.validate.kit.watch import INSIDE, Watch, flip_while_faulting
 
 NEEDS = ("memory_error",)
 RACES = (*NEEDS, "two_cpus", "native_guests")
 BACKEND = "memory_error"
-TO_SHARED: int = lib.KVM_EXIT_MEM_MAP_SHARED
-TO_PRIVATE: int = lib.KVM_EXIT_MEM_MAP_PRIVATE
-SIZE = 32 * PAGE
-# Where tables are in the plain memory, a page of data there, and tables in the views.
-PLAIN_TABLES, PLAIN_DATA, VIEW_TABLES = 0x30000, 0x38000, 16 * PAGE
+# A page of data in the plain memory.
+PLAIN_DATA = 0x38000
 A, B = 0x1111_0001, 0x2222_0002
 # Bits of an entry.
 ACCESSED, DIRTY = 0x20, 0x40
@@ -43,79 +38,6 @@ ACCESSED, DIRTY = 0x20, 0x40
 _HELD_FAULTS = 600
 # Numbers of pages of PageTables.LINEAR by which a guest reaches its own tables.
 LEAF, DIRECTORY = 9, 10
-
-
-class Stage:
-    """Two views, the first vCPU in its own page tables, and a second one that helps."""
-
-    def __init__(
-        self,
-        tools: Toolbox,
-        mode: str,
-        tables: str = "plain",
-        tables_at: int = VIEW_TABLES,
-        **options: Any,
-    ) -> None:
-        self.vm = tools.private_vm(cpus=2)
-        self.at = Views(tools, self.vm, GIB, 2 * GIB, **{"size": SIZE, **options})
-        self.cpu, self.helper = self.vm.cpus
-        base = {
-            "plain": PLAIN_TABLES,
-            "private": self.at.private + tables_at,
-            "shared": self.at.shared + tables_at,
-        }[tables]
-        self.tables = PageTables(MODES.get(mode, MODES["32"]), base, self.helper.write)
-        if tables == "private":
-            self.at.to_private(tables_at, self.tables.size)
-        if mode == "off":
-            self.cpu.use(Unpaged())
-            return
-        self.tables.link()
-        self.cpu.use(self.tables)
-
-    def private(self, page: int, value: int) -> int:
-        """Make a page private, with ``value`` in its first word; its GPA."""
-        gpa = self.at.private + page * PAGE
-        self.at.to_private(page * PAGE, PAGE)
-        self.helper.write(gpa, value, 4)
-        return gpa
-
-    def shared(self, page: int, value: int) -> int:
-        gpa = self.at.shared + page * PAGE
-        self.helper.write(gpa, value, 4)
-        return gpa
-
-    def convert(self, gpa: int) -> None:
-        """Take a page of a view away from it."""
-        if gpa < self.at.shared:
-            self.at.to_shared(gpa - self.at.private, PAGE)
-        else:
-            self.at.file.allocate(gpa - self.at.shared, PAGE)
-
-    def give_back(self, gpa: int) -> None:
-        """To the view. A private page is zero then."""
-        if gpa < self.at.shared:
-            self.at.to_private(gpa - self.at.private, PAGE)
-        else:
-            self.at.to_shared(gpa - self.at.shared, PAGE)
-
-    def wanted(self, gpa: int) -> int:
-        """What the exit says of an access to a page that is not in its view."""
-        return TO_PRIVATE if gpa < self.at.shared else TO_SHARED
-
-    def expect_error(self, linear: int, gpa: int, what: str) -> None:
-        """A read of ``linear`` exits with the page of ``gpa``, again and again."""
-        self.cpu.prepare(routines.READ[4], rdi=linear)
-        for _ in range(2):
-            self.cpu.expect_memory_error(gpa, self.wanted(gpa), what)
-
-    def convert_tables_and_back(self) -> None:
-        """All of them, after which they say the same as before."""
-        pages = [self.tables.table(level) for level in self.tables.mode.converted_levels]
-        for call in (self.convert, self.give_back):
-            for page in pages:
-                call(page)
-        self.tables.write_again()
 
 
 def _combinations() -> list[dict[str, str]]:
@@ -136,7 +58,7 @@ def _combinations() -> list[dict[str, str]]:
     combinations=_combinations(),
 )
 def exits(tools: Toolbox, mode: str, tables: str, pages: str) -> None:
-    stage = Stage(tools, mode, "plain" if tables == "none" else tables)
+    stage = PagedViews(tools, mode, "plain" if tables == "none" else tables)
     at, cpu = stage.at, stage.cpu
     for page, access in enumerate(("read", "write", "fetch")):
         for number, view in enumerate((at.private, at.shared)):
@@ -172,7 +94,7 @@ def exits(tools: Toolbox, mode: str, tables: str, pages: str) -> None:
     vary={"mode": tuple(MODES), "tables": ("private", "shared")},
 )
 def tables_converted(tools: Toolbox, mode: str, tables: str) -> None:
-    stage = Stage(tools, mode, tables)
+    stage = PagedViews(tools, mode, tables)
     linear = stage.tables.map(0, PLAIN_DATA)
     stage.helper.write(PLAIN_DATA, A, 4)
     for level in stage.tables.mode.converted_levels:
@@ -200,7 +122,7 @@ def tables_converted(tools: Toolbox, mode: str, tables: str) -> None:
     },
 )
 def remap(tools: Toolbox, mode: str, tables: str, by: str) -> None:
-    stage = Stage(tools, mode, tables)
+    stage = PagedViews(tools, mode, tables)
     ours, mode_ = stage.tables, stage.tables.mode
     private, shared = stage.private(0, A), stage.shared(4, B)
     linear, large = ours.map(0, private), ours.map_large(stage.at.private)
@@ -247,7 +169,7 @@ def remap(tools: Toolbox, mode: str, tables: str, by: str) -> None:
     vary={"mode": tuple(MODES)},
 )
 def neighbours(tools: Toolbox, mode: str) -> None:
-    stage = Stage(tools, mode)
+    stage = PagedViews(tools, mode)
     at = stage.at
     # Readable memory behind the private view, that nobody may ever see.
     at.delete()
@@ -284,7 +206,7 @@ def neighbours(tools: Toolbox, mode: str) -> None:
     vary={"mode": tuple(MODES), "tables": ("plain", "private")},
 )
 def large_pages(tools: Toolbox, mode: str, tables: str) -> None:
-    stage = Stage(tools, mode, tables, size=2 * HUGE, backing="thp")
+    stage = PagedViews(tools, mode, tables, size=2 * HUGE, backing="thp")
     at = stage.at
     at.side.fill(at.shared, 0, 2 * HUGE, 0x33 << 48)
     for number, view in enumerate((at.shared, at.private)):
@@ -311,7 +233,7 @@ def large_pages(tools: Toolbox, mode: str, tables: str) -> None:
     alone=True,
 )
 def pages_back(tools: Toolbox) -> None:
-    stage = Stage(tools, "64", "private")
+    stage = PagedViews(tools, "64", "private")
     linear = stage.tables.map(0, PLAIN_DATA)
     rounds = 64
 
@@ -342,7 +264,7 @@ def pages_back(tools: Toolbox) -> None:
     alone=True,
 )
 def running(tools: Toolbox, mode: str, tables: str) -> None:
-    stage = Stage(tools, mode, tables)
+    stage = PagedViews(tools, mode, tables)
     linear = stage.tables.map(0, PLAIN_DATA)
     for level in stage.tables.mode.converted_levels:
         page = stage.tables.table(level)
@@ -372,7 +294,7 @@ def running(tools: Toolbox, mode: str, tables: str) -> None:
     alone=True,
 )
 def stale_fault(tools: Toolbox, mode: str, end: str) -> None:
-    stage = Stage(tools, mode)
+    stage = PagedViews(tools, mode)
     at = stage.at
     first, last, gpa = at.to_private, at.to_shared, at.private
     if end == "private":
@@ -401,7 +323,7 @@ def stale_fault(tools: Toolbox, mode: str, end: str) -> None:
 def walk_meanwhile(tools: Toolbox, mode: str, tables: str) -> None:
     size = 64 * MIB
     # At the end of the range, which changes state last.
-    stage = Stage(tools, mode, tables, size=size, tables_at=size - MODES[mode].levels * PAGE)
+    stage = PagedViews(tools, mode, tables, size=size, tables_at=size - MODES[mode].levels * PAGE)
     linear = stage.tables.map(0, PLAIN_DATA)
     if tables == "private":
         stage.at.file.allocate(0, size)
@@ -435,7 +357,7 @@ def walk_meanwhile(tools: Toolbox, mode: str, tables: str) -> None:
 )
 def fault_meanwhile(tools: Toolbox, mode: str, end: str) -> None:
     size = 64 * MIB
-    stage = Stage(tools, mode, size=size)
+    stage = PagedViews(tools, mode, size=size)
     view = stage.at.private
     convert, back = stage.at.file.punch, stage.at.file.allocate
     if end == "private":
@@ -470,7 +392,7 @@ def fault_meanwhile(tools: Toolbox, mode: str, end: str) -> None:
     alone=True,
 )
 def held_fault(tools: Toolbox, mode: str) -> None:
-    stage = Stage(tools, mode)
+    stage = PagedViews(tools, mode)
     page = 5 * PAGE
     gpa, address = stage.at.shared + page, stage.at.side.address + page
     linear = stage.tables.map(0, gpa) if mode != "off" else gpa
@@ -515,7 +437,7 @@ def held_fault(tools: Toolbox, mode: str) -> None:
     vary={"view": ("private", "shared"), "what": ("outs", "ins")},
 )
 def emulated(tools: Toolbox, view: str, what: str) -> None:
-    stage = Stage(tools, "64")
+    stage = PagedViews(tools, "64")
     gpa, cpu = getattr(stage.at, view), stage.helper
     stage.convert(gpa)
     cpu.prepare(routines.OUTSB if what == "outs" else routines.INSB, rsi=gpa, rdi=gpa, rdx=0x77)
@@ -527,15 +449,15 @@ def emulated(tools: Toolbox, view: str, what: str) -> None:
         stage.give_back(gpa)
         registers = cpu.vcpu.get_regs()
         stage.cpu.use(stage.tables)
-        _write_beside(stage, gpa, 0xA5)
+        stage.write_beside(gpa, 0xA5)
         cpu.vcpu.set_regs(registers)
-        expect(_port_byte(stage, None), 0xA5, f"what {what} writes to a port from a {view} page")
+        expect(stage.port_byte(None), 0xA5, f"what {what} writes to a port from a {view} page")
     else:
-        _port_byte(stage, 0x5A)
+        stage.port_byte(0x5A)
         cpu.keep_answer()
         cpu.expect_memory_error(gpa, stage.wanted(gpa), f"{what} into a page in the wrong state")
         stage.give_back(gpa)
-        _port_byte(stage, 0x5A)
+        stage.port_byte(0x5A)
         cpu.keep_answer()
         cpu.finish(f"{what} after the conversion")
         cpu.expect_read(gpa, 0x5A, f"what {what} wrote into a {view} page", 1)
@@ -549,7 +471,7 @@ def emulated(tools: Toolbox, view: str, what: str) -> None:
     vary={"mode": tuple(MODES), "tables": ("plain", "private", "shared")},
 )
 def accessed_and_dirty(tools: Toolbox, mode: str, tables: str) -> None:
-    stage = Stage(tools, mode, tables)
+    stage = PagedViews(tools, mode, tables)
     linear = stage.tables.map(0, PLAIN_DATA)
     levels = stage.tables.mode.converted_levels
     for access, wanted in (("read", ACCESSED), ("write", ACCESSED | DIRTY)):
@@ -571,19 +493,3 @@ def accessed_and_dirty(tools: Toolbox, mode: str, tables: str) -> None:
                 wanted if level == 1 else ACCESSED,
                 f"accessed and dirty bits of a {tables} page table after a {access}",
             )
-
-
-def _write_beside(stage: Stage, gpa: int, value: int) -> None:
-    """By the other vCPU, as the helper stands in the middle of an instruction."""
-    stage.cpu.write(stage.tables.map(0, gpa), value, 1)
-
-
-def _port_byte(stage: Stage, answer: int | None) -> int:
-    """The helper's next exit, which must be a port's; what it wrote there, or is answered."""
-    outcome = stage.helper.enter()
-    expect(outcome.reason, lib.KVM_EXIT_IO, "the exit of string I/O")
-    run = stage.helper.vcpu.kvm_run
-    data = ffi.buffer(ffi.cast("char *", run) + run.io.data_offset, 1)
-    if answer is not None:
-        data[:] = bytes([answer])
-    return int(data[:][0])

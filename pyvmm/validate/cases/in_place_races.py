@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from pyvmm.native import ffi, lib
+from pyvmm.native import lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, check, errno_name
-from pyvmm.validate.kit.in_place import CALL, MAPPED, HostView, InPlace
-from pyvmm.validate.kit.memory import ATTRIBUTE
+from pyvmm.validate.kit.in_place import MAPPED, Flips, HostView, InPlace
 from pyvmm.validate.kit.patterns import PRIVATE
 from pyvmm.validate.kit.race import again_and_again
 from pyvmm.validate.kit.references import OwnMemory, Pipe
@@ -208,34 +207,6 @@ def opposite(tools: Toolbox) -> None:
     tools.say(f"the one won {wins[0]}, the other {wins[1]} times")
 
 
-class _Flips:
-    """Conversions there and back of a memory's pages, in bare calls, and their errnos."""
-
-    def __init__(self, memory: InPlace, fd: int = -1) -> None:
-        self._requests = [
-            ffi.new("uint64_t[16]", [memory.file_offset, memory.size, attributes])
-            for attributes in (ATTRIBUTE, 0)
-        ]
-        self._there, self._back = (int(ffi.cast("uintptr_t", each)) for each in self._requests)
-        self._fd = memory.file.fileno() if fd < 0 else fd
-        self.count = 0
-        self.errors: set[int] = set()
-
-    def __call__(self, delay: range = range(0)) -> None:
-        fd, number, call = self._fd, CALL.number, lib.kvm_ioctl
-        first = call(fd, number, self._there)
-        for _ in delay:
-            pass
-        second = call(fd, number, self._back)
-        self.errors |= {-first, -second} - {0}
-        self.count += 2
-
-    def expect_success(self, what: str, allowed: tuple[int, ...] = ()) -> None:
-        wrong = self.errors - set(allowed)
-        names = ", ".join(sorted(map(errno_name, wrong)))
-        check(not wrong, f"a conversion beside {what} fails", names)
-
-
 @case(
     "IP53",
     "a vCPU that stays in the guest sees every write, whatever is converted under it",
@@ -247,7 +218,7 @@ class _Flips:
 def watched(tools: Toolbox, flags: int) -> None:
     memory = new_memory(tools, flags=flags)
     page = 2 * PAGE
-    flips = _Flips(memory)
+    flips = Flips(memory)
     with Watch(memory.vm.cpu, GPA + page) as watch:
         for round_ in tools.enough(40, 2 * _SHORT_S):
             delay = range(tools.random.randrange(200))
@@ -306,7 +277,7 @@ def punched_under_a_guest(tools: Toolbox, state: str) -> None:
 def beside(tools: Toolbox, beside: str) -> None:
     memory = new_memory(tools, slots=2)
     vm = memory.vm
-    flips = _Flips(memory)
+    flips = Flips(memory)
 
     def map_and_touch() -> None:
         with memory.file.map() as mapping, HostView(mapping.address) as view:
@@ -376,10 +347,10 @@ def closed_meanwhile(tools: Toolbox, closed: str) -> None:
         memory = new_memory(tools, slots=2)
         memory.guest_fill(0, SIZE, PRIVATE)
         fd = os.dup(memory.file.fileno())
-        flips = _Flips(memory, fd)
+        flips = Flips(memory, fd)
         made = threading.Event()
 
-        def work(flips: _Flips = flips, made: threading.Event = made, fd: int = fd) -> None:
+        def work(flips: Flips = flips, made: threading.Event = made, fd: int = fd) -> None:
             until = time.monotonic() + 0.05
             while time.monotonic() < until:
                 flips()

@@ -130,23 +130,9 @@ def one_page(tools: Toolbox, flags: int) -> None:
 
 
 # First page and pages of a range: at, before and over what a word of a bitmap holds.
-_AT_BORDERS = (
-    (0, 1),
-    (0, 64),
-    (0, 65),
-    (1, 63),
-    (31, 2),
-    (63, 1),
-    (63, 2),
-    (64, 1),
-    (64, 64),
-    (62, 68),
-    (127, 2),
-    (128, 2),
-    (129, 1),
-    (0, 130),
-    (1, 128),
-)
+_OF_THE_FIRST_WORD = ((0, 1), (0, 64), (0, 65), (1, 63), (31, 2), (63, 1), (63, 2))
+_OF_OTHER_WORDS = ((64, 1), (64, 64), (62, 68), (127, 2), (128, 2), (129, 1), (0, 130), (1, 128))
+_AT_BORDERS = _OF_THE_FIRST_WORD + _OF_OTHER_WORDS
 
 
 @case(

@@ -286,3 +286,31 @@ class InPlace(Closing):
 
 
 _WORDS = range(0, PAGE, STRIDE)
+
+
+class Flips:
+    """Conversions there and back of a memory's pages, in bare calls, and their errnos."""
+
+    def __init__(self, memory: InPlace, fd: int = -1) -> None:
+        self._requests = [
+            ffi.new("uint64_t[16]", [memory.file_offset, memory.size, attributes])
+            for attributes in (ATTRIBUTE, 0)
+        ]
+        self._there, self._back = (int(ffi.cast("uintptr_t", each)) for each in self._requests)
+        self._fd = memory.file.fileno() if fd < 0 else fd
+        self.count = 0
+        self.errors: set[int] = set()
+
+    def __call__(self, delay: range = range(0)) -> None:
+        fd, number, call = self._fd, CALL.number, lib.kvm_ioctl
+        first = call(fd, number, self._there)
+        for _ in delay:
+            pass
+        second = call(fd, number, self._back)
+        self.errors |= {-first, -second} - {0}
+        self.count += 2
+
+    def expect_success(self, what: str, allowed: tuple[int, ...] = ()) -> None:
+        wrong = self.errors - set(allowed)
+        names = ", ".join(sorted(map(errno_name, wrong)))
+        check(not wrong, f"a conversion beside {what} fails", names)
