@@ -92,7 +92,7 @@ class ReasonStatistics:
 class Where:
     """Where the vCPU stood that ended the run.
 
-    ``source`` is file:line, or "" where no line is known; ``code`` are the bytes of the
+    ``source`` is ``file:line``, or "" where no line is known; ``code`` are the bytes of the
     instruction there and what follows; ``registers`` are empty when the vCPU could not be
     asked; ``last_exits`` are the newest ones, oldest first. ``vector`` is that of an exception
     or interrupt which nothing handled: the rest is then of the moment before it was taken.
