@@ -17,7 +17,7 @@ from pyvmm.cli.lab_command import build_progress, guarded, say
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernels import Kernel
-    from pyvmm.validate.kernels.lab_run import Machine
+    from pyvmm.validate.kernels.lab_run import LabMachine
     from pyvmm.validate.kernels.two_kernels import Variant
     from pyvmm.validate.kernels.verdict import Facts
     from pyvmm.validate.kit.case import Case
@@ -184,11 +184,11 @@ def _check_two(
     return lab_engine.Checked(_status(found), reports_of(found, "before", "now"), show)
 
 
-def _machine(options: Namespace, cases: Sequence[Case]) -> Machine:
+def _machine(options: Namespace, cases: Sequence[Case]) -> LabMachine:
     from pyvmm.validate.jobs.job import HUGE_PAGES
-    from pyvmm.validate.kernels.lab_run import Machine
+    from pyvmm.validate.kernels.lab_run import LabMachine
 
-    return Machine(
+    return LabMachine(
         options.cpus,
         options.memory,
         [HUGE_PAGES, *options.param],
@@ -204,7 +204,7 @@ def _status(variants: Sequence[Variant]) -> int:
 
 
 def _coverage(
-    options: Namespace, machine: Machine, folder: Path, seed: int
+    options: Namespace, machine: LabMachine, folder: Path, seed: int
 ) -> tuple[list[str], dict[str, Any] | None]:
     """What was executed of the kernel now: for people and for programs, nothing unless asked."""
     from pyvmm.lab.build import DEFAULT_VERSION, Recipe

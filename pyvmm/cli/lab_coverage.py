@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pyvmm.lab.coverage import Coverage
     from pyvmm.lab.lab import Lab
     from pyvmm.validate.kernels.coverage_run import CoveredLine
-    from pyvmm.validate.kernels.lab_run import Machine
+    from pyvmm.validate.kernels.lab_run import LabMachine
 
 #: So many lines of a report are about coverage; check.txt has all.
 MOST_LINES = 12
@@ -95,7 +95,7 @@ def measure(
     options: Namespace,
     recipe: Recipe,
     texts: Sequence[str],
-    machine: Machine,
+    machine: LabMachine,
     folder: Path,
     words: Sequence[str],
 ) -> tuple[list[str], dict[str, Any]]:

@@ -18,7 +18,7 @@ from pyvmm.cli.lab_command import build_progress, say
 if TYPE_CHECKING:
     from pyvmm.lab.selftests import SelftestResult
     from pyvmm.lab.series import Patch
-    from pyvmm.validate.kernels.lab_run import Machine
+    from pyvmm.validate.kernels.lab_run import LabMachine
     from pyvmm.validate.kernels.series import Step
     from pyvmm.validate.kernels.series_verdict import SeriesFacts
     from pyvmm.validate.kit.case import Case
@@ -103,7 +103,7 @@ def check_words(options: Namespace) -> None:
 def check_series(
     options: Namespace,
     cases: Sequence[Case],
-    machine: Machine,
+    machine: LabMachine,
     folder: Path,
     debug: tuple[str, ...] = (),
 ) -> lab_engine.Checked:
@@ -162,7 +162,7 @@ def _coverage(
     patches: Sequence[Patch],
     paths: Sequence[Path],
     steps: Sequence[Step],
-    machine: Machine,
+    machine: LabMachine,
     folder: Path,
 ) -> tuple[list[str], dict[str, Any] | None]:
     """What was executed of the whole series."""

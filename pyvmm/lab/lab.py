@@ -28,7 +28,7 @@ from pyvmm.lab.initramfs import build_initramfs, find_busybox
 from pyvmm.lab.kernel_log import Splat, find_splats
 from pyvmm.lab.kernels import Kernel, save_last_log
 from pyvmm.lab.make import Progress
-from pyvmm.lab.qemu import Machine, Qemu, Tcg, find_qemu
+from pyvmm.lab.qemu import Qemu, QemuMachine, Tcg, find_qemu
 from pyvmm.lab.results_folder import Room, results_folder
 
 #: Seconds that a kernel may take to come up; it needs two to five.
@@ -176,7 +176,7 @@ class Lab:
         if not isinstance(kernel, Kernel):
             kernel = find_or_build(str(kernel), self._announce, progress)
         self.kernel = kernel
-        self._machine = Machine(
+        self._machine = QemuMachine(
             kernel=self.kernel.image,
             cpus=cpus,
             memory_mib=memory_mib,

@@ -32,7 +32,7 @@ _NEW_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class QemuMachine:
     """What is booted: files on the host, CPUs, memory in MiB, the kernel's command line, and
     the host folder that is writable inside, and how CPUs are emulated."""
 
@@ -58,7 +58,7 @@ class Qemu(Closing):
     Synchronization: it dies with the thread that made it.
     """
 
-    def __init__(self, machine: Machine, initramfs: bytes) -> None:
+    def __init__(self, machine: QemuMachine, initramfs: bytes) -> None:
         program = find_qemu()
         remove_stale_folders()
         self.folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
@@ -130,7 +130,7 @@ def remove_stale_folders() -> None:
             os.close(lock)
 
 
-def _arguments(machine: Machine) -> list[str]:
+def _arguments(machine: QemuMachine) -> list[str]:
     arguments = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
     arguments += ["-machine", "q35", "-accel", f"tcg,thread={machine.tcg}", "-cpu", "max"]
     arguments += ["-smp", str(machine.cpus), "-m", str(machine.memory_mib)]

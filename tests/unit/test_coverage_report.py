@@ -15,7 +15,7 @@ from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.kernels import coverage_run
 from pyvmm.validate.kernels.coverage_report import changed_lines, figures, lcov, of_functions, page
 from pyvmm.validate.kernels.coverage_run import NO_CODE, CoverageRun, CoveredLine, run_with_coverage
-from pyvmm.validate.kernels.lab_run import LabRun, Machine
+from pyvmm.validate.kernels.lab_run import LabMachine, LabRun
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.counters import Counters, Counting
@@ -180,4 +180,4 @@ def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_kernel_without_counters_is_refused(tmp_path: Path) -> None:
     kernel = Kernel("default", tmp_path / "bzImage", "6.12")
     with pytest.raises(LabError, match="it does not count"):
-        run_with_coverage(kernel, Machine(), [], tmp_path, print)
+        run_with_coverage(kernel, LabMachine(), [], tmp_path, print)

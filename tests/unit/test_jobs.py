@@ -22,7 +22,7 @@ from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs import run as job_run
 from pyvmm.validate.jobs.job import Built, Image, Job, Named, Patch, from_text, load, to_text
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
-from pyvmm.validate.kernels.lab_run import LabRun, Machine, Trouble
+from pyvmm.validate.kernels.lab_run import LabMachine, LabRun, Trouble
 from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import all_cases, select
@@ -235,7 +235,9 @@ class Lab:
 
         return Kernel(name, self.image, "6.12")
 
-    def run(self, kernel: object, machine: Machine, words: list[str], folder: Path, *_: Any) -> Any:
+    def run(
+        self, kernel: object, machine: LabMachine, words: list[str], folder: Path, *_: Any
+    ) -> Any:
         self.runs.append(words)
         folder.mkdir()
         (folder / "pyvmm-replay-MODEL1.json").write_text("{}")

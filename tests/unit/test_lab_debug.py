@@ -21,7 +21,7 @@ from pyvmm.lab.errors import LabUsageError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.kernels import lab_run
-from pyvmm.validate.kernels.lab_run import LabRun, Machine, Trouble, run_in_lab
+from pyvmm.validate.kernels.lab_run import LabMachine, LabRun, Trouble, run_in_lab
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.results.lines import Transcript
 from pyvmm.validate.run.marks import Marking
@@ -73,7 +73,7 @@ def test_cases_after_lockdeps_report_run_again(
     boots: list[list[str]] = []
 
     def one_boot(
-        kernel: Kernel, machine: Machine, words: list[str], *_: object
+        kernel: Kernel, machine: LabMachine, words: list[str], *_: object
     ) -> tuple[LabRun, list[str]]:
         boots.append(list(words))
         trouble = (Trouble(Splat(f"WARNING: number {len(boots)}", ("x",))),)
@@ -83,7 +83,7 @@ def test_cases_after_lockdeps_report_run_again(
     monkeypatch.setattr(lab_run, "_one_boot", one_boot)
     kernel = Kernel("light", tmp_path / "bzImage", "6.12", debug=("lockdep",))
     said: list[str] = []
-    whole = run_in_lab(kernel, Machine(), ["--seed", "1"], tmp_path, said.append)
+    whole = run_in_lab(kernel, LabMachine(), ["--seed", "1"], tmp_path, said.append)
     assert boots == [["--seed", "1"], ["--seed", "1", "-k", "B or C"], ["--seed", "1", "-k", "C"]]
     assert [each.splat.title[-1] for each in whole.trouble] == ["1", "2", "3"]
     assert (whole.duration_s, whole.kernel_log) == (6.0, ("1", "2", "3"))

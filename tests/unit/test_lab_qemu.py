@@ -20,7 +20,7 @@ from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.initramfs import find_busybox
 from pyvmm.lab.kernels import Kernel, last_log
 from pyvmm.lab.lab import Lab
-from pyvmm.lab.qemu import Machine, Qemu, Tcg, remove_stale_folders
+from pyvmm.lab.qemu import Qemu, QemuMachine, Tcg, remove_stale_folders
 
 _SILENT = "exec sleep 1000"
 _REFUSES = "echo 'qemu-system-x86_64: invalid kernel header' >&2; exit 1"
@@ -182,7 +182,7 @@ def signal_comes(pidfd: int) -> bool:
 
 def test_a_folder_in_use_is_not_removed(stand_in: StandIn, kernel: Kernel) -> None:
     stand_in(_SILENT)
-    with Qemu(Machine(kernel.image, 1, 256, "", None), b"") as qemu:
+    with Qemu(QemuMachine(kernel.image, 1, 256, "", None), b"") as qemu:
         os.utime(qemu.folder, (1, 1))
         remove_stale_folders()
         assert qemu.folder.exists()
@@ -193,7 +193,7 @@ def test_what_qemu_is_told(stand_in: StandIn, kernel: Kernel, tmp_path: Path) ->
     results = tmp_path / "a,b"
     results.mkdir()
     stand_in('for word; do echo "$word"; done >arguments; exec sleep 1000')
-    with Qemu(Machine(kernel.image, 3, 512, "quiet kvm_amd.npt=0", results), b"") as qemu:
+    with Qemu(QemuMachine(kernel.image, 3, 512, "quiet kvm_amd.npt=0", results), b"") as qemu:
         while not (qemu.folder / "arguments").exists() or not (
             words := (qemu.folder / "arguments").read_text()
         ).endswith("mount_tag=pyvmm-results\n"):

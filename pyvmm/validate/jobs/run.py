@@ -26,7 +26,7 @@ from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.job import Built, Image, Job, Named, to_text
 from pyvmm.validate.jobs.result import JobResult, KernelFacts, own_code, scripts_in
 from pyvmm.validate.kernels.coverage_run import packed_counters
-from pyvmm.validate.kernels.lab_run import Machine, run_in_lab
+from pyvmm.validate.kernels.lab_run import LabMachine, run_in_lab
 
 #: Room for a job's results, its console and the kernel's initramfs, in MiB.
 _JOB_MIB = 64
@@ -64,7 +64,7 @@ def run_job(
         check_room(cache_folder(), _JOB_MIB)
         files = folder / "files"
         shutil.rmtree(files, ignore_errors=True)
-        machine = Machine(
+        machine = LabMachine(
             job.cpus, job.memory_mib, job.parameters, job.timeout_s, job.longest_s + _SILENCE_S
         )
         counters: list[bytes] = []

@@ -16,7 +16,7 @@ from pyvmm.lab.coverage import Coverage, add_counters, read_counters
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
-from pyvmm.validate.kernels.lab_run import PACKAGES, LabRun, Machine, run_in_lab
+from pyvmm.validate.kernels.lab_run import PACKAGES, LabMachine, LabRun, run_in_lab
 
 _WORKERS = 2
 _COUNTERS = (
@@ -172,7 +172,7 @@ def _contents(path: Path | IO[bytes]) -> list[tuple[str, bytes]]:
 
 def run_with_coverage(
     kernel: Kernel,
-    machine: Machine,
+    machine: LabMachine,
     words: Sequence[str],
     folder: Path,
     announce: Callable[[str], None],

@@ -36,7 +36,7 @@ _SLACK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class LabMachine:
     """The lab's machine, and for how long a run may take or say nothing on it (s)."""
 
     cpus: int = 2
@@ -79,7 +79,7 @@ class LabRun:
 
 def run_in_lab(
     kernel: Kernel,
-    machine: Machine,
+    machine: LabMachine,
     words: Sequence[str],
     folder: Path,
     announce: Callable[[str], None],
@@ -112,7 +112,7 @@ def run_in_lab(
 
 def _one_boot(
     kernel: Kernel,
-    machine: Machine,
+    machine: LabMachine,
     words: Sequence[str],
     folder: Path,
     announce: Callable[[str], None],

@@ -18,7 +18,7 @@ from pyvmm.errors import ConfigurationError
 from pyvmm.lab.errors import KernelFailed
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
-from pyvmm.validate.kernels.lab_run import LabRun, Machine, Trouble
+from pyvmm.validate.kernels.lab_run import LabMachine, LabRun, Trouble
 from pyvmm.validate.results import baseline, report
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import CaseResult, State
@@ -257,7 +257,7 @@ def as_run(came: Came, seed: int) -> LabRun:
 
 
 def check_parameters(
-    kernels: Sequence[Kernel], machine: Machine, choice: Choice, announce: Announce
+    kernels: Sequence[Kernel], machine: LabMachine, choice: Choice, announce: Announce
 ) -> None:
     """Raise :class:`ConfigurationError` if no kernel has a parameter that is varied.
 
