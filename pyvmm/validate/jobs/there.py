@@ -6,9 +6,13 @@ Synchronization: each function is called in a thread of the worker's.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pyvmm import __version__
@@ -27,6 +31,11 @@ from pyvmm.validate.jobs.run import own_cache, run_job, sha256_of
 NO_KERNEL = "no kernel"
 #: Room for kernels that come from elsewhere, in MiB.
 _KERNEL_MIB = 128
+#: How many of them are kept: those that were used last.
+MOST_KERNELS = 32
+#: Which comes within that time or not at all, in seconds.
+LONGEST_WAY_S = 24 * 3600
+_COMING = "coming-"
 
 
 def about() -> dict[str, str]:
@@ -58,7 +67,7 @@ def facts_of(kernel: Kernel) -> dict[str, Any]:
 def take(token: str, at: int, piece: bytes) -> int:
     """A piece of an image; those of one image have one token."""
     try:
-        folder = make_folder(cache_folder() / "images" / f"coming-{token}")
+        folder = make_folder(_images() / f"{_COMING}{token}")
         check_room(folder, _KERNEL_MIB)
         (folder / f"{at:012}").write_bytes(piece)
     except PyvmmError as error:
@@ -75,8 +84,7 @@ def run_with(
     again: bool,
 ) -> str:
     """As :func:`run`, after the pieces of the job's kernel have come."""
-    coming = cache_folder() / "images" / f"coming-{token}"
-    folder = make_folder(cache_folder() / "images" / sha256)
+    coming, folder = _images() / f"{_COMING}{token}", make_folder(_images() / sha256)
     whole = folder / f"{token}.new"
     with open(whole, "wb") as file:
         for at in sorted(pieces):
@@ -86,14 +94,34 @@ def run_with(
         raise LabError(f"kernel {facts['name']}", "it was damaged on its way here")
     whole.replace(folder / "bzImage")
     write_whole(folder / "kernel.json", json.dumps(facts))
+    _forget_old_kernels()
     return run(job, sha256, again)
+
+
+def _images() -> Path:
+    """Where kernels from elsewhere are."""
+    return cache_folder() / "images"
+
+
+def _forget_old_kernels() -> None:
+    """Remove all but those used last, and what has come in part and is not awaited any more."""
+    used: list[tuple[float, Path]] = []
+    for folder in _images().iterdir():
+        with suppress(FileNotFoundError):  # another job's thread does the same
+            used.append((folder.stat().st_mtime, folder))
+    whole = [each for each in sorted(used) if not each[1].name.startswith(_COMING)]
+    late = time.time() - LONGEST_WAY_S
+    given_up = [each for each in used if each[0] < late and each not in whole]
+    for _, folder in (*whole[:-MOST_KERNELS], *given_up):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(job: str, sha256: str, again: bool) -> str:
     """What came of a job as JSON, or :data:`NO_KERNEL`."""
-    folder = cache_folder() / "images" / sha256
+    folder = _images() / sha256
     try:
         facts = json.loads((folder / "kernel.json").read_text())
+        os.utime(folder)  # it is used now
     except (OSError, ValueError):
         return NO_KERNEL
     kernel = Kernel(

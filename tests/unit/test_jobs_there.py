@@ -1,0 +1,50 @@
+"""What a worker keeps of the kernels that come to it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pyvmm.validate.jobs import there
+
+FACTS = {"name": "some"}
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(there, "run", lambda job, sha256, again: sha256)
+    folder = tmp_path / "pyvmm" / "images"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def come(image: bytes, token: str = "token") -> str:
+    there.take(token, 0, image)
+    return there.run_with([0], token, FACTS, "", hashlib.sha256(image).hexdigest(), False)
+
+
+def test_a_kernel_comes_whole(images: Path) -> None:
+    name = come(b"a kernel")
+    assert [each.name for each in images.iterdir()] == [name]
+    assert (images / name / "bzImage").read_bytes() == b"a kernel"
+
+
+def test_those_that_were_used_last_are_kept(images: Path) -> None:
+    names = [come(b"%d" % number) for number in range(there.MOST_KERNELS)]
+    for age, name in enumerate(names):
+        os.utime(images / name, times=(0, time.time() - 60 - age))
+    names.append(come(b"one more"))
+    assert {each.name for each in images.iterdir()} == {*names} - {names[-2]}
+
+
+def test_what_came_in_part_goes_after_a_day(images: Path) -> None:
+    for token, age in (("late", there.LONGEST_WAY_S + 60), ("coming", 60)):
+        there.take(token, 0, b"a piece")
+        os.utime(images / f"coming-{token}", times=(0, time.time() - age))
+    name = come(b"a kernel")
+    assert {each.name for each in images.iterdir()} == {name, "coming-coming"}
