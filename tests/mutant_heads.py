@@ -10,7 +10,8 @@ kernel's command line, and Debug, what the kernel has to watch itself for or mus
 be able to do; a splat must then name the case. The patch follows an empty line.
 
 A real bug has, instead of Plausible, the fix that is taken back: Fix (twelve digits and the title
-of the commit), Date and Release. A kernel that lacks the fix by itself needs no patch; its cases
+of the commit), Date (the author's, in UTC; a month without a day is when Linux took it) and
+Release, the first that has it. A kernel that lacks the fix by itself needs no patch; its cases
 say ``known``, and the words are ``known`` and the commit then. A bug that nothing sees has
 Not-caught, with the reason, and no Caught-by; Select has what was tried.
 """
