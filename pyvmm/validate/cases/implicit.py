@@ -231,8 +231,8 @@ def host_to_private(tools: Toolbox, on: str) -> None:
 
 @on_every_backend("PSPAHCT", "private, shared and private again by hypercall")
 def by_hypercall(tools: Toolbox, on: str) -> None:
-    if on == "emulated":
-        raise Missing("hypercalls that convert: the emulated backend has doorbells")
+    if not BACKENDS[on].hypercall:
+        raise Missing(f"hypercalls that convert: the {on} backend has doorbells")
     at, shared = PRIVATE_GPA + 3 * PAGE, SHARED_GPA + 3 * PAGE
     accesses: list[Access | bytes] = [
         hypercall(at, 2, True),
