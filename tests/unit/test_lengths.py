@@ -12,9 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES_OF_A_FILE = 500
 MOST_LINES_OF_A_FUNCTION = 60
-# A case is a test, and a file of cases a list of them; the layouts are a list of assertions, the
-# declarations one of names.
-LISTS = ("pyvmm/validate/cases/", "csrc/kvm_layout.h", "csrc/decl/", "pyvmm/_native.pyi")
+# The layouts are a list of assertions, the declarations one of names.
+LISTS = ("csrc/kvm_layout.h", "csrc/decl/", "pyvmm/_native.pyi")
 PYTHON = sorted(
     path
     for folder in ("pyvmm", "csrc", "benchmarks", "examples")
