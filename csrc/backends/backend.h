@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What one kernel ABI for private memory must be able to do. A backend is one
- * file with one `const struct backend`, called backend_ and the file's name.
+ * file, or a folder, with one `const struct backend`, called backend_ and its name.
  *
  * All calls but recognise() are made with the region's lock held. finish() may give it up to
  * take another region's, and takes it again: nobody holds two. Every int is 0

@@ -1,4 +1,4 @@
-"""``emulated``: private memory on any KVM, with two memfds. See csrc/backends/emulated.c."""
+"""``emulated``: private memory on any KVM, with two memfds. See csrc/backends/emulated/."""
 
 from __future__ import annotations
 
