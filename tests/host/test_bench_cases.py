@@ -167,7 +167,7 @@ def test_text_and_csv() -> None:
     text = pyvmm(*words)
     assert text.status == 0 and text.stdout.startswith("VM-EXIT")
     rows = list(csv.DictReader(io.StringIO(pyvmm(*words, "--csv").stdout)))
-    assert [row["name"] for row in rows] == ["port_out_c", "port_out_coalesced"]
+    assert {row["name"] for row in rows} >= {"port_out_c", "port_out_coalesced"}
     assert all(float(row["ratio"]) > 0 for row in rows)
 
 
