@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,15 @@ def test_choosing() -> None:
     assert {each.backend for each in select(backend="emulated")} == {"emulated"}
 
 
+def test_a_long_expression_is_as_quick_as_a_short_one() -> None:
+    assert names("not " * 5001 + "PC1") == names("not PC1")
+    assert names("(" * 100 + "PC1" + ")" * 100) == names("PC1")
+    everything = names("")
+    started = time.process_time()
+    assert names(" or ".join(everything)) == everything
+    assert time.process_time() - started < 0.5
+
+
 @pytest.mark.parametrize(
     ("expression", "said"),
     [
@@ -88,6 +98,9 @@ def test_choosing() -> None:
         ("PC1 PC2", "not expected"),
         ("PC1 and PC2", "no case is chosen"),
         ("()", "a word is missing"),
+        ("(" * 5000 + "PC1" + ")" * 5000, "more than 100 brackets"),
+        ("PC1 " * 1000, "not expected"),
+        ("x" * 10000, "no such case"),
     ],
 )
 def test_a_wrong_choice_is_one_line_with_a_remedy(expression: str, said: str) -> None:
@@ -95,6 +108,7 @@ def test_a_wrong_choice_is_one_line_with_a_remedy(expression: str, said: str) ->
         select(expression)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_sizes_in_words() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -15,6 +16,8 @@ from pyvmm.validate.kit.case import REGISTERED, Case
 
 # What stands in a name's square brackets may have spaces.
 _TOKEN = re.compile(r"\s*([()]|(?:[^\s()\[]|\[[^\]]*\]?)+)")
+#: Each is a few calls of the parser within each other.
+_MOST_BRACKETS = 100
 
 
 @cache
@@ -42,10 +45,10 @@ def select(expression: str = "", backend: str = "", model_examples: int = 0) -> 
     if backend:
         chosen = [each for each in chosen if each.backend == backend]
     if expression.strip():
-        matches = _Expression(expression).parse()
-        chosen = [each for each in chosen if matches(each)]
+        names = _Expression(expression).parse()
+        chosen = [each for each in chosen if each.name in names]
     if not chosen:
-        about = " ".join(filter(None, (expression, backend and f"--backend {backend}")))
+        about = " ".join(filter(None, (f"{expression:.60}", backend and f"--backend {backend}")))
         raise ConfigurationError(about, "no case is chosen", "pyvmm validate --list shows all")
     return [_longer(each, model_examples) if model_examples else each for each in chosen]
 
@@ -57,72 +60,88 @@ def _longer(each: Case, examples: int) -> Case:
     return replace(each, examples=examples, deadline_s=deadline_s)
 
 
-Match = Callable[[Case], bool]
-
-
 class _Expression:
-    """A recursive-descent parser: or_ > and_ > not_ > word."""
+    """A recursive-descent parser: or_ > and_ > not_ > word. Each returns the chosen names."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens: list[str] = _TOKEN.findall(text)
+        self.tokens: deque[str] = deque(_TOKEN.findall(text))
+        self.brackets = 0
 
-    def parse(self) -> Match:
-        match = self.or_()
+    def parse(self) -> frozenset[str]:
+        chosen = self.or_()
         if self.tokens:
-            raise self.error(f"{self.tokens[0]!r} is not expected here")
-        return match
+            raise self.error(f"{self.tokens[0]!r:.60} is not expected here")
+        return chosen
 
     def error(self, cause: str) -> ConfigurationError:
         return ConfigurationError(
-            f"-k {self.text!r}", cause, "join words with and, or, not and brackets"
+            f"-k {self.text!r:.60}", cause, "join words with and, or, not and brackets"
         )
 
     def next_is(self, word: str) -> bool:
         if self.tokens and self.tokens[0] == word:
-            self.tokens.pop(0)
+            self.tokens.popleft()
             return True
         return False
 
-    def or_(self) -> Match:
+    def or_(self) -> frozenset[str]:
         either = [self.and_()]
         while self.next_is("or"):
             either.append(self.and_())
-        return lambda each: any(match(each) for match in either)
+        return frozenset().union(*either)
 
-    def and_(self) -> Match:
-        both = [self.not_()]
+    def and_(self) -> frozenset[str]:
+        both = self.not_()
         while self.next_is("and"):
-            both.append(self.not_())
-        return lambda each: all(match(each) for match in both)
+            both &= self.not_()
+        return both
 
-    def not_(self) -> Match:
-        if self.next_is("not"):
-            match = self.not_()
-            return lambda each: not match(each)
+    def not_(self) -> frozenset[str]:
+        is_negated = False
+        while self.next_is("not"):
+            is_negated = not is_negated
+        chosen = self.bracket_or_word()
+        return frozenset(each.name for each in all_cases()) - chosen if is_negated else chosen
+
+    def bracket_or_word(self) -> frozenset[str]:
         if self.next_is("("):
-            match = self.or_()
+            self.brackets += 1
+            if self.brackets > _MOST_BRACKETS:
+                raise self.error(f"more than {_MOST_BRACKETS} brackets within each other")
+            chosen = self.or_()
             if not self.next_is(")"):
                 raise self.error("a bracket is not closed")
-            return match
+            self.brackets -= 1
+            return chosen
         if not self.tokens or self.tokens[0] in ("and", "or", ")"):
             raise self.error("a word is missing")
-        return _word(self.tokens.pop(0))
+        return _chosen_by(self.tokens.popleft())
 
 
-def _word(word: str) -> Match:
+@cache
+def _whole_words() -> dict[str, frozenset[str]]:
+    """The names that an id or a whole name chooses; both in lower case."""
+    chosen: dict[str, set[str]] = {}
+    for each in all_cases():
+        for word in (each.id.lower(), each.name.lower()):
+            chosen.setdefault(word, set()).add(each.name)
+    return {word: frozenset(names) for word, names in chosen.items()}
+
+
+@cache
+def _chosen_by(word: str) -> frozenset[str]:
     wanted = word.lower()
-    if any(each.id.lower() == wanted for each in all_cases()):
-        return lambda each: each.id.lower() == wanted
-    if any(each.name.lower() == wanted for each in all_cases()):
-        return lambda each: each.name.lower() == wanted
-
-    def match(each: Case) -> bool:
-        return any(wanted in text.lower() for text in (each.name, each.title, each.subject))
-
-    if not any(match(each) for each in all_cases()):
-        raise ConfigurationError(f"case {word}", "there is no such case", nearest(word))
-    return match
+    if wanted in _whole_words():
+        return _whole_words()[wanted]
+    chosen = frozenset(
+        each.name
+        for each in all_cases()
+        if any(wanted in text.lower() for text in (each.name, each.title, each.subject))
+    )
+    if not chosen:
+        raise ConfigurationError(f"case {word:.60}", "there is no such case", nearest(word))
+    return chosen
 
 
 def nearest(word: str) -> str:
