@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pyvmm.errors import ConfigurationError
+from pyvmm.json_file import read_json
 
 SCHEMA = 1
+_MOST_MIB = 64
+_NAME_ANOTHER = "name a file that `pyvmm bench … --json` wrote"
 PERCENTILES = ("min", "p50", "p90", "p99", "p999", "max")
 
 
@@ -125,24 +127,14 @@ def reasons(skipped: Iterable[Skipped]) -> dict[str, list[str]]:
 
 def load(path: str) -> BenchResult:
     """A result from a file that ``--json`` wrote. Raises :class:`ConfigurationError`."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except OSError as error:
-        raise ConfigurationError(path, error.strerror or str(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(
-            path, f"it is no JSON ({error})", "name a file that `pyvmm bench … --json` wrote"
-        ) from None
+    data = read_json(path, _MOST_MIB, _NAME_ANOTHER)
     return from_json(data, path)
 
 
 def from_json(data: Any, path: str) -> BenchResult:
     """The result that :func:`to_json` made ``data`` from; ``path`` is for messages."""
     if not isinstance(data, dict) or "schema" not in data:
-        raise ConfigurationError(
-            path, "it is no benchmark result", "name a file that `pyvmm bench … --json` wrote"
-        )
+        raise ConfigurationError(path, "it is no benchmark result", _NAME_ANOTHER)
     if type(data["schema"]) is not int or data["schema"] != SCHEMA:
         raise ConfigurationError(
             path,

@@ -49,6 +49,10 @@ class Interruption:
         if self.number is not None:
             action()
 
+    def raises(self) -> None:
+        """From now on a signal raises :class:`Interrupted`; at once, if one has come already."""
+        self.then(_raise)
+
     def hold(self) -> None:
         """From now on a signal is only remembered."""
         self._action = _remember

@@ -101,23 +101,35 @@ def _chosen_seed(options: argparse.Namespace) -> int | None:
     asked = {seed for seed in (options.seed, options.shuffle) if seed is not None and seed >= 0}
     if len(asked) > 1:
         raise ConfigurationError(
-            f"--seed {options.seed} --shuffle {options.shuffle}", "a run has one seed"
+            f"--seed {options.seed} --shuffle {options.shuffle}",
+            "a run has one seed",
+            "leave one of them out",
         )
     return asked.pop() if asked else None
 
 
 def validate(options: argparse.Namespace) -> int:
+    with Interruption() as interruption:
+        try:
+            # A file may be a FIFO that nobody writes.
+            interruption.unblock()
+            return _validate(options, interruption)
+        except Interrupted:
+            return 128 + (interruption.number or 2)
+
+
+def _validate(options: argparse.Namespace, interruption: Interruption) -> int:
     cases = _cases(options)
     if options.list:
         for each in cases:
             print(f"{each.name}  {each.title}")
         return status.PASSED
-    if options.json_lines and options.baseline:
-        raise ConfigurationError("--json-lines --baseline", "lines are not compared", "use --json")
-    earlier = report.load(options.baseline) if options.baseline else None
+    _check_words(options)
+    earlier = None if options.baseline is None else report.load(options.baseline)
     output = _output(options)
     validate_files.check_running_kernel(options)
-    with ResultFiles(options, strict=options.strict) as files, Interruption() as interruption:
+    with ResultFiles(options, strict=options.strict) as files:
+        interruption.hold()  # from here on there is a report, whenever a signal comes
         now = _run(options, cases, output, files, interruption)
         compared = None if earlier is None else _compare(options.baseline, earlier, now)
         try:
@@ -132,6 +144,16 @@ def validate(options: argparse.Namespace) -> int:
         sys.stderr.flush()
         os._exit(result)
     return result
+
+
+def _check_words(options: argparse.Namespace) -> None:
+    """Say what is wrong with them before a file is opened, which empties it."""
+    _chosen_seed(options)
+    if options.json_lines and options.baseline is not None:
+        raise ConfigurationError("--json-lines --baseline", "lines are not compared", "use --json")
+    if options.coverage is not None and not options.coverage.is_dir():
+        cause = "there is no such folder"
+        raise ConfigurationError(f"--coverage {options.coverage}", cause, "make it first")
 
 
 def _output(options: argparse.Namespace) -> Output:
@@ -159,7 +181,7 @@ def _run(
         shuffle=options.shuffle is not None,
     )
     try:
-        interruption.unblock()
+        interruption.raises()
         session.run()
         interruption.hold()
     except Interrupted:
@@ -179,8 +201,6 @@ def _observer(options: argparse.Namespace, output: Output) -> Observer:
     if folder := options.coverage:
         from pyvmm.validate.run.counters import Counting
 
-        if not folder.is_dir():
-            raise ConfigurationError(f"--coverage {folder}", "there is no such folder")
         observer = Counting(observer, folder)
     log = os.environ.get(KERNEL_LOG)
     return Marking(observer, log) if log else observer

@@ -179,3 +179,21 @@ def test_at_any_moment(rng: random.Random) -> None:
         # It may also have passed in the same moment.
         assert (status, report["result"]) in ((STATUS[number], "interrupted"), (0, "pass"))
     assert "interrupted" in ended
+
+
+@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("option", ["--baseline", "--replay", "--junit"])
+def test_validate_that_waits_for_a_fifo(
+    tmp_path: Path, option: str, number: signal.Signals
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    words = [*COMMAND, "validate", "-k", "MR6", option, str(fifo)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: answers_signals(process.pid))
+        process.send_signal(number)
+        assert process.communicate(timeout=_PATIENCE_S) == (b"", b"")
+        assert process.returncode == STATUS[number]
+    finally:
+        process.kill()

@@ -113,6 +113,8 @@ def test_nothing_could_run() -> None:
         (("--shuffle", "x"), "x is not a number"),
         (("--baseline", "/nowhere/at/all"), "No such file"),
         (("--baseline", "/dev/null"), "not JSON"),
+        (("--baseline", ""), "a file without a name: No such file"),
+        (("--replay", ""), "a file without a name: No such file"),
         (("--json", "--ktap"), "not allowed with"),
         (("--seed", "1", "--shuffle", "2"), "a run has one seed"),
         (("--json-lines", "--baseline", "/dev/null"), "lines are not compared"),
@@ -123,6 +125,7 @@ def test_nothing_could_run() -> None:
         (("--kcidb", "/dev/null", "--kcidb-origin", "Me"), "lower-case letters"),
         (("--kcidb", "/dev/null", "--kcidb-origin", "me", "--kcidb-build", "7"), "want ORIGIN:ID"),
         (("--kcidb-build", "me:7"), "there is no --kcidb"),
+        (("--coverage", "/nowhere/at/all"), "no such folder"),
     ],
 )
 def test_bad_words_are_one_line(words: tuple[str, ...], said: str) -> None:
@@ -130,6 +133,14 @@ def test_bad_words_are_one_line(words: tuple[str, ...], said: str) -> None:
         pyvmm("validate", *words).error(2, said)
     else:
         assert pyvmm("validate", "--list", *words).status == 0
+
+
+def test_words_that_are_wrong_empty_no_file(tmp_path: Path) -> None:
+    junit = tmp_path / "junit.xml"
+    junit.write_text("earlier")
+    pyvmm("validate", "--seed", 1, "--shuffle", 2, "--junit", junit).error(2, "leave one")
+    pyvmm("validate", "--coverage", tmp_path / "no", "--junit", junit).error(2, "no such folder")
+    assert junit.read_text() == "earlier"
 
 
 def test_files_for_other_systems(tmp_path: Path) -> None:

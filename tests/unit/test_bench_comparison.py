@@ -115,7 +115,7 @@ def test_a_result_survives_its_json() -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "no JSON"),
+        ("", "not JSON"),
         ("[]", "no benchmark result"),
         ("{}", "no benchmark result"),
         ('{"schema": 2, "host": {}, "cases": []}', "schema version 2"),
@@ -123,7 +123,7 @@ def test_a_result_survives_its_json() -> None:
         ('{"schema": true, "host": {}, "cases": []}', "schema version"),
         ('{"schema": 1, "host": [], "cases": []}', "no benchmark result"),
         ('{"schema": 1, "host": {}, "cases": [5]}', "no benchmark result"),
-        ("[" * 100_000, "no JSON"),
+        ("[" * 100_000, "not JSON"),
         (json.dumps({"schema": 1, "host": {}, "cases": [CASE_DATA, CASE_DATA]}), "twice"),
         ('{"schema": 1, "host": {}}', "no benchmark result"),
         ('{"schema": 1, "host": {}, "cases": [{"name": "x"}]}', "no benchmark result"),

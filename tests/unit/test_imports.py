@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pyvmm.errors",
         "pyvmm.closing",
         "pyvmm.host",
+        "pyvmm.json_file",
         "pyvmm.printable",
         "pyvmm.native",
     ),

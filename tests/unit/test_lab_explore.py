@@ -99,7 +99,9 @@ def test_a_corpus_goes_on_where_it_was(tmp_path: Path) -> None:
         Corpus(tmp_path, 8)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pyvmm-corpus": 2}', '{"pyvmm-corpus": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"pyvmm-corpus": 2}', '{"pyvmm-corpus": 1}', "[" * 100_000]
+)
 def test_what_is_no_corpus(text: str, tmp_path: Path) -> None:
     (tmp_path / "corpus.json").write_text(text)
     with pytest.raises(LabUsageError, match="it is damaged, or of another pyvmm"):

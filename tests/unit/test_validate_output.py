@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pyvmm.bench.result import load as bench_load
 from pyvmm.errors import ConfigurationError
 from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results import baseline, ktap, lines, report
@@ -86,6 +88,14 @@ def test_json_is_read_back(tmp_path: Path) -> None:
     assert report.load(str(path)).results[0] == result()
 
 
+CASE = report.result_to_json(result())
+
+
+def report_with(**fields: Any) -> str:
+    """A report in which these are wrong."""
+    return json.dumps({**report.to_json(report.Report(MACHINE, 7, 1.5, ())), **fields})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -96,6 +106,16 @@ def test_json_is_read_back(tmp_path: Path) -> None:
         ('{"schema": 1}', "damaged"),
         ('{"schema": 1, "results": [{"state": "odd"}]}', "damaged"),
         ('{"schema": 1, "results": 5, "machine": {}}', "damaged"),
+        ("[" * 100_000, "not JSON"),
+        ('{"a":' * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),
+        (report_with(seed=float("inf")), "damaged"),
+        (report_with(machine={"parameters": [1]}), "parameters is no object"),
+        (report_with(results=[1]), "a result is no object"),
+        (report_with(results=[{**CASE, "name": []}]), "name is no text"),
+        (report_with(results=[{**CASE, "message": 5}]), "message is no text"),
+        (report_with(results=[{**CASE, "duration_s": "x"}]), "duration_s is no number"),
+        (report_with(results=[{**CASE, "x" * 1000: 1}]), "damaged"),
     ],
 )
 def test_what_is_no_report_is_one_line(tmp_path: Path, text: str, said: str) -> None:
@@ -104,8 +124,15 @@ def test_what_is_no_report_is_one_line(tmp_path: Path, text: str, said: str) -> 
     with pytest.raises(ConfigurationError, match=said) as caught:
         report.load(str(path))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 300
     with pytest.raises(ConfigurationError, match="No such file"):
         report.load(str(tmp_path / "nothing"))
+
+
+def test_a_file_without_an_end_is_read_up_to_a_limit() -> None:
+    for load in (report.load, bench_load):
+        with pytest.raises(ConfigurationError, match="more than 64 MiB"):
+            load("/dev/zero")
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ class Corpus:
             self.scripts, self.seconds = int(data["scripts"]), float(data["seconds"])
             kinds = [Kind(**{**each, "files": tuple(each["files"])}) for each in data["kinds"]]
             self.kinds = {each.kind: each for each in kinds}
-        except (KeyError, TypeError, ValueError):
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
             raise LabUsageError(
                 f"corpus {path}", "it is damaged, or of another pyvmm", "name another folder"
             ) from None

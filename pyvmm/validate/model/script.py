@@ -11,15 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from pyvmm.errors import ConfigurationError
+from pyvmm.json_file import read_json
 from pyvmm.validate.kit.case import GIB, PAGE
 
 VERSION = 1
 MOST_STEPS = 100_000
-_MOST_BYTES = 16 << 20
+_MOST_MIB = 16
 _PLAIN_END = 0x40000  # below is the memory of the vCPUs' own code
 SECOND_VIEW = GIB  # the shared view is so far above the private one
 TAG_BITS = 24  # a filled word is a tag above the 40 bits of its own GPA
@@ -168,17 +168,7 @@ def load(path: str, rules: Callable[[str], Rules | None]) -> Script:
     ``rules`` gives the rules of an ABI, None for one that is not known.
     """
     remedy = "name a file that `pyvmm validate` wrote for a failed MODEL case"
-    try:
-        with Path(path).open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(path, error.strerror or str(error), remedy) from None
-    if len(text) > _MOST_BYTES:
-        raise ConfigurationError(path, f"it has more than {_MOST_BYTES >> 20} MiB", remedy)
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ConfigurationError(path, "it is not JSON", remedy) from None
+    data = read_json(path, _MOST_MIB, remedy)
     if not isinstance(data, dict) or "pyvmm-replay" not in data:
         raise ConfigurationError(path, "it is no script of pyvmm validate", remedy)
     if data["pyvmm-replay"] != VERSION or data["pyvmm-replay"] is True:

@@ -21,10 +21,13 @@ from typing import Any
 
 from pyvmm.errors import ConfigurationError
 from pyvmm.host import host_facts, kernel_build_id, kvm_modules
+from pyvmm.json_file import read_json
 from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results.result import CaseResult, State
 
 SCHEMA = 1
+#: A report of the whole catalogue has about one.
+_MOST_MIB = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +96,29 @@ def result_to_json(result: CaseResult) -> dict[str, Any]:
 
 def result_from_json(data: dict[str, Any]) -> CaseResult:
     """Raises KeyError, TypeError or ValueError for what is no result."""
+    if not isinstance(data, dict):
+        raise TypeError("a result is no object")
     bug = data.get("bug")
-    return CaseResult(
+    result = CaseResult(
         **{
             **data,
             "state": State(data["state"]),
             "bug": None if bug is None else KnownBug(**bug),
         }
     )
+    for name in ("name", "id", "title", "subject", "message", "detail"):
+        if not isinstance(getattr(result, name), str):
+            raise TypeError(f"{name} is no text")
+    for name in ("duration_s", "scripts"):
+        if type(getattr(result, name)) not in (int, float):
+            raise TypeError(f"{name} is no number")
+    return result
 
 
 def load(path: str) -> Report:
     """The report in a file. Raises :class:`ConfigurationError` for anything else."""
-    import json
-
     remedy = "name a file that `pyvmm validate --json` wrote"
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(path, error.strerror or str(error), remedy) from None
-    except ValueError:
-        raise ConfigurationError(path, "it is not JSON", remedy) from None
+    data = read_json(path, _MOST_MIB, remedy)
     if not isinstance(data, dict) or "schema" not in data:
         raise ConfigurationError(path, "it is no report of pyvmm validate", remedy)
     if data["schema"] != SCHEMA:
@@ -123,10 +128,13 @@ def load(path: str) -> Report:
             "make it again with this version of pyvmm",
         )
     try:
+        machine = dict(data["machine"])
+        if not isinstance(machine.get("parameters") or {}, dict):
+            raise TypeError("parameters is no object")
         results = tuple(result_from_json(each) for each in data["results"])
-        return Report(dict(data["machine"]), int(data["seed"]), data["duration_s"], results)
-    except (KeyError, TypeError, ValueError) as error:
-        cause = f"it is damaged ({type(error).__name__}: {error})"
+        return Report(machine, int(data["seed"]), data["duration_s"], results)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        cause = f"it is damaged ({type(error).__name__}: {error!s:.100})"
         raise ConfigurationError(path, cause, remedy) from None
 
 
