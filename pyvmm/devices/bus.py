@@ -52,7 +52,7 @@ class Bus:
         self._address_bits = address_bits
         self.devices: list[Device] = []
         self._ports: dict[int, Device] = {}
-        self._owners: list[tuple[str, range]] = []  # of ports
+        self._owners: list[tuple[str, tuple[range, ...]]] = []  # of ports
         self._windows: list[tuple[range, Device]] = []
 
     @property
@@ -67,11 +67,12 @@ class Bus:
 
     def reserve_ports(self, owner: str, *ports: range) -> None:
         """Ports that no device can have, because C or the kernel answers them."""
-        self._owners += [(owner, each) for each in ports]
+        self._owners.append((owner, ports))
 
     def _owner(self, port: int) -> str:
         """Who has a port, by name; "" for nobody."""
-        return next((owner for owner, ports in self._owners if port in ports), "")
+        taken = (owner for owner, ranges in self._owners for ports in ranges if port in ports)
+        return next(taken, "")
 
     def add_ports(self, ports: range, device: Device) -> None:
         """Give ports to a device.
@@ -96,7 +97,7 @@ class Bus:
                     f"{name} at port {port:#x}", f"{owner} has it", "use another port"
                 )
         self.devices.append(device)
-        self._owners.append((name, ports))
+        self._owners.append((name, (ports,)))
         for port in ports:
             self._ports[port] = device
             protocol.python_ports[port // 8] |= 1 << port % 8

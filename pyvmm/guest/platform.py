@@ -138,8 +138,7 @@ class Platform(ABC):
                 raise self._no_place(image, segment, found)
             ram.write_ram(segment.gpa, segment.data)
             (first, end), zeros = self._stored, segment.gpa + len(segment.data)
-            start, stop = max(first, zeros), min(end, segment.end)
-            if start < stop:
+            if segment.zeros and (start := max(first, zeros)) < (stop := min(end, segment.end)):
                 ram.write_ram(start, bytes(stop - start))
             self._stored = (min(first, segment.gpa), max(end, zeros))
 

@@ -303,12 +303,17 @@ class GuestMemory:
 
     def write_ram(self, gpa: int, data: bytes) -> None:
         """Store bytes into plain memory alone; :class:`ConfigurationError` where there is none."""
-        need("data", data, bytes, bytearray, memoryview)
-        end = integer("GPA", gpa) + len(data)
-        for (start, size, _), mapping in self._ram:
-            if start <= gpa and end <= start + size:
-                ffi.buffer(mapping.pointer, size)[gpa - start : end - start] = data
-                return
+        try:
+            end = gpa + len(data)
+            for (start, size, _), mapping in self._ram:
+                if start <= gpa and end <= start + size:
+                    ffi.buffer(mapping.pointer, size)[gpa - start : end - start] = data
+                    return
+        except (TypeError, ValueError):
+            need("data", data, bytes, bytearray, memoryview)
+            integer("GPA", gpa)
+            raise
+        integer("GPA", gpa)  # what is too long to be shown is said by this
         raise ConfigurationError(f"GPA {gpa:#x}, {len(data)} bytes", "they are not in RAM")
 
     def flush(self, gpa: int) -> None:
