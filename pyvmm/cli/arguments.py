@@ -16,17 +16,27 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     """A parser of decimal numbers in these bounds, for argparse's ``type``."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
+        number = _decimal(text)
+        if number is None or not least <= number <= most:
             raise ArgumentTypeError(f"{text} is not a number from {least} to {most}")
-        return int(text)
+        return number
 
     return parse
 
 
 def seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 64:
+    number = _decimal(text)
+    if number is None or number >= 1 << 64:
         raise ArgumentTypeError(f"{text} is not a number from 0 to 2^64 - 1")
-    return int(text)
+    return number
+
+
+def _decimal(text: str) -> int | None:
+    """None for what is no number, and for more digits than Python takes."""
+    try:
+        return int(text) if text.isdecimal() else None
+    except ValueError:
+        return None
 
 
 def positive(text: str) -> float:
@@ -51,6 +61,9 @@ def _float(text: str) -> float:
     except ValueError:
         return math.nan
 
+
+#: The remedy for a folder that cannot be made or written.
+NAME_A_FOLDER = "name a folder that can be written"
 
 #: What several commands take.
 workers = whole_number(1, 256)

@@ -300,7 +300,7 @@ def usual_tcg(kernel: str, command: Sequence[str]) -> Tcg:
     """How CPUs are emulated for this command on this kernel unless it is said."""
     # Distributions' kernels patch their own code, which QEMU 7.2 does not always survive with a
     # thread for each CPU; those that the lab builds do not.
-    is_foreign_kernel = Path(kernel).is_file()
+    is_foreign_kernel = os.path.isfile(kernel)
     return "multi" if _is_pyvmm(command) and not is_foreign_kernel else "single"
 
 

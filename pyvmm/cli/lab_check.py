@@ -325,9 +325,13 @@ class _Results:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LabUsageError(f"results folder {folder}", str(error.strerror)) from None
+            cause = str(error.strerror)
+            raise LabUsageError(
+                f"results folder {folder}", cause, arguments.NAME_A_FOLDER
+            ) from None
         if not os.access(self.folder, os.W_OK):
-            raise LabUsageError(f"results folder {folder}", "not writable")
+            cause = "not writable"
+            raise LabUsageError(f"results folder {folder}", cause, arguments.NAME_A_FOLDER)
         self.is_whole = False
 
     @property

@@ -65,11 +65,15 @@ def counted(number: int, word: str) -> str:
 
 
 def check(options: Namespace) -> None:
-    """A LabUsageError where both are asked for."""
+    """A LabUsageError where both are asked for, or the cluster's address is none."""
     from pyvmm.lab.errors import LabUsageError
 
     if options.dask and options.labs:
         raise LabUsageError("--dask", "its workers are those of the cluster", "leave out --workers")
+    if options.dask:
+        from pyvmm.validate.jobs.cluster import check_address
+
+        check_address(options.dask)
 
 
 def labs(options: Namespace, cpus: int, memory_mib: int) -> int:

@@ -93,7 +93,8 @@ def _explore(options: Namespace) -> int:
     try:
         options.corpus.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabUsageError(f"corpus {options.corpus}", error.strerror or str(error)) from None
+        cause = error.strerror or str(error)
+        raise LabUsageError(f"corpus {options.corpus}", cause, arguments.NAME_A_FOLDER) from None
     with locked(options.corpus, say, "another exploration"), live_line() as show:
         corpus = Corpus(options.corpus, options.seed)
         executed = Executed(options.corpus)

@@ -161,7 +161,8 @@ def _cut(options: Namespace) -> int:
             path.write_text(to_text(job) + "\n")
             print(path)
     except OSError as error:
-        raise LabUsageError(f"--into {options.into}", error.strerror or str(error)) from None
+        cause = error.strerror or str(error)
+        raise LabUsageError(f"--into {options.into}", cause, arguments.NAME_A_FOLDER) from None
     took = about(sum(durations.expected_s(job, known) for job in jobs))
     told = f"{lab_engine.counted(len(cases), 'case')} in {lab_engine.counted(len(jobs), 'job')}"
     say(f"{told}, {took} in all, seed {seed}")

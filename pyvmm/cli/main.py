@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -22,12 +23,16 @@ OUT_OF_MEMORY = "memory: there is not enough, or a limit on it (ulimit -v) is re
 # Each is a module of pyvmm.cli that has add_parser(); imported only when it is asked for.
 COMMANDS = ("run", "doctor", "bench", "validate", "lab")
 
+# What is typed in error may be a whole file; its beginning says enough.
+_LONG_WORD = re.compile(r"(\S{60})\S{140,}")
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong with the words in one line, as every other error is said."""
 
     def error(self, message: str) -> NoReturn:
-        complain(f"{message}; see {self.prog} --help")
+        shown = _LONG_WORD.sub(r"\1...", message)
+        complain(f"{shown}; see {self.prog} --help")
         raise SystemExit(CANNOT_START)
 
 

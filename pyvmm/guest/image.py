@@ -13,6 +13,7 @@ from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
 MAX_FILE = 1 << 30
 # Of a larger file so much is read, to tell what it is.
 _HEAD = 64 << 10
+_NAME_A_GUEST = "name an assembly file, a flat binary or an ELF"
 _TOO_MANY = f"bytes are too many for a guest's file, which may have {MAX_FILE >> 20} MiB"
 
 
@@ -52,8 +53,7 @@ def read_guest_file(path: Path) -> bytes:
     """The file's bytes. Raises :class:`GuestError` if missing, empty or absurdly large."""
     try:
         if not path.is_file():
-            remedy = "name an assembly file, a flat binary or an ELF"
-            raise GuestError(str(path), _why_no_file(path), remedy)
+            raise GuestError(str(path), _why_no_file(path), _NAME_A_GUEST)
         with path.open("rb") as file:
             data = file.read(_HEAD)
             size = max(len(data), os.fstat(file.fileno()).st_size)
@@ -61,9 +61,10 @@ def read_guest_file(path: Path) -> bytes:
                 raise _too_large(path, data, size)
             data += file.read(MAX_FILE - len(data))
     except OSError as error:
-        raise GuestError(str(path), error.strerror or str(error)) from None
+        cause = error.strerror or str(error)
+        raise GuestError(str(path), cause, "name a file that can be read") from None
     if not data:
-        raise GuestError(str(path), "it is empty")
+        raise GuestError(str(path), "it is empty", _NAME_A_GUEST)
     return data
 
 
@@ -75,7 +76,7 @@ def read_standard_input() -> bytes:
     except OSError as error:
         raise GuestError("standard input", error.strerror or str(error)) from None
     if not data:
-        raise GuestError("standard input", "it is empty")
+        raise GuestError("standard input", "it is empty", "write a guest to it")
     if len(data) > MAX_FILE:
         raise GuestError("standard input", f"more than {MAX_FILE} {_TOO_MANY}")
     return data

@@ -78,7 +78,7 @@ def check_known(name: str) -> None:
     """A LabUsageError unless `find_or_build` finds a kernel of that name, or can build it."""
     if "/" not in name and (known_recipe(name) or find_built(name)):
         return
-    if "/" not in name and not Path(name).is_file():
+    if "/" not in name and not os.path.isfile(name):
         raise LabUsageError(
             f"kernel {name!r}",
             "there is none of this name",
@@ -90,7 +90,7 @@ def check_known(name: str) -> None:
 def check_patches(patches: Iterable[Path]) -> None:
     """A LabUsageError for one that cannot be read."""
     for patch in patches:
-        if not patch.is_file() or not os.access(patch, os.R_OK):
+        if not os.path.isfile(patch) or not os.access(patch, os.R_OK):
             raise LabUsageError(f"patch {patch}", "want a file that can be read")
 
 

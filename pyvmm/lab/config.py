@@ -44,7 +44,9 @@ def read_fragment(path: Path) -> str:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise LabUsageError(f"configuration {path}", str(error)) from None
+        cause = getattr(error, "strerror", None) or "it is no text"
+        remedy = "name a fragment of a kernel's .config"
+        raise LabUsageError(f"configuration {path}", cause, remedy) from None
     said: dict[str, tuple[str, int]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()

@@ -51,9 +51,13 @@ def read_image(path: Path) -> Kernel:
             start = file.read(0x10000)
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
-        raise LabUsageError(f"kernel {path}", str(error.strerror)) from None
+        remedy = "name a bzImage that can be read"
+        raise LabUsageError(f"kernel {path}", str(error.strerror), remedy) from None
     if start[0x1FE:0x200] != b"\x55\xaa" or start[0x202:0x206] != b"HdrS":
-        raise LabUsageError(f"kernel {path}", "not a bzImage: it has no Linux boot header")
+        cause = "not a bzImage: it has no Linux boot header"
+        raise LabUsageError(
+            f"kernel {path}", cause, "name what make writes to arch/x86/boot/bzImage"
+        )
 
     def number(offset: int, size: int) -> int:
         return int.from_bytes(start[offset : offset + size], "little")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyvmm.lab.errors import LabUsageError
 
+_REMEDY = "name a folder that can be written"
 #: How often the folder is measured, in seconds.
 _MEASURE_SECONDS = 0.2
 
@@ -22,9 +23,9 @@ def results_folder(given: Path | str | None) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabUsageError(f"results folder {folder}", str(error.strerror)) from None
+        raise LabUsageError(f"results folder {folder}", str(error.strerror), _REMEDY) from None
     if not os.access(folder, os.W_OK):
-        raise LabUsageError(f"results folder {folder}", "not writable")
+        raise LabUsageError(f"results folder {folder}", "not writable", _REMEDY)
     return folder
 
 

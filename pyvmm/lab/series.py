@@ -93,7 +93,8 @@ def _mails(path: Path) -> Iterator[_Mail]:
         else:
             yield from _mails_of(path)
     except OSError as error:
-        raise LabUsageError(f"series {path}", error.strerror or str(error)) from None
+        cause = error.strerror or str(error)
+        raise LabUsageError(f"series {path}", cause, "name a file or folder of patches") from None
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -92,6 +92,19 @@ def test_guest_in_a_folder_that_cannot_be_searched(tmp_path: Path) -> None:
         closed.chmod(0o700)
 
 
+def test_files_of_the_lab_in_a_folder_that_cannot_be_searched(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    try:
+        prefix = with_mounts(capabilities=False)
+        words = ("lab", "run", "--kernel", closed / "bzImage", "--", "true")
+        pyvmm(*words, prefix=prefix).error(CANNOT_START, "bzImage: Permission denied; name a")
+        words = ("lab", "check", "--patch", closed / "x.patch")
+        pyvmm(*words, prefix=prefix).error(CANNOT_START, "x.patch: want a file that can be read")
+    finally:
+        closed.chmod(0o700)
+
+
 def test_guest_that_fills_ram_to_the_last_byte_and_one_that_does_not_fit(tmp_path: Path) -> None:
     room = 0x40000 - 0x7C00
     path = tmp_path / "large.bin"

@@ -8,6 +8,7 @@ comes back is kept in the cache here, as if the job had run here.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import PyvmmError
-from pyvmm.lab.errors import LabError
+from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs import there
@@ -27,6 +28,8 @@ from pyvmm.validate.jobs.workers import Announce, Estimate, Outcome
 if TYPE_CHECKING:
     from distributed import Client
 
+#: Dask's own client, given another, leaves threads that end with a traceback.
+_ADDRESS = re.compile(r"(?:[a-z]+://)?[^\s/]+:\d{1,5}")
 _CONNECT_S = 10.0
 _TICK_S = 0.5
 #: So long without a worker that may be used, or without the scheduler, ends it.
@@ -59,7 +62,14 @@ def run_on_cluster(
             client.close(timeout=2)  # type: ignore[no-untyped-call]
 
 
+def check_address(address: str) -> None:
+    """A LabUsageError for what is no address of a scheduler."""
+    if not _ADDRESS.fullmatch(address):
+        raise LabUsageError(f"--dask {address}", "it is no address", "want tcp://HOST:PORT")
+
+
 def _connect(address: str) -> Client:
+    check_address(address)
     try:
         from distributed import Client
     except ImportError:

@@ -61,7 +61,10 @@ class Corpus:
             self._load(seed)
             self._save()
         except OSError as error:
-            raise LabUsageError(f"corpus {folder}", error.strerror or str(error)) from None
+            cause = error.strerror or str(error)
+            raise LabUsageError(
+                f"corpus {folder}", cause, "name a folder that can be written"
+            ) from None
 
     def numbers(self) -> Iterator[int]:
         """Those of the jobs that are to do, without end."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pyvmm import __version__
+from pyvmm.errors import ConfigurationError
 from pyvmm.lab.debug_options import debug_names, parse_debug
 from pyvmm.lab.errors import LabUsageError
 from pyvmm.lab.kernels import check_name
@@ -34,6 +35,7 @@ FORMAT = 1
 HUGE_PAGES = "hugepages=16"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[^/\0\n]{1,200}")
+_NAME_A_JOB = "name a file that `pyvmm lab cut` wrote"
 _MAKE_AGAIN = "make it again with this version of pyvmm"
 _LONGEST_FILE = 64 << 20
 _LONGEST_S = 1e6
@@ -103,7 +105,8 @@ class Job:
             _refuse("cases", "there is none")
         for name in self.cases:
             if name not in known:
-                raise LabUsageError(f"case {name!r}", "there is no such case", nearest(name))
+                cause = "there is no such case"
+                raise LabUsageError(f"case {name!r:.60}", cause, _nearest_case(name))
         if len(set(self.cases)) < len(self.cases):
             _refuse("cases", "one is there twice")
         _check_number("seed", self.seed, 0, (1 << 64) - 1)
@@ -143,6 +146,14 @@ class Job:
         return max(each.longest_s for each in self.chosen)
 
 
+def _nearest_case(name: str) -> str:
+    """A remedy for a name that is none: of an id or part of a name, a whole one."""
+    try:
+        return f"did you mean {select(name)[0].name}?"
+    except ConfigurationError:
+        return nearest(name)
+
+
 def to_text(job: Job) -> str:
     """The job as JSON; one text for one job."""
     data = {"pyvmm-job": FORMAT, "pyvmm": __version__, **asdict(job)}
@@ -157,9 +168,10 @@ def load(path: Path) -> Job:
         with open(path, "rb") as file:
             text = file.read(_LONGEST_FILE + 1)
     except OSError as error:
-        raise LabUsageError(called, error.strerror or str(error)) from None
+        raise LabUsageError(called, error.strerror or str(error), _NAME_A_JOB) from None
     if len(text) > _LONGEST_FILE:
-        raise LabUsageError(called, f"it is longer than {_LONGEST_FILE >> 20} MiB")
+        cause = f"it is longer than {_LONGEST_FILE >> 20} MiB"
+        raise LabUsageError(called, cause, _NAME_A_JOB)
     return from_text(text.decode(errors="replace"), called)
 
 
@@ -174,12 +186,12 @@ def from_text(text: str, called: str = "job") -> Job:
         cause = ": ".join(filter(None, (error.thing, error.cause)))
         raise LabUsageError(called, cause, error.remedy) from None
     except (ValueError, RecursionError):
-        raise LabUsageError(called, "it is not JSON") from None
+        raise LabUsageError(called, "it is not JSON", _NAME_A_JOB) from None
 
 
 def _job(data: object) -> Job:
     if not isinstance(data, dict) or "pyvmm-job" not in data:
-        _refuse("", "it is no job of pyvmm")
+        _refuse("", "it is no job of pyvmm", _NAME_A_JOB)
     fields = _Fields("", data)
     number, made_by = fields.take("pyvmm-job", int), fields.take("pyvmm", str)
     if number != FORMAT:
