@@ -92,15 +92,13 @@ def test_guest_in_a_folder_that_cannot_be_searched(tmp_path: Path) -> None:
         closed.chmod(0o700)
 
 
-def test_files_of_the_lab_in_a_folder_that_cannot_be_searched(tmp_path: Path) -> None:
+def test_a_patch_in_a_folder_that_cannot_be_searched(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
     try:
         prefix = with_mounts(capabilities=False)
-        words = ("lab", "run", "--kernel", closed / "bzImage", "--", "true")
-        pyvmm(*words, prefix=prefix).error(CANNOT_START, "bzImage: Permission denied; name a")
-        words = ("lab", "check", "--patch", closed / "x.patch")
-        pyvmm(*words, prefix=prefix).error(CANNOT_START, "x.patch: want a file that can be read")
+        outcome = pyvmm("lab", "check", "--patch", closed / "x.patch", prefix=prefix)
+        outcome.error(CANNOT_START, "x.patch: want a file that can be read")
     finally:
         closed.chmod(0o700)
 

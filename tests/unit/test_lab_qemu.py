@@ -244,6 +244,10 @@ def test_how_cpus_are_emulated_for_a_command(command: str, tcg: str, tmp_path: P
     assert usual_tcg(str(tmp_path / "bzImage"), command.split()) == "single"
 
 
+def test_a_kernels_name_may_be_no_files_name() -> None:
+    assert usual_tcg("x" * 300, ["pyvmm"]) == "multi"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
