@@ -97,8 +97,9 @@ class Machine(Closing):
         image = flat_image("guest", guest, platform.layout) if isinstance(guest, bytes) else guest
         most = platform.max_vcpus
         if not 1 <= integer("vcpus", vcpus) <= most:
+            world = "guest" if platform.has_protocol else "platform"
             raise ConfigurationError(
-                f"{vcpus} vCPUs", f"the guest {platform.name} has room for 1 to {most}"
+                f"{vcpus} vCPUs", f"the {world} {platform.name} has room for 1 to {most}"
             )
         if integer("views", views) not in (1, 2):
             raise ConfigurationError(f"{views} views", "a region has one or two")

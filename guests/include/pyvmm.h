@@ -156,6 +156,7 @@ static inline void measure(u32 number)
 
 #define FEATURE_HYPERCALL (1u << 0) /* hypercall_convert() converts here */
 #define FEATURE_TWO_VIEWS (1u << 1)
+#define FEATURE_KEEPS_CONTENTS (1u << 2) /* a page keeps its contents when it is converted */
 
 #define EINVAL 22
 #define ENOSYS 38

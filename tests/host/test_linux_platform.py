@@ -217,7 +217,7 @@ def test_a_kernels_file_chooses_the_platform(tmp_path: Path) -> None:
         (["--initrd", "empty"], "initrd empty: it is empty"),
         (["--initrd", "bzImage", "--memory", "20"], "initrd of 6144 bytes: 0 bytes are left"),
         (["--load", "0x1000"], "--load: the platform linux has no use for it"),
-        (["--vcpus", "65"], "65 vCPUs: the guest linux has room for 1 to 64"),
+        (["--vcpus", "65"], "65 vCPUs: the platform linux has room for 1 to 64"),
         (["--memory", "0"], "memory in MiB 0"),
         (["--param", "A=1"], "takes parameters"),
     ],

@@ -25,6 +25,16 @@ def test_guests_include_the_ports_of_the_loop(name: str) -> None:
     assert included == expected
 
 
+def test_guests_include_the_same_features() -> None:
+    bits = re.compile(r"\b(FEATURE_\w+),?\s+\(?1u? << (\d)")
+    included = [
+        dict(bits.findall((ROOT / "guests/include" / name).read_text()))
+        for name in ("pyvmm.h", "pyvmm.inc", "pyvmm_flat.inc")
+    ]
+    expected = {"FEATURE_HYPERCALL": "0", "FEATURE_TWO_VIEWS": "1", "FEATURE_KEEPS_CONTENTS": "2"}
+    assert included == [expected] * 3
+
+
 def test_the_document_has_every_port() -> None:
     document = (ROOT / "docs/protocol.md").read_text()
     rows = set(re.findall(r"^\| (0x[0-9A-F]+) \|", document, re.MULTILINE))
