@@ -22,7 +22,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mode", choices=MODES, help="the CPU's mode (default: by the file)")
     group.add_argument(
-        "--memory", type=_mebibytes, metavar="MIB", help="where RAM ends, in MiB (default: 16)"
+        "--memory",
+        type=_mebibytes,
+        metavar="MIB",
+        help="where RAM ends (default: 16; 256 for multiboot and linux)",
     )
     group.add_argument("--load", type=_address, metavar="ADDR", help="load GUEST there")
     group.add_argument("--entry", type=_address, metavar="ADDR", help="where vCPUs start")
