@@ -101,8 +101,9 @@ def _lines(checkup: Checkup, colour: bool) -> Iterator[str]:
 
     yield ""
     yield styled("Kernels of the lab", _BOLD)
+    width = max((len(name) + 2 for name in checkup.kernels), default=0)
     for name, release in checkup.kernels.items():
-        yield f"  {name:<28}Linux {release}"
+        yield f"  {name:<{max(28, width)}}Linux {release}"
     if not checkup.kernels:
         yield f"  none; {styled('remedy', _YELLOW)}: pyvmm lab build"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pyvmm_command import pyvmm, quoted, with_mounts
 
+from pyvmm.cli import doctor
+from pyvmm.doctor import Checkup, DeviceFacts
 from pyvmm.memory.backends import BACKENDS
 
 SHAPE = {
@@ -46,6 +48,13 @@ def test_text() -> None:
     outcome = pyvmm("doctor")
     assert (outcome.status, outcome.stderr) == (0, "")
     assert "yes emulated" in outcome.stdout and "\x1b" not in outcome.stdout
+
+
+def test_a_kernels_long_name_stands_apart_from_its_release() -> None:
+    device = DeviceFacts("/dev/kvm", False, "a problem", "a remedy", None, (), {})
+    checkup = Checkup(device, {}, {}, {}, {}, {}, {}, {"x" * 40: "6.12", "y": "7.3"})
+    lines = list(doctor._lines(checkup, colour=False))
+    assert f"  {'x' * 40}  Linux 6.12" in lines and f"  {'y':<40}  Linux 7.3" in lines
 
 
 def test_without_dev_kvm(tmp_path: Path) -> None:
