@@ -66,6 +66,12 @@ def keys_of_bench() -> set[str]:
     return {*whole, *whole["cases"][0], *comparison.to_json(compared), *changes}
 
 
+def test_the_glossary_is_in_order_and_has_the_words_of_a_verdict() -> None:
+    terms = re.findall(r"^(\S.*)\n: ", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    assert terms == sorted(terms, key=str.lower)
+    assert {"case", "kick", "mechanism", "same-fault guard", "splat"} <= set(terms)
+
+
 @pytest.mark.parametrize(
     ("document", "keys"),
     [
