@@ -253,9 +253,11 @@ def _check_words(options: Namespace) -> None:
 
     if options.kernel:
         if lab_coverage.is_wanted(options):
-            raise LabUsageError("--coverage", "it wants a kernel that is built for it", "--patch")
+            cause = "it wants a kernel that is built for it"
+            raise LabUsageError("--coverage", cause, "give --patch instead of --kernel")
         if options.debug:
-            raise LabUsageError("--debug", "it wants kernels that are built for it", "--patch")
+            cause = "it wants kernels that are built for it"
+            raise LabUsageError("--debug", cause, "give --patch instead of --kernel")
         if options.source or options.patch or options.config:
             raise LabUsageError("--kernel", "it stands instead of --source, --patch and --config")
         if len(options.kernel) != 2:

@@ -59,7 +59,7 @@ def known_recipe(name: str) -> Recipe | None:
     if _VERSION.fullmatch(name):
         return Recipe(default_tarball(name))
     patch = _OWN_PATCHES / f"{name}.patch"
-    if not patch.exists():
+    if not os.path.exists(patch):  # False for a name that no file can have, too
         return None
     config = patch.with_suffix(".config")
     return Recipe(

@@ -40,7 +40,8 @@ class Kernel:
 def check_name(name: str) -> str:
     """`name`, if a kernel may be called that."""
     if not _NAME.fullmatch(name):
-        raise LabUsageError(f"kernel name {name!r}", "want letters, digits and . _ + - only")
+        cause = "want letters, digits and . _ + - only, 64 at most"
+        raise LabUsageError(f"kernel name {name!r:.80}", cause)
     return name
 
 

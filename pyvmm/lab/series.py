@@ -29,8 +29,12 @@ _NUMBER = re.compile(r"\[[^\]]*?\b(\d+)/(\d+)\b[^\]]*\]")
 _VERSION = re.compile(r"\[[^\]]*?\bv(\d+)\b[^\]]*\]", re.I)
 _TAGS = re.compile(r"^\s*(?:\[[^\]]*\]\s*)+")
 _REPLY = re.compile(r"^\s*(?:re|aw|fwd?):", re.I)
-# An mbox separates mails by a line like this after an empty one.
-_SEPARATOR = re.compile(rb"(?:\A|(?<=\n\n)|(?<=\r\n\r\n))From \S+ [^\r\n]*\d\d:\d\d[^\r\n]*\r?\n")
+# An mbox separates mails by a line like this after an empty one. A pattern that begins with
+# letters is found a hundred times as quickly, so what is before them is looked at behind them.
+_SEPARATOR = re.compile(
+    rb"From (?:(?<=\AFrom )|(?<=\n\nFrom )|(?<=\r\n\r\nFrom ))"
+    rb"\S+ [^\r\n]*\d\d:\d\d[^\r\n]*\r?\n"
+)
 _QUOTED_FROM = re.compile(rb"^>(>*From )", re.M)
 _MOST_BYTES = 256 << 20
 _MOST_PATCHES = 1000
@@ -131,11 +135,9 @@ def _read(file: Path) -> bytes:
     content = file.read_bytes()
     if not content.startswith(b"\x1f\x8b"):
         return content
-    content = b""
     try:
         with gzip.open(file) as unpacked:  # as archives of lists give a thread
-            while len(content) <= _MOST_BYTES and (more := unpacked.read(1 << 20)):
-                content += more
+            content = unpacked.read(_MOST_BYTES + 1)
     except (EOFError, zlib.error) as error:
         raise LabUsageError(f"series {file}", f"it does not unpack: {error}") from None
     if len(content) > _MOST_BYTES:

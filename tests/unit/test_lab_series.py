@@ -6,6 +6,7 @@ import base64
 import difflib
 import gzip
 import quopri
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_series(write(tmp_path / "x.gz", gzip.compress(b"x" * 1000)[:20]))
     with pytest.raises(LabUsageError, match="no patch"):
         read_series(tmp_path / "..")
+
+
+def test_a_large_file_that_is_no_series_is_told_soon(tmp_path: Path) -> None:
+    path = write(tmp_path / "zeros.mbox.gz", gzip.compress(bytes(200 << 20), 1))
+    started = time.process_time()
+    with pytest.raises(LabUsageError, match="no patch"):
+        read_series(path)
+    assert time.process_time() - started < 8  # it was 19 s
 
 
 def test_added_lines_are_those_of_the_patched_file() -> None:
