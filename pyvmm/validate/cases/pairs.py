@@ -247,7 +247,7 @@ def _beside(scene: Scene, long: str, short: str, memory: Memory) -> None:
                 scene.hold(stack)
             second = stack.enter_context(CallBeside(again))
             first = stack.enter_context(CallBeside(partial(times.long, long_call)))
-            _wait_for_both(scene, what, [(long, first), (short, second)], same)
+            _wait_for_both(scene, what, [(long, first), (short, second)], same, times)
         scene.put_back(short, memory)
         scene.put_back(long, scene.large)
         scene.tools.tried(times.overlapped > 0, "long calls overlapped a short one")
@@ -262,17 +262,18 @@ def _beside(scene: Scene, long: str, short: str, memory: Memory) -> None:
 
 
 def _wait_for_both(
-    scene: Scene, what: str, calls: list[tuple[str, CallBeside]], same: bool
+    scene: Scene, what: str, calls: list[tuple[str, CallBeside]], same: bool, times: _Times
 ) -> None:
     by_name = dict(calls)
-    # Before Linux 6.18 these two wait for each other.
+    # These two wait for each other, before Linux 6.18 as a rule and after it rarely.
     known = same and set(by_name) == {"pre-fault", "delete a slot"}
     if known and by_name["pre-fault"].spins(lambda: scene.vm.mapped_pages()):
         check(
             by_name["pre-fault"].interrupt() and by_name["delete a slot"].ends(),
             f"{what}: KVM_PRE_FAULT_MEMORY spins, and no signal ends both",
         )
-        raise pre_fault_deadlock()
+        refused = errno.EAGAIN in times.long_errors | times.short_errors
+        raise pre_fault_deadlock(was_refused=refused)
     stuck = [name for name, call in calls if not call.ends(_LONG_S)]
     if stuck:
         ended = [call.interrupt() for _, call in calls]

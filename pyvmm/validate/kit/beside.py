@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -33,6 +34,17 @@ def machine_time(limit_s: float) -> Iterator[None]:
         left -= min(time.monotonic() - began, 2 * _TICK_S)
         if left <= 0:
             return
+
+
+@contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """The calling thread and those that it starts share a CPU: one stops in another's call."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 class CallBeside:

@@ -51,6 +51,11 @@ PRE_FAULT_WITH_AN_OBSOLETE_ROOT = KnownBug(
     "KVM: x86/mmu: Check and free obsolete roots in kvm_mmu_reload()",
     "6.15",
 )
+PRE_FAULT_WITHOUT_A_SLOT = KnownBug(
+    "",
+    "pre-faulting repeats a fault for ever whose root is obsolete and whose slot has gone",
+    "7.3",
+)
 MMIO_THEN_PRIVATE = KnownBug(
     "",
     "a fault on a stale MMIO entry of the page tables is never a private one",
@@ -98,7 +103,19 @@ DIRTY_RING_RESET_KEEPS_THE_CPU = KnownBug(
 )
 
 
-def pre_fault_deadlock() -> Known:
+def pre_fault_deadlock(*, was_refused: bool) -> Known:
+    """Pre-faulting and the deletion of its slot wait for each other, until a signal comes.
+
+    ``was_refused``: it got EAGAIN for a slot that was being deleted, so this kernel does not wait
+    there. What is left is a call that began before the deletion had zapped all page tables, and
+    looks for the slot after it has gone: kvm_tdp_page_prefault() does not load a new root.
+    """
+    if was_refused:
+        return Known(
+            PRE_FAULT_WITHOUT_A_SLOT,
+            "KVM_PRE_FAULT_MEMORY of a slot that has just been deleted spins until a signal comes, "
+            "and the deletion waits for it",
+        )
     return Known(
         PRE_FAULT_OF_A_DELETED_SLOT,
         "KVM_PRE_FAULT_MEMORY of a slot that is being deleted spins until a signal comes, and the "
