@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import lab_check, lab_coverage, lab_debug, lab_explore, lab_job
 from pyvmm.cli.arguments import seconds
-from pyvmm.cli.lab_command import build_progress, guarded, say
+from pyvmm.cli.lab_command import build_progress, guarded, printing, say
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernel_log import Splat
@@ -256,9 +256,10 @@ def _list(arguments: Namespace) -> int:
     built = {row[0] for row in rows}
     rows += [(name, "not built", "", "") for name in known_names() if name not in built]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    with printing():
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print("  ".join(cells).rstrip())
     return 0
 
 
@@ -267,9 +268,11 @@ def _kernel_log(arguments: Namespace) -> int:
     from pyvmm.lab.kernels import last_log
 
     try:
-        sys.stdout.buffer.write(last_log().read_bytes())
+        text = last_log().read_bytes()
     except FileNotFoundError:
-        raise LabUsageError("kernel log", "no lab has run yet") from None
+        raise LabUsageError("kernel log", "no lab has run yet", "pyvmm lab run") from None
+    with printing():
+        sys.stdout.buffer.write(text)
     return 0
 
 

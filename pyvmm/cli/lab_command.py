@@ -46,6 +46,22 @@ def say(line: str) -> None:
     print(f"pyvmm: lab: {line}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def printing() -> Iterator[None]:
+    """What is written within goes to stdout, and an error of it is said to be stdout's."""
+    from pyvmm.cli.main import forget_stdout
+    from pyvmm.lab.errors import LabUsageError
+
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever read our output has gone
+    except OSError as error:
+        forget_stdout()
+        raise LabUsageError("stdout", error.strerror or str(error)) from None
+
+
 Show = Callable[[str], None]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import arguments, lab_debug, lab_engine, validate_files
-from pyvmm.cli.lab_command import guarded, live_line, say
+from pyvmm.cli.lab_command import guarded, live_line, printing, say
 
 if TYPE_CHECKING:
     from pyvmm.validate.jobs.job import Built, Image, Job, Named
@@ -152,6 +152,7 @@ def _cut(options: Namespace) -> int:
     from_text(to_text(whole), "what was asked for")  # as whoever runs the jobs will see it
     known = durations.known()
     jobs = cut_job(whole, known, options.seconds)
+    written: list[Path] = []
     try:
         options.into.mkdir(parents=True, exist_ok=True)
         if any(options.into.iterdir()):
@@ -159,10 +160,12 @@ def _cut(options: Namespace) -> int:
         for number, job in enumerate(jobs, 1):
             path = options.into / f"{number:03}-{job.name}.json"
             path.write_text(to_text(job) + "\n")
-            print(path)
+            written.append(path)
     except OSError as error:
         cause = error.strerror or str(error)
         raise LabUsageError(f"--into {options.into}", cause, arguments.NAME_A_FOLDER) from None
+    with printing():
+        print(*written, sep="\n")
     took = about(sum(durations.expected_s(job, known) for job in jobs))
     told = f"{lab_engine.counted(len(cases), 'case')} in {lab_engine.counted(len(jobs), 'job')}"
     say(f"{told}, {took} in all, seed {seed}")

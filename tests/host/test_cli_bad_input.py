@@ -394,6 +394,23 @@ def test_stdout_on_a_full_disk(guest: Path) -> None:
     outcome.error(CANNOT_START, "stdout", "No space left")
 
 
+def test_the_lab_on_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "pyvmm").mkdir()
+    (tmp_path / "pyvmm" / "kernel.log").write_bytes(bytes(1 << 20))
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    commands = (
+        ("lab", "cut", "-k", "MR6", "--into", tmp_path / "jobs"),
+        ("lab", "list"),
+        ("lab", "kernel-log"),
+    )
+    with open("/dev/full", "w") as full:
+        for words in commands:
+            outcome = pyvmm(
+                *words, before=lambda: void(os.dup2(full.fileno(), 1)), environment=environment
+            )
+            outcome.error(CANNOT_START, "stdout: No space left")
+
+
 # ---- nothing left behind ----
 
 
