@@ -16,6 +16,7 @@ from pyvmm.cli.main import COMMANDS
 from pyvmm.doctor import Checkup
 from pyvmm.validate.results import report
 from pyvmm.validate.results.result import CaseResult, State
+from pyvmm.validate.run.catalogue import select
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = "\n".join(path.read_text() for path in DOCS.glob("*.md"))
@@ -51,6 +52,13 @@ def test_every_option_is_documented() -> None:
         if not re.search(rf"{re.escape(word)}(?![\w-])", TEXT)
     ]
     assert not missing
+
+
+def test_examples_of_validate_have_as_many_cases_as_they_choose() -> None:
+    example = re.compile(r"validate -k (\"[^\"]+\"|\S+)\n(\d+) cases, seed")
+    shown = {words.strip('"'): int(count) for words, count in example.findall(TEXT)}
+    assert len(shown) > 1
+    assert shown == {words: len(select(words)) for words in shown}
 
 
 def keys_of_validate() -> set[str]:
