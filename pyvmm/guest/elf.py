@@ -81,7 +81,7 @@ def read_elf(name: str, data: bytes) -> Elf:
     try:
         return _read(name, data)
     except (struct.error, IndexError):
-        raise GuestError(name, "the ELF file is cut short") from None
+        raise GuestError(name, "the ELF file is cut short", "link or copy it again") from None
 
 
 def _read(name: str, data: bytes) -> Elf:
@@ -96,7 +96,7 @@ def _read(name: str, data: bytes) -> Elf:
     if count and each < program.size:
         raise GuestError(name, f"the ELF file's program headers are of {each} bytes, too few")
     if count and table + count * each > len(data):
-        raise GuestError(name, "the ELF file is cut short")
+        raise GuestError(name, "the ELF file is cut short", "link or copy it again")
     loads: list[Part] = []
     notes: list[Part] = []
     has_interpreter = False

@@ -129,7 +129,7 @@ def elf_image(name: str, data: bytes, mode: str = REAL.mode) -> Image:
         if load.memory < load.size:
             raise GuestError(name, "a segment of the ELF file is larger than its memory")
         if load.size and load.offset + load.size > len(data):
-            raise GuestError(name, "the ELF file is cut short")
+            raise GuestError(name, "the ELF file is cut short", "link or copy it again")
         total += load.size
         if total > 2 * len(data):
             raise GuestError(name, "its segments name the same bytes of the file again and again")

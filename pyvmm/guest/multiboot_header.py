@@ -101,7 +101,7 @@ def _by_elf(name: str, data: bytes, most: int) -> tuple[list[Segment], int]:
         if load.memory < load.size or load.end > _END:
             raise GuestError(name, f"a segment of the ELF file at {load.gpa:#x} cannot be")
         if load.offset + load.size > len(data):
-            raise GuestError(name, "the ELF file is cut short")
+            raise GuestError(name, "the ELF file is cut short", "link or copy it again")
         total += load.memory
         if total > most:
             raise _too_large(name, most)

@@ -182,7 +182,7 @@ def test_elf_files(tmp_path: Path) -> None:
     path.write_bytes(elf(bss=0x383F0))
     assert pyvmm("run", path).status == 0
     for data, word in (
-        (elf()[:5], "cut short"),
+        (elf()[:5], "cut short; link or copy it again"),
         (elf()[:40], "cut short"),
         (elf()[:60], "cut short"),
         (elf()[:-1], "cut short"),

@@ -48,7 +48,8 @@ def select(expression: str = "", backend: str = "", model_examples: int = 0) -> 
         names = _Expression(expression).parse()
         chosen = [each for each in chosen if each.name in names]
     if not chosen:
-        about = " ".join(filter(None, (f"{expression:.60}", backend and f"--backend {backend}")))
+        words = expression and f"-k {expression!r:.60}", backend and f"--backend {backend}"
+        about = " ".join(filter(None, words))
         raise ConfigurationError(about, "no case is chosen", "pyvmm validate --list shows all")
     return [_longer(each, model_examples) if model_examples else each for each in chosen]
 
