@@ -112,6 +112,13 @@ def _command_line(params: Sequence[str]) -> str:
     return " ".join([_COMMAND_LINE, *params])
 
 
+def _check_host(memory_mib: int) -> None:
+    """A LabUsageError for more memory than this machine has; QEMU would say so much later."""
+    mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    if memory_mib > mib:
+        raise LabUsageError(f"{memory_mib} MiB of memory", f"this machine has {mib}", "use less")
+
+
 def check_machine(cpus: int, memory_mib: int, params: Sequence[str]) -> None:
     """A LabUsageError for a machine or a kernel command line that cannot be."""
     if not 1 <= cpus <= _MAX_CPUS:
@@ -164,6 +171,7 @@ class Lab:
         progress: Progress | None = None,
     ) -> None:
         check_machine(cpus, memory_mib, params)
+        _check_host(memory_mib)
         if tcg not in get_args(Tcg):
             raise LabUsageError(f"tcg {tcg!r}", f"want {' or '.join(get_args(Tcg))}")
         if results_mib < 1:

@@ -253,6 +253,7 @@ def test_a_kernels_name_may_be_no_files_name() -> None:
     [
         ({"cpus": 0}, "0 CPUs"),
         ({"cpus": 33}, "33 CPUs"),
+        ({"memory_mib": 1 << 40}, "MiB of memory: this machine has"),
         ({"memory_mib": 1}, "1 MiB"),
         ({"params": ["a b"]}, "'a b'"),
         ({"params": [""]}, "''"),
