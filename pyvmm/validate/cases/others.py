@@ -22,7 +22,8 @@ from pyvmm.validate.kit.waiting import Beside, beside
 GPA = 4 * GIB
 # A call this long is long enough; ranges of attributes grow until one is, or to the largest.
 _LONG_S, _LARGEST = 0.4, 32 * GIB
-_MAPPED = 192 * MIB
+# How much a guest has mapped; a change of attributes is quick with each page.
+_MAPPED, _MAPPED_FOR_ATTRIBUTES = 192 * MIB, 384 * MIB
 _ATTEMPTS = 8
 # What takes less than that says nothing; others may wait for such a part of what takes longer.
 _SHORT_S, _SHARE = 0.05, 0.3
@@ -53,40 +54,41 @@ def attributes(tools: Toolbox) -> LongCall:
 
 def mapped(tools: Toolbox, what: str) -> LongCall:
     """What a guest has mapped, by single pages: that costs most."""
+    size = _MAPPED_FOR_ATTRIBUTES if what in ("to private", "to shared") else _MAPPED
     vm = tools.private_vm()
-    memory = tools.memory(vm, GPA, _MAPPED)
+    memory = tools.memory(vm, GPA, size)
     vm.cpu.prepare(routines.HALT)
 
     def make_private() -> None:
-        memory.set_private(0, _MAPPED)
-        expect(pre_fault(vm.cpu, GPA, _MAPPED), (0, 0), "bytes left and errno of pre-faulting")
+        memory.set_private(0, size)
+        expect(pre_fault(vm.cpu, GPA, size), (0, 0), "bytes left and errno of pre-faulting")
 
     def make_shared() -> None:
-        memory.set_shared(0, _MAPPED)
-        expect(pre_fault(vm.cpu, GPA, _MAPPED), (0, 0), "bytes left and errno of pre-faulting")
+        memory.set_shared(0, size)
+        expect(pre_fault(vm.cpu, GPA, size), (0, 0), "bytes left and errno of pre-faulting")
 
     def make_again() -> None:
         memory.create()
         make_private()
 
     if what == "to shared":
-        return LongCall(make_private, lambda: memory.set_shared(0, _MAPPED))
+        return LongCall(make_private, lambda: memory.set_shared(0, size))
     if what == "to private":
-        return LongCall(make_shared, lambda: memory.set_private(0, _MAPPED))
+        return LongCall(make_shared, lambda: memory.set_private(0, size))
     if what == "punch":
-        return LongCall(make_private, lambda: memory.punch(0, _MAPPED))
+        return LongCall(make_private, lambda: memory.punch(0, size))
     if what == "allocate":
-        return LongCall(lambda: memory.punch(0, _MAPPED), lambda: memory.allocate(0, _MAPPED))
+        return LongCall(lambda: memory.punch(0, size), lambda: memory.allocate(0, size))
     if what == "delete":
         memory.delete()
         return LongCall(make_again, memory.delete)
 
     def unmapped() -> None:
-        memory.set_shared(0, _MAPPED)
-        memory.set_private(0, _MAPPED)
-        memory.punch(0, _MAPPED)
+        memory.set_shared(0, size)
+        memory.set_private(0, size)
+        memory.punch(0, size)
 
-    return LongCall(unmapped, lambda: pre_fault(vm.cpu, GPA, _MAPPED))
+    return LongCall(unmapped, lambda: pre_fault(vm.cpu, GPA, size))
 
 
 @case(
