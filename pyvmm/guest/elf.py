@@ -81,7 +81,12 @@ def read_elf(name: str, data: bytes) -> Elf:
     try:
         return _read(name, data)
     except (struct.error, IndexError):
-        raise GuestError(name, "the ELF file is cut short", "link or copy it again") from None
+        raise cut_short(name) from None
+
+
+def cut_short(name: str) -> GuestError:
+    """What is wrong with a file that has less than its headers say."""
+    return GuestError(name, "the ELF file is cut short", "link or copy it again")
 
 
 def _read(name: str, data: bytes) -> Elf:
@@ -96,7 +101,7 @@ def _read(name: str, data: bytes) -> Elf:
     if count and each < program.size:
         raise GuestError(name, f"the ELF file's program headers are of {each} bytes, too few")
     if count and table + count * each > len(data):
-        raise GuestError(name, "the ELF file is cut short", "link or copy it again")
+        raise cut_short(name)
     loads: list[Part] = []
     notes: list[Part] = []
     has_interpreter = False

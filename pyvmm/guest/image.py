@@ -111,7 +111,7 @@ def flat_image(name: str, data: bytes, layout: Layout = REAL) -> Image:
 
 def elf_image(name: str, data: bytes, mode: str = REAL.mode) -> Image:
     """A linked ELF file, 32 or 64 bits, x86: its PT_LOAD segments at their physical addresses."""
-    from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, read_elf
+    from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, cut_short, read_elf
 
     elf = read_elf(name, data)
     if elf.machine not in (EM_386, EM_X86_64):
@@ -129,7 +129,7 @@ def elf_image(name: str, data: bytes, mode: str = REAL.mode) -> Image:
         if load.memory < load.size:
             raise GuestError(name, "a segment of the ELF file is larger than its memory")
         if load.size and load.offset + load.size > len(data):
-            raise GuestError(name, "the ELF file is cut short", "link or copy it again")
+            raise cut_short(name)
         total += load.size
         if total > 2 * len(data):
             raise GuestError(name, "its segments name the same bytes of the file again and again")

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from pyvmm.errors import GuestError
-from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, Part, is_elf, read_elf
+from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, Part, cut_short, is_elf, read_elf
 from pyvmm.guest.image import Image, Segment
 
 MAGIC = 0x1BADB002
@@ -101,7 +101,7 @@ def _by_elf(name: str, data: bytes, most: int) -> tuple[list[Segment], int]:
         if load.memory < load.size or load.end > _END:
             raise GuestError(name, f"a segment of the ELF file at {load.gpa:#x} cannot be")
         if load.offset + load.size > len(data):
-            raise GuestError(name, "the ELF file is cut short", "link or copy it again")
+            raise cut_short(name)
         total += load.memory
         if total > most:
             raise _too_large(name, most)
