@@ -62,9 +62,6 @@ def _float(text: str) -> float:
         return math.nan
 
 
-#: The remedy for a folder that cannot be made or written.
-NAME_A_FOLDER = "name a folder that can be written"
-
 #: What several commands take.
 workers = whole_number(1, 256)
 model_examples = whole_number(1, 1_000_000)

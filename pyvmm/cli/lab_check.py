@@ -320,7 +320,7 @@ class _Results:
 
     def __init__(self, folder: Path | None) -> None:
         from pyvmm.lab.cache import cache_folder, make_folder
-        from pyvmm.lab.errors import LabUsageError
+        from pyvmm.lab.errors import NAME_A_FOLDER, LabUsageError
 
         self._last = None if folder else make_folder(cache_folder()) / "last-check"
         self.folder = (folder or cache_folder() / f"check.{os.getpid()}").absolute()
@@ -328,12 +328,10 @@ class _Results:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             cause = str(error.strerror)
-            raise LabUsageError(
-                f"results folder {folder}", cause, arguments.NAME_A_FOLDER
-            ) from None
+            raise LabUsageError(f"results folder {folder}", cause, NAME_A_FOLDER) from None
         if not os.access(self.folder, os.W_OK):
             cause = "not writable"
-            raise LabUsageError(f"results folder {folder}", cause, arguments.NAME_A_FOLDER)
+            raise LabUsageError(f"results folder {folder}", cause, NAME_A_FOLDER)
         self.is_whole = False
 
     @property

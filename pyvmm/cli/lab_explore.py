@@ -82,7 +82,7 @@ def _hours(text: str) -> float:
 
 def _explore(options: Namespace) -> int:
     from pyvmm.lab.cache import locked
-    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.errors import NAME_A_FOLDER, LabUsageError
     from pyvmm.validate.jobs.corpus import Corpus
     from pyvmm.validate.jobs.executed import Executed
 
@@ -94,7 +94,7 @@ def _explore(options: Namespace) -> int:
         options.corpus.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         cause = error.strerror or str(error)
-        raise LabUsageError(f"corpus {options.corpus}", cause, arguments.NAME_A_FOLDER) from None
+        raise LabUsageError(f"corpus {options.corpus}", cause, NAME_A_FOLDER) from None
     with locked(options.corpus, say, "another exploration"), live_line() as show:
         corpus = Corpus(options.corpus, options.seed)
         executed = Executed(options.corpus)

@@ -137,7 +137,7 @@ def _status(outcomes: Sequence[Outcome], refused: bool) -> int:
 
 
 def _cut(options: Namespace) -> int:
-    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.errors import NAME_A_FOLDER, LabUsageError
     from pyvmm.lab.lab import check_machine
     from pyvmm.validate.jobs import durations
     from pyvmm.validate.jobs.cut import cut_job
@@ -163,7 +163,7 @@ def _cut(options: Namespace) -> int:
             written.append(path)
     except OSError as error:
         cause = error.strerror or str(error)
-        raise LabUsageError(f"--into {options.into}", cause, arguments.NAME_A_FOLDER) from None
+        raise LabUsageError(f"--into {options.into}", cause, NAME_A_FOLDER) from None
     with printing():
         print(*written, sep="\n")
     took = about(sum(durations.expected_s(job, known) for job in jobs))

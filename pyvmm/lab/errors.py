@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pyvmm.errors import ConfigurationError, PyvmmError
 
+#: The remedy for a folder that cannot be made or written.
+NAME_A_FOLDER = "name a folder that can be written"
+
 
 class LabError(PyvmmError):
     """The lab could not do it: no QEMU, a kernel that does not build or boot, no room.

@@ -6,9 +6,8 @@ import os
 import time
 from pathlib import Path
 
-from pyvmm.lab.errors import LabUsageError
+from pyvmm.lab.errors import NAME_A_FOLDER, LabUsageError
 
-_REMEDY = "name a folder that can be written"
 #: How often the folder is measured, in seconds.
 _MEASURE_SECONDS = 0.2
 
@@ -23,9 +22,11 @@ def results_folder(given: Path | str | None) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabUsageError(f"results folder {folder}", str(error.strerror), _REMEDY) from None
+        raise LabUsageError(
+            f"results folder {folder}", str(error.strerror), NAME_A_FOLDER
+        ) from None
     if not os.access(folder, os.W_OK):
-        raise LabUsageError(f"results folder {folder}", "not writable", _REMEDY)
+        raise LabUsageError(f"results folder {folder}", "not writable", NAME_A_FOLDER)
     return folder
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.lab.cache import write_whole
-from pyvmm.lab.errors import LabUsageError
+from pyvmm.lab.errors import NAME_A_FOLDER, LabUsageError
 from pyvmm.validate.jobs.result import JobResult
 from pyvmm.validate.kernels.lab_run import LabRun
 from pyvmm.validate.model import files
@@ -62,9 +62,7 @@ class Corpus:
             self._save()
         except OSError as error:
             cause = error.strerror or str(error)
-            raise LabUsageError(
-                f"corpus {folder}", cause, "name a folder that can be written"
-            ) from None
+            raise LabUsageError(f"corpus {folder}", cause, NAME_A_FOLDER) from None
 
     def numbers(self) -> Iterator[int]:
         """Those of the jobs that are to do, without end."""
