@@ -43,6 +43,15 @@ def test_guest_ends_as_its_head_says(path: Path, options: str, vcpus: int) -> No
     check_report(report, head, options)
 
 
+@pytest.mark.parametrize("options", ["", "--views 1"])
+def test_interrupts_come_once_and_not_before_hlt(options: str) -> None:
+    """What irq.S counts apart from its ticks: QEMU's SVM has such interrupts, no CPU has."""
+    path = guests_dir() / "irq.S"
+    report = run_guest(path, Head.of(path), options, 1)
+    check_report(report, Head.of(path), options)
+    assert list(report.measures[1:]) == [0, 0]
+
+
 @pytest.mark.parametrize("path", guests(), ids=lambda path: path.name)
 def test_head_is_complete(path: Path) -> None:
     text = path.read_text()
