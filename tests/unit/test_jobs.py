@@ -306,11 +306,21 @@ def test_an_interrupted_run_leaves_nothing_that_counts(lab: Lab) -> None:
     assert len(lab.runs) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 2}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 2}', "\xff", "[" * 100_000])
 def test_a_damaged_result_is_made_again(lab: Lab, text: str, tmp_path: Path) -> None:
     first = run()
     (kept,) = tmp_path.rglob("result.json")
     kept.write_text(text, encoding="latin-1")
+    assert run() == first and len(lab.runs) == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("job", "0123456789abcdef"), ("counters", ["aaaa"])])
+def test_a_result_of_another_job_and_damaged_counters_do_not_count(
+    lab: Lab, key: str, value: object, tmp_path: Path
+) -> None:
+    first = run()
+    (kept,) = tmp_path.rglob("result.json")
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), key: value}))
     assert run() == first and len(lab.runs) == 2
 
 

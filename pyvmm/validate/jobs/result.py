@@ -111,7 +111,13 @@ def to_text(result: JobResult) -> str:
 
 def from_text(text: str) -> JobResult:
     """What :func:`to_text` made. Raises KeyError, TypeError or ValueError for anything else."""
-    data: dict[str, Any] = json.loads(text)
+    try:
+        return _from_json(json.loads(text))
+    except (RecursionError, zlib.error) as error:
+        raise ValueError(str(error)) from None
+
+
+def _from_json(data: dict[str, Any]) -> JobResult:
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema {data['schema']}")
     told = data["report"]

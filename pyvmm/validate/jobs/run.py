@@ -58,7 +58,7 @@ def run_job(
     with locked(folder, announce, "another run of this job"):
         kernel = kernel or _kernel(job.kernel, folder, announce)
         digest = sha256_of(kernel.image)
-        kept = None if again else _kept(folder, digest)
+        kept = None if again else _kept(job, folder, digest)
         if kept is not None:
             return kept
         check_room(cache_folder(), _JOB_MIB)
@@ -97,7 +97,7 @@ def for_a_job(kernel: Kernel) -> Named | Image:
 
 def kept_result(job: Job, digest: str) -> JobResult | None:
     """What came of a job on the kernel with this digest, if that is kept here."""
-    return _kept(_own_folder(job), digest)
+    return _kept(job, _own_folder(job), digest)
 
 
 def keep_result(job: Job, done: JobResult) -> None:
@@ -176,14 +176,14 @@ def _words(job: Job) -> list[str]:
     return [*words, "--model-examples", str(job.model_examples)] if job.model_examples else words
 
 
-def _kept(folder: Path, digest: str) -> JobResult | None:
+def _kept(job: Job, folder: Path, digest: str) -> JobResult | None:
     """What came of the job on this kernel, None where that is not known."""
     try:
         kept = results.from_text((folder / "result.json").read_text())
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    is_the_same = kept.kernel.sha256 == digest and kept.code == own_code()
-    return kept if is_the_same else None
+    of = kept.job, kept.kernel.sha256, kept.code
+    return kept if of == (job.name, digest, own_code()) else None
 
 
 def _keep(folder: Path, text: str) -> None:
