@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,10 +43,17 @@ def make_folder(path: Path) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that whoever looks finds the old text or the new, and never a part."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
+    """Write a file so that whoever looks finds the old text or the new, and never a part.
+
+    Several may do so at the same time. What cannot be written whole leaves nothing.
+    """
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+    try:
+        new.write_text(text)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def check_room(folder: Path, needed_mib: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from pyvmm import __version__
 from pyvmm.cli.main import main
+from pyvmm.lab.cache import write_whole
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.validate.jobs import result as results
@@ -322,6 +325,22 @@ def test_a_result_of_another_job_and_damaged_counters_do_not_count(
     (kept,) = tmp_path.rglob("result.json")
     kept.write_text(json.dumps({**json.loads(kept.read_text()), key: value}))
     assert run() == first and len(lab.runs) == 2
+
+
+def test_a_file_is_written_whole_by_several_at_once_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    texts = [str(number) * 100_000 for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda text: write_whole(path, text), texts * 25))
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_whole(path, "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_is_wrong_here_is_one_line_and_status_125(
