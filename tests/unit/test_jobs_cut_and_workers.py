@@ -25,6 +25,7 @@ from pyvmm.validate.jobs.job import Built, Job, Named, load
 from pyvmm.validate.jobs.reports import reports_of
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.jobs.workers import Estimate, labs_at_once, run_jobs
+from pyvmm.validate.kernels.lab_report import report_of
 from pyvmm.validate.kernels.lab_run import LabRun
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import all_cases, select
@@ -104,6 +105,11 @@ def test_parts_that_are_put_together_are_the_whole() -> None:
     assert together.machine == {"kernel": "6.12", "races": "seen"}
     broken = [run_of(jobs[0]), run_of(jobs[1], problem="died", out_of_time=True)]
     assert put_together(broken).problem == "died" and put_together(broken).out_of_time
+    broken += [run_of(jobs[2], problem="the lab's kernel died")]
+    together = put_together(broken)
+    assert together.problem == "the lab's kernel died" and not together.out_of_time
+    (kernel,) = [each for each in report_of([together]).results if each.name == "kernel"]
+    assert (kernel.state, kernel.message) == (State.CRASH, "the lab's kernel died")
 
 
 # ---- workers ----

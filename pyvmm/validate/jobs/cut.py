@@ -45,11 +45,13 @@ def cut_job(whole: Job, durations: Mapping[str, float], job_s: float, least: int
 def put_together(runs: Sequence[LabRun]) -> LabRun:
     """One run of what came of the parts, in the catalogue's order.
 
-    It took as long as all of them one after the other.
+    It took as long as all of them one after the other. Where one part is out of time and the kernel
+    died in another, the kernel's death is what is said.
     """
     place = {each.name: at for at, each in enumerate(all_cases())}
     races = next((run.machine["races"] for run in runs if run.machine.get("races")), "")
     machine = next((run.machine for run in runs if run.machine), {})
+    broken = sorted((run for run in runs if run.problem), key=lambda run: run.out_of_time)
     return LabRun(
         tuple(sorted((name for run in runs for name in run.planned), key=place.__getitem__)),
         tuple(
@@ -62,7 +64,7 @@ def put_together(runs: Sequence[LabRun]) -> LabRun:
         sum(run.duration_s for run in runs),
         {**machine, "races": races} if machine else {},
         tuple(trouble for run in runs for trouble in run.trouble),
-        next((run.problem for run in runs if run.problem), ""),
-        any(run.out_of_time for run in runs),
+        broken[0].problem if broken else "",
+        bool(broken) and broken[0].out_of_time,
         tuple(line for run in runs for line in run.kernel_log),
     )
