@@ -18,7 +18,7 @@ import pytest
 
 from pyvmm.cli.main import main
 from pyvmm.errors import PyvmmError
-from pyvmm.lab.errors import LabError
+from pyvmm.lab.errors import KernelFailed, LabError
 from pyvmm.validate.jobs import durations, workers
 from pyvmm.validate.jobs.cut import cut, cut_job, put_together
 from pyvmm.validate.jobs.job import Built, Job, Named, load
@@ -391,6 +391,11 @@ def test_jobs_of_one_piece_of_work_are_one_report() -> None:
     }
     assert sorted(found[""].not_run) == sorted(jobs[0].cases)
     assert found[""].why_not_run == "x: no room"
+    (nothing,) = reports_of({jobs[0]: LabError("x", "no room")}).values()
+    assert not nothing.results and nothing.not_run == (*jobs[0].cases, "kernel")
+    (dead,) = reports_of({jobs[0]: KernelFailed("kernel x did not boot", "panic")}).values()
+    (kernel,) = dead.results
+    assert (kernel.name, kernel.state) == ("kernel", State.CRASH) and "panic" in kernel.message
     several = reports_of({job: done(job) for job in (jobs[0], replace(jobs[0], seed=8))})
     assert list(several) == ["1-default", "2-default"]
 

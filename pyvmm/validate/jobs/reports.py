@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
+from pyvmm.errors import PyvmmError
+from pyvmm.lab.errors import KernelFailed
 from pyvmm.validate.jobs.cut import put_together
 from pyvmm.validate.jobs.job import Built, Job
 from pyvmm.validate.jobs.result import JobResult
@@ -23,7 +25,7 @@ def reports_of(outcomes: Mapping[Job, Outcome]) -> dict[str, Report]:
     kernels: dict[tuple[object, ...], str] = {}
     for job, outcome in outcomes.items():
         work = tuple(getattr(job, each.name) for each in fields(job) if each.name != "cases")
-        run = outcome.run if isinstance(outcome, JobResult) else _nothing(job, str(outcome))
+        run = outcome.run if isinstance(outcome, JobResult) else _nothing(job, outcome)
         wholes.setdefault(work, {})[job.name] = run
         kernels[work] = _called(job)
     reports = {}
@@ -33,8 +35,10 @@ def reports_of(outcomes: Mapping[Job, Outcome]) -> dict[str, Report]:
     return reports
 
 
-def _nothing(job: Job, problem: str) -> LabRun:
-    return LabRun(job.cases, (), job.seed, 0.0, problem=problem, out_of_time=True)
+def _nothing(job: Job, why: PyvmmError) -> LabRun:
+    """What came of a job that could not run; only of KernelFailed is the kernel to blame."""
+    is_ours = not isinstance(why, KernelFailed)
+    return LabRun(job.cases, (), job.seed, 0.0, problem=str(why), out_of_time=is_ours)
 
 
 def _called(job: Job) -> str:

@@ -1,7 +1,7 @@
 """Runs in labs as reports, for whoever reads those of `pyvmm validate`.
 
 One case more is in each: the kernel itself, which fails for a splat in its log, and crashes where
-it died.
+it died. It did not run where nothing began on it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ def report_of(runs: Sequence[LabRun]) -> Report:
     for run in runs:
         for result in run.results:
             by_name.setdefault(result.name, []).append(result)
+    kernel = _kernel(runs)
+    has_run = kernel.state.bad or any(run.machine for run in runs)
+    not_run = [name for name in first.planned if name not in by_name]
     return Report(
         first.machine,
         first.seed,
         sum(run.duration_s for run in runs),
-        (*map(_usual, by_name.values()), _kernel(runs)),
-        tuple(name for name in first.planned if name not in by_name),
+        (*map(_usual, by_name.values()), *([kernel] if has_run else [])),
+        tuple(not_run if has_run else [*not_run, KERNEL]),
         why_not_run=first.problem,
     )
 
