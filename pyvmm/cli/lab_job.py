@@ -72,7 +72,7 @@ def _add_cut(commands: Any) -> None:
 
 
 def _job(options: Namespace) -> int:
-    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.errors import LabError, LabUsageError
     from pyvmm.validate.jobs import result as results
     from pyvmm.validate.jobs.reports import reports_of
 
@@ -87,6 +87,7 @@ def _job(options: Namespace) -> int:
     said: set[str] = set()
     with validate_files.ResultFiles(options) as files, live_line() as show:
         run_all = lab_engine.engine(options, workers, show, again=options.again)
+        why_not_all = LabError("lab job", "it was interrupted")
         try:
             with closing(run_all(jobs)) as came:
                 for job, outcome in came:
@@ -96,8 +97,11 @@ def _job(options: Namespace) -> int:
                     elif str(outcome) not in said:  # what one job lacks all may
                         said.add(str(outcome))
                         say(str(outcome))
+        except LabError as error:
+            why_not_all = error
+            raise
         finally:
-            files.write(reports_of(outcomes))
+            files.write(reports_of({job: outcomes.get(job, why_not_all) for job in jobs}))
     return _status(list(outcomes.values()), refused)
 
 

@@ -402,10 +402,10 @@ def test_jobs_of_one_piece_of_work_are_one_report() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_and_what_came_is_there(number: signal.Signals, tmp_path: Path) -> None:
-    files = jobs_in(tmp_path / "jobs", 1, 3)
-    with subprocess.Popen(
-        command(tmp_path, *files), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    files = jobs_in(tmp_path / "jobs", 3, 1)
+    junit = tmp_path / "junit.xml"
+    words = command(tmp_path, *files, "--junit", str(junit))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
         while not (tmp_path / "3").exists():
@@ -415,3 +415,12 @@ def test_a_signal_ends_all_and_what_came_is_there(number: signal.Signals, tmp_pa
         assert process.wait(30) == 128 + number
         assert process.stdout.read() == b""
     assert first["report"]["seed"] == 1
+    # What did not run is told, too, in the order of the files.
+    told = [
+        (case.get("classname"), error.get("message"))
+        for case in ElementTree.fromstring(junit.read_bytes()).iter("testcase")
+        for error in case.iter("error")
+    ]
+    interrupted = "did not run: lab job: it was interrupted"
+    assert ("pyvmm.1-default.did_not_run", interrupted) in told
+    assert ("pyvmm.2-default.kernel", "died") in told
