@@ -93,7 +93,8 @@ def _job(options: Namespace) -> int:
                 for job, outcome in came:
                     outcomes[job] = outcome
                     if isinstance(outcome, results.JobResult):
-                        print(results.to_text(outcome), flush=True)
+                        with printing():
+                            print(results.to_text(outcome))
                     elif str(outcome) not in said:  # what one job lacks all may
                         said.add(str(outcome))
                         say(str(outcome))

@@ -353,6 +353,16 @@ def test_several_jobs_are_a_line_each(tmp_path: Path) -> None:
     assert (ended.returncode, len(ended.stdout.splitlines())) == (2, 1)
 
 
+def test_a_full_stdout_is_said_to_be_stdouts(tmp_path: Path) -> None:
+    files = jobs_in(tmp_path / "jobs", 1, 2)
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            command(tmp_path, *files), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 2
+    assert ended.stderr == "pyvmm: lab: stdout: No space left on device\n"
+
+
 def test_what_all_lack_is_said_once(tmp_path: Path) -> None:
     files = jobs_in(tmp_path / "jobs", 1, 2)
     environment = {**os.environ, "PATH": "/nowhere"}
