@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -162,6 +164,21 @@ def test_a_process_that_dies_is_tried_once_more(tmp_path: Path, no_leak: None) -
     assert "its process died twice" in str(outcomes[JOBS[0]])
     assert outcomes[JOBS[1]] == done(JOBS[1]) and outcomes[JOBS[2]] == done(JOBS[2])
     assert len(said) == 2 and all("once more" in line for line in said)
+
+
+def test_a_process_that_dies_in_the_middle_of_a_message(tmp_path: Path, no_leak: None) -> None:
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        if job.seed == 0 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            pipe = inspect.getclosurevars(announce).nonlocals["connection"].fileno()
+            os.write(pipe, struct.pack("!i", 100) + b"the beginning of 100 bytes")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done(job)
+
+    said: list[str] = []
+    outcomes = dict(run_jobs(JOBS[:2], 2, said.append, run=run))
+    assert outcomes == {job: done(job) for job in JOBS[:2]}
+    assert len(said) == 1 and "its process died; trying it once more" in said[0]
 
 
 def test_as_many_at_once_as_there_are_workers(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class _Crew:
         """What a worker says: how far it is, or what came of its job."""
         try:
             message = worker.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # OSError: it died in the middle of a message
             self._at_work.remove(worker)
             self._release(worker)
             if worker.tries < _TRIES:
