@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from pyvmm import __version__
 from pyvmm.cli.main import main
 from pyvmm.errors import PyvmmError
+from pyvmm.lab.cache import cache_folder
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import cluster, there
@@ -199,6 +202,54 @@ def test_a_worker_goes(house: House, scheduler: Any) -> None:
     hold.set()
     assert set(rest) | {first[0]} == set(JOBS[:3])
     assert any("has gone" in line for line in said)
+
+
+def test_whom_a_job_was_left_for_goes(house: House, scheduler: Any) -> None:
+    """The one that is left has refused it already: nobody will ever do it."""
+    refused = threading.Event()
+    holds = threading.Event()
+
+    def answer(job: Job) -> None:
+        if job.seed == 1:
+            refused.set()
+            raise LabError("no room in the cache /x", "64 MiB needed, 1 MiB free")
+        holds.wait(20)  # the other worker, which the job then waits for
+
+    house.answer = answer
+    said: list[str] = []
+    came = run_on_cluster(JOBS[:2], scheduler.scheduler_address, said.append)
+    found: dict[Job, Outcome] = {}
+
+    def go() -> None:
+        assert refused.wait(20)
+        while not any("another one is to do it" in line for line in said):
+            time.sleep(0.01)
+        holder = next(
+            address
+            for address, each in scheduler.scheduler.workers.items()
+            if any(str(task.key).startswith("pyvmm-run") for task in each.processing)
+        )
+        scheduler.sync(scheduler.scheduler.remove_worker, holder, stimulus_id="test")
+        holds.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        gone = threads.submit(go)
+        for job, outcome in came:
+            found[job] = outcome
+        gone.result()
+    assert isinstance(found[JOBS[0]], JobResult) and "64 MiB needed" in str(found[JOBS[1]])
+
+
+def test_what_cannot_be_kept_here_ends_nothing(house: House, scheduler: Any) -> None:
+    in_the_way = cache_folder() / "jobs" / JOBS[0].name
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    (cache_folder() / "jobs" / JOBS[1].name / "result.json/x").mkdir(parents=True)
+    said: list[str] = []
+    came = outcomes(scheduler, JOBS[:3], said)
+    assert "File exists" in str(came[JOBS[0]])
+    assert all(isinstance(came[job], JobResult) for job in JOBS[1:3])
+    assert len(said) == 1 and "a result is not kept" in said[0] and "Is a directory" in said[0]
 
 
 def test_nobody_answers(

@@ -327,6 +327,15 @@ def test_a_result_of_another_job_and_damaged_counters_do_not_count(
     assert run() == first and len(lab.runs) == 2
 
 
+def test_a_result_that_cannot_be_kept_is_a_result(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / f"cache/pyvmm/jobs/{JOB.name}/result.json/in the way").mkdir(parents=True)
+    said: list[str] = []
+    done = job_run.run_job(JOB, said.append)
+    assert done.run == lab.answer
+    (line,) = said
+    assert line.startswith("a result is not kept: cache folder ") and "Is a directory" in line
+
+
 def test_a_file_is_written_whole_by_several_at_once_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     texts = [str(number) * 100_000 for number in range(4)]

@@ -224,17 +224,20 @@ class _Cluster:
                     return
                 try:
                     task = _Task(job, *self._kernel(job))
+                    kept = None if self._again else kept_result(job, task.digest)
                 except PyvmmError as error:
                     yield job, error
                     continue
-                kept = None if self._again else kept_result(job, task.digest)
                 if kept is not None:
                     if self._estimate:
                         self._estimate.ended(job, 0.0)
                     yield job, kept
                     continue
-            able = [each for each in free if each.address not in task.refused]
-            able = [each for each in able if each.busy < each.threads]
+            others = [each for each in free if each.address not in task.refused]
+            if not others and task.refused:  # those that were to try it, too, have gone
+                yield task.job, list(task.refused.values())[-1]
+                continue
+            able = [each for each in others if each.busy < each.threads]
             if not able:
                 self._waiting.append(task)
                 return
@@ -279,7 +282,7 @@ class _Cluster:
         if worker is not None:
             worker.busy -= 1
         if done is not None:
-            keep_result(task.job, done)
+            keep_result(task.job, done, self._announce)
             return done
         if error is not None and (refusal := self._refusal(task, error)):
             return refusal

@@ -76,8 +76,7 @@ def run_job(
         run = run_in_lab(kernel, machine, _words(job), files, announce, tell, count)
         facts = KernelFacts(kernel.name, kernel.release, digest)
         done = JobResult(job.name, facts, run, scripts_in(files), counters=tuple(counters))
-        if not run.out_of_time:
-            _keep(folder, results.to_text(done))
+        keep_result(job, done, announce)
         if not job.model_examples:
             durations.record(run.results)
         return done
@@ -100,10 +99,19 @@ def kept_result(job: Job, digest: str) -> JobResult | None:
     return _kept(job, _own_folder(job), digest)
 
 
-def keep_result(job: Job, done: JobResult) -> None:
-    """Keep what came of a job elsewhere as if it had run here."""
-    if not done.run.out_of_time:
-        _keep(_own_folder(job), results.to_text(done))
+def keep_result(job: Job, done: JobResult, announce: Announce) -> None:
+    """Keep what came of a job, here or elsewhere. One that cannot be kept is a result all the same,
+    and a line says so."""
+    if done.run.out_of_time:
+        return
+    try:
+        folder = _own_folder(job)
+        try:
+            write_whole(folder / "result.json", results.to_text(done))
+        except OSError as error:
+            raise _no_place(folder, error) from None
+    except LabError as error:
+        announce(f"a result is not kept: {error}")
 
 
 def forget_job(job: Job) -> None:
@@ -184,13 +192,6 @@ def _kept(job: Job, folder: Path, digest: str) -> JobResult | None:
         return None
     of = kept.job, kept.kernel.sha256, kept.code
     return kept if of == (job.name, digest, own_code()) else None
-
-
-def _keep(folder: Path, text: str) -> None:
-    try:
-        write_whole(folder / "result.json", text)
-    except OSError as error:
-        raise _no_place(folder, error) from None
 
 
 def _write(path: Path, text: str) -> None:
