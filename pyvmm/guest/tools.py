@@ -23,6 +23,8 @@ _MOST_SAID = 1 << 20
 # A shell sets them because Python's own code between fork and exec is not safe beside threads.
 _MOST = {"v": (resource.RLIMIT_AS, 1 << 30, 1024), "f": (resource.RLIMIT_FSIZE, 32 << 20, 512)}
 _PACKAGES = {"as": "binutils", "ld": "binutils"}
+# Whose handlers end what is under way by an exception, pyvmm's own or a caller's.
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 def path_of(file: Memfd) -> str:
@@ -78,16 +80,25 @@ def _run(
     files: tuple[Memfd, ...],
     environment: dict[str, str],
 ) -> int:
-    with subprocess.Popen(
-        shell,
-        stdin=given.fileno(),
-        stdout=subprocess.DEVNULL,
-        stderr=said.fileno(),
-        pass_fds=[file.fileno() for file in files],
-        env=environment,
-        process_group=0,
-    ) as process:
+    # An exception between fork and the "with" would leave the program running. It runs with
+    # these signals blocked, too, and is ended by SIGKILL.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        process = subprocess.Popen(
+            shell,
+            stdin=given.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=said.fileno(),
+            pass_fds=[file.fileno() for file in files],
+            env=environment,
+            process_group=0,
+        )
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
+    with process:
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return process.wait(_TIMEOUT_S)
         except BaseException:
             # Of gcc, its compiler and its assembler.
