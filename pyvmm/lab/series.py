@@ -149,19 +149,19 @@ def _patches(mail: _Mail) -> Iterator[Patch]:
     """The patch of a mail, if it has one: in its text, or attached."""
     if not _HEADERS.match(mail.content):
         text = _decoded(mail.content)  # a bare diff
-        if _DIFF.search(text):
-            yield Patch(_subject_of_a_diff(text), 0, 0, 1, text, mail.origin)
+        if diff := _diff_in(text):
+            yield Patch(_subject_of_a_diff(diff), 0, 0, 1, diff, mail.origin)
         return
     message = message_from_bytes(mail.content, policy=policy.default)
     assert isinstance(message, EmailMessage)
     subject = _subject(message)
-    if _REPLY.match(subject):
-        return
-    found = (_text_of(part) for part in message.walk())
-    texts = list(dict.fromkeys(text for text in found if _DIFF.search(text)))
+    number = _NUMBER.search(subject)
+    if _REPLY.match(subject) or (number and int(number[1]) == 0):
+        return  # a cover letter may have a diff, too: that against the version before
+    found = (_diff_in(_text_of(part)) for part in message.walk())
+    texts = list(dict.fromkeys(filter(None, found)))
     if not texts:
         return
-    number = _NUMBER.search(subject)
     version = _VERSION.search(subject)
     yield Patch(
         _TAGS.sub("", subject) or _subject_of_a_diff(texts[0]),
@@ -171,6 +171,16 @@ def _patches(mail: _Mail) -> Iterator[Patch]:
         "\n".join(texts),
         mail.origin,
     )
+
+
+def _diff_in(text: str) -> str:
+    """The text from where a diff begins, "" if there is none.
+
+    What is before it may have an indented diff, such as that against the version before. For
+    people that is text, but patch(1) would apply it.
+    """
+    start = _DIFF.search(text)
+    return text[start.start() :] if start else ""
 
 
 def _subject(message: EmailMessage) -> str:

@@ -114,10 +114,19 @@ def test_attachments(tmp_path: Path) -> None:
 
 def test_a_thread_as_archives_give_it(tmp_path: Path) -> None:
     text = "".join(series()).replace(SEPARATOR, "From mboxrd@z Thu Jan  1 00:00:00 1970\n")
-    text = text.replace("Why it is done.", ">From here on it is done.")
+    text = text.replace("Why it is done.", ">From here on at 10:00 it is done.")
     patches = read_series(write(tmp_path / "t.mbox.gz", gzip.compress(text.encode())))
     assert [patch.subject for patch in patches] == THREE
-    assert patches[0].text.startswith("From here on")
+
+
+def test_the_diff_against_the_version_before_is_no_part_of_a_patch(tmp_path: Path) -> None:
+    """git format-patch --interdiff: in the cover letter as it is, in a patch indented."""
+    cover = mail("[PATCH v2 0/1] KVM: all of it", f"Interdiff against v1:\n{diff(7)}")
+    indented = diff(7).replace("\n", "\n  ")
+    patch = mail("[PATCH v2 1/1] KVM: change 1", f"Interdiff against v1:\n  {indented}\n{diff(1)}")
+    (found,) = read_series(write(tmp_path / "x.mbox", cover + patch))
+    assert found.subject == "KVM: change 1"
+    assert found.text.startswith("diff --git a/virt") and "line7" not in found.text
 
 
 def test_a_bare_diff_and_what_is_not_utf8(tmp_path: Path) -> None:
