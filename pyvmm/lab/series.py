@@ -23,8 +23,8 @@ from pyvmm.lab.errors import LabUsageError
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
 
-#: Where a diff begins, in a mail or in an attachment.
-_DIFF = re.compile(r"^(?:diff --git a/\S|--- (?:a/\S|/dev/null)\S*\s*\n\+\+\+ )", re.M)
+#: Where a diff begins, in a mail or in an attachment; quilt has other names than a/ and b/.
+_DIFF = re.compile(r"^(?:diff --git a/\S|--- [^\s/]*/\S[^\n]*\n\+\+\+ [^\s/]*/\S)", re.M)
 _NUMBER = re.compile(r"\[[^\]]*?\b(\d+)/(\d+)\b[^\]]*\]")
 _VERSION = re.compile(r"\[[^\]]*?\bv(\d+)\b[^\]]*\]", re.I)
 _TAGS = re.compile(r"^\s*(?:\[[^\]]*\]\s*)+")
@@ -39,6 +39,8 @@ _QUOTED_FROM = re.compile(rb"^>(>*From )", re.M)
 _MOST_BYTES = 256 << 20
 _MOST_PATCHES = 1000
 _MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
+#: What a quilt's folder has beside its patches: their names, in their order.
+_LIST = "series"
 _HEADERS = re.compile(rb"\A(?:From |[A-Za-z][A-Za-z0-9-]*:)")
 
 
@@ -67,13 +69,21 @@ def read_series(path: Path, announce: Callable[[str], None] = lambda line: None)
     :class:`LabUsageError` for a file that cannot be read, for one without a patch, and for
     patches that are missing or there twice.
     """
-    found = [patch for mail in _mails(path) for patch in _patches(mail)]
+    is_listed = (path / _LIST).is_file()
+    found: list[Patch] = []
+    for mail in _mails(path):
+        patches = list(_patches(mail))
+        if is_listed and not patches:
+            raise LabUsageError(f"series {path}", f"{mail.origin} is in its list and has no patch")
+        found += patches
     if not found:
         raise LabUsageError(
             f"series {path}",
             "there is no patch in it",
             "want what git format-patch or b4 writes",
         )
+    if is_listed:  # in the list's order: patches of many series may be in it, and parts of some
+        return _no_more_than(path, found)
     newest = max(patch.version for patch in found)
     if any(patch.version != newest for patch in found):
         announce(f"{path}: it has several versions of the series; taking v{newest}")
@@ -103,9 +113,10 @@ def _mails(path: Path) -> Iterator[_Mail]:
 
 def _files_of(folder: Path) -> list[Path]:
     """A folder's mails: a quilt's by its list, a Maildir's, or those with a mail's name."""
-    order = folder / "series"
+    order = folder / _LIST
     if order.is_file():
-        lines = (line.partition("#")[0].split() for line in order.read_text().splitlines())
+        text = order.read_text("utf-8", "surrogateescape")
+        lines = (line.partition("#")[0].split() for line in text.splitlines())
         return [folder / words[0] for words in lines if words]
     if (folder / "cur").is_dir():
         folders = [folder / "cur", folder / "new"]
@@ -214,16 +225,21 @@ def _decoded(content: bytes, charset: str | None = None) -> str:
 
 def _subject_of_a_diff(text: str) -> str:
     for line in text.splitlines():
-        if line.startswith(("+++ b/", "diff --git a/")):
-            return line.split()[-1].removeprefix("b/")
+        if line.startswith(("+++ ", "diff --git ")):
+            return line.split("\t")[0].split()[-1].partition("/")[2]
     return "patch"
 
 
-def _in_order(path: Path, patches: Sequence[Patch]) -> list[Patch]:
+def _no_more_than(path: Path, patches: list[Patch]) -> list[Patch]:
     if len(patches) > _MOST_PATCHES:
         raise LabUsageError(f"series {path}", f"{len(patches)} patches, at most {_MOST_PATCHES}")
+    return patches
+
+
+def _in_order(path: Path, patches: list[Patch]) -> list[Patch]:
+    _no_more_than(path, patches)
     if not all(patch.number for patch in patches):
-        return list(patches)
+        return patches
     totals = sorted({patch.total for patch in patches})
     if len(totals) > 1:
         raise LabUsageError(

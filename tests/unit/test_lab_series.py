@@ -72,6 +72,19 @@ def test_a_folder_of_patches(tmp_path: Path) -> None:
     assert subjects(tmp_path) == THREE
 
 
+def test_a_quilt_is_in_the_order_of_its_list(tmp_path: Path) -> None:
+    """Its patches are of any series and version, and some have the names of quilt's own."""
+    write(tmp_path / "one.patch", mail("[PATCH v3 5/7] KVM: change 1", diff(1)))
+    as_quilt_does = diff(2).replace("--- a/", "--- linux.orig/").replace("+++ b/", "+++ linux/")
+    write(tmp_path / "two", "Index: linux/virt/kvm/kvm_main.c\n" + as_quilt_does.partition("\n")[2])
+    write(tmp_path / "three.patch", series(3)[0])
+    write(tmp_path / "series", "# mine\none.patch\ntwo -p1\n\nthree.patch # the last\n")
+    assert subjects(tmp_path) == ["KVM: change 1", "virt/kvm/kvm_main.c", "KVM: change 1"]
+    write(tmp_path / "two", "to be done\n")
+    with pytest.raises(LabUsageError, match="two is in its list and has no patch"):
+        read_series(tmp_path)
+
+
 def test_mails_in_any_order_are_put_in_theirs(tmp_path: Path) -> None:
     assert subjects(write(tmp_path / "x.mbox", "".join(reversed(series())))) == THREE
 
