@@ -328,11 +328,13 @@ def _edits(text: str) -> dict[str, _Edit]:
 
 # ---- git ----
 
+_DIFF_OF = ("diff-tree", "-p", "--binary", "--no-renames", "--no-commit-id")
+
 
 def read_range(tree: Path, commits: str) -> list[Patch]:
-    """The commits of ``A..B`` in a git tree, oldest first, as patches.
+    """The commits of ``A..B`` in a git tree that change files, oldest first, as patches.
 
-    Raises :class:`LabUsageError` for what is no range, has no commits, or has a merge in it.
+    Raises :class:`LabUsageError` for what is no range, has no such commits, or has a merge in it.
     """
     first, dots, last = commits.partition("..")
     what = f"range {commits}"
@@ -351,11 +353,15 @@ def read_range(tree: Path, commits: str) -> list[Patch]:
         raise LabUsageError(what, "there is no commit in it")
     if len(listed) > _MOST_PATCHES:
         raise LabUsageError(what, f"{len(listed)} commits, at most {_MOST_PATCHES}")
+    # diff-tree does what it is told; what people make it show by their configuration, patch(1)
+    # would not take. The commit in which b4 keeps a cover letter changes nothing.
+    diffs = {commit: text for commit in listed if (text := _git(tree, what, *_DIFF_OF, commit))}
+    if not diffs:
+        raise LabUsageError(what, "no commit in it changes a file")
     patches = []
-    for number, commit in enumerate(listed, 1):
-        text = _git(tree, what, "format-patch", "--stdout", "-1", "--no-renames", commit)
-        subject = _git(tree, what, "show", "-s", "--format=%s", commit).strip()
-        patches.append(Patch(subject, number, len(listed), 1, text, commit[:12]))
+    for number, (commit, text) in enumerate(diffs.items(), 1):
+        subject = _git(tree, what, "log", "-1", "--no-show-signature", "--format=%s", commit)
+        patches.append(Patch(subject.strip(), number, len(diffs), 1, text, commit[:12]))
     return patches
 
 

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from pyvmm.lab.errors import LabUsageError
-from pyvmm.lab.series import read_range
+from pyvmm.lab.series import added_lines, read_range
 
 pytestmark = pytest.mark.boots  # boots nothing, but git is what the lab lane has
+
+
+def git(folder: Path, *words: str) -> None:
+    names = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "-C", folder, *names, *words], check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -18,23 +23,18 @@ def tree(tmp_path: Path) -> Path:
     """Four commits a, b, c and, merged into the last, side."""
     folder = tmp_path / "linux"
     folder.mkdir()
-
-    def git(*words: str) -> None:
-        names = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-        subprocess.run(["git", "-C", folder, *names, *words], check=True, capture_output=True)
-
-    git("init", "-q", "-b", "main")
+    git(folder, "init", "-q", "-b", "main")
     for name in "abc":
         (folder / "file.c").write_text(f"int {name};\n")
-        git("add", ".")
-        git("commit", "-qm", f"KVM: make it {name}")
-        git("tag", name)
-    git("checkout", "-qb", "side", "a")
+        git(folder, "add", ".")
+        git(folder, "commit", "-qm", f"KVM: make it {name}")
+        git(folder, "tag", name)
+    git(folder, "checkout", "-qb", "side", "a")
     (folder / "other.c").write_text("int other;\n")
-    git("add", ".")
-    git("commit", "-qm", "KVM: beside")
-    git("checkout", "-q", "main")
-    git("merge", "-q", "side", "-m", "merged")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "KVM: beside")
+    git(folder, "checkout", "-q", "main")
+    git(folder, "merge", "-q", "side", "-m", "merged")
     return folder
 
 
@@ -42,6 +42,26 @@ def test_a_range_of_a_tree(tree: Path) -> None:
     patches = read_range(tree, "a..c")
     assert [patch.subject for patch in patches] == ["KVM: make it b", "KVM: make it c"]
     assert "-int a;\n+int b;" in patches[0].text
+
+
+def test_commits_are_patches_whatever_git_is_told_to_show(tree: Path) -> None:
+    """diff.noprefix is a common wish; the commit of b4's cover letter changes nothing."""
+    git(tree, "config", "diff.noprefix", "true")
+    git(tree, "checkout", "-q", "c")
+    git(tree, "commit", "-qm", "the cover letter", "--allow-empty")
+    git(tree, "tag", "cover")
+    (tree / "file.c").write_text("int d;\n")
+    git(tree, "commit", "-qam", "KVM: make it d\n\nAs in\n\n  --- a/x\n  +++ b/x\n  @@ -1 +1 @@")
+    git(tree, "tag", "d")
+    patches = read_range(tree, "b..d")
+    assert [(patch.subject, patch.number, patch.total) for patch in patches] == [
+        ("KVM: make it c", 1, 2),
+        ("KVM: make it d", 2, 2),
+    ]
+    assert patches[1].text.startswith("diff --git a/file.c b/file.c\n")
+    assert added_lines([patch.text for patch in patches]) == {"file.c": {1: "int d;"}}
+    with pytest.raises(LabUsageError, match="no commit in it changes a file"):
+        read_range(tree, "c..cover")
 
 
 @pytest.mark.parametrize(
