@@ -7,6 +7,7 @@ mails, folders of them. Cover letters and replies are no patches and are left ou
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import shutil
 import signal
@@ -379,6 +380,15 @@ def unpack_commit(tree: Path, commits: str, folder: Path) -> None:
         done = subprocess.run(["tar", "-xf", "-", "-C", folder], stdin=archive.stdout)
     if archive.returncode or done.returncode:
         raise LabUsageError(what, f"git archive of {start} failed")
+    # Files have the commit's time, in seconds, and a rebase makes many commits in one. What tells
+    # a file that changed must differ with the commit, and be the same for the same one.
+    commit = _git(tree, what, "rev-parse", f"{start}^{{commit}}")
+    for top, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(top, name)
+            seconds = int(os.lstat(path).st_mtime)
+            stamp = seconds * 1_000_000_000 + int(commit[:7], 16)
+            os.utime(path, ns=(stamp, stamp), follow_symlinks=False)
 
 
 def _git(tree: Path, what: str, *words: str) -> str:

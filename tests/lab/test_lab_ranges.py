@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pyvmm.lab.errors import LabUsageError
-from pyvmm.lab.series import added_lines, read_range
+from pyvmm.lab.series import added_lines, read_range, unpack_commit
+from pyvmm.lab.sources import list_files
 
 pytestmark = pytest.mark.boots  # boots nothing, but git is what the lab lane has
 
 
-def git(folder: Path, *words: str) -> None:
+def git(folder: Path, *words: str, env: Mapping[str, str] = {}) -> None:
     names = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    subprocess.run(["git", "-C", folder, *names, *words], check=True, capture_output=True)
+    command = ["git", "-C", str(folder), *names, *words]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **env})
 
 
 @pytest.fixture
@@ -62,6 +66,21 @@ def test_commits_are_patches_whatever_git_is_told_to_show(tree: Path) -> None:
     assert added_lines([patch.text for patch in patches]) == {"file.c": {1: "int d;"}}
     with pytest.raises(LabUsageError, match="no commit in it changes a file"):
         read_range(tree, "c..cover")
+
+
+def test_starts_of_one_second_are_told_apart(tree: Path, tmp_path: Path) -> None:
+    """A rebase makes commits of the same second, and their files may have the same size."""
+    env = {"GIT_COMMITTER_DATE": "2025-11-01 10:00:00 +0000"}
+    for name in "xy":
+        (tree / "file.c").write_text(f"int {name};\n")
+        git(tree, "commit", "-qam", name, env=env)
+        git(tree, "tag", name)
+    seen = []
+    for start in ("x", "y", "x"):
+        unpack_commit(tree, f"{start}..main", tmp_path / "src")
+        seen.append(list(list_files(tmp_path / "src")))
+        assert (tmp_path / "src/file.c").read_text() == f"int {start};\n"
+    assert seen[0] == seen[2] != seen[1]
 
 
 @pytest.mark.parametrize(
