@@ -206,7 +206,21 @@ def test_a_warning_in_a_line_of_the_patch(built: Steps, ran: Steps) -> None:
 def test_what_did_not_build_before_is_nobodys(built: Steps, ran: Steps) -> None:
     steps = ran(built(no_amd=range(6)))
     assert verdict(steps, FACTS) == "no difference"
-    assert "base  yes     -    NO" in "\n".join(summary(steps, FACTS))
+    text = "\n".join(summary(steps, FACTS))
+    assert "base  yes     -    NO" in text and "1/5   yes     0    NO" in text
+
+
+def test_only_the_patch_that_broke_a_build_is_blamed(built: Steps, ran: Steps) -> None:
+    error = LabError("the kernel does not build", "x.c:1:2: error: no")
+    steps = ran(built({3: error, 4: error}, no_amd=(2, 3, 5)))
+    assert verdict(steps, FACTS) == (
+        "WORSE: patch 2/5 does not build with no-amd; patch 3/5 does not build; "
+        "patch 5/5 does not build with no-amd"
+    )
+    text = "\n".join(summary(steps, FACTS))
+    assert "3/5   NO      -    NO" in text and "4/5   NO      -    yes" in text
+    assert text.count("x.c:1:2: error: no") == 1
+    assert to_json(steps, FACTS)["steps"][4]["problem"] == str(error)
 
 
 def test_a_selftest_that_fails_now(built: Steps, ran: Steps) -> None:

@@ -41,8 +41,9 @@ class Step:
     """The source after one more patch; of the source alone, ``patch`` is None.
 
     ``problem`` says why it is no kernel, "" if it is one. ``configs`` has the same for each
-    further configuration by name. ``variants`` compare it with ``compared_with``, the last step
-    before it on which the catalogue ran; they are empty where it did not run on this one.
+    further configuration by name. ``broken_before`` has what did not build before this patch
+    either: names of these, and "" for the kernel. ``variants`` compare it with ``compared_with``,
+    the last step before it on which the catalogue ran; they are empty where it did not run.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Step:
     refused: bool = False
     warnings: tuple[CompilerWarning, ...] = ()
     configs: Mapping[str, str] = field(default_factory=dict)
+    broken_before: frozenset[str] = frozenset()
     compared_with: int = 0
     variants: tuple[Variant, ...] = ()
 
@@ -60,6 +62,15 @@ class Step:
         return list(
             dict.fromkeys(each.name for variant in self.variants for each in variant.of(change))
         )
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """What no longer builds, and why: configurations by name, and "" for the kernel."""
+        return {
+            name: why
+            for name, why in {"": self.problem, **self.configs}.items()
+            if why and (self.refused or name not in self.broken_before)
+        }
 
     @property
     def worse(self) -> bool:
@@ -111,14 +122,15 @@ class SeriesBuild:
         After a patch that does not apply nothing comes any more.
         """
         kernel = build(self._recipe(0), None, self._announce, self._progress)
-        before = self._problems(0)
-        yield Step(0, kernel=kernel, configs=before)
+        step = Step(0, kernel=kernel, configs=self._problems(0))
+        yield step
         for number, patch in enumerate(self._patches, 1):
             self._announce(f"patch {number}/{len(self._patches)}: {printable(patch.subject)}")
-            step = self._step(number, patch)
-            # What did not build without the series is nothing that a patch of it did.
-            new = {name: "" if before[name] else why for name, why in step.configs.items()}
-            yield replace(step, configs=new)
+            # What did not build without a patch is nothing that it did.
+            before = {"": step.problem, **step.configs}
+            broken = frozenset(name for name, why in before.items() if why)
+            step = replace(self._step(number, patch), broken_before=broken)
+            yield step
             if step.refused:
                 return
 

@@ -28,10 +28,8 @@ class SeriesFacts:
 
 
 def problems(step: Step) -> list[str]:
-    """Why a step is no kernel, or no other kernel: each configuration that does not build."""
-    found = [step.problem] if step.problem else []
-    found += [f"{name}: {why}" for name, why in step.configs.items() if why]
-    return found
+    """Why a step is no kernel, or no other kernel: each configuration that no longer builds."""
+    return [f"{name}: {why}" if name else why for name, why in step.broken.items()]
 
 
 def is_broken(steps: Sequence[Step]) -> bool:
@@ -79,9 +77,9 @@ def _of_step(step: Step, total: int) -> str:
     if step.refused:
         return f"{name} does not apply"
     said = []
-    if step.problem:
+    if "" in step.broken:
         said.append("does not build")
-    if broken := [config for config, why in step.configs.items() if why]:
+    if broken := [config for config in step.broken if config]:
         said.append(f"does not build with {', '.join(broken)}")
     if step.warnings:
         count = len(step.warnings)
