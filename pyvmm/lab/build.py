@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,12 +167,14 @@ def compile_only(
     progress: Progress | None = None,
     words: Sequence[str] = (),
     again: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> str:
     """Make goals of a kernel that is not to be booted; gives what make and the compiler said.
 
     Its configuration need not be one of the lab: ``recipe.config`` is all that is asked for.
     ``words`` are settings for make. Objects are kept, so that the next of a series is quick;
     ``again`` names sources that are compiled anew all the same, because of what is then said.
+    ``optional`` are goals that need not build: the configuration may lack them.
     Raises :class:`LabError` when it does not build; the message has the log's path.
     """
     check_patches(recipe.patches)
@@ -193,6 +196,9 @@ def compile_only(
         for name in again:
             _forget(objects, name)
         make.run([*words, *goals], progress)
+        if optional:
+            with suppress(LabError):
+                make.run(["-k", *words, *optional], progress)
     return log.read_text(errors="replace")
 
 

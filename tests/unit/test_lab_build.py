@@ -13,6 +13,7 @@ import pytest
 from pyvmm.lab import build as build_module
 from pyvmm.lab.build import Recipe, build, find_or_build, known_recipe
 from pyvmm.lab.cache import check_room, locked
+from pyvmm.lab.compiler_warnings import warnings_of_patch
 from pyvmm.lab.config import check_config, own_fragment, parse_config, read_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import built_kernels, find_built, read_image
@@ -39,6 +40,11 @@ bzImage)
     echo "  LD      vmlinux"
     mkdir -p "$out/arch/x86/boot"
     cp "$BZIMAGE" "$out/arch/x86/boot/bzImage" ;;
+arch/x86/kvm/) echo "arch/x86/kvm/svm.c:1:1: warning: of this line" ;;
+mm/memcontrol.o)
+    echo "mm/memcontrol.c:1:1: warning: of this one, where all is missing"
+    echo "mm/memcontrol.c:3:1: error: 'struct mem_cgroup' has no member named 'css'"
+    exit 2 ;;
 esac
 """
 # Stands in for patch: whatever it is given, svm.c is another afterwards.
@@ -213,6 +219,16 @@ def test_a_lost_option_is_named(world: Path) -> None:
     with pytest.raises(LabError, match=r"CONFIG_LOST_ONE=y did not stick"):
         build(recipe, "mine", _silent)
     assert "bzImage" not in _made(world)
+
+
+def test_warnings_of_a_file_that_the_configuration_lacks(world: Path) -> None:
+    """make is told to compile it and fails, which says nothing of the patch."""
+    patch = world / "p.patch"
+    names = ("arch/x86/kvm/svm.c", "mm/memcontrol.c")
+    text = "".join(f"--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-1\n+2\n" for name in names)
+    patch.write_text(text)
+    found = warnings_of_patch(Recipe(_tarball(world), (patch,)), text, _silent)
+    assert [(each.file, each.text) for each in found] == [("arch/x86/kvm/svm.c", "of this line")]
 
 
 def test_an_unreadable_patch(world: Path) -> None:
