@@ -94,7 +94,12 @@ _LENGTH_IN_BYTES = 12  # the first gcc whose lengths count bytes, not words
 
 
 def add_counters(one: bytes, other: bytes) -> bytes:
-    """The sum of two .gcda files of one object. A LabError when they are none of one object."""
+    """The sum of two .gcda files of one object, each empty if the object executed nothing.
+
+    A LabError when they are none of one object.
+    """
+    if not one or not other:
+        return one or other
     if not one.startswith(_MAGIC) or one[:12] != other[:12]:
         raise LabError("coverage", "counters of different objects")
     total = b""
@@ -173,8 +178,9 @@ Coverage = dict[str, Lines]
 def read_counters(notes: Path, counters: Mapping[str, bytes]) -> Coverage:
     """What counters say, by file of the kernel's source.
 
-    ``counters`` has the contents of the kernel's .gcda files by name from the build folder;
-    ``notes`` is the folder of the .gcno files. Raises :class:`LabError` for what gcov refuses.
+    ``counters`` has the contents of the kernel's .gcda files by name from the build folder, empty
+    for an object that executed nothing; ``notes`` is the folder of the .gcno files.
+    Raises :class:`LabError` for what gcov refuses.
     """
     require("gcov")
     found: Coverage = {}
@@ -186,7 +192,8 @@ def read_counters(notes: Path, counters: Mapping[str, bytes]) -> Coverage:
                 raise LabError(f"coverage of {name}", "there are no notes of its compilation")
             # gcov looks for both files by one name.
             stem = Path(place, f"{number}-{note.stem}")
-            stem.with_suffix(".gcda").write_bytes(content)
+            if content:  # gcov takes a file that is not there for one of zeros
+                stem.with_suffix(".gcda").write_bytes(content)
             stem.with_suffix(".gcno").symlink_to(note)
             names.append(stem.with_suffix(".gcda").name)
         if not names:

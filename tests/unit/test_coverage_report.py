@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,11 @@ def test_each_case_leaves_its_counters(tmp_path: Path, monkeypatch: pytest.Monke
     for path in sorted(kept.iterdir()):
         with zipfile.ZipFile(path) as opened:
             found[path.name] = {name: opened.read(name) for name in opened.namelist()}
-    name = "virt/kvm/guest_memfd.gcda"
-    assert found == {"0.zip": {name: b"one"}, "1.zip": {}, "2.zip": {name: b"three"}}
+    nothing = {"virt/kvm/guest_memfd.gcda": b"", "arch/x86/kvm/mmu/mmu.gcda": b""}
+    executed = {f"{number}.zip": nothing.copy() for number in range(3)}
+    executed["0.zip"]["virt/kvm/guest_memfd.gcda"] = b"one"
+    executed["2.zip"]["virt/kvm/guest_memfd.gcda"] = b"three"
+    assert found == executed
 
 
 # ---- a run of them ----
@@ -181,3 +185,24 @@ def test_a_kernel_without_counters_is_refused(tmp_path: Path) -> None:
     kernel = Kernel("default", tmp_path / "bzImage", "6.12")
     with pytest.raises(LabError, match="it does not count"):
         run_with_coverage(kernel, LabMachine(), [], tmp_path, print)
+
+
+def test_lines_that_no_case_executed_are_code(tmp_path: Path) -> None:
+    """Neither case executed anything of the object: that is said, and not that it is no code."""
+    notes = tmp_path / "gcno/virt/kvm"
+    notes.mkdir(parents=True)
+    (tmp_path / "virt/kvm").mkdir(parents=True)
+    source = tmp_path / "virt/kvm/dirty_ring.c"
+    source.write_text("int f(int a)\n{\n\tif (a)\n\t\treturn 1;\n\treturn a - 2;\n}\n")
+    command = ["gcc", "-fprofile-arcs", "-ftest-coverage", "-c", "virt/kvm/dirty_ring.c"]
+    subprocess.run([*command, "-o", notes / "dirty_ring.o"], cwd=tmp_path, check=True)
+    for number in range(2):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as kept:
+            kept.writestr("virt/kvm/dirty_ring.gcda", b"")
+    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
+    found = CoverageRun(kernel, LabRun(("A.a", "B.b"), (), 1, 1.0), tmp_path)
+    lines = found.lines({"virt/kvm/dirty_ring.c": {3: "\tif (a)", 5: "\treturn a - 2;"}})
+    assert changed_lines(lines) == [
+        "0 of 2 changed lines executed; never: dirty_ring.c:3-5 (if (a))"
+    ]
+    assert "DA:5,0" in lcov(found.total())

@@ -84,9 +84,17 @@ def test_counters_are_added_up(built: Path) -> None:
 
 def test_counters_of_another_object(built: Path) -> None:
     found = counters(built)
-    for other in (found[:-8], found[:8] + b"\0\0\0\0" + found[12:], b"", b"abcd" * 8):
+    for other in (found[:-8], found[:8] + b"\0\0\0\0" + found[12:], b"abcd" * 8):
         with pytest.raises(LabError, match="different objects"):
             add_counters(found, other)
+
+
+def test_an_object_that_executed_nothing(built: Path) -> None:
+    found = counters(built)
+    assert add_counters(b"", found) == add_counters(found, b"") == found
+    lines = read_counters(built, {NAME: b""})["virt/kvm/main.c"]
+    executed = read_counters(built, {NAME: found})["virt/kvm/main.c"]
+    assert lines.executed == 0 and lines.counts.keys() == executed.counts.keys()
 
 
 def test_what_gcov_refuses(built: Path) -> None:

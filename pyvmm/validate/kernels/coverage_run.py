@@ -105,7 +105,7 @@ class CoverageRun:
 
         def executed(item: tuple[str, Path]) -> tuple[str, set[tuple[str, int]]]:
             case, path = item
-            counters = {name: each for name, each in _contents(path) if name in chosen}
+            counters = {name: each for name, each in _contents(path) if each and name in chosen}
             covered = read_counters(self.kernel.notes, counters)
             return case, {
                 (file, number)
