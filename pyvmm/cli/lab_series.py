@@ -16,6 +16,7 @@ from pyvmm.cli import lab_coverage, lab_engine
 from pyvmm.cli.lab_command import build_progress, say
 
 if TYPE_CHECKING:
+    from pyvmm.lab.kernels import Kernel
     from pyvmm.lab.selftests import SelftestResult
     from pyvmm.lab.series import Patch
     from pyvmm.validate.kernels.lab_run import LabMachine
@@ -257,8 +258,7 @@ def _selftests(
     options: Namespace, patches: Sequence[Patch], steps: Sequence[Step]
 ) -> tuple[tuple[SelftestResult, SelftestResult], ...]:
     """The selftests that the series touches, as it leaves them, on both kernels."""
-    from pyvmm.lab.lab import Lab
-    from pyvmm.lab.selftests import PRIVATE_MEMORY, build_selftests, run_selftests
+    from pyvmm.lab.selftests import PRIVATE_MEMORY, build_selftests
     from pyvmm.lab.series import added_lines
 
     first, last = steps[0].kernel, steps[-1].kernel
@@ -274,11 +274,33 @@ def _selftests(
     ]
     commands = commands or list(PRIVATE_MEMORY)  # what they share was touched
     programs = build_selftests(last, [command[0] for command in commands], say)
-    results: list[list[Any]] = []
-    for kernel in (first, last):
-        with Lab(kernel, cpus=options.cpus, memory_mib=options.memory, announce=say) as lab:
-            results.append(list(run_selftests(lab, programs, commands)))
-    return tuple(zip(*results, strict=True))
+    before, now = (_each_result(options, each, programs, commands) for each in (first, last))
+    return tuple(zip(before, now, strict=True))
+
+
+def _each_result(
+    options: Namespace,
+    kernel: Kernel,
+    programs: dict[str, Path],
+    commands: Sequence[Sequence[str]],
+) -> list[SelftestResult]:
+    """How each selftest ended; after one that the kernel did not survive it is booted again."""
+    from pyvmm.lab.errors import KernelFailed, LabError
+    from pyvmm.lab.lab import Lab
+    from pyvmm.lab.selftests import SelftestResult, run_selftests
+
+    done: list[SelftestResult] = []
+    while left := commands[len(done) :]:
+        try:
+            with Lab(kernel, cpus=options.cpus, memory_mib=options.memory, announce=say) as lab:
+                for result in run_selftests(lab, programs, left):
+                    done.append(result)
+        except KernelFailed as error:
+            done += [SelftestResult(tuple(each), "failed", str(error), 0.0) for each in left]
+        except LabError:
+            if len(done) + len(left) == len(commands):
+                raise
+    return done
 
 
 def _keep(
