@@ -278,15 +278,22 @@ def added_lines(texts: Sequence[str]) -> dict[str, dict[int, str]]:
     """
     added: dict[str, dict[int, str]] = {}
     for text in texts:
-        for name, edit in _edits(text).items():
-            added[name] = edit.apply(added.get(name, {}))
+        edits = _edits(text)
+        before = {edit.was: added.pop(edit.was, {}) for edit in edits.values()}
+        for name, edit in edits.items():
+            added[name] = {} if edit.is_removal else edit.apply(before[edit.was])
     return {name: lines for name, lines in added.items() if lines}
 
 
 class _Edit:
-    """What one patch does to one file: lines that go, and lines that come before old ones."""
+    """What one patch does to one file: lines that go, and lines that come before old ones.
 
-    def __init__(self) -> None:
+    ``was`` is what the file was called before.
+    """
+
+    def __init__(self, was: str) -> None:
+        self.was = was
+        self.is_removal = False
         self.removed: list[int] = []
         self.inserted: list[tuple[int, int, str]] = []  # before which old line, number, text
 
@@ -304,7 +311,8 @@ class _Edit:
 
 def _edits(text: str) -> dict[str, _Edit]:
     edits: dict[str, _Edit] = {}
-    edit, old, new, old_end, new_end = _Edit(), 0, 0, 0, 0
+    edit, old, new, old_end, new_end = _Edit(""), 0, 0, 0, 0
+    was = ""
     for line in text.split("\n"):
         if old < old_end or new < new_end:
             kind = line[:1]
@@ -316,15 +324,28 @@ def _edits(text: str) -> dict[str, _Edit]:
                 old += 1
             elif kind != "\\":
                 old, new = old + 1, new + 1
+        elif line.startswith(("--- ", "rename from ")):
+            was = _name_in(line)
+        elif line.startswith("rename to "):
+            edit = edits.setdefault(_name_in(line), _Edit(was))
         elif line.startswith("+++ "):
-            name = line[4:].split("\t")[0].partition("/")[2]
-            edit = edits.setdefault(name, _Edit())
+            is_removal = line.startswith("+++ /dev/null")
+            name = was if is_removal else _name_in(line)
+            edit = edits.setdefault(name, _Edit(name))
+            edit.is_removal = is_removal
         elif hunk := _HUNK.match(line):
             old, new = int(hunk[1]), int(hunk[3])
             old_end, new_end = old + int(hunk[2] or 1), new + int(hunk[4] or 1)
             if old_end == old:  # nothing old: it comes behind that line
                 old, old_end = old + 1, old_end + 1
     return edits
+
+
+def _name_in(line: str) -> str:
+    """The file that a line of a diff names, without the a/ or b/ that ---, and +++ have."""
+    if line.startswith("rename "):
+        return line.split(" ", 2)[2]
+    return line[4:].split("\t")[0].partition("/")[2]
 
 
 # ---- git ----

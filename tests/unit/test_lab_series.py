@@ -199,6 +199,18 @@ def test_added_lines_are_those_of_the_patched_file() -> None:
     assert found == {"x.c": [(2, "b"), (11, "e")], "new.c": [(1, "one"), (2, "two")]}
 
 
+def test_added_lines_go_with_their_file() -> None:
+    made = "--- /dev/null\n+++ b/x.c\n@@ -0,0 +1,2 @@\n+one\n+two\n"
+    moved = "similarity index 50%\nrename from x.c\nrename to y/x.c\n"
+    changed = "--- a/x.c\n+++ b/y/x.c\n@@ -1,2 +1,3 @@\n+zero\n one\n two\n"
+    removed = "--- a/y/x.c\n+++ /dev/null\n@@ -1,3 +0,0 @@\n-zero\n-one\n-two\n"
+    again = "--- a/y/x.c\n+++ b/y/x.c\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n"
+    assert added_lines([made, moved]) == {"y/x.c": {1: "one", 2: "two"}}
+    assert added_lines([made, moved, again]) == {"y/x.c": {1: "one", 2: "three"}}
+    assert added_lines([made, moved + changed]) == {"y/x.c": {1: "zero", 2: "one", 3: "two"}}
+    assert added_lines([made, moved + changed, removed]) == {}
+
+
 @given(st.lists(st.lists(st.sampled_from("abcd"), max_size=12).map(tuple), min_size=2, max_size=4))
 def test_added_lines_of_several_patches_are_those_of_the_last_file(
     versions: list[tuple[str, ...]],
