@@ -18,7 +18,7 @@ from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder, write
 from pyvmm.lab.config import check_config, own_fragment
 from pyvmm.lab.debug_options import debug_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
-from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, read_image
+from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, load_built, read_image
 from pyvmm.lab.make import Make, Progress
 from pyvmm.lab.programs import OF_A_BUILD, require
 from pyvmm.lab.sources import Tree, default_tarball, open_source
@@ -239,7 +239,7 @@ def _folder(recipe: Recipe, tree: Tree) -> Path:
 
 def _kept(recipe: Recipe, tree: Tree) -> Path | None:
     folder = _folder(recipe, tree)
-    return folder if (folder / "kernel.json").exists() else None
+    return folder if load_built("", folder) else None
 
 
 def _build(

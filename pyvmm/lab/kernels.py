@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.lab.cache import cache_folder, make_folder
-from pyvmm.lab.errors import LabUsageError
+from pyvmm.lab.errors import LabError, LabUsageError
 
 _XLF_KERNEL_64 = 1 << 0  # xloadflags of asm/bootparam.h
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -75,9 +75,8 @@ def read_image(path: Path) -> Kernel:
 
 
 def find_built(name: str) -> Kernel | None:
-    """The kernel of that name, if it was built."""
-    folder = cache_folder() / "names" / check_name(name)
-    return _load(name, folder) if (folder / "bzImage").exists() else None
+    """The kernel of that name, if it was built and is whole."""
+    return load_built(name, cache_folder() / "names" / check_name(name))
 
 
 def built_kernels() -> Iterator[Kernel]:
@@ -95,20 +94,28 @@ def give_name(name: str, folder: Path) -> Kernel:
     link.unlink(missing_ok=True)
     link.symlink_to(Path("..") / "kernels" / folder.name)
     link.replace(names / name)  # at once, for whoever looks at the same time
-    return _load(name, names / name)
+    kernel = load_built(name, names / name)
+    if kernel is None:
+        raise LabError(f"kernel {name!r}", f"{folder} is damaged", "remove it")
+    return kernel
 
 
-def _load(name: str, folder: Path) -> Kernel:
-    facts = json.loads((folder / "kernel.json").read_text())
-    return Kernel(
-        name,
-        (folder / "bzImage").resolve(),
-        facts["release"],
-        facts["source"],
-        tuple(facts["patches"]),
-        facts.get("coverage", False),
-        tuple(facts.get("debug", ())),
-    )
+def load_built(name: str, folder: Path) -> Kernel | None:
+    """The kernel that was built in a folder; None for one that is damaged, or not whole yet."""
+    try:
+        facts = json.loads((folder / "kernel.json").read_text())
+        kernel = Kernel(
+            name,
+            (folder / "bzImage").resolve(),
+            facts["release"],
+            facts["source"],
+            tuple(facts["patches"]),
+            facts.get("coverage", False),
+            tuple(facts.get("debug", ())),
+        )
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return kernel if kernel.image.exists() else None
 
 
 def last_log() -> Path:

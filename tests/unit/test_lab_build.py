@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,17 @@ def test_a_kernel_is_built_once(world: Path) -> None:
     assert build(recipe, "other", _silent).image == kernel.image
     assert _made(world) == made
     assert [kernel.name for kernel in built_kernels()] == ["mine", "other"]
+
+
+@pytest.mark.parametrize("text", ["", '{"release": "9', "[]", "{}", "[" * 100_000])
+def test_a_damaged_kernel_is_built_again(world: Path, text: str) -> None:
+    recipe = Recipe(_tarball(world))
+    kernel = build(recipe, "mine", _silent)
+    build(replace(recipe, config="CONFIG_X=y\n"), "other", _silent)
+    (kernel.image.parent / "kernel.json").write_text(text)
+    assert find_built("mine") is None
+    assert [each.name for each in built_kernels()] == ["other"]
+    assert build(recipe, "mine", _silent) == find_built("mine") == kernel
 
 
 def test_each_input_makes_another_kernel(world: Path) -> None:
