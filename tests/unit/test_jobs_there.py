@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.lab.kernels import Kernel
+from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs import there
 
 FACTS = {"name": "some"}
@@ -32,6 +34,32 @@ def test_a_kernel_comes_whole(images: Path) -> None:
     name = come(b"a kernel")
     assert [each.name for each in images.iterdir()] == [name]
     assert (images / name / "bzImage").read_bytes() == b"a kernel"
+
+
+def test_a_kernel_that_is_damaged_is_to_come_again(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images.parents[1]))
+    ran: list[str] = []
+    monkeypatch.setattr(there, "run_job", lambda job, *_, kernel, **__: ran.append(kernel.name))
+    monkeypatch.setattr(there, "from_text", lambda text: None)
+    monkeypatch.setattr(results, "to_text", lambda done: "done")
+    facts = there.facts_of(Kernel("some", Path("x"), "6.12"))
+    name = hashlib.sha256(b"a kernel").hexdigest()
+    assert there.run("", name, False) == there.NO_KERNEL
+
+    def comes() -> str:
+        there.take("token", 0, b"a kernel")
+        return there.run_with([0], "token", facts, "", name, False)
+
+    assert comes() == there.run("", name, False) == "done" and ran == ["some", "some"]
+    for file, text in (("bzImage", "a ker"), ("kernel.json", "[]"), ("kernel.json", "{}")):
+        (images / name / file).write_text(text)
+        assert there.run("", name, False) == there.NO_KERNEL
+        assert comes() == "done"
+    (images / name / "bzImage").unlink()
+    assert there.run("", name, False) == there.NO_KERNEL
 
 
 def test_those_that_were_used_last_are_kept(images: Path) -> None:

@@ -118,23 +118,31 @@ def _forget_old_kernels() -> None:
 
 def run(job: str, sha256: str, again: bool) -> str:
     """What came of a job as JSON, or :data:`NO_KERNEL`."""
-    folder = _images() / sha256
-    try:
-        facts = json.loads((folder / "kernel.json").read_text())
-        os.utime(folder)  # it is used now
-    except (OSError, ValueError):
+    kernel = _kernel(sha256)
+    if kernel is None:
         return NO_KERNEL
-    kernel = Kernel(
-        facts["name"],
-        folder / "bzImage",
-        facts["release"],
-        facts["source"],
-        tuple(facts["patches"]),
-        facts["counts"],
-        tuple(facts["debug"]),
-    )
     try:
         done = run_job(from_text(job), lambda line: None, again=again, kernel=kernel)
     except PyvmmError as error:
         raise plain(error) from None
     return results.to_text(done)
+
+
+def _kernel(sha256: str) -> Kernel | None:
+    """The kernel with this digest, None where it has not come, or is damaged."""
+    folder = _images() / sha256
+    try:
+        facts = json.loads((folder / "kernel.json").read_text())
+        os.utime(folder)  # it is used now
+        kernel = Kernel(
+            facts["name"],
+            folder / "bzImage",
+            facts["release"],
+            facts["source"],
+            tuple(facts["patches"]),
+            facts["counts"],
+            tuple(facts["debug"]),
+        )
+        return kernel if sha256_of(kernel.image) == sha256 else None
+    except (LabError, OSError, KeyError, TypeError, ValueError, RecursionError):
+        return None
