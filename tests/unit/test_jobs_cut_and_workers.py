@@ -75,7 +75,8 @@ def test_durations_are_recorded_and_what_is_damaged_is_none(cache: Path) -> None
     assert durations.known() == {"A1.a": 3.5, "B1.b": 0.0, "C1.c": 1.0}
     durations.record([result("A1.a", State.SKIP), result("B1.b", seconds=2)])
     assert durations.known() == {"A1.a": 3.5, "B1.b": 2.0, "C1.c": 1.0}
-    for text in ("", "[]", '{"a": "b"}', '{"a": null}'):
+    damaged = ["", "[]", "[" * 100_000, '{"a": "b"}', '{"a": null}', f'{{"a": {"9" * 400}}}']
+    for text in (*damaged, '{"a": NaN}', '{"a": 1e999}', '{"a": -1}'):
         (cache / "durations.json").write_text(text)
         assert durations.known() == {}
 

@@ -133,7 +133,7 @@ def test_lines_that_are_new_are_counted_for_each_kernel(tmp_path: Path) -> None:
     assert again.take("a", lines(3)) == 0 and again.take("a", lines(1, file="y.c")) == 1
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pyvmm-executed": 2}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pyvmm-executed": 2}', "[" * 100_000])
 def test_what_says_nothing_of_lines(text: str, tmp_path: Path) -> None:
     (tmp_path / "executed.json").write_text(text)
     with pytest.raises(LabUsageError, match="it is damaged, or of another pyvmm; remove it"):

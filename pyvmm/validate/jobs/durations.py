@@ -20,17 +20,20 @@ _FILE = "durations.json"
 #: Of a case that never ran here, on an emulated CPU; the model's play for part of their deadline.
 _UNKNOWN_S = 0.5
 _UNKNOWN_MODEL = 0.2
+#: No case takes longer.
+_LONGEST_S = 1e6
 #: What a job takes besides: the boot, and the first look at the machine.
 START_S = 10.0
 
 
 def known() -> dict[str, float]:
-    """Seconds by the names of cases; empty where nothing was recorded."""
+    """Seconds by the names of cases; empty where nothing was recorded, or it is damaged."""
     try:
         data = json.loads((cache_folder() / _FILE).read_text())
-        return {str(name): float(seconds) for name, seconds in data.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        found = {str(name): float(seconds) for name, seconds in data.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
+    return found if all(0 <= each <= _LONGEST_S for each in found.values()) else {}
 
 
 def record(results: Iterable[CaseResult]) -> None:

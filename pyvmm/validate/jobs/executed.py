@@ -57,7 +57,7 @@ class Executed:
                 kernel: {name: set(map(int, numbers)) for name, numbers in files.items()}
                 for kernel, files in data["kernels"].items()
             }
-        except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
             raise LabUsageError(
                 f"corpus {self._path}", "it is damaged, or of another pyvmm", "remove it"
             ) from None
