@@ -195,7 +195,8 @@ def _kernel(options: Namespace) -> Named | Image | Built:
         named = options.source or DEFAULT_VERSION
         told = named if source_path(Path(named)) != Path(named).absolute() else str(source)
         patches = tuple(
-            Patch(path.name, path.read_text("utf-8", "surrogateescape")) for path in options.patch
+            Patch(path.name, path.read_bytes().decode("utf-8", "surrogateescape"))
+            for path in options.patch
         )
         config = read_fragment(options.config) if options.config else ""
         return Built(told, patches, config, debug)

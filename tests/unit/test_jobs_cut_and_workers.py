@@ -280,7 +280,7 @@ def test_cut_writes_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_cut_takes_a_kernel_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     patch = tmp_path / "0001-x.patch"
-    patch.write_bytes(b"+\xff\n")
+    patch.write_bytes(b"+\xff\r\n+\r\n")
     source = tmp_path / "linux"
     (source / "arch/x86/kvm").mkdir(parents=True)
     (source / "Kbuild").touch()
@@ -289,7 +289,7 @@ def test_cut_takes_a_kernel_apart(tmp_path: Path, capsys: pytest.CaptureFixture[
     (kernel,) = {load(Path(line)).kernel for line in capsys.readouterr().out.splitlines()}
     assert isinstance(kernel, Built) and kernel.source == str(source)
     assert kernel.patches[0].name == patch.name
-    assert kernel.patches[0].text.encode("utf-8", "surrogateescape") == b"+\xff\n"
+    assert kernel.patches[0].text.encode("utf-8", "surrogateescape") == b"+\xff\r\n+\r\n"
 
 
 @pytest.mark.parametrize(
