@@ -82,7 +82,7 @@ def _hours(text: str) -> float:
 
 def _explore(options: Namespace) -> int:
     from pyvmm.lab.cache import locked
-    from pyvmm.lab.errors import NAME_A_FOLDER, LabUsageError
+    from pyvmm.lab.errors import NAME_A_FOLDER, LabError, LabUsageError
     from pyvmm.validate.jobs.corpus import Corpus
     from pyvmm.validate.jobs.executed import Executed
 
@@ -105,6 +105,10 @@ def _explore(options: Namespace) -> int:
             exploration.run(lab_engine.engine(options, workers, watch))
         except Interrupted:
             exploration.tell()
+            raise
+        except (LabError, OSError):
+            if exploration.has_run:  # hours before
+                exploration.tell()
             raise
     exploration.tell()
     if exploration.seen:

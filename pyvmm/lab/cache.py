@@ -45,12 +45,16 @@ def make_folder(path: Path) -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that whoever looks finds the old text or the new, and never a part.
 
-    Several may do so at the same time. What cannot be written whole leaves nothing.
+    Several may do so at the same time. What cannot be written whole leaves nothing, and the
+    OSError names ``path``.
     """
     new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
     try:
         new.write_text(text)
         new.replace(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except BaseException:
         new.unlink(missing_ok=True)
         raise

@@ -345,7 +345,7 @@ def test_a_file_is_written_whole_by_several_at_once_and_leaves_nothing_else(tmp_
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
             write_whole(path, "x" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
