@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,34 @@ def test_a_corpus_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [next(numbers) for _ in range(2)] == [2, 4]
     with pytest.raises(LabUsageError, match="it has seed 7; name another folder"):
         Corpus(tmp_path, 8)
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"\xff"])
+def test_a_script_that_is_gone_or_damaged_is_kept_anew(
+    damage: bytes | None, tmp_path: Path
+) -> None:
+    files = {"pyvmm-running-1-MODEL1.json": "one", "pyvmm-running-1-MODEL3.json": "two"}
+    corpus = Corpus(tmp_path, 7)
+    (kind,) = corpus.take(0, result(files=files, problem="the lab's kernel died"))
+    lost = tmp_path / kind.files[1]
+    if damage is None:
+        lost.unlink()
+    else:
+        lost.write_bytes(damage)
+    longer = {name: text * 2 for name, text in files.items()}
+    assert Corpus(tmp_path).take(1, result(files=longer, problem="the lab's kernel died")) == []
+    assert [(tmp_path / name).read_text() for name in kind.files] == ["oneone", "twotwo"]
+
+
+def test_a_full_disk_leaves_no_corpus_that_is_refused_later(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        with pytest.raises(LabUsageError, match="File too large"):
+            Corpus(tmp_path, 7)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Corpus(tmp_path, 8).seed == 8
 
 
 @pytest.mark.parametrize(
@@ -213,12 +242,25 @@ def test_what_cannot_run_ends_it(explore: Callable[..., tuple[int, str, str]]) -
     def refuse(job: Job) -> JobResult:
         raise LabError("kernel x", "it does not boot")
 
-    status, _, err = explore(refuse, "--hours", "1")
-    assert status == 125 and err.count("it does not boot") == 1
+    status, out, err = explore(refuse, "--hours", "1")
+    assert (status, out) == (125, "") and err.count("it does not boot") == 1
     assert err.splitlines()[-1] == "pyvmm: lab: explore: 3 labs in a row could not run"
     skip = replace(result(case(LOW, State.SKIP, "private_memory: none")))
     status, out, _ = explore(lambda job: skip, "--hours", "1")
     assert status == 4 and "0 scripts" in out
+
+
+def test_what_was_found_is_told_when_labs_cannot_run_any_more(
+    explore: Callable[..., tuple[int, str, str]],
+) -> None:
+    def answer(job: Job) -> JobResult:
+        if job.seed > 8:
+            raise LabError("no room in the cache /x", "64 MiB needed, 1 MiB free")
+        return fails(LOW, "wrong contents", "a script")
+
+    status, out, err = explore(answer, "--seed", "7", "--hours", "1")
+    assert status == 125 and err.splitlines()[-1].endswith("3 labs in a row could not run")
+    assert out.splitlines()[1] == "wrong contents"
 
 
 @pytest.mark.parametrize(

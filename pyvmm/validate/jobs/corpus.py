@@ -99,16 +99,21 @@ class Corpus:
     def _keep(self, kind: str, scripts: Sequence[str], known: Kind | None) -> tuple[str, ...]:
         """The scripts of a kind, unless shorter ones are there."""
         before = known.files if known else ()
-        lengths = [len((self.folder / name).read_text()) for name in before if self._has(name)]
-        if not scripts or (lengths and sum(lengths) <= sum(map(len, scripts))):
+        length = self._length_of(before)
+        if not scripts or 0 < length <= sum(map(len, scripts)):
             return before
         names = [f"{kind}.json"] + [f"{kind}-{more}.json" for more in range(2, len(scripts) + 1)]
         for name, text in zip(names, scripts, strict=True):
             write_whole(self.folder / name, text)
         return tuple(names)
 
-    def _has(self, name: str) -> bool:
-        return (self.folder / name).is_file()
+    def _length_of(self, names: Sequence[str]) -> int:
+        """Of the texts in these files, 0 unless all are there."""
+        try:
+            lengths = [len((self.folder / name).read_text()) for name in names]
+        except (OSError, ValueError):
+            return 0
+        return sum(lengths) if all(lengths) else 0
 
     def _load(self, seed: int | None) -> None:
         path = self.folder / _FILE
