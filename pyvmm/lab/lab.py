@@ -337,6 +337,7 @@ class Lab:
                     data = os.read(fd, _CHUNK)
                     heard = time.monotonic()
                     if not data:
+                        _check_not_killed(qemu)
                         return _Ending(problem="the lab's kernel died while the command ran")
                     for kind, payload in self._unpacker.feed(data):
                         if kind == agent.STATUS:
@@ -385,6 +386,7 @@ class Lab:
             if waiting.poll(1000 * left):
                 data = os.read(qemu.from_agent, _CHUNK)
                 if not data:
+                    _check_not_killed(qemu)
                     raise self._boot_failure(qemu, None)
                 for _, payload in self._unpacker.feed(data):
                     hello: dict[str, Any] = marshal.loads(payload)
@@ -441,6 +443,14 @@ class _BootFailed(KernelFailed):
             f"kernel {kernel} did not boot", cause, "'pyvmm lab kernel-log' has what it said"
         )
         self.may_be_chance = may_be_chance
+
+
+def _check_not_killed(qemu: Qemu) -> None:
+    """A LabError where QEMU was killed: that is nothing that the kernel in it can do."""
+    if qemu.was_killed():
+        raise LabError(
+            "QEMU", "it was killed (no memory?)", "use less memory, or fewer labs at once"
+        )
 
 
 def _write(fd: int, data: bytearray) -> int:

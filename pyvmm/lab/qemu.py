@@ -27,6 +27,8 @@ from pyvmm.lab.programs import QEMU, remedy
 #: How QEMU emulates several CPUs: in turns on one thread, or on a thread for each.
 Tcg = Literal["single", "multi"]
 _FOLDER_PREFIX = "pyvmm-lab-"
+#: A process that has closed its pipes ends at once.
+_END_SECONDS = 5.0
 #: A folder this new may not have been locked yet by its owner.
 _NEW_SECONDS = 60
 
@@ -96,6 +98,13 @@ class Qemu(Closing):
         """The last line that QEMU itself wrote, or how it ended; QEMU has closed its pipes."""
         lines = (self.folder / "qemu.log").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"QEMU ended with status {self.process.wait()}"
+
+    def was_killed(self) -> bool:
+        """Whether somebody else killed QEMU, which has closed its pipes."""
+        try:
+            return self.process.wait(_END_SECONDS) == -signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            return False
 
     def close(self) -> None:
         """End QEMU and remove its folder."""

@@ -16,7 +16,7 @@ import pytest
 
 from pyvmm.cli.lab import usual_tcg
 from pyvmm.lab.agent import HELLO, RUN, Unpacker, pack_structure
-from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.errors import KernelFailed, LabError, LabUsageError
 from pyvmm.lab.initramfs import find_busybox
 from pyvmm.lab.kernels import Kernel, last_log
 from pyvmm.lab.lab import Lab
@@ -132,6 +132,24 @@ def test_a_kernel_that_does_not_boot(
     assert _left_behind() == []
     if attempts == 2 and script == _PANICS:
         assert "Kernel panic" in last_log().read_text()
+
+
+def test_a_qemu_that_is_killed_is_no_death_of_the_kernel(
+    stand_in: StandIn, kernel: Kernel, tmp_path: Path, no_leak: None
+) -> None:
+    stand_in("kill -KILL $$")
+    with pytest.raises(LabError, match="QEMU: it was killed") as caught:
+        Lab(kernel).__enter__()
+    assert not isinstance(caught.value, KernelFailed)
+    hello = pack_structure(HELLO, {"release": "", "log": [], "kvm": True, "private": True})
+    (tmp_path / "hello").write_bytes(hello)
+    stand_in(f"cat {tmp_path}/hello; read -r word; kill -KILL $$")
+    with Lab(kernel) as lab, pytest.raises(LabError, match="QEMU: it was killed"):
+        lab.run(["true"], env={}, stdin=b"\n", timeout=20)
+    stand_in(f"cat {tmp_path}/hello; read -r word")
+    with Lab(kernel) as lab:
+        assert "the lab's kernel died" in str(lab.run(["true"], stdin=b"\n", timeout=20).problem)
+    assert _left_behind() == []
 
 
 def test_interrupted_while_it_boots(stand_in: StandIn, kernel: Kernel, no_leak: None) -> None:
