@@ -246,7 +246,9 @@ def test_what_cannot_be_kept_here_ends_nothing(house: House, scheduler: Any) -> 
     in_the_way.touch()
     (cache_folder() / "jobs" / JOBS[1].name / "result.json/x").mkdir(parents=True)
     said: list[str] = []
-    came = outcomes(scheduler, JOBS[:3], said)
+    lines: list[str] = []
+    came = outcomes(scheduler, JOBS[:3], said, watch=lines.append)
+    assert lines[-1].startswith("3/3 jobs, less than a minute left")
     assert "File exists" in str(came[JOBS[0]])
     assert all(isinstance(came[job], JobResult) for job in JOBS[1:3])
     assert len(said) == 1 and "a result is not kept" in said[0] and "Is a directory" in said[0]

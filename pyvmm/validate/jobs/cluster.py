@@ -192,7 +192,8 @@ class _Cluster:
 
     def _judge(self, worker: _Worker) -> None:
         error = worker.probe.exception()
-        problem = there.problem_with(worker.probe.result()) if error is None else str(error)
+        told = str(error) or repr(error)  # that it was cancelled has no words
+        problem = told if error is not None else there.problem_with(worker.probe.result())
         worker.probe = None
         worker.usable = not problem
         if problem:
@@ -222,20 +223,19 @@ class _Cluster:
                 if (job := next(self._jobs, None)) is None:
                     self._all_given = True
                     return
+                known: Outcome | None
                 try:
                     task = _Task(job, *self._kernel(job))
-                    kept = None if self._again else kept_result(job, task.digest)
+                    known = None if self._again else kept_result(job, task.digest)
                 except PyvmmError as error:
-                    yield job, error
+                    known = error
+                if known is not None:
+                    yield self._at_once(job, known)
                     continue
-                if kept is not None:
-                    if self._estimate:
-                        self._estimate.ended(job, 0.0)
-                    yield job, kept
-                    continue
+                assert task is not None
             others = [each for each in free if each.address not in task.refused]
             if not others and task.refused:  # those that were to try it, too, have gone
-                yield task.job, list(task.refused.values())[-1]
+                yield self._at_once(task.job, list(task.refused.values())[-1])
                 continue
             able = [each for each in others if each.busy < each.threads]
             if not able:
@@ -243,6 +243,11 @@ class _Cluster:
                 return
             worker = min(able, key=lambda each: each.busy / each.threads)
             self._start(task, worker)
+
+    def _at_once(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
+        if self._estimate:
+            self._estimate.ended(job, 0.0)
+        return job, outcome
 
     def _kernel(self, job: Job) -> tuple[Kernel, str]:
         """The job's kernel, which is had here and sent there."""
