@@ -172,7 +172,10 @@ def test_another_kernel_of_that_name_is_another_plan(kernels: list[Kernel]) -> N
     assert seed_of(kernels) != first
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[1, [[]]]", '["x", [["a"]]]', "[1, 2]"])
+DAMAGED = ["", "[]", "[1, [[]]]", '["x", [["a"]]]', "[1, 2]", '[1, [["a", 5]]]', "[1e999, []]"]
+
+
+@pytest.mark.parametrize("text", [*DAMAGED, "[" * 100_000])
 def test_a_damaged_plan_is_none(kernels: list[Kernel], tmp_path: Path, text: str) -> None:
     seed_of(kernels)
     (plan,) = (tmp_path / "cache/pyvmm/jobs/plans").rglob("plan.json")

@@ -162,9 +162,9 @@ class Runs(Closing):
         try:
             seed, parts = json.loads((self._folder / _PLAN).read_text())
             plan = _Plan(int(seed), tuple(tuple(part) for part in parts))
-        except (OSError, ValueError, TypeError):
+            planned = sorted(name for part in plan.parts for name in part)
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
             return None
-        planned = sorted(name for part in plan.parts for name in part)
         return plan if planned == sorted(self._template.cases) else None
 
     def __enter__(self) -> Self:
