@@ -26,8 +26,8 @@ from pyvmm.lab.programs import require
 
 #: Where a diff begins, in a mail or in an attachment; quilt has other names than a/ and b/.
 _DIFF = re.compile(r"^(?:diff --git a/\S|--- [^\s/]*/\S[^\n]*\n\+\+\+ [^\s/]*/\S)", re.M)
-_NUMBER = re.compile(r"\[[^\]]*?\b(\d+)/(\d+)\b[^\]]*\]")
-_VERSION = re.compile(r"\[[^\]]*?\bv(\d+)\b[^\]]*\]", re.I)
+_NUMBER = re.compile(r"\[[^\]]*?\b(\d{1,9})/(\d{1,9})\b[^\]]*\]")
+_VERSION = re.compile(r"\[[^\]]*?(?:\b|PATCH|RFC)v(\d{1,9})\b[^\]]*\]", re.I)
 _TAGS = re.compile(r"^\s*(?:\[[^\]]*\]\s*)+")
 _REPLY = re.compile(r"^\s*(?:re|aw|fwd?):", re.I)
 # An mbox separates mails by a line like this after an empty one. A pattern that begins with
@@ -247,6 +247,10 @@ def _in_order(path: Path, patches: list[Patch]) -> list[Patch]:
             f"series {path}",
             f"patches of a series of {totals[0]} and of one of {totals[-1]}",
             "name one series",
+        )
+    if totals[0] > _MOST_PATCHES:
+        raise LabUsageError(
+            f"series {path}", f"one of {totals[0]} patches, at most {_MOST_PATCHES}"
         )
     by_number: dict[int, Patch] = {}
     for patch in patches:

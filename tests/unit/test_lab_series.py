@@ -99,6 +99,17 @@ def test_replies_and_older_versions_are_left_out(tmp_path: Path) -> None:
     assert "v2" in said[0]
 
 
+@pytest.mark.parametrize("tag", ["PATCH v2", "PATCHv2", "RFCv2 PATCH", "PATCH RFC V2", "v2 PATCH"])
+def test_ways_to_say_the_version(tmp_path: Path, tag: str) -> None:
+    text = "".join(series()) + "".join(series(2, tag))
+    assert subjects(write(tmp_path / "x.mbox", text)) == THREE[:2]
+
+
+def test_a_number_that_is_none(tmp_path: Path) -> None:
+    text = mail(f"[PATCH v{'7' * 5000} 1/{'8' * 5000}] KVM: change 1", diff(1))
+    assert subjects(write(tmp_path / "x.mbox", text)) == ["KVM: change 1"]
+
+
 def test_line_ends_of_mail_and_quoted_printable(tmp_path: Path) -> None:
     encoded = quopri.encodestring(("Why.\n---\n" + diff(1)).encode()).decode()
     text = (
@@ -156,6 +167,7 @@ def test_a_bare_diff_and_what_is_not_utf8(tmp_path: Path) -> None:
         (mail("[PATCH 0/3] cover", "nothing\n"), "there is no patch in it"),
         (series()[0] + series()[2], "patch 2 of 3 missing"),
         (series(9)[0], "patches 2, 3, 4, 5, 6, 7, 8, 9 of 9 missing"),
+        (mail(f"[PATCH 1/{10**8}] KVM: change 1", diff(1)), "one of 100000000 patches"),
         (series()[0] + "".join(series(2)), "of a series of 2 and of one of 3"),
         (
             "".join(series()) + mail("[PATCH 2/3] KVM: another", diff(7)),
