@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email import message_from_bytes, policy
-from email.message import EmailMessage
+from email.message import Message
 from pathlib import Path
 
 from pyvmm.lab.errors import LabUsageError
@@ -164,13 +164,16 @@ def _patches(mail: _Mail) -> Iterator[Patch]:
         if diff := _diff_in(text):
             yield Patch(_subject_of_a_diff(diff), 0, 0, 1, diff, mail.origin)
         return
-    message = message_from_bytes(mail.content, policy=policy.default)
-    assert isinstance(message, EmailMessage)
+    try:
+        message = message_from_bytes(mail.content)
+        found = [_diff_in(_text_of(part)) for part in message.walk()]
+    except (ValueError, IndexError, TypeError, AttributeError, LookupError) as error:
+        cause = f"Python's parser of mail fails at its headers: {error}"
+        raise LabUsageError(f"series {mail.origin}", cause) from None
     subject = _subject(message)
     number = _NUMBER.search(subject)
     if _REPLY.match(subject) or (number and int(number[1]) == 0):
         return  # a cover letter may have a diff, too: that against the version before
-    found = (_diff_in(_text_of(part)) for part in message.walk())
     texts = list(dict.fromkeys(filter(None, found)))
     if not texts:
         return
@@ -195,15 +198,17 @@ def _diff_in(text: str) -> str:
     return text[start.start() :] if start else ""
 
 
-def _subject(message: EmailMessage) -> str:
+def _subject(message: Message) -> str:
+    found = (str(value) for name, value in message.raw_items() if name.lower() == "subject")
+    raw = next(found, "")
     try:
-        subject = str(message["Subject"] or "")
+        subject = str(policy.default.header_fetch_parse("Subject", raw))
     except (ValueError, IndexError, TypeError, AttributeError):
         subject = ""  # a header that Python's parser cannot take
     return " ".join(subject.split())
 
 
-def _text_of(part: EmailMessage) -> str:
+def _text_of(part: Message) -> str:
     if part.is_multipart():
         return ""
     if part.get_content_type() == "text/html":
@@ -218,7 +223,7 @@ def _decoded(content: bytes, charset: str | None = None) -> str:
     Mail may have any character set; what the kernel's files have is UTF-8 and older bytes.
     """
     if charset and charset.lower() not in ("us-ascii", "utf-8", "utf8", "unknown-8bit"):
-        with suppress(LookupError, UnicodeError):  # a wrong label: as it is
+        with suppress(LookupError, ValueError):  # a wrong label: as it is
             content = content.decode(charset).encode()
     text = content.decode("utf-8", "surrogateescape")
     return text.replace("\r\n", "\n")

@@ -136,6 +136,33 @@ def test_attachments(tmp_path: Path) -> None:
     assert (patch.subject, "+int line1" in patch.text) == ("KVM: attached", True)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"Content-Type: text/plain; charset*=a'b",
+        b'Content-Type: text/plain; charset="a\0b"',
+        b"Content-Type: text/plain; charset*0*=",
+        b"Content-Transfer-Encoding: 8bit; \0",
+        b'Content-Disposition: attachment; filename*0*="',
+        b"MIME-Version: (",
+    ],
+)
+def test_headers_that_are_amiss(tmp_path: Path, header: bytes) -> None:
+    text = mail("[PATCH 1/1] KVM: \u00e9t\u00e9", diff(1), "X\n").encode()
+    patch = read_series(write(tmp_path / "x.mbox", text.replace(b"\nX\n", b"\n" + header + b"\n")))
+    assert [each.subject for each in patch] == ["KVM: \u00e9t\u00e9"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"Content-Type: text/plain; a*0*=b; a*=c", b"Content-Type: a/b; charset*=u\"a\0b\"''a"],
+)
+def test_a_mail_that_cannot_be_read(tmp_path: Path, header: bytes) -> None:
+    text = mail("[PATCH 1/1] KVM: x", diff(1), "X\n").encode().replace(b"\nX\n", b"\n%s\n" % header)
+    with pytest.raises(LabUsageError, match="parser of mail fails at its headers"):
+        read_series(write(tmp_path / "x.mbox", text))
+
+
 def test_a_thread_as_archives_give_it(tmp_path: Path) -> None:
     text = "".join(series()).replace(SEPARATOR, "From mboxrd@z Thu Jan  1 00:00:00 1970\n")
     text = text.replace("Why it is done.", ">From here on at 10:00 it is done.")
