@@ -244,8 +244,15 @@ def _no_more_than(path: Path, patches: list[Patch]) -> list[Patch]:
 
 def _in_order(path: Path, patches: list[Patch]) -> list[Patch]:
     _no_more_than(path, patches)
-    if not all(patch.number for patch in patches):
+    without = [patch for patch in patches if not patch.number]
+    if (path.is_dir() and without) or len(without) == len(patches):
         return patches
+    if without:
+        raise LabUsageError(
+            f"series {path}",
+            f"{without[0].origin} ({without[0].subject}) has no number, and others have",
+            "name one series",
+        )
     totals = sorted({patch.total for patch in patches})
     if len(totals) > 1:
         raise LabUsageError(

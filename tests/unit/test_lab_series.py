@@ -194,6 +194,10 @@ def test_a_bare_diff_and_what_is_not_utf8(tmp_path: Path) -> None:
         (mail("[PATCH 0/3] cover", "nothing\n"), "there is no patch in it"),
         (series()[0] + series()[2], "patch 2 of 3 missing"),
         (series(9)[0], "patches 2, 3, 4, 5, 6, 7, 8, 9 of 9 missing"),
+        (
+            "".join(reversed(series())) + mail("[PATCH] KVM: or so", diff(7)),
+            r"x.mbox, mail 4 \(KVM: or so\) has no number, and others have",
+        ),
         (mail(f"[PATCH 1/{10**8}] KVM: change 1", diff(1)), "one of 100000000 patches"),
         (series()[0] + "".join(series(2)), "of a series of 2 and of one of 3"),
         (
