@@ -181,6 +181,18 @@ def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.Mon
         CoverageRun(kernel, LabRun(names, results, 1, 1.0), tmp_path / "none")
 
 
+def test_counters_of_an_interrupted_run_are_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "counters").mkdir()
+    (tmp_path / "counters/1.zip").write_bytes(b"of another kernel")
+    run = LabRun(("A.a", "B.b"), (), 1, 1.0, problem="the lab's kernel died")
+    monkeypatch.setattr(coverage_run, "run_in_lab", lambda *_: run)
+    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
+    with pytest.raises(LabError, match="the lab's kernel died"):
+        run_with_coverage(kernel, LabMachine(), [], tmp_path, print)
+
+
 def test_a_kernel_without_counters_is_refused(tmp_path: Path) -> None:
     kernel = Kernel("default", tmp_path / "bzImage", "6.12")
     with pytest.raises(LabError, match="it does not count"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -181,6 +182,7 @@ def run_with_coverage(
     """The catalogue once, one case after the other, with the counters of each in ``folder``."""
     check_counts(kernel)
     counters = folder / "counters"
-    counters.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(counters, ignore_errors=True)  # of a run that was interrupted
+    counters.mkdir(parents=True)
     run = run_in_lab(kernel, machine, [*words, "--coverage", str(counters)], folder, announce, tell)
     return CoverageRun(kernel, run, counters)
