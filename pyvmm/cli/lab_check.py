@@ -216,11 +216,8 @@ def _coverage(
     source = source_path(options.source) if options.source else default_tarball(DEFAULT_VERSION)
     config = read_fragment(options.config) if options.config else ""
     texts = [path.read_text("utf-8", "surrogateescape") for path in options.patch]
-    words = ["--seed", str(seed)]
-    if options.model_examples:
-        words += ["--model-examples", str(options.model_examples)]
     recipe = Recipe(source, tuple(options.patch), config)
-    return lab_coverage.measure(options, recipe, texts, machine, folder, words)
+    return lab_coverage.measure(options, recipe, texts, machine, folder, seed)
 
 
 def _show(

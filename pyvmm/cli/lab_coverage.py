@@ -97,7 +97,7 @@ def measure(
     texts: Sequence[str],
     machine: LabMachine,
     folder: Path,
-    words: Sequence[str],
+    seed: int | None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Build the kernel of ``recipe`` so that it counts, and run the catalogue on it.
 
@@ -112,8 +112,11 @@ def measure(
     with build_progress() as progress:
         kernel = build(replace(recipe, coverage=True), None, say, progress)
     say(f"the catalogue on {kernel.name}, which counts, case by case")
+    words = [] if seed is None else ["--seed", str(seed)]
+    if options.model_examples:
+        words += ["--model-examples", str(options.model_examples)]
     if options.expression:
-        words = [*words, "-k", options.expression]
+        words += ["-k", options.expression]
     with live_line() as show:
         run = run_with_coverage(
             kernel, machine, words, folder / "coverage", say, show or (lambda line: None)

@@ -177,7 +177,7 @@ def _coverage(
     config = read_fragment(options.config) if options.config else ""
     texts = [patch.text for patch in patches]
     recipe = Recipe(source, tuple(paths), config)
-    return lab_coverage.measure(options, recipe, texts, machine, folder, [])
+    return lab_coverage.measure(options, recipe, texts, machine, folder, options.seed)
 
 
 def _show(

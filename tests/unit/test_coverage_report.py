@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pyvmm.cli.lab_series import _coverage
 from pyvmm.errors import UnsupportedError
+from pyvmm.lab import build
 from pyvmm.lab.coverage import Coverage, Lines
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
+from pyvmm.lab.series import Patch
 from pyvmm.validate.kernels import coverage_run
 from pyvmm.validate.kernels.coverage_report import changed_lines, figures, lcov, of_functions, page
 from pyvmm.validate.kernels.coverage_run import NO_CODE, CoverageRun, CoveredLine, run_with_coverage
 from pyvmm.validate.kernels.lab_run import LabMachine, LabRun
+from pyvmm.validate.kernels.series import Step
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.counters import Counters, Counting
@@ -179,6 +184,30 @@ def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.total()[FILE].executed == 1
     with pytest.raises(LabError, match="no case left counters"):
         CoverageRun(kernel, LabRun(names, results, 1, 1.0), tmp_path / "none")
+
+
+def test_the_same_cases_are_run_for_coverage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a series, too: with the seed and the examples that were asked for."""
+    options = Namespace(
+        series=tmp_path, commits=None, source=None, config=None, coverage=True, coverage_of=[],
+        seed=7, model_examples=3, expression="MODEL",
+    )  # fmt: skip
+    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
+    monkeypatch.setattr(build, "build", lambda *_: kernel)
+    asked: list[str] = []
+
+    def run_with_coverage(kernel: Kernel, machine: LabMachine, words: list[str], *_: Any) -> None:
+        asked.extend(words)
+        raise LabError("coverage", "that is all")
+
+    monkeypatch.setattr(coverage_run, "run_with_coverage", run_with_coverage)
+    patch = Patch("a", 1, 1, 1, "", "")
+    steps = [Step(0, kernel=kernel), Step(1, patch, kernel)]
+    with pytest.raises(LabError, match="that is all"):
+        _coverage(options, tmp_path, [patch], [], steps, LabMachine(), tmp_path)
+    assert asked == ["--seed", "7", "--model-examples", "3", "-k", "MODEL"]
 
 
 def test_counters_of_an_interrupted_run_are_nobodys(
