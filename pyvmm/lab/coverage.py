@@ -90,6 +90,8 @@ def keep_notes(objects: Path, folder: Path) -> None:
 
 _MAGIC = b"adcg"  # GCOV_DATA_MAGIC, little-endian
 _ARCS = 0x01A10000  # GCOV_TAG_COUNTER_BASE: how often each arc between blocks was taken
+_SHORTEST = 16
+_LONGEST = 64 << 20  # more counters than the largest object has
 _LENGTH_IN_BYTES = 12  # the first gcc whose lengths count bytes, not words
 
 
@@ -100,7 +102,7 @@ def add_counters(one: bytes, other: bytes) -> bytes:
     """
     if not one or not other:
         return one or other
-    if not one.startswith(_MAGIC) or one[:12] != other[:12]:
+    if not one.startswith(_MAGIC) or one[:12] != other[:12] or len(one) < _SHORTEST:
         raise LabError("coverage", "counters of different objects")
     total = b""
     for mine, others in zip_longest(_records(one), _records(other)):
@@ -128,6 +130,9 @@ def _records(content: bytes) -> Iterator[_Record]:
     while at + 8 <= len(content):
         tag, length = struct.unpack_from("<Ii", content, at)
         size, at = abs(length) * unit, at + 8
+        is_whole = at + max(length, 0) * unit <= len(content) and size <= _LONGEST
+        if not is_whole or (tag == _ARCS and size % 8):
+            raise LabError("coverage", "a file of counters is cut short, or is none")
         found = bytes(size) if length < 0 else content[at : at + size]
         yield _Record(tag, size, found, struct.pack("<II", tag, abs(length)))
         at += 0 if length < 0 else size

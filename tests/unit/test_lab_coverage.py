@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,19 @@ def test_counters_of_another_object(built: Path) -> None:
     for other in (found[:-8], found[:8] + b"\0\0\0\0" + found[12:], b"abcd" * 8):
         with pytest.raises(LabError, match="different objects"):
             add_counters(found, other)
+
+
+def test_counters_that_are_cut_short(built: Path) -> None:
+    """Never a traceback or much memory, wherever it ends and whatever a length says."""
+    found = counters(built)
+    (at,) = [at for at in range(16, len(found), 4) if found[at : at + 4] == b"\0\0\xa1\1"][:1]
+    for end in range(len(found)):
+        with suppress(LabError):
+            add_counters(found[:end], found[:end])
+    for length in (-(1 << 31), (1 << 31) - 1, 12, 0x1000):
+        broken = found[: at + 4] + struct.pack("<i", length) + found[at + 8 :]
+        with pytest.raises(LabError, match="cut short, or is none"):
+            add_counters(broken, broken)
 
 
 def test_an_object_that_executed_nothing(built: Path) -> None:
