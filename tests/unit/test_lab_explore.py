@@ -83,6 +83,14 @@ def test_a_kernel_that_dies_is_a_kind_with_all_that_was_played(tmp_path: Path) -
     assert corpus.take(3, result(problem="timed out after 9 s", out_of_time=True)) == []
 
 
+def test_a_kernel_that_dies_silently_is_of_one_kind_on_the_same_abis(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, 7)
+    for number, running in enumerate(([LOW, OTHER], [OTHER, SLOTS], [SLOTS, LOW], [LOW])):
+        died = f"the lab's kernel died; in the middle of {', '.join(running)}"
+        corpus.take(number, result(problem=died))
+    assert [each.times for each in corpus.kinds.values()] == [2, 2]
+
+
 def test_a_corpus_goes_on_where_it_was(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, 7)
     numbers = corpus.numbers()

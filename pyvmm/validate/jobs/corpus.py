@@ -175,7 +175,13 @@ def _trouble_of(run: LabRun) -> list[str]:
 
 def _kind(message: str, case: str, done: JobResult) -> Kind:
     # The same bug may show in memory of another layout, but not on another ABI.
-    abi = case.partition("[")[0]
-    plain = _NUMBERS.sub("*", message)
+    abi = _abi(case)
+    why, _, playing = message.partition("; in the middle of ")
+    abis = sorted(set(map(_abi, playing.split(", ")))) if playing else []
+    plain = _NUMBERS.sub("*", "; ".join([why, *abis]))
     kind = hashlib.sha256(f"{abi}\0{plain}".encode(errors="replace")).hexdigest()[:12]
     return Kind(kind, message, case, done.kernel.release, done.run.seed)
+
+
+def _abi(case: str) -> str:
+    return case.partition("[")[0]
