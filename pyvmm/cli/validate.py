@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pyvmm.cli import arguments, validate_files
@@ -190,7 +191,11 @@ def _run(
     now = session.report()
     if now.not_run:
         _say_not_run(now.not_run, len(cases))
-    return now
+    if not interruption.name:
+        return now
+    ended = {each.name for each in now.results}
+    left = tuple(each.name for each in cases if each.name not in ended)
+    return replace(now, not_run=left, why_not_run=f"{interruption.name} ended the run")
 
 
 def _observer(options: argparse.Namespace, output: Output) -> Observer:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import psutil
 import pytest
@@ -197,3 +198,20 @@ def test_validate_that_waits_for_a_fifo(
         assert process.returncode == STATUS[number]
     finally:
         process.kill()
+
+
+def test_validate_tells_the_cases_that_it_left_out(tmp_path: Path) -> None:
+    junit = tmp_path / "junit.xml"
+    words = [*COMMAND, "validate", "-j", "1", "--json-lines", "--junit", str(junit)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        planned = json.loads(process.stdout.readline())["cases"]
+        while "ended" not in json.loads(process.stdout.readline()):
+            pass
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    assert process.returncode == 130
+    told = list(ElementTree.fromstring(junit.read_bytes()).iter("testcase"))
+    assert {each.get("name") for each in told} == set(planned) and len(told) == len(planned)
+    (reason,) = {each.get("message") for case in told for each in case.iter("error")}
+    assert reason == "did not run: SIGINT ended the run"
