@@ -209,11 +209,11 @@ def _coverage(
     """What was executed of the kernel now: for people and for programs, nothing unless asked."""
     from pyvmm.lab.build import DEFAULT_VERSION, Recipe
     from pyvmm.lab.config import read_fragment
-    from pyvmm.lab.sources import default_tarball, source_path
+    from pyvmm.lab.sources import default_tarball
 
     if not lab_coverage.is_wanted(options):
         return [], None
-    source = source_path(options.source) if options.source else default_tarball(DEFAULT_VERSION)
+    source = options.source or default_tarball(DEFAULT_VERSION)
     config = read_fragment(options.config) if options.config else ""
     texts = [path.read_text("utf-8", "surrogateescape") for path in options.patch]
     recipe = Recipe(source, tuple(options.patch), config)
@@ -246,7 +246,7 @@ def _check_words(options: Namespace) -> None:
     from pyvmm.lab.build import DEFAULT_VERSION, check_can_count, check_known, check_patches
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.lab.lab import check_machine
-    from pyvmm.lab.sources import open_source, source_path
+    from pyvmm.lab.sources import default_tarball, open_source, source_path
 
     if options.kernel:
         if lab_coverage.is_wanted(options):
@@ -274,9 +274,10 @@ def _check_words(options: Namespace) -> None:
     varied = [word for values in options.vary for word in values]
     check_machine(options.cpus, options.memory, [*options.param, *varied])
     if options.source:
+        options.source = source_path(options.source)
         open_source(options.source)
     if lab_coverage.is_wanted(options):
-        check_can_count(source_path(options.source or Path(DEFAULT_VERSION)))
+        check_can_count(options.source or default_tarball(DEFAULT_VERSION))
     combinations = 1
     for values in options.vary:
         combinations *= len(values)
@@ -301,7 +302,7 @@ def _kernels(options: Namespace, debug: tuple[str, ...]) -> tuple[Kernel, Kernel
         if options.kernel:
             first, second = (find_or_build(name, say, progress) for name in options.kernel)
             return first, second
-        source = (options.source or default_tarball(DEFAULT_VERSION)).absolute()
+        source = options.source or default_tarball(DEFAULT_VERSION)
         config = read_fragment(options.config) if options.config else ""
         return (
             build(Recipe(source, (), config, debug=debug), None, say, progress),

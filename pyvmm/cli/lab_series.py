@@ -243,7 +243,7 @@ def _source(options: Namespace) -> Iterator[Path]:
     from pyvmm.lab.sources import default_tarball
 
     if not options.commits:
-        yield (options.source or default_tarball(DEFAULT_VERSION)).absolute()
+        yield options.source or default_tarball(DEFAULT_VERSION)
         return
     # One place for a tree, so that what was built of it before is of use.
     name = hashlib.sha256(str(options.source.resolve()).encode()).hexdigest()[:8]

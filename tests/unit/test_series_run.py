@@ -343,6 +343,7 @@ def test_warnings_are_those_of_touched_lines() -> None:
         (["--series", "x", "--range", "a..b"], "one of them"),
         (["--series", "x", "--patch", "y"], "it stands instead of"),
         (["--range", "a..b"], "it wants a git tree"),
+        (["--series", "x", "--source", "99.9"], "'pyvmm lab setup --source 99.9' gets one"),
         (["--series", "/nowhere.mbox"], "there is no such file"),
         (["--series", "x", "--build-config", "a=b", "--build-config", "a=c"], "given twice"),
     ],
