@@ -52,6 +52,8 @@ def test_changed_lines_in_words() -> None:
         "1 of 1 changed lines executed; without code of their own, so look at the branches: "
         "guest_memfd.c:11 (return 0;)"
     )
+    hostile = CoveredLine(FILE, 12, "\ta(); /* \x1b[2J \udce9 */", 0)
+    assert changed_lines([hostile])[0].endswith(r"guest_memfd.c:12 (a(); /* \x1b[2J \xe9 */)")
     many = [CoveredLine(f"virt/kvm/{at}.c", at, "a();", 0) for at in range(6)]
     assert changed_lines(many)[0].endswith("3.c:3 (a();) and 2 more")
     assert changed_lines([]) == ["no changed line is code of KVM that this configuration compiles"]

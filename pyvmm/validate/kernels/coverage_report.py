@@ -8,6 +8,7 @@ from html import escape
 from itertools import groupby
 
 from pyvmm.lab.coverage import Coverage, Lines
+from pyvmm.printable import printable
 from pyvmm.validate.kernels.coverage_run import NO_CODE, CoveredLine
 
 _MOST_CASES = 5
@@ -50,7 +51,7 @@ class Stretch:
         """``mmu.c:4531-4533 (if …)``"""
         first, last = self.lines[0], self.lines[-1]
         where = f"{first.number}" if first is last else f"{first.number}-{last.number}"
-        return f"{first.file.rpartition('/')[2]}:{where} ({first.text.strip()})"
+        return printable(f"{first.file.rpartition('/')[2]}:{where} ({first.text.strip()})")
 
     @property
     def story(self) -> str:
