@@ -25,7 +25,9 @@ def summary(steps: Sequence[Step], facts: SeriesFacts, most_names: int = _MOST_N
     for before, now in facts.selftests:
         changed = f"{before.outcome}, now {now.outcome}"
         same = before.outcome == now.outcome
-        told.append(f"selftest {' '.join(now.command)}: {now.outcome if same else changed}")
+        line = f"selftest {' '.join(now.command)}: {now.outcome if same else changed}"
+        line += f": {now.said}" if now.outcome != "passed" and now.said else ""
+        told += textwrap.wrap(line, _WIDTH, subsequent_indent="    ", max_lines=3)
     return [printable(line) for line in told]
 
 

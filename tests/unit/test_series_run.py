@@ -230,10 +230,12 @@ def test_only_the_patch_that_broke_a_build_is_blamed(built: Steps, ran: Steps) -
 def test_a_selftest_that_fails_now(built: Steps, ran: Steps) -> None:
     steps = ran(built())
     passed, failed = (
-        SelftestResult(("guest_memfd_test",), outcome, "", 1.0) for outcome in ("passed", "failed")
+        SelftestResult(("guest_memfd_test",), outcome, "fd != -1", 1.0)
+        for outcome in ("passed", "failed")
     )
     facts = SeriesFacts("linux", 5, 7, 2, 2048, selftests=((passed, failed),))
     assert verdict(steps, facts) == "WORSE: 1 selftests fail now: guest_memfd_test"
+    assert summary(steps, facts)[-1] == "selftest guest_memfd_test: passed, now failed: fd != -1"
 
 
 def test_a_selftest_that_the_source_does_not_survive(
