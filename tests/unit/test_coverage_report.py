@@ -230,6 +230,30 @@ def test_a_kernel_without_counters_is_refused(tmp_path: Path) -> None:
         run_with_coverage(kernel, LabMachine(), [], tmp_path, print)
 
 
+def test_branches_are_those_of_objects_that_get_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = "virt/kvm/kvm_mm.h"
+
+    def read(notes: Path, counters: dict[str, bytes]) -> Coverage:
+        here = Lines({3: 2}, {3: [2, 0]}) if "virt/kvm/a.gcda" in counters else Lines()
+        if (
+            "virt/kvm/b.gcda" in counters
+        ):  # inlined there, where half of it is known at compile time
+            here.add(Lines({3: 0}, {3: [0]}))
+        return {header: here}
+
+    monkeypatch.setattr(coverage_run, "read_counters", read)
+    with zipfile.ZipFile(tmp_path / "0.zip", "w") as kept:
+        kept.writestr("virt/kvm/a.gcda", b"executed")
+        kept.writestr("virt/kvm/b.gcda", b"")
+    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
+    found = CoverageRun(kernel, LabRun(("A.a",), (), 1, 1.0), tmp_path)
+    assert found.lines({header: {3: "if (a)"}}) == [
+        CoveredLine(header, 3, "if (a)", 2, (2, 0), ("A.a",))
+    ]
+
+
 def test_lines_that_no_case_executed_are_code(tmp_path: Path) -> None:
     """Neither case executed anything of the object: that is said, and not that it is no code."""
     notes = tmp_path / "gcno/virt/kvm"

@@ -93,7 +93,9 @@ class CoverageRun:
                     if parts and _JUMP.match(text):
                         found.append(CoveredLine(file, number, text, NO_CODE))
                     continue
-                taken = [part.branches[number] for part in parts if number in part.branches]
+                # A header's line is in many objects; those that never get there say nothing of it.
+                there = [part for part in parts if part.counts.get(number)] or parts
+                taken = [part.branches[number] for part in there if number in part.branches]
                 branches = tuple(map(sum, zip(*taken, strict=False)))
                 cases = tuple(by_case.get((file, number), ()))
                 found.append(CoveredLine(file, number, text, sum(counts), branches, cases))
