@@ -67,9 +67,11 @@ def build_selftests(
         headers = make_folder(programs / "headers")
         Make(tree.files, headers, log, lock).run(["headers_install"])
         goals = [str(programs / path) for path in paths.values()]
-        Make(tree.files / _FOLDER, programs, log, lock).run(
-            [f"OUTPUT={programs}", f"KHDR_INCLUDES=-isystem {headers}/usr/include", *goals]
-        )
+        words = [f"OUTPUT={programs}", f"KHDR_INCLUDES=-isystem {headers}/usr/include", *goals]
+        try:
+            Make(tree.files / _FOLDER, programs, log, lock).run(words)
+        except LabError as error:
+            raise LabError("the selftests do not build", error.cause, error.remedy) from None
     return {name: programs / path for name, path in paths.items()}
 
 

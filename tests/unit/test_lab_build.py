@@ -18,7 +18,8 @@ from pyvmm.lab.compiler_warnings import warnings_of_patch
 from pyvmm.lab.config import check_config, own_fragment, parse_config, read_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import built_kernels, find_built, read_image
-from pyvmm.lab.programs import OF_A_BUILD
+from pyvmm.lab.programs import OF_A_BUILD, OF_SELFTESTS
+from pyvmm.lab.selftests import build_selftests
 from pyvmm.lab.sources import source_path
 
 _MAKE = r"""#!/bin/sh
@@ -41,6 +42,7 @@ bzImage)
     echo "  LD      vmlinux"
     mkdir -p "$out/arch/x86/boot"
     cp "$BZIMAGE" "$out/arch/x86/boot/bzImage" ;;
+*/guest_memfd_test) echo "guest_memfd_test.c:3:1: error: unknown type name 'x'"; exit 2 ;;
 arch/x86/kvm/) echo "arch/x86/kvm/svm.c:1:1: warning: of this line" ;;
 mm/memcontrol.o)
     echo "mm/memcontrol.c:1:1: warning: of this one, where all is missing"
@@ -71,7 +73,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tools = tmp_path / "tools"
     tools.mkdir()
     scripts = {"make": _MAKE, "patch": _PATCH}
-    for name in {*OF_A_BUILD} - {"tar"}:
+    for name in {*OF_A_BUILD, *OF_SELFTESTS} - {"tar"}:
         (tools / name).write_text(scripts.get(name, "#!/bin/sh\nexit 1\n"))
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -231,6 +233,15 @@ def test_a_lost_option_is_named(world: Path) -> None:
     with pytest.raises(LabError, match=r"CONFIG_LOST_ONE=y did not stick"):
         build(recipe, "mine", _silent)
     assert "bzImage" not in _made(world)
+
+
+def test_selftests_that_do_not_build(world: Path) -> None:
+    folder = world / "linux/tools/testing/selftests/kvm"
+    folder.mkdir(parents=True)
+    (folder / "guest_memfd_test.c").write_text("x y;\n")
+    kernel = build(Recipe(_tarball(world)), None, _silent)
+    with pytest.raises(LabError, match="selftests do not build: guest_memfd_test"):
+        build_selftests(kernel, ["guest_memfd_test"], _silent)
 
 
 def test_warnings_of_a_file_that_the_configuration_lacks(world: Path) -> None:
