@@ -163,10 +163,13 @@ def _cut(options: Namespace) -> int:
         if any(options.into.iterdir()):
             raise LabUsageError(f"--into {options.into}", "it is not empty", "name another folder")
         for number, job in enumerate(jobs, 1):
-            path = options.into / f"{number:03}-{job.name}.json"
-            path.write_text(to_text(job) + "\n")
-            written.append(path)
-    except OSError as error:
+            written.append(options.into / f"{number:03}-{job.name}.json")
+            written[-1].write_text(to_text(job) + "\n")
+    except BaseException as error:
+        for path in written:  # a part of the jobs would look like all of them
+            path.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         cause = error.strerror or str(error)
         raise LabUsageError(f"--into {options.into}", cause, NAME_A_FOLDER) from None
     with printing():

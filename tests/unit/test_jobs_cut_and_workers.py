@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import random
+import resource
 import signal
 import struct
 import subprocess
@@ -276,6 +277,21 @@ def test_cut_writes_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"{len(names)} cases in {len(jobs)} jobs, " in err and "seed 5" in err
     assert main([*words, "--into", str(place)]) == 2
     assert "it is not empty; name another folder" in capsys.readouterr().err
+
+
+def test_cut_leaves_all_jobs_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["lab", "cut", "-k", "MR", "--seed", "5", "--seconds", "1"]
+    words += ["--into", str(tmp_path / "jobs")]
+    assert main(words) == 0
+    longest = max(path.stat().st_size for path in (tmp_path / "jobs").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest - 1, limits[1]))
+    try:
+        assert main([*words[:-1], str(tmp_path / "full")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "File too large" in capsys.readouterr().err
+    assert list((tmp_path / "full").iterdir()) == []
 
 
 def test_cut_takes_a_kernel_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
