@@ -135,17 +135,22 @@ def check_series(
         _keep(folder, steps, facts, told, coverage)
         runs.forget()
     show = partial(_show, options, steps, facts, told, coverage)
-    return lab_engine.Checked(_status(steps, facts), _reports(steps), show)
+    return lab_engine.Checked(_status(steps, facts), _reports(steps, runs.seed), show)
 
 
-def _reports(steps: Sequence[Step]) -> dict[str, Report]:
-    """Those of the source, and of each patch after which the catalogue ran."""
-    from pyvmm.validate.kernels.lab_report import reports_of
+def _reports(steps: Sequence[Step], seed: int) -> dict[str, Report]:
+    """Those of the source, and of each patch after which the catalogue ran, or that is no kernel:
+    then the kernel itself is all that is in it."""
+    from pyvmm.validate.kernels.lab_report import report_of, reports_of
+    from pyvmm.validate.kernels.lab_run import LabRun
 
     ran = [step for step in steps if step.variants]
     reports = reports_of(ran[0].variants, "base", "") if ran else {}
-    for step in ran:
-        reports |= reports_of(step.variants, "", f"patch {step.number}")
+    for step in steps:
+        name = f"patch {step.number}"
+        reports |= reports_of(step.variants, "", name)
+        if step.problem:
+            reports[name] = report_of([LabRun((), (), seed, 0.0, problem=step.problem)])
     return reports
 
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pyvmm.cli.lab_series import _each_result
+from pyvmm.cli.lab_series import _each_result, _reports
 from pyvmm.cli.lab_series_text import summary
 from pyvmm.cli.main import main
 from pyvmm.lab import lab
@@ -323,6 +323,19 @@ def test_the_command_runs_jobs(
     assert (tmp_path / "results/2/validate.json").exists()
     assert (tmp_path / "results/1-2/now-2/validate.json").exists()
     assert not list((tmp_path / "cache/pyvmm/jobs/plans").iterdir())
+
+
+def test_a_patch_that_does_not_build_is_in_junit(built: Steps, ran: Steps) -> None:
+    error = LabError("the kernel does not build", "x.c:1:2: error: no")
+    reports = _reports(ran(built({3: error})), 7)
+    assert list(reports) == ["base", *(f"patch {number}" for number in range(1, 6))]
+    kernels = {name: report.results[-1] for name, report in reports.items()}
+    assert {each.name for each in kernels.values()} == {"kernel"}
+    (dead,) = [name for name, each in kernels.items() if each.state is State.CRASH]
+    assert (dead, kernels[dead].message) == ("patch 3", str(error))
+    # The end of a series that is no kernel: the catalogue ran on nothing to compare.
+    (end,) = _reports(ran(built({5: error}), each=False), 7).values()
+    assert end.results[-1].state is State.CRASH
 
 
 def test_warnings_are_those_of_touched_lines() -> None:

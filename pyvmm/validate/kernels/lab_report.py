@@ -25,7 +25,7 @@ def report_of(runs: Sequence[LabRun]) -> Report:
         for result in run.results:
             by_name.setdefault(result.name, []).append(result)
     kernel = _kernel(runs)
-    has_run = kernel.state.bad or any(run.machine for run in runs)
+    has_run = kernel.state.bad or any(run.machine or run.results for run in runs)
     not_run = [name for name in first.planned if name not in by_name]
     return Report(
         first.machine,
