@@ -235,6 +235,7 @@ def _templates(options: Namespace) -> list[Job]:
     """A job on each kernel, still without its seed."""
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.lab.lab import check_machine
+    from pyvmm.validate.jobs.job import LONGEST_S
     from pyvmm.validate.run.catalogue import select
 
     check_machine(options.cpus, options.memory, options.param)
@@ -243,6 +244,10 @@ def _templates(options: Namespace) -> list[Job]:
     if not cases:
         raise LabUsageError(f"-k {options.expression!r}", "it chooses no case of the model")
     timeout_s = 60 + sum(each.deadline_s for each in cases)
+    if timeout_s > LONGEST_S:
+        cause = f"a lab with {len(cases)} cases might take {timeout_s / 86400:.0f} days"
+        remedy = "play fewer in each: there is no end of labs"
+        raise LabUsageError(f"--model-examples {options.model_examples}", cause, remedy)
     return [
         lab_engine.job(options, lab_engine.kernel_of(name), cases, 0, timeout_s)
         for name in options.kernel or ["default"]

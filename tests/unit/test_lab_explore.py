@@ -282,6 +282,7 @@ def test_what_was_found_is_told_when_labs_cannot_run_any_more(
         (["--kernel", "nonesuch"], "there is none of this name"),
         (["--corpus", "/dev/null"], "corpus /dev/null: File exists"),
         (["--cpus", "0"], "the lab has 1 to"),
+        (["--model-examples", "10000"], "--model-examples 10000: a lab with "),
     ],
 )
 def test_bad_words(words: list[str], said: str, explore: Callable[..., Any], capsys: Any) -> None:

@@ -38,7 +38,8 @@ _FILE_NAME = re.compile(r"[^/\0\n]{1,200}")
 _NAME_A_JOB = "name a file that `pyvmm lab cut` wrote"
 _MAKE_AGAIN = "make it again with this version of pyvmm"
 _LONGEST_FILE = 64 << 20
-_LONGEST_S = 1e6
+#: How much time a job may be given, in seconds.
+LONGEST_S = 1e6
 _MOST_EXAMPLES = 1_000_000
 _MOST_BESIDE = 256
 
@@ -113,8 +114,8 @@ class Job:
         _check_number("beside", self.beside, 1, _MOST_BESIDE)
         _check_number("repeat", self.repeat, 0, _MOST_EXAMPLES)
         _check_number("model_examples", self.model_examples, 0, _MOST_EXAMPLES)
-        if not 0 < self.timeout_s <= _LONGEST_S:  # false for nan, too
-            _refuse("timeout_s", f"want more than 0 and at most {_LONGEST_S:.0f}")
+        if not 0 < self.timeout_s <= LONGEST_S:  # false for nan, too
+            _refuse("timeout_s", f"want more than 0 and at most {LONGEST_S:.0f}")
 
     @property
     def name(self) -> str:
