@@ -214,6 +214,33 @@ def test_what_did_not_build_before_is_nobodys(built: Steps, ran: Steps) -> None:
     assert "base  yes     -    NO" in text and "1/5   yes     0    NO" in text
 
 
+def test_kasan_and_errors_for_warnings_exclude_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KVM_WERROR depends on !KASAN: asked for with it, it would not stick, and nothing be built."""
+    asked: list[str] = []
+
+    def build(recipe: Recipe, *_: Any) -> Kernel:
+        asked.append(recipe.config)
+        return Kernel("k", tmp_path / "bzImage", "6.12.1")
+
+    def compile_only(recipe: Recipe, *_: Any) -> str:
+        asked.append(recipe.config)
+        return ""
+
+    monkeypatch.setattr(series, "build", build)
+    monkeypatch.setattr(series, "compile_only", compile_only)
+    said: list[str] = []
+    without = "# CONFIG_KVM is not set\n"
+    configs = {"plain": "CONFIG_X=y\n", "kasan": "CONFIG_KASAN=y\n", "without": without}
+    for debug in (("kasan", "list"), ("lockdep",)):
+        of = SeriesBuild(tmp_path, [], [], debug=debug, configs=configs, announce=said.append)
+        assert len(list(of.steps())) == 1
+    others = [STRICT + "CONFIG_X=y\n", "CONFIG_KASAN=y\n", without]
+    assert asked == ["", *others, STRICT, *others]
+    assert len(said) == 1 and "KASAN" in said[0]
+
+
 def test_only_the_patch_that_broke_a_build_is_blamed(built: Steps, ran: Steps) -> None:
     error = LabError("the kernel does not build", "x.c:1:2: error: no")
     steps = ran(built({3: error, 4: error}, no_amd=(2, 3, 5)))
