@@ -12,6 +12,7 @@ from pyvmm.lab.series import added_lines
 
 #: The folders that are KVM on x86; goals of make.
 _KVM = ("virt/kvm/", "arch/x86/kvm/")
+_STRICT = ("CONFIG_KVM_WERROR", "CONFIG_WERROR")
 _SAID = r"^(?:\.\./)*(?P<file>[^\s:]+):(?P<line>\d+):(?:\d+:)? "
 _WARNING = re.compile(_SAID + "warning: (?P<text>.+)$", re.M)
 _ERROR = re.compile(_SAID + "(?:fatal )?error: ", re.M)
@@ -45,7 +46,9 @@ def warnings_of_patch(
         return []
     objects = [f"{name[:-2]}.o" for name in again if name.endswith(".c") and not _is_kvm(name)]
     # What is no warning now must not end the build: errors are for the kernel's own build.
-    relaxed = replace(recipe, config=recipe.config + "# CONFIG_KVM_WERROR is not set\n")
+    strict = [each for each in _STRICT if f"{each}=y" in recipe.config]
+    lenient = "".join(f"# {option} is not set\n" for option in strict)
+    relaxed = replace(recipe, config=recipe.config + lenient)
     # make compiles a file that it is told to, be it one of this configuration or not.
     others = [name for name in objects if name.startswith(("mm/", "kernel/", "fs/"))]
     said = compile_only(relaxed, _KVM, announce, progress, ["W=1"], again, others)

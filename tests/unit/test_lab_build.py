@@ -43,7 +43,9 @@ bzImage)
     mkdir -p "$out/arch/x86/boot"
     cp "$BZIMAGE" "$out/arch/x86/boot/bzImage" ;;
 */guest_memfd_test) echo "guest_memfd_test.c:3:1: error: unknown type name 'x'"; exit 2 ;;
-arch/x86/kvm/) echo "arch/x86/kvm/svm.c:1:1: warning: of this line" ;;
+arch/x86/kvm/)
+    echo "arch/x86/kvm/svm.c:1:1: warning: of this line"
+    grep -q "^# CONFIG_WERROR is not set" "$out/.config" || exit 2 ;;
 mm/memcontrol.o)
     echo "mm/memcontrol.c:1:1: warning: of this one, where all is missing"
     echo "mm/memcontrol.c:3:1: error: 'struct mem_cgroup' has no member named 'css'"
@@ -245,12 +247,16 @@ def test_selftests_that_do_not_build(world: Path) -> None:
 
 
 def test_warnings_of_a_file_that_the_configuration_lacks(world: Path) -> None:
-    """make is told to compile it and fails, which says nothing of the patch."""
+    """make is told to compile it and fails, which says nothing of the patch.
+
+    Nor does W=1 where all of the kernel is built with errors for warnings.
+    """
     patch = world / "p.patch"
     names = ("arch/x86/kvm/svm.c", "mm/memcontrol.c")
     text = "".join(f"--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-1\n+2\n" for name in names)
     patch.write_text(text)
-    found = warnings_of_patch(Recipe(_tarball(world), (patch,)), text, _silent)
+    recipe = Recipe(_tarball(world), (patch,), "CONFIG_WERROR=y\n")
+    found = warnings_of_patch(recipe, text, _silent)
     assert [(each.file, each.text) for each in found] == [("arch/x86/kvm/svm.c", "of this line")]
 
 
