@@ -39,6 +39,7 @@ _SEPARATOR = re.compile(
 _QUOTED_FROM = re.compile(rb"^>(>*From )", re.M)
 _MOST_BYTES = 256 << 20
 _MOST_PATCHES = 1000
+_LONGEST_SUBJECT = 1000
 _MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
 #: What a quilt's folder has beside its patches: their names, in their order.
 _LIST = "series"
@@ -200,7 +201,7 @@ def _diff_in(text: str) -> str:
 
 def _subject(message: Message) -> str:
     found = (str(value) for name, value in message.raw_items() if name.lower() == "subject")
-    raw = next(found, "")
+    raw = next(found, "")[:_LONGEST_SUBJECT]
     try:
         subject = str(policy.default.header_fetch_parse("Subject", raw))
     except (ValueError, IndexError, TypeError, AttributeError):
