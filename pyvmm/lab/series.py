@@ -433,12 +433,9 @@ def _git(tree: Path, what: str, *words: str) -> str:
     done = subprocess.run(
         ["git", "-C", tree, "-c", "core.quotePath=false", *words],
         capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="surrogateescape",
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines()
+        said = done.stderr.decode(errors="replace").strip().splitlines()
         cause = said[-1] if said else f"git {words[0]} finds no such commit"
         raise LabUsageError(what, f"{tree}: {cause.removeprefix('fatal: ')}")
-    return done.stdout
+    return done.stdout.decode("utf-8", "surrogateescape")  # a diff's line ends are its own

@@ -68,6 +68,13 @@ def test_commits_are_patches_whatever_git_is_told_to_show(tree: Path) -> None:
         read_range(tree, "c..cover")
 
 
+def test_line_ends_are_those_of_the_files(tree: Path) -> None:
+    (tree / "file.c").write_bytes(b"int e;\r\n")
+    git(tree, "commit", "-qam", "KVM: as elsewhere")
+    (patch,) = read_range(tree, "main~1..main")
+    assert "\n+int e;\r\n" in patch.text
+
+
 def test_starts_of_one_second_are_told_apart(tree: Path, tmp_path: Path) -> None:
     """A rebase makes commits of the same second, and their files may have the same size."""
     env = {"GIT_COMMITTER_DATE": "2025-11-01 10:00:00 +0000"}
