@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -30,7 +29,7 @@ def test_a_signal_right_after_the_start_ends_the_program(
     class Popen(subprocess.Popen[bytes]):
         def __init__(self, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # for this thread, which need not be the only one
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
     before, mask = signal.signal(number, raises), signal.pthread_sigmask(signal.SIG_BLOCK, ())
