@@ -27,6 +27,9 @@ Components: {components}
 _VERSION = re.compile(r"\d+\.\d+")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
+#: How long apt waits for another one, such as the updates of a machine that has just started.
+_LOCK_TIMEOUT_S = 300
+
 Announce = Callable[[str], None]
 
 
@@ -126,7 +129,8 @@ def _offered(package: str, options: Sequence[str]) -> bool:
 def _apt(arguments: Sequence[str]) -> None:
     command = ["apt-get", "-q", *arguments]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    waiting = [*command, f"-oDPkg::Lock::Timeout={_LOCK_TIMEOUT_S}"]
+    done = subprocess.run(waiting, env=environment, capture_output=True, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
         reason = errors[0] if errors else f"status {done.returncode}"

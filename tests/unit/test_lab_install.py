@@ -145,3 +145,15 @@ def test_what_apt_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.run", refuse)
     with pytest.raises(LabError, match=r"^apt-get -q update: E: no network$"):
         install_module._apt(["update"])
+
+
+def test_another_apt_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Sequence[str]] = []
+
+    def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        told.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("subprocess.run", run)
+    install_module._apt(["install", "bc"])
+    assert told == [["apt-get", "-q", "install", "bc", "-oDPkg::Lock::Timeout=300"]]
