@@ -102,7 +102,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--timeout",
         type=seconds,
-        default=600.0,
+        default=1800.0,
         metavar="S",
         help="for the command (%(default)s)",
     )
@@ -331,7 +331,7 @@ def _report(result: RunResult) -> None:
     from pyvmm.lab.kernel_log import by_kind
 
     if result.problem is not None:
-        say(result.problem)
+        say(result.problem + "; --timeout S gives it longer" * result.timed_out)
     for splat, times in by_kind(result.splats):
         _report_splat(splat, times)
 

@@ -279,7 +279,8 @@ def test_run_reports_trouble_and_keeps_the_log() -> None:
 
 def test_run_time_out() -> None:
     done = cli("run", "--timeout", "1", "--", "sleep", "1000")
-    assert (done.returncode, done.stderr) == (124, b"pyvmm: lab: timed out after 1 s\n")
+    said = b"pyvmm: lab: timed out after 1 s; --timeout S gives it longer\n"
+    assert (done.returncode, done.stderr) == (124, said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
