@@ -105,7 +105,7 @@ def measure(
     coverage.html and coverage.info in ``folder``.
     """
     from pyvmm.lab.build import build
-    from pyvmm.lab.series import added_lines
+    from pyvmm.lab.diffs import added_lines
     from pyvmm.validate.kernels import coverage_report
     from pyvmm.validate.kernels.coverage_run import run_with_coverage
 

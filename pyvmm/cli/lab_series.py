@@ -263,8 +263,8 @@ def _selftests(
     options: Namespace, patches: Sequence[Patch], steps: Sequence[Step]
 ) -> tuple[tuple[SelftestResult, SelftestResult], ...]:
     """The selftests that the series touches, as it leaves them, on both kernels."""
+    from pyvmm.lab.diffs import added_lines
     from pyvmm.lab.selftests import PRIVATE_MEMORY, build_selftests
-    from pyvmm.lab.series import added_lines
 
     first, last = steps[0].kernel, steps[-1].kernel
     touched = set(added_lines([patch.text for patch in patches]))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pyvmm.lab.build import Recipe, compile_only
+from pyvmm.lab.diffs import added_lines
 from pyvmm.lab.make import Progress
-from pyvmm.lab.series import added_lines
 
 #: The folders that are KVM on x86; goals of make.
 _KVM = ("virt/kvm/", "arch/x86/kvm/")

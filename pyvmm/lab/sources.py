@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.lab.cache import cache_folder, check_room, write_whole
+from pyvmm.lab.diffs import FileDiff, diffs_in, text_of
 from pyvmm.lab.errors import LabUsageError, PatchRefused
+from pyvmm.lab.mail import patch_text
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
 
@@ -32,12 +34,6 @@ _TREE_MIB = 2600
 _BUILT_ENDINGS = (".o", ".a", ".cmd", ".ko", ".mod")
 _LEFT_OUT = (".git", ".config", ".config.old", "vmlinux")
 _BUILT_FOLDERS = ("include/config", "include/generated", "arch/x86/include/generated")
-#: Lines of a patch that name files: with a first part that -p1 takes away, and without one.
-_NAMING_LINES = (
-    re.compile(r"^(?:---|\+\+\+) [^/\n]+/([^\t\n]+)", re.M),
-    re.compile(r"^diff --git a/(.+) b/\1$", re.M),
-    re.compile(r"^(?:rename|copy) (?:from|to) (.+)", re.M),
-)
 #: What patch(1) says of trouble; for the last of these its status is 0.
 _PATCH_FAILURES = ("FAILED", "can't find", "malformed", "not supported")
 _PATCHING = "patching file "
@@ -137,10 +133,8 @@ class Tree:
         patch does not apply; `log` then has what patch said.
         """
         originals = self._read_originals()
-        for patch in patches:
-            if not patched_files(patch):
-                raise self._refusal(patch, "it names no file of the source", log)
-        touched = {name for patch in patches for name in patched_files(patch)}
+        found = [self._diffs(patch, log) for patch in patches]
+        touched = {name for diffs in found for diff in diffs for name in _names(diff)}
         touched.update(appended or ())
         for name in touched:
             originals.setdefault(name, _read(self.files / name))
@@ -148,8 +142,8 @@ class Tree:
             for name in touched:
                 _write(Path(place, name), originals[name])
             wanted = dict(originals)
-            for patch in patches:
-                self._apply(patch, place, log)
+            for patch, diffs in zip(patches, found, strict=True):
+                self._apply(patch, diffs, place, log)
                 changed = wanted | {name: _read(Path(place, name)) for name in touched}
                 if changed == wanted:
                     raise self._refusal(patch, "it changes nothing", log)
@@ -161,13 +155,21 @@ class Tree:
             _write(self.files / name, content)
         self._write_originals({name: originals[name] for name in touched})
 
-    def _apply(self, patch: Path, place: str, log: Path) -> None:
-        command = ["patch", "-p1", "-F0", "-f", "--no-backup-if-mismatch", "-r", "-"]
+    def _diffs(self, patch: Path, log: Path) -> list[FileDiff]:
+        """What a patch does to files of the source."""
+        diffs = diffs_in(patch_text(patch))
+        if not any(map(_names, diffs)):
+            raise self._refusal(patch, "it names no file of the source", log)
+        if flaw := next((diff.flaw for diff in diffs if diff.flaw), ""):
+            raise self._refusal(patch, flaw, log)
+        return diffs
+
+    def _apply(self, patch: Path, diffs: Sequence[FileDiff], place: str, log: Path) -> None:
+        command = ["patch", "-p1", "-F0", "-f", "--no-backup-if-mismatch", "-r", "-", "-d", place]
         with open(log, "a+") as output:
             start = output.tell()
-            done = subprocess.run(
-                [*command, "-d", place, "-i", patch.resolve()], stdout=output, stderr=output
-            )
+            given = text_of(diffs).encode("utf-8", "surrogateescape")
+            done = subprocess.run(command, input=given, stdout=output, stderr=output)
             output.seek(start)
             said = output.read().splitlines()
         failures = [at for at, line in enumerate(said) if any(w in line for w in _PATCH_FAILURES)]
@@ -265,9 +267,11 @@ def is_kernel_source(folder: Path) -> bool:
 
 def patched_files(patch: Path) -> set[str]:
     """Names, relative to the source, of the files that a patch may change, make or remove."""
-    text = patch.read_text(errors="surrogateescape")
-    found = [name for kind in _NAMING_LINES for name in kind.findall(text)]
-    return {name for name in found if _is_below(name)}
+    return {name for diff in diffs_in(patch_text(patch)) for name in _names(diff)}
+
+
+def _names(diff: FileDiff) -> set[str]:
+    return {name for name in (diff.old, diff.new) if name and _is_below(name)}
 
 
 def _is_below(name: str) -> bool:

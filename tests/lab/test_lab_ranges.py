@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.lab.diffs import added_lines
 from pyvmm.lab.errors import LabUsageError
-from pyvmm.lab.series import added_lines, read_range, unpack_commit
+from pyvmm.lab.series import read_range, unpack_commit
 from pyvmm.lab.sources import list_files
 
 pytestmark = pytest.mark.boots  # boots nothing, but git is what the lab lane has

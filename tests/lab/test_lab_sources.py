@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import quopri
 import subprocess
 from pathlib import Path
 
@@ -200,6 +201,22 @@ def test_a_binary_patch_is_refused(tarball: Path, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="git binary diffs are not supported"):
         tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
     assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\ntwo\nthree\n"
+
+
+def test_a_patch_as_git_mails_it(tarball: Path, tmp_path: Path) -> None:
+    """patch(1) would apply the indented diff against the version before, too, and fail."""
+    tree = _tree(tarball)
+    change = _patch("arch/x86/kvm/svm.c", "two", "2")
+    older = "".join(f"  {line}\n" for line in change.replace("two", "zwei").splitlines())
+    head = f"From: a@example.org\nSubject: [PATCH v2] KVM: x\n\n---\nInterdiff:\n{older}\n"
+    text = head + change + f"-- \n2.39.5\n\nNotes:\n{older}"
+    tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\n2\nthree\n"
+    encoded = quopri.encodestring(change.encode()).decode().replace("=", "=3D").replace("t", "=74")
+    assert "=74wo" in encoded
+    head = "From: a@example.org\nContent-Transfer-Encoding: quoted-printable\n\n"
+    tree.patch([_write_patch(tmp_path, head + encoded)], tmp_path / "log")
+    assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\n2\nthree\n"
 
 
 def test_a_patch_with_a_line_that_no_file_can_be_called(tarball: Path, tmp_path: Path) -> None:

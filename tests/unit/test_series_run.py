@@ -43,9 +43,12 @@ SUBJECTS = (
 )
 
 
+CHANGED = "--- a/x.c\n+++ b/x.c\n@@ -1,0 +2 @@\n"
+
+
 def a_series(count: int = 5) -> list[Patch]:
     return [
-        Patch(subject, number, count, 1, f"--- a/x.c\n+++ b/x.c\n{subject}\n", "x.mbox")
+        Patch(subject, number, count, 1, f"{CHANGED}+{subject}\n", "x.mbox")
         for number, subject in enumerate(SUBJECTS[:count], 1)
     ]
 

@@ -1,0 +1,155 @@
+"""Patches in mail: mboxes, single mails and folders of them, and files that are diffs alone.
+
+What mail does to a text is undone: line ends, quoted-printable, base64, character sets
+and attachments.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from email import message_from_bytes, policy
+from email.message import Message
+from pathlib import Path
+
+from pyvmm.lab.diffs import diffs_in, text_of
+from pyvmm.lab.errors import LabUsageError
+
+# An mbox separates mails by a line like this after an empty one. A pattern that begins with
+# letters is found a hundred times as quickly, so what is before them is looked at behind them.
+_SEPARATOR = re.compile(
+    rb"From (?:(?<=\AFrom )|(?<=\n\nFrom )|(?<=\r\n\r\nFrom ))"
+    rb"\S+ [^\r\n]*\d\d:\d\d[^\r\n]*\r?\n"
+)
+_QUOTED_FROM = re.compile(rb"^>(>*From )", re.M)
+_HEAD_WITH_CR = re.compile(r"^(?:diff --git |--- )[^\n]*\r$", re.M)
+_HEADERS = re.compile(rb"\A(?:From |[A-Za-z][A-Za-z0-9-]*:)")
+_MOST_BYTES = 256 << 20
+_LONGEST_SUBJECT = 1000
+_MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
+#: What a quilt's folder has beside its patches: their names, in their order.
+LIST = "series"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A mail or a bare diff: its subject, "" for a diff, and the diffs in it and nothing else."""
+
+    subject: str
+    diff: str
+    origin: str
+
+
+def letters(path: Path) -> Iterator[Letter]:
+    """The mails of a file or folder. Raises :class:`LabUsageError` for what cannot be read."""
+    for content, origin in _contents(path):
+        yield _letter(content, origin)
+
+
+def patch_text(path: Path) -> str:
+    """The diffs of a patch's file, which may be a mail, and nothing else; "" if it has none."""
+    return "".join(letter.diff for letter in letters(path))
+
+
+def _contents(path: Path) -> Iterator[tuple[bytes, str]]:
+    try:
+        for file in _files_of(path) if path.is_dir() else [path]:
+            yield from _mails_of(file)
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise LabUsageError(str(path), cause, "name a file or folder of patches") from None
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """A folder's mails: a quilt's by its list, a Maildir's, or those with a mail's name."""
+    order = folder / LIST
+    if order.is_file():
+        text = order.read_text("utf-8", "surrogateescape")
+        lines = (line.partition("#")[0].split() for line in text.splitlines())
+        return [folder / words[0] for words in lines if words]
+    if (folder / "cur").is_dir():
+        folders = [folder / "cur", folder / "new"]
+        return sorted(file for each in folders if each.is_dir() for file in each.iterdir())
+    return sorted(file for file in folder.iterdir() if file.suffix in _MAILS and file.is_file())
+
+
+def _mails_of(file: Path) -> Iterator[tuple[bytes, str]]:
+    """Each mail of a file, and where it is from."""
+    if not file.is_file():
+        cause = "it is no regular file" if file.exists() else "there is no such file"
+        raise LabUsageError(str(file), cause)
+    if file.stat().st_size > _MOST_BYTES:
+        raise LabUsageError(str(file), f"it has more than {_MOST_BYTES >> 20} MiB")
+    content = _read(file)
+    starts = list(_SEPARATOR.finditer(content))
+    if not starts:
+        yield content, str(file)
+        return
+    ends = [*(start.start() for start in starts[1:]), len(content)]
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True), 1):
+        mail = _QUOTED_FROM.sub(rb"\1", content[start.end() : end])
+        yield mail, str(file) if len(starts) == 1 else f"{file}, mail {number}"
+
+
+def _read(file: Path) -> bytes:
+    content = file.read_bytes()
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        with gzip.open(file) as unpacked:  # as archives of lists give a thread
+            content = unpacked.read(_MOST_BYTES + 1)
+    except (EOFError, zlib.error) as error:
+        raise LabUsageError(str(file), f"it does not unpack: {error}") from None
+    if len(content) > _MOST_BYTES:
+        raise LabUsageError(str(file), f"it has more than {_MOST_BYTES >> 20} MiB")
+    return content
+
+
+def _letter(content: bytes, origin: str) -> Letter:
+    if not _HEADERS.match(content):
+        text = content.decode("utf-8", "surrogateescape")
+        # Where even the lines that name files end so, it is nothing that the files have.
+        text = text.replace("\r\n", "\n") if _HEAD_WITH_CR.search(text) else text
+        return Letter("", text_of(diffs_in(text)), origin)
+    try:
+        message = message_from_bytes(content)
+        texts = [text_of(diffs_in(_text_of(part))) for part in message.walk()]
+    except (ValueError, IndexError, TypeError, AttributeError, LookupError) as error:
+        cause = f"Python's parser of mail fails at its headers: {error}"
+        raise LabUsageError(origin, cause) from None
+    return Letter(_subject(message), "".join(dict.fromkeys(texts)), origin)
+
+
+def _subject(message: Message) -> str:
+    found = (str(value) for name, value in message.raw_items() if name.lower() == "subject")
+    raw = next(found, "")[:_LONGEST_SUBJECT]
+    try:
+        subject = str(policy.default.header_fetch_parse("Subject", raw))
+    except (ValueError, IndexError, TypeError, AttributeError):
+        subject = ""  # a header that Python's parser cannot take
+    return " ".join(subject.split())
+
+
+def _text_of(part: Message) -> str:
+    if part.is_multipart():
+        return ""
+    if part.get_content_type() == "text/html":
+        return ""
+    payload = part.get_payload(decode=True)  # quoted-printable and base64 undone
+    return _decoded(payload, part.get_content_charset()) if isinstance(payload, bytes) else ""
+
+
+def _decoded(content: bytes, charset: str | None = None) -> str:
+    """Bytes as text that gives the same bytes again, with the line ends that a patch has.
+
+    Mail may have any character set; what the kernel's files have is UTF-8 and older bytes.
+    """
+    if charset and charset.lower() not in ("us-ascii", "utf-8", "utf8", "unknown-8bit"):
+        with suppress(LookupError, ValueError):  # a wrong label: as it is
+            content = content.decode(charset).encode()
+    text = content.decode("utf-8", "surrogateescape")
+    return text.replace("\r\n", "\n")
