@@ -13,9 +13,10 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,7 @@ class Tree:
         self.folder = cache_folder() / "trees" / f"{source.name}-{source.identity[:8]}"
         self.files = self.folder / "src"
         self._originals = self.folder / "originals.json"
+        self._modes = self.folder / "modes.json"
         self._listing = self.folder / "listing.json"
 
     def state(self) -> str:
@@ -145,14 +147,17 @@ class Tree:
             for patch, diffs in zip(patches, found, strict=True):
                 self._apply(patch, diffs, place, log)
                 changed = wanted | {name: _read(Path(place, name)) for name in touched}
-                if changed == wanted:
+                if changed == wanted and not any(map(_changes_mode, diffs)):
                     raise self._refusal(patch, "it changes nothing", log)
                 wanted = changed
         for name, lines in (appended or {}).items():
             wanted[name] = (wanted[name] or b"") + lines.encode()
         self._write_originals(originals)  # before the first change: an interruption loses nothing
+        modes = _modes(diff for diffs in found for diff in diffs)
+        self._keep_modes(name for name in modes if originals[name] is not None)
         for name, content in wanted.items():
             _write(self.files / name, content)
+        self._set_modes(modes)
         self._write_originals({name: originals[name] for name in touched})
 
     def _diffs(self, patch: Path, log: Path) -> list[FileDiff]:
@@ -166,6 +171,9 @@ class Tree:
 
     def _apply(self, patch: Path, diffs: Sequence[FileDiff], place: str, log: Path) -> None:
         command = ["patch", "-p1", "-F0", "-f", "--no-backup-if-mismatch", "-r", "-", "-d", place]
+        for diff in diffs:
+            if _changes_mode(diff) and not Path(place, diff.old).is_file():
+                raise self._refusal(patch, f"{diff.old}: there is no such file", log)
         with open(log, "a+") as output:
             start = output.tell()
             given = text_of(diffs).encode("utf-8", "surrogateescape")
@@ -175,6 +183,25 @@ class Tree:
         failures = [at for at, line in enumerate(said) if any(w in line for w in _PATCH_FAILURES)]
         if done.returncode or failures:
             raise self._refusal(patch, _failure(said, failures), log)
+
+    def _keep_modes(self, names: Iterable[str]) -> dict[str, int]:
+        """The modes that files have without patches: of these, and of those that are known."""
+        kept: dict[str, int] = {}
+        if self._modes.exists():
+            kept = json.loads(self._modes.read_text())
+        for name in names:
+            if name not in kept and (self.files / name).is_file():
+                kept[name] = stat.S_IMODE((self.files / name).stat().st_mode)
+        write_whole(self._modes, json.dumps(kept))
+        return kept
+
+    def _set_modes(self, wanted: Mapping[str, int]) -> None:
+        """Give files these modes, and others back those that they had."""
+        kept = self._keep_modes(())
+        for name, mode in {**kept, **wanted}.items():
+            if (self.files / name).is_file():
+                (self.files / name).chmod(mode)
+        write_whole(self._modes, json.dumps({name: kept[name] for name in kept if name in wanted}))
 
     def _refusal(self, patch: Path, cause: str, log: Path) -> PatchRefused:
         return PatchRefused(
@@ -272,6 +299,19 @@ def patched_files(patch: Path) -> set[str]:
 
 def _names(diff: FileDiff) -> set[str]:
     return {name for name in (diff.old, diff.new) if name and _is_below(name)}
+
+
+def _modes(diffs: Iterable[FileDiff]) -> dict[str, int]:
+    """What modes patches give to files, by name."""
+    return {
+        diff.new: 0o755 if diff.is_executable else 0o644
+        for diff in diffs
+        if diff.is_executable is not None and _is_below(diff.new)
+    }
+
+
+def _changes_mode(diff: FileDiff) -> bool:
+    return bool(diff.old) and diff.is_executable is not None
 
 
 def _is_below(name: str) -> bool:

@@ -139,10 +139,11 @@ def test_a_patch_that_does_not_apply_changes_nothing(tarball: Path, tmp_path: Pa
     assert _stamps(tree.files) == before
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "no patch at all\n", "diff --git a/Kbuild b/Kbuild\nold mode 100644\nnew mode 100755\n"],
-)
+def _mode_patch(name: str, old: int, new: int) -> str:
+    return f"diff --git a/{name} b/{name}\nold mode 100{old}\nnew mode 100{new}\n"
+
+
+@pytest.mark.parametrize("text", ["", "no patch at all\n", _mode_patch("virt/none.c", 644, 755)])
 def test_a_file_that_is_no_patch(tarball: Path, tmp_path: Path, text: str) -> None:
     tree = _tree(tarball)
     with pytest.raises(LabError, match="does not apply"):
@@ -187,6 +188,39 @@ def test_files_without_contents_and_scripts(tarball: Path, tmp_path: Path) -> No
     tree.patch([], tmp_path / "log")
     assert not (tree.files / "virt/empty").exists()
     assert os.access(tree.files / "scripts/run.sh", os.X_OK)
+
+
+def _executable(tree: Tree) -> list[str]:
+    names = _contents(tree.files).keys() - {"link"}
+    return sorted(name for name in names if os.access(tree.files / name, os.X_OK))
+
+
+def test_modes_and_names_alone(tarball: Path, tmp_path: Path) -> None:
+    """Patches without a hunk are patches, and make builds nothing again for a mode."""
+    tree = _tree(tarball)
+    before = _stamps(tree.files)
+    run, not_run = _mode_patch("Kbuild", 644, 755), _mode_patch("scripts/run.sh", 755, 644)
+    renamed = (
+        "diff --git a/virt/kvm/kvm_main.c b/virt/kvm/main.c\nold mode 100644\nnew mode 100755\n"
+        "similarity index 100%\nrename from virt/kvm/kvm_main.c\nrename to virt/kvm/main.c\n"
+    )
+    texts = {"1": run, "2": not_run, "3": renamed}
+    paths = [_write_patch(tmp_path, text, name) for name, text in texts.items()]
+    tree.patch(paths[:1], tmp_path / "log")
+    assert _executable(tree) == ["Kbuild", "scripts/run.sh"]
+    tree.patch(paths, tmp_path / "log")
+    assert _executable(tree) == ["Kbuild", "virt/kvm/main.c"]
+    assert _contents(tree.files)["virt/kvm/main.c"] == _FILES["virt/kvm/kvm_main.c"]
+    tree.patch(paths[1:2], tmp_path / "log")
+    assert _executable(tree) == []
+    assert _stamps(tree.files).keys() == before.keys()
+    kept = before.keys() - {"virt/kvm/kvm_main.c"}
+    assert [name for name in kept if _stamps(tree.files)[name] != before[name]] == []
+    gone = "--- a/Kbuild\n+++ /dev/null\n@@ -1 +0,0 @@\n-# top\n"
+    tree.patch([paths[0], _write_patch(tmp_path, gone, "4")], tmp_path / "log")
+    assert not (tree.files / "Kbuild").exists()
+    tree.patch([], tmp_path / "log")
+    assert _executable(tree) == ["scripts/run.sh"]
 
 
 def test_a_binary_patch_is_refused(tarball: Path, tmp_path: Path) -> None:
