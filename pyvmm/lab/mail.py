@@ -1,7 +1,7 @@
 """Patches in mail: mboxes, single mails and folders of them, and files that are diffs alone.
 
-What mail does to a text is undone: line ends, quoted-printable, base64, character sets
-and attachments.
+What mail does to a text is undone: line ends, quoted-printable, base64, character sets,
+attachments, and lines that were made to flow (RFC 3676).
 """
 
 from __future__ import annotations
@@ -33,15 +33,29 @@ _LONGEST_SUBJECT = 1000
 _MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
 #: What a quilt's folder has beside its patches: their names, in their order.
 LIST = "series"
+_SIGNATURE = "-- "
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A mail or a bare diff: its subject, "" for a diff, and the diffs in it and nothing else."""
+    """A mail or a bare diff: its subject, "" for a diff, and the diffs in it and nothing else.
+
+    ``flaw`` says what the mail did to them that cannot be undone.
+    """
 
     subject: str
     diff: str
     origin: str
+    flaw: str = ""
+
+    def check(self) -> None:
+        """Raise :class:`LabUsageError` if its diff is not what was sent."""
+        if self.flaw:
+            raise LabUsageError(
+                self.origin,
+                f"a mail with format=flowed, which mangles patches: {self.flaw}",
+                "get the patch from its author's tree, or as an attachment",
+            )
 
 
 def letters(path: Path) -> Iterator[Letter]:
@@ -52,7 +66,11 @@ def letters(path: Path) -> Iterator[Letter]:
 
 def patch_text(path: Path) -> str:
     """The diffs of a patch's file, which may be a mail, and nothing else; "" if it has none."""
-    return "".join(letter.diff for letter in letters(path))
+    found = []
+    for letter in letters(path):
+        letter.check()
+        found.append(letter.diff)
+    return "".join(found)
 
 
 def _contents(path: Path) -> Iterator[tuple[bytes, str]]:
@@ -117,11 +135,13 @@ def _letter(content: bytes, origin: str) -> Letter:
         return Letter("", text_of(diffs_in(text)), origin)
     try:
         message = message_from_bytes(content)
-        texts = [text_of(diffs_in(_text_of(part))) for part in message.walk()]
+        parts = [(diffs_in(_text_of(part)), _is_flowed(part)) for part in message.walk()]
     except (ValueError, IndexError, TypeError, AttributeError, LookupError) as error:
         cause = f"Python's parser of mail fails at its headers: {error}"
         raise LabUsageError(origin, cause) from None
-    return Letter(_subject(message), "".join(dict.fromkeys(texts)), origin)
+    texts = dict.fromkeys(text_of(diffs) for diffs, _ in parts)
+    flaws = [diff.flaw for diffs, is_flowed in parts if is_flowed for diff in diffs]
+    return Letter(_subject(message), "".join(texts), origin, next(filter(None, flaws), ""))
 
 
 def _subject(message: Message) -> str:
@@ -140,7 +160,39 @@ def _text_of(part: Message) -> str:
     if part.get_content_type() == "text/html":
         return ""
     payload = part.get_payload(decode=True)  # quoted-printable and base64 undone
-    return _decoded(payload, part.get_content_charset()) if isinstance(payload, bytes) else ""
+    if not isinstance(payload, bytes):
+        return ""
+    text = _decoded(payload, part.get_content_charset())
+    return unflowed(text, _has(part, "delsp", "yes")) if _is_flowed(part) else text
+
+
+def _is_flowed(part: Message) -> bool:
+    return part.get_content_type() == "text/plain" and _has(part, "format", "flowed")
+
+
+def _has(part: Message, parameter: str, value: str) -> bool:
+    return str(part.get_param(parameter, "")).lower() == value
+
+
+def unflowed(text: str, deletes_blanks: bool = False) -> str:
+    """The lines that a text had before its mail made them flow, as git understands RFC 3676.
+
+    ``deletes_blanks`` says that the blank before a line's soft end is of the mail, too.
+    """
+    lines: list[str] = []
+    begun = ""
+    for line in text.split("\n"):
+        if line == _SIGNATURE:
+            lines += [*([begun] if begun else []), line]
+            begun = ""
+            continue
+        rest = line.removeprefix(" ")
+        if rest.endswith(" "):
+            begun += rest[:-1] if deletes_blanks else rest
+        else:
+            lines.append(begun + rest)
+            begun = ""
+    return "\n".join([*lines, begun] if begun else lines)
 
 
 def _decoded(content: bytes, charset: str | None = None) -> str:

@@ -83,6 +83,7 @@ def _patch(letter: Letter) -> Patch | None:
         return None  # a cover letter may have a diff, too: that against the version before
     if not letter.diff:
         return None
+    letter.check()
     version = _VERSION.search(letter.subject)
     return Patch(
         _TAGS.sub("", letter.subject) or _subject_of_a_diff(letter.diff),

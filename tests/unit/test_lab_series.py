@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.lab.errors import LabUsageError
+from pyvmm.lab.mail import patch_text
 from pyvmm.lab.series import read_series
 
 SEPARATOR = "From 0123456789abcdef0123456789abcdef01234567 Mon Sep 17 00:00:00 2001\n"
@@ -119,6 +120,49 @@ def test_line_ends_of_mail_and_quoted_printable(tmp_path: Path) -> None:
     assert patch.subject == "KVM: \u00e9t\u00e9"
     assert "+int line1; /* \u00e9 */\n int b;" in patch.text
     assert "\r" not in patch.text
+
+
+def flowing(diff: str, deletes_blanks: bool = False) -> str:
+    """A patch as a mail program that lets lines flow sends it: stuffed, long lines broken."""
+    lines = []
+    for line in diff.splitlines():
+        stuffed = f" {line}" if line.startswith((" ", ">", "From")) else line.rstrip()
+        first, blank, rest = stuffed.rpartition(" ")
+        if (
+            len(stuffed) > 16
+            and first.strip()
+            and not line.startswith(("diff", "---", "+++", "@@"))
+        ):
+            lines += [first + blank * (1 + deletes_blanks), rest]
+        else:
+            lines.append(stuffed)
+    parameters = "format=flowed" + "; delsp=yes" * deletes_blanks
+    header = f'Content-Type: text/plain; charset="UTF-8"; {parameters}\n'
+    return mail("[PATCH] KVM: flowing", "\n".join(lines) + "\n-- \nA Developer\n", header)
+
+
+@pytest.mark.parametrize("deletes_blanks", [False, True])
+def test_lines_that_flow(tmp_path: Path, deletes_blanks: bool) -> None:
+    text = diff(1).partition("-- \n")[0]
+    sent = flowing(text, deletes_blanks)
+    assert "+int line1; /* \u00e9 \n" in sent or "+int line1; /* \u00e9  \n" in sent
+    assert "\n  int a;\n" in sent
+    path = write(tmp_path / "x.eml", sent)
+    (patch,) = read_series(path)
+    assert patch.text == patch_text(path) == text
+
+
+def test_lines_that_flowed_away(tmp_path: Path) -> None:
+    """A blank at a line's end is one of the mail's. Of a reply nobody cares."""
+    text = diff(1).partition("-- \n")[0].replace(" int b;", " int b; ")
+    sent = flowing(text).replace("\n  int b;\n", "\n  int b; \n")
+    path = write(tmp_path / "x.mbox", sent)
+    with pytest.raises(LabUsageError, match=r"x\.mbox: a mail with format=flowed, which mangles"):
+        read_series(path)
+    with pytest.raises(LabUsageError, match=r"no line of the hunk .*; get the patch from its"):
+        patch_text(path)
+    reply = sent.replace("Subject: [PATCH]", "Subject: Re: [PATCH 2/3]")
+    assert subjects(write(tmp_path / "x.mbox", "".join(series()) + reply)) == THREE
 
 
 def test_attachments(tmp_path: Path) -> None:
