@@ -16,19 +16,16 @@ from pyvmm.cli import lab_coverage, lab_engine
 from pyvmm.cli.lab_command import build_progress, say
 
 if TYPE_CHECKING:
-    from pyvmm.lab.kernels import Kernel
-    from pyvmm.lab.selftests import SelftestResult
     from pyvmm.lab.series import Patch
     from pyvmm.validate.kernels.lab_run import LabMachine
     from pyvmm.validate.kernels.series import Step
+    from pyvmm.validate.kernels.series_selftests import Pair
     from pyvmm.validate.kernels.series_verdict import SeriesFacts
     from pyvmm.validate.kit.case import Case
     from pyvmm.validate.results.report import Report
 
 NOTHING_WORSE, WORSE, NOTHING_RAN, BROKEN = 0, 1, 4, 125
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_SELFTEST = re.compile(r"tools/testing/selftests/kvm/(?:x86(?:_64)?/)?([\w-]+)\.c$")
-_OF_SELFTESTS = "tools/testing/selftests/kvm/"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -261,51 +258,19 @@ def _source(options: Namespace) -> Iterator[Path]:
 
 def _selftests(
     options: Namespace, patches: Sequence[Patch], steps: Sequence[Step]
-) -> tuple[tuple[SelftestResult, SelftestResult], ...]:
+) -> tuple[Pair, ...]:
     """The selftests that the series touches, as it leaves them, on both kernels."""
-    from pyvmm.lab.diffs import added_lines
-    from pyvmm.lab.selftests import PRIVATE_MEMORY, build_selftests
+    from pyvmm.validate.kernels.series_selftests import before_and_now, commands_of
 
     first, last = steps[0].kernel, steps[-1].kernel
-    touched = set(added_lines([patch.text for patch in patches]))
-    if not any(name.startswith(_OF_SELFTESTS) for name in touched):
-        say("--selftests: the series touches none")
+    commands = commands_of(patch.text for patch in patches)
+    if not commands:
+        say("--selftests: the series touches none of x86")
         return ()
     if first is None or last is None:
         say("--selftests: the end of the series is no kernel")
         return ()
-    commands: list[Sequence[str]] = [
-        (match[1],) for name in sorted(touched) if (match := _SELFTEST.match(name))
-    ]
-    commands = commands or list(PRIVATE_MEMORY)  # what they share was touched
-    programs = build_selftests(last, [command[0] for command in commands], say)
-    before, now = (_each_result(options, each, programs, commands) for each in (first, last))
-    return tuple(zip(before, now, strict=True))
-
-
-def _each_result(
-    options: Namespace,
-    kernel: Kernel,
-    programs: dict[str, Path],
-    commands: Sequence[Sequence[str]],
-) -> list[SelftestResult]:
-    """How each selftest ended; after one that the kernel did not survive it is booted again."""
-    from pyvmm.lab.errors import KernelFailed, LabError
-    from pyvmm.lab.lab import Lab
-    from pyvmm.lab.selftests import SelftestResult, run_selftests
-
-    done: list[SelftestResult] = []
-    while left := commands[len(done) :]:
-        try:
-            with Lab(kernel, cpus=options.cpus, memory_mib=options.memory, announce=say) as lab:
-                for result in run_selftests(lab, programs, left):
-                    done.append(result)
-        except KernelFailed as error:
-            done += [SelftestResult(tuple(each), "failed", str(error), 0.0) for each in left]
-        except LabError:
-            if len(done) + len(left) == len(commands):
-                raise
-    return done
+    return tuple(before_and_now(commands, first, last, options.cpus, options.memory, say))
 
 
 def _keep(

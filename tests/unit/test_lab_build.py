@@ -19,7 +19,7 @@ from pyvmm.lab.config import check_config, own_fragment, parse_config, read_frag
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import built_kernels, find_built, read_image
 from pyvmm.lab.programs import OF_A_BUILD, OF_SELFTESTS
-from pyvmm.lab.selftests import build_selftests
+from pyvmm.lab.selftests import build_selftests, build_those_that_do
 from pyvmm.lab.sources import source_path
 
 _MAKE = r"""#!/bin/sh
@@ -241,9 +241,16 @@ def test_selftests_that_do_not_build(world: Path) -> None:
     folder = world / "linux/tools/testing/selftests/kvm"
     folder.mkdir(parents=True)
     (folder / "guest_memfd_test.c").write_text("x y;\n")
+    (folder / "x86").mkdir()
+    (folder / "x86/pmu_test.c").write_text("")
     kernel = build(Recipe(_tarball(world)), None, _silent)
     with pytest.raises(LabError, match="selftests do not build: guest_memfd_test"):
         build_selftests(kernel, ["guest_memfd_test"], _silent)
+    found = build_those_that_do(kernel, ["pmu_test", "sev_test", "guest_memfd_test"], _silent)
+    assert found.missing == ("sev_test",) and list(found.programs) == ["pmu_test"]
+    assert found.programs["pmu_test"].parts[-2:] == ("x86", "pmu_test")
+    assert list(found.problems) == ["guest_memfd_test"]
+    assert "error: unknown type name 'x'; log: " in found.problems["guest_memfd_test"]
 
 
 def test_warnings_of_a_file_that_the_configuration_lacks(world: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pyvmm.cli.lab_series import _each_result, _reports
+from pyvmm.cli.lab_series import _reports
 from pyvmm.cli.lab_series_text import summary
 from pyvmm.cli.main import main
-from pyvmm.lab import lab
 from pyvmm.lab.build import Recipe
 from pyvmm.lab.compiler_warnings import CompilerWarning, in_lines
 from pyvmm.lab.errors import KernelFailed, LabError, PatchRefused
 from pyvmm.lab.kernels import Kernel
-from pyvmm.lab.lab import RunResult
-from pyvmm.lab.selftests import SelftestResult
 from pyvmm.lab.series import Patch
 from pyvmm.validate.jobs import run as job_run
 from pyvmm.validate.jobs.job import Job, Named
@@ -255,58 +251,6 @@ def test_only_the_patch_that_broke_a_build_is_blamed(built: Steps, ran: Steps) -
     assert "3/5   NO      -    NO" in text and "4/5   NO      -    yes" in text
     assert text.count("x.c:1:2: error: no") == 1
     assert to_json(steps, FACTS)["steps"][4]["problem"] == str(error)
-
-
-def test_a_selftest_that_fails_now(built: Steps, ran: Steps) -> None:
-    steps = ran(built())
-    passed, failed = (
-        SelftestResult(("guest_memfd_test",), outcome, "fd != -1", 1.0)
-        for outcome in ("passed", "failed")
-    )
-    facts = SeriesFacts("linux", 5, 7, 2, 2048, selftests=((passed, failed),))
-    assert verdict(steps, facts) == "WORSE: 1 selftests fail now: guest_memfd_test"
-    assert summary(steps, facts)[-1] == "selftest guest_memfd_test: passed, now failed: fd != -1"
-
-
-def test_a_selftest_that_the_source_does_not_survive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a series mends kills the kernel without it: the rest runs in another boot."""
-    boots: list[str] = []
-
-    class Machine:
-        def __init__(self, kernel: Kernel, **_: Any) -> None:
-            self.kernel = kernel
-
-        def __enter__(self) -> Machine:
-            boots.append(self.kernel.name)
-            if self.kernel.name == "panics":
-                raise KernelFailed("kernel panics did not boot", "it panics")
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def run(self, argv: Sequence[str], timeout: float) -> RunResult:
-            if self.kernel.name == "before" and argv[0].endswith("b_test"):
-                return RunResult(None, b"", b"", (), (), "the lab's kernel died", False, 1.0)
-            return RunResult(0, b"", b"", (), (), None, False, 1.0)
-
-    monkeypatch.setattr(lab, "Lab", Machine)
-    options = Namespace(cpus=2, memory=2048)
-    commands = [("a_test",), ("b_test",), ("c_test",)]
-    programs = {command[0]: tmp_path / command[0] for command in commands}
-    outcomes = {
-        name: [each.outcome for each in _each_result(options, kernel, programs, commands)]
-        for name in ("before", "now", "panics")
-        if (kernel := Kernel(name, tmp_path / name, "6.12"))
-    }
-    assert outcomes == {
-        "before": ["passed", "failed", "passed"],
-        "now": ["passed"] * 3,
-        "panics": ["failed"] * 3,
-    }
-    assert boots == ["before", "before", "now", "panics"]
 
 
 def test_the_command_runs_jobs(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyvmm.lab.selftests import SelftestResult
+from pyvmm.lab.selftests import DOES_NOT_BUILD
 from pyvmm.validate.kernels.series import Step
+from pyvmm.validate.kernels.series_selftests import Pair, got_worse
 from pyvmm.validate.kernels.verdict import variant_json
 from pyvmm.validate.results.baseline import Change
 
@@ -24,7 +25,7 @@ class SeriesFacts:
     cpus: int
     memory_mib: int
     expression: str = ""
-    selftests: tuple[tuple[SelftestResult, SelftestResult], ...] = field(default_factory=tuple)
+    selftests: tuple[Pair, ...] = field(default_factory=tuple)
 
 
 def problems(step: Step) -> list[str]:
@@ -40,7 +41,7 @@ def is_broken(steps: Sequence[Step]) -> bool:
 def is_worse(steps: Sequence[Step], facts: SeriesFacts) -> bool:
     return (
         any(step.worse or step.warnings for step in steps)
-        or any(_worse(*pair) for pair in facts.selftests)
+        or any(got_worse(*pair) for pair in facts.selftests)
         or is_broken(steps)
     )
 
@@ -50,16 +51,16 @@ def nothing_ran(steps: Sequence[Step]) -> bool:
     return bool(variants) and all(variant.nothing_ran for variant in variants)
 
 
-def _worse(before: SelftestResult, now: SelftestResult) -> bool:
-    return now.outcome == "failed" and before.outcome != "failed"
-
-
 def verdict(steps: Sequence[Step], facts: SeriesFacts) -> str:
     """One line: the first patch that makes something worse, and what."""
     told = [line for step in steps[1:] if (line := _of_step(step, facts.total))]
-    failed = [now.command[0] for before, now in facts.selftests if _worse(before, now)]
-    if failed:
-        told.append(f"{len(failed)} selftests fail now: {', '.join(failed)}")
+    worse = [now for before, now in facts.selftests if got_worse(before, now)]
+    for what, found in (
+        ("not built", [now for now in worse if now.outcome == DOES_NOT_BUILD]),
+        ("failing", [now for now in worse if now.outcome != DOES_NOT_BUILD]),
+    ):
+        names = dict.fromkeys(now.command[0] for now in found)
+        told += [f"selftests {what} now: {', '.join(names)}"] * bool(names)
     if told:
         return "WORSE: " + "; ".join(told[:3]) + (f"; and {len(told) - 3} more" * (len(told) > 3))
     if nothing_ran(steps):
@@ -119,7 +120,13 @@ def to_json(
         "expression": facts.expression,
         "steps": [_step_json(step) for step in steps],
         "selftests": [
-            {"name": " ".join(now.command), "before": before.outcome, "now": now.outcome}
+            {
+                "name": " ".join(now.command),
+                "before": before.outcome,
+                "now": now.outcome,
+                "said": now.said or None,
+                "worse": got_worse(before, now),
+            }
             for before, now in facts.selftests
         ],
         **({} if coverage is None else {"coverage": coverage}),
