@@ -110,6 +110,7 @@ def check_series(
     from pyvmm.validate.kernels.series_verdict import SeriesFacts
 
     patches = _patches(options)
+    _check_programs(options)
     paths = write_patches(patches, folder / "patches")
     say(f"{len(patches)} patches")
     with _source(options) as source:
@@ -133,6 +134,18 @@ def check_series(
         runs.forget()
     show = partial(_show, options, steps, facts, told, coverage)
     return lab_engine.Checked(_status(steps, facts), _reports(steps, runs.seed), show)
+
+
+def _check_programs(options: Namespace) -> None:
+    """A LabError for what would be missing after builds that take long."""
+    from pyvmm.lab.initramfs import find_busybox
+    from pyvmm.lab.programs import OF_A_BUILD, OF_SELFTESTS, require
+    from pyvmm.lab.qemu import find_qemu
+
+    if options.selftests or not options.dask:  # a cluster has its own
+        find_qemu()
+        find_busybox()
+    require(*(OF_SELFTESTS if options.selftests else OF_A_BUILD))
 
 
 def _reports(steps: Sequence[Step], seed: int) -> dict[str, Report]:

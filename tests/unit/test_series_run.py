@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pyvmm.cli import lab_series
 from pyvmm.cli.lab_series import _reports
 from pyvmm.cli.lab_series_text import summary
 from pyvmm.cli.main import main
@@ -281,6 +282,7 @@ def test_the_command_runs_jobs(
     monkeypatch.setattr(series, "build", build)
     monkeypatch.setattr(series, "warnings_of_patch", lambda *_: [])
     monkeypatch.setattr(job_run, "run_job", run_job)
+    monkeypatch.setattr(lab_series, "_check_programs", lambda options: None)
     write_patches(a_series(3), tmp_path / "patches")
     words = ["lab", "check", "--series", str(tmp_path / "patches"), "--each", "-k", "MR6"]
     words += ["--seed", "5", "--workers", "2", "--junit", str(tmp_path / "junit.xml")]
@@ -297,6 +299,21 @@ def test_the_command_runs_jobs(
     assert (tmp_path / "results/2/validate.json").exists()
     assert (tmp_path / "results/1-2/now-2/validate.json").exists()
     assert not list((tmp_path / "cache/pyvmm/jobs/plans").iterdir())
+
+
+def test_programs_that_are_missing_are_told_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def build(*_: Any) -> Kernel:
+        raise AssertionError("QEMU is missing, and a kernel is built")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(series, "build", build)
+    write_patches(a_series(3), tmp_path / "patches")
+    words = ["lab", "check", "--series", str(tmp_path / "patches"), "-k", "MR6"]
+    assert main(words) == 125
+    assert capfd.readouterr().err.startswith("pyvmm: lab: qemu-system-x86_64: not found; run")
 
 
 def test_a_patch_that_does_not_build_is_in_junit(built: Steps, ran: Steps) -> None:
