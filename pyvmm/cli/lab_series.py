@@ -106,11 +106,12 @@ def check_series(
     debug: tuple[str, ...] = (),
 ) -> lab_engine.Checked:
     """Build and run it all."""
-    from pyvmm.validate.kernels.series import SeriesRun, write_patches
+    from pyvmm.validate.kernels.series import SeriesRun, clear_results, write_patches
     from pyvmm.validate.kernels.series_verdict import SeriesFacts
 
     patches = _patches(options)
     _check_programs(options)
+    clear_results(folder, options.series)
     paths = write_patches(patches, folder / "patches")
     say(f"{len(patches)} patches")
     with _source(options) as source:

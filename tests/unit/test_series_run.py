@@ -16,7 +16,7 @@ from pyvmm.cli.lab_series_text import summary
 from pyvmm.cli.main import main
 from pyvmm.lab.build import Recipe
 from pyvmm.lab.compiler_warnings import CompilerWarning, in_lines
-from pyvmm.lab.errors import KernelFailed, LabError, PatchRefused
+from pyvmm.lab.errors import KernelFailed, LabError, LabUsageError, PatchRefused
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.series import Patch
 from pyvmm.validate.jobs import run as job_run
@@ -24,7 +24,14 @@ from pyvmm.validate.jobs.job import Job, Named
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.kernels import series
 from pyvmm.validate.kernels.lab_run import LabRun
-from pyvmm.validate.kernels.series import STRICT, SeriesBuild, SeriesRun, Step, write_patches
+from pyvmm.validate.kernels.series import (
+    STRICT,
+    SeriesBuild,
+    SeriesRun,
+    Step,
+    clear_results,
+    write_patches,
+)
 from pyvmm.validate.kernels.series_verdict import SeriesFacts, is_broken, is_worse, to_json, verdict
 from pyvmm.validate.kernels.two_kernels import Came, Place, as_run
 from pyvmm.validate.results.baseline import Change
@@ -314,6 +321,32 @@ def test_programs_that_are_missing_are_told_before_anything_is_built(
     words = ["lab", "check", "--series", str(tmp_path / "patches"), "-k", "MR6"]
     assert main(words) == 125
     assert capfd.readouterr().err.startswith("pyvmm: lab: qemu-system-x86_64: not found; run")
+
+
+def test_results_of_an_earlier_series_go(tmp_path: Path) -> None:
+    """And nothing else: a person's mails and notes are no results."""
+    write_patches(a_series(5), tmp_path / "patches")
+    names = "5/validate.json 4-5/now-2/kernel.log 3/mine.txt 3/kernel.log check.txt coverage.html"
+    for name in [*names.split(), "before/validate.json", "patches/notes"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clear_results(tmp_path)
+    write_patches(a_series(2), tmp_path / "patches")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
+        "3/mine.txt",
+        "before/validate.json",
+        "patches/0001-KVM-tidy-up.patch",
+        "patches/0002-KVM-ask-SVM.patch",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "before", "patches"]
+    mail = tmp_path / "patches/0007-x.patch"
+    mail.write_text(f"From: a@example.org\n\n{CHANGED}+x\n")
+    with pytest.raises(LabUsageError, match=r"0007-x\.patch in .* is a mail, and none that a"):
+        clear_results(tmp_path)
+    mail.unlink()
+    with pytest.raises(LabUsageError, match="is where a check keeps the patches"):
+        clear_results(tmp_path, tmp_path / "patches")
+    assert (tmp_path / "patches/0001-KVM-tidy-up.patch").exists()
 
 
 def test_a_patch_that_does_not_build_is_in_junit(built: Steps, ran: Steps) -> None:

@@ -7,7 +7,10 @@ Whatever differs from the kernel before is run again on both, as for any two ker
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,12 +18,14 @@ from pyvmm.lab.build import Recipe, build, compile_only
 from pyvmm.lab.compiler_warnings import CompilerWarning, warnings_of_patch
 from pyvmm.lab.config import parse_config
 from pyvmm.lab.debug_options import debug_fragment
-from pyvmm.lab.errors import LabError, PatchRefused
+from pyvmm.lab.errors import LabError, LabUsageError, PatchRefused
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.make import Progress
 from pyvmm.lab.series import Patch
 from pyvmm.printable import printable
 from pyvmm.validate.kernels.two_kernels import (
+    LOG,
+    RESULTS,
     Announce,
     Came,
     CatalogueRuns,
@@ -34,6 +39,10 @@ from pyvmm.validate.results.baseline import Change
 
 #: Laid over the lab's configuration: a warning in KVM ends the build, as it does upstream.
 STRICT = "CONFIG_KVM_WERROR=y\n"
+#: What a check leaves in its results folder: patches, folders of runs, and what is said of all.
+_PATCHES = "[0-9][0-9][0-9][0-9]-*.patch"
+_RUN = re.compile(r"\d+(?:-\d+)?")
+_SUMMARIES = ("check.txt", "check.json", "coverage.html", "coverage.info")
 #: What a kernel that is built and not booted is made to: all objects, linked, and modules.
 _GOALS = ("vmlinux", "modules")
 
@@ -77,6 +86,30 @@ class Step:
     @property
     def worse(self) -> bool:
         return any(variant.worse for variant in self.variants)
+
+
+def clear_results(folder: Path, series: Path | None = None) -> None:
+    """Remove what the check of a series left in its results folder; what others have is theirs.
+
+    Raises :class:`LabUsageError` where mails, or the ``series`` itself, are in the patches' place.
+    """
+    kept = folder / "patches"
+    if series is not None and series.resolve().is_relative_to(kept.resolve()):
+        cause = f"the series {series} is where a check keeps the patches"
+        raise LabUsageError(f"results folder {folder}", cause, "name another folder")
+    patches = sorted(kept.glob(_PATCHES))
+    for path in patches:
+        if not path.read_bytes().startswith((b"diff --git ", b"--- ")):
+            cause = f"{path.name} in {kept} is a mail, and none that a check left"
+            raise LabUsageError(f"results folder {folder}", cause, "name another folder")
+    runs = [path for path in folder.iterdir() if _RUN.fullmatch(path.name) and path.is_dir()]
+    left = [path for run in runs for name in (RESULTS, LOG) for path in run.rglob(name)]
+    for path in [*patches, *left, *(folder / name for name in _SUMMARIES)]:
+        path.unlink(missing_ok=True)
+    for run in runs:
+        for top, _, _ in os.walk(run, topdown=False):
+            with suppress(OSError):  # something else is in it
+                os.rmdir(top)
 
 
 def write_patches(patches: Sequence[Patch], folder: Path) -> list[Path]:

@@ -31,6 +31,8 @@ Place = tuple[int, Choice]
 #: What came of a run, or why the kernel does not even begin one.
 Came = LabRun | KernelFailed
 
+#: Files that a run leaves.
+RESULTS, LOG = "validate.json", "kernel.log"
 #: How often a case that differs runs at most, and how many such cases run again.
 _RUNS = 3
 _MOST_AGAIN = 50
@@ -288,12 +290,12 @@ def place_of(folder: Path, parameters: Sequence[str]) -> Path:
 
 
 def keep(run: LabRun, folder: Path) -> None:
-    """``validate.json`` and ``kernel.log`` of a run."""
+    """What there is of a run: RESULTS and LOG."""
     saved = report.Report(run.machine, run.seed, run.duration_s, run.results)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "validate.json").write_text(json.dumps(report.to_json(saved)), encoding="utf-8")
+    (folder / RESULTS).write_text(json.dumps(report.to_json(saved)), encoding="utf-8")
     log = "\n".join([*run.kernel_log, ""])
-    (folder / "kernel.log").write_text(log, encoding="utf-8", errors="backslashreplace")
+    (folder / LOG).write_text(log, encoding="utf-8", errors="backslashreplace")
 
 
 def _has_parameter(lab: Lab, name: str) -> bool:
