@@ -46,18 +46,18 @@ def is_wanted(options: Namespace) -> bool:
 def counting_kernel(name: str) -> str:
     """The name of a kernel as ``name`` that counts, built first if it has to be."""
     from pyvmm.lab.build import build, check_known, known_recipe
-    from pyvmm.lab.kernels import find_built
+    from pyvmm.lab.kernels import find_built, read_image
     from pyvmm.validate.kernels.coverage_run import check_counts
 
     check_known(name)
-    built = find_built(name) if "/" not in name else None
-    if built and built.counts:
-        return name
     recipe = known_recipe(name) if "/" not in name else None
-    if recipe is None:
-        from pyvmm.lab.kernels import read_image
-
-        check_counts(built or read_image(Path(name)))
+    kernel = find_built(name) if "/" not in name else None
+    if kernel is None and recipe is None:
+        kernel = read_image(Path(name))
+    if kernel is not None and kernel.counts:
+        return name
+    if recipe is None and kernel is not None:
+        check_counts(kernel)
     assert recipe is not None
     with build_progress() as progress:
         return build(replace(recipe, coverage=True), None, say, progress).name

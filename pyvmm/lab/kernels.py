@@ -46,7 +46,10 @@ def check_name(name: str) -> str:
 
 
 def read_image(path: Path) -> Kernel:
-    """The kernel in a bzImage, by the header of Documentation/arch/x86/boot.rst."""
+    """The kernel in a bzImage, by the header of Documentation/arch/x86/boot.rst.
+
+    Of one that the lab built all is known that is known by its name.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(0x10000)
@@ -71,7 +74,11 @@ def read_image(path: Path) -> Kernel:
         raise LabUsageError(f"kernel {path}", "not a 64-bit kernel")
     version = number(0x20E, 2) + 0x200
     release = start[version : version + 128].split(b"\0")[0].split(b" ")[0]
-    return Kernel(str(path), path.resolve(), release.decode(errors="replace"))
+    image = path.resolve()
+    built = load_built(str(path), image.parent)
+    if built is not None and built.image == image:
+        return built
+    return Kernel(str(path), image, release.decode(errors="replace"))
 
 
 def find_built(name: str) -> Kernel | None:

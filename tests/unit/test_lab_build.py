@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.cli.lab_coverage import counting_kernel
 from pyvmm.lab import build as build_module
+from pyvmm.lab import coverage
 from pyvmm.lab.build import Recipe, build, find_or_build, known_recipe
 from pyvmm.lab.cache import check_room, locked
 from pyvmm.lab.compiler_warnings import warnings_of_patch
@@ -482,3 +484,22 @@ def test_images(world: Path) -> None:
         read_image(world / "nowhere")
     with pytest.raises(LabUsageError, match="directory"):
         read_image(world)
+
+
+def test_a_kernel_of_the_lab_by_its_path(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what it is by its name: what it was built from, and whether it counts."""
+    monkeypatch.setattr(coverage, "check_compiler", lambda files: None)
+    (world / "linux/arch/x86/kvm/Makefile").write_text("")
+    kernel = build(Recipe(_tarball(world), coverage=True), "counting", _silent)
+    (world / "link").symlink_to(kernel.image)
+    for path in (kernel.image, world / "link"):
+        found = read_image(path)
+        assert found == replace(kernel, name=str(path)) and found.counts
+        assert counting_kernel(str(path)) == str(path)
+    monkeypatch.chdir(kernel.image.parent)
+    assert counting_kernel("bzImage") == "bzImage"
+    (world / "copy").write_bytes(kernel.image.read_bytes())
+    with pytest.raises(LabError, match="copy: it does not count what KVM executes"):
+        counting_kernel(str(world / "copy"))
+    (kernel.image.parent / "kernel.json").write_text("{")
+    assert not read_image(kernel.image).counts
