@@ -19,11 +19,13 @@ from pathlib import Path
 from pyvmm.lab.diffs import diffs_in, text_of
 from pyvmm.lab.errors import LabUsageError
 
-# An mbox separates mails by a line like this after an empty one. A pattern that begins with
-# letters is found a hundred times as quickly, so what is before them is looked at behind them.
+# An mbox separates mails by a line like this, with a date, after an empty one. Files that were put
+# together may have none there, but have the time as asctime(3) writes it. A pattern that begins
+# with letters is found a hundred times as quickly; what is before them is looked at behind them.
 _SEPARATOR = re.compile(
-    rb"From (?:(?<=\AFrom )|(?<=\n\nFrom )|(?<=\r\n\r\nFrom ))"
-    rb"\S+ [^\r\n]*\d\d:\d\d[^\r\n]*\r?\n"
+    rb"From (?:(?<=\AFrom )|(?<=\n\nFrom )|(?<=\r\n\r\nFrom )|"
+    rb"(?<=\nFrom )(?=\S+ [A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}\r?\n))"
+    rb"(?=[^\r\n]*\b(?:19|20)\d\d\b)\S+ [^\r\n]*\d\d:\d\d[^\r\n]*\r?\n"
 )
 _QUOTED_FROM = re.compile(rb"^>(>*From )", re.M)
 _HEAD_WITH_CR = re.compile(r"^(?:diff --git |--- )[^\n]*\r$", re.M)
@@ -107,10 +109,14 @@ def _mails_of(file: Path) -> Iterator[tuple[bytes, str]]:
     if not starts:
         yield content, str(file)
         return
-    ends = [*(start.start() for start in starts[1:]), len(content)]
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True), 1):
-        mail = _QUOTED_FROM.sub(rb"\1", content[start.end() : end])
-        yield mail, str(file) if len(starts) == 1 else f"{file}, mail {number}"
+    begins, ends = [start.end() for start in starts], [start.start() for start in starts]
+    if content[: ends[0]].strip():  # a mail without such a line is before them
+        begins = [0, *begins]
+    else:
+        ends = ends[1:]
+    for number, (begin, end) in enumerate(zip(begins, [*ends, len(content)], strict=True), 1):
+        mail = _QUOTED_FROM.sub(rb"\1", content[begin:end])
+        yield mail, str(file) if len(begins) == 1 else f"{file}, mail {number}"
 
 
 def _read(file: Path) -> bytes:

@@ -62,6 +62,19 @@ def test_an_mbox_of_format_patch_with_a_cover_letter(tmp_path: Path) -> None:
     assert patches[0].file_name == "KVM-change-1.patch"
 
 
+def test_mails_that_were_put_together(tmp_path: Path) -> None:
+    """Without the empty lines at their ends, the first one without its line From, and a blank."""
+    mails = [text.rstrip() + "\n" for text in series()]
+    text = "".join([mails[0].removeprefix(SEPARATOR), *mails[1:]])
+    assert subjects(write(tmp_path / "x.mbox", text)) == THREE
+    assert subjects(write(tmp_path / "x.mbox", "\n   \n" + "".join(mails))) == THREE
+    prose = series(1)[0].replace(
+        "Why it is done.", "From A to B at 10:00 it\nFrom B Mon on is done."
+    )
+    (patch,) = read_series(write(tmp_path / "x.mbox", prose))
+    assert (patch.subject, patch.origin) == ("KVM: change 1", str(tmp_path / "x.mbox"))
+
+
 def test_a_folder_of_patches(tmp_path: Path) -> None:
     for number, text in enumerate(series(), 1):
         write(tmp_path / f"{number:04}-change.patch", text)
