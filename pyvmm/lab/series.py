@@ -21,10 +21,16 @@ from pyvmm.lab.mail import LIST, Letter, letters
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
 
-_NUMBER = re.compile(r"\[[^\]]*?\b(\d{1,9})/(\d{1,9})\b[^\]]*\]")
-_VERSION = re.compile(r"\[[^\]]*?(?:\b|PATCH|RFC)v(\d{1,9})\b[^\]]*\]", re.I)
-_TAGS = re.compile(r"^\s*(?:\[[^\]]*\]\s*)+")
-_REPLY = re.compile(r"^\s*(?:re|aw|fwd?):", re.I)
+_NUMBER = re.compile(r"(?<![^\s\[(,])(\d{1,9})/(\d{1,9})(?![^\s\]),;:])")
+_VERSION = re.compile(r"(?:\b|PATCH|RFC)v(\d{1,9})\b", re.I)
+#: What stands before a subject in brackets; all that is read of it is in there.
+_TAGS = re.compile(r"\s*(?:\[[^\]]*\]\s*)*")
+# Mail programs of other languages have other words, and lists put their names before them.
+_REPLY = re.compile(
+    r"\s*(?:\[[^\]/]*\]\s*)?(?:(?:re|aw|fwd?)\s*(?:\[\d+\])?:|\w{1,3}:\s*\[[^\]]*\bpatch)", re.I
+)
+#: What bots say of a patch that a tree has taken, with all of it.
+_NOTICE = re.compile(r"\s*\[tip: ", re.I)
 _MOST_PATCHES = 1000
 
 
@@ -78,15 +84,19 @@ def read_series(path: Path, announce: Callable[[str], None] = lambda line: None)
 
 def _patch(letter: Letter) -> Patch | None:
     """The patch of a mail, if it is one: in its text, or attached."""
-    number = _NUMBER.search(letter.subject)
-    if _REPLY.match(letter.subject) or (number and int(number[1]) == 0):
+    found = _TAGS.match(letter.subject)
+    tags = found[0] if found else ""
+    number = _NUMBER.search(tags)
+    if _REPLY.match(letter.subject) or _NOTICE.match(letter.subject):
+        return None
+    if number and int(number[1]) == 0:
         return None  # a cover letter may have a diff, too: that against the version before
     if not letter.diff:
         return None
     letter.check()
-    version = _VERSION.search(letter.subject)
+    version = _VERSION.search(tags)
     return Patch(
-        _TAGS.sub("", letter.subject) or _subject_of_a_diff(letter.diff),
+        letter.subject.removeprefix(tags) or _subject_of_a_diff(letter.diff),
         int(number[1]) if number else 0,
         int(number[2]) if number else 0,
         int(version[1]) if version else 1,

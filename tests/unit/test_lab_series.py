@@ -110,6 +110,42 @@ def test_replies_and_older_versions_are_left_out(tmp_path: Path) -> None:
     assert "v2" in said[0]
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "Re: [PATCH 2/3] KVM: change 2",
+        "[Qemu-devel] Re: [PATCH 2/3] KVM: change 2",
+        "RE: KVM: change 2",
+        "Re[2]: [PATCH 2/3] KVM: change 2",
+        "SV: [PATCH 2/3] KVM: change 2",
+        "Fwd: [PATCH] KVM: change 2",
+        "[tip: x86/urgent] KVM: change 2",
+    ],
+)
+def test_what_is_said_of_a_patch_is_none(tmp_path: Path, subject: str) -> None:
+    """Though it has a diff: a better one, or what was taken into a tree."""
+    text = "".join([*series(), mail(subject, diff(9))])
+    assert subjects(write(tmp_path / "x.mbox", text)) == THREE
+
+
+@pytest.mark.parametrize(
+    ("subject", "number", "version"),
+    [
+        ("[PATCH v5 01/1] KVM: [v2] half of it [1/2]", 1, 5),
+        ("[PATCH 6.1/6.6 1/1] KVM: x", 1, 1),
+        ("[kvm][PATCH v2,1/1] KVM: x", 1, 2),
+        ("[PATCH 1/1; v4] fw: 1/2 of it", 1, 4),
+        ("[PATCH] KVM: re: 1/2", 0, 1),
+    ],
+)
+def test_tags_are_what_stands_before_a_subject(
+    tmp_path: Path, subject: str, number: int, version: int
+) -> None:
+    (patch,) = read_series(write(tmp_path / "x.mbox", mail(subject, diff(1))))
+    assert (patch.number, patch.version) == (number, version)
+    assert patch.subject == subject.partition("] ")[2]
+
+
 @pytest.mark.parametrize("tag", ["PATCH v2", "PATCHv2", "RFCv2 PATCH", "PATCH RFC V2", "v2 PATCH"])
 def test_ways_to_say_the_version(tmp_path: Path, tag: str) -> None:
     text = "".join(series()) + "".join(series(2, tag))
