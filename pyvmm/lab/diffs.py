@@ -52,6 +52,18 @@ class FileDiff:
     flaw: str = ""
 
     @property
+    def is_git(self) -> bool:
+        return bool(self.head) and self.head[0].startswith(_GIT)
+
+    @property
+    def is_rename(self) -> bool:
+        return any(line.startswith("rename from ") for line in self.head)
+
+    @property
+    def is_copy(self) -> bool:
+        return any(line.startswith("copy from ") for line in self.head)
+
+    @property
     def is_executable(self) -> bool | None:
         """Whether the file can be executed afterwards; None if that stays what it was."""
         for line in self.head:
@@ -211,18 +223,14 @@ def added_lines(texts: Sequence[str]) -> dict[str, dict[int, str]]:
     added: dict[str, dict[int, str]] = {}
     for text in texts:
         diffs = diffs_in(text)
-        moved = {diff.old: added.pop(diff.old, {}) for diff in diffs if _is_rename(diff)}
+        moved = {diff.old: added.pop(diff.old, {}) for diff in diffs if diff.is_rename}
         for diff in diffs:
-            was = moved[diff.old] if _is_rename(diff) else added.get(diff.new, {})
+            was = moved[diff.old] if diff.is_rename else added.get(diff.new, {})
             if diff.new:
                 added[diff.new] = _applied(diff, was)
             else:
                 added.pop(diff.old, None)
     return {name: lines for name, lines in added.items() if lines}
-
-
-def _is_rename(diff: FileDiff) -> bool:
-    return any(line.startswith("rename from ") for line in diff.head)
 
 
 def _applied(diff: FileDiff, lines: dict[int, str]) -> dict[int, str]:

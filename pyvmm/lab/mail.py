@@ -66,13 +66,13 @@ def letters(path: Path) -> Iterator[Letter]:
         yield _letter(content, origin)
 
 
-def patch_text(path: Path) -> str:
-    """The diffs of a patch's file, which may be a mail, and nothing else; "" if it has none."""
+def patch_texts(path: Path) -> list[str]:
+    """The diffs of each mail of a patch's file, which may be a bare diff, and nothing else."""
     found = []
     for letter in letters(path):
         letter.check()
         found.append(letter.diff)
-    return "".join(found)
+    return found
 
 
 def _contents(path: Path) -> Iterator[tuple[bytes, str]]:

@@ -16,14 +16,15 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyvmm.lab.cache import cache_folder, check_room, write_whole
-from pyvmm.lab.diffs import FileDiff, diffs_in, text_of
+from pyvmm.lab.diffs import FileDiff, diffs_in
 from pyvmm.lab.errors import LabUsageError, PatchRefused
-from pyvmm.lab.mail import patch_text
+from pyvmm.lab.mail import patch_texts
+from pyvmm.lab.patching import EXECUTABLE, NOT_EXECUTABLE, apply_diffs, names_of
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
 
@@ -35,14 +36,10 @@ _TREE_MIB = 2600
 _BUILT_ENDINGS = (".o", ".a", ".cmd", ".ko", ".mod")
 _LEFT_OUT = (".git", ".config", ".config.old", "vmlinux")
 _BUILT_FOLDERS = ("include/config", "include/generated", "arch/x86/include/generated")
-#: What patch(1) says of trouble; for the last of these its status is 0.
-_PATCH_FAILURES = ("FAILED", "can't find", "malformed", "not supported")
-_PATCHING = "patching file "
 #: What tar calls to unpack a tarball, by the end of its name.
 _UNPACKERS = {".xz": "xz", ".bz2": "bzip2", ".zst": "zstd"}
 _VERSION = re.compile(r"\d+\.\d+")
 _LONGEST_STEM = 40
-_LONGEST_NAME = 255  # NAME_MAX of linux/limits.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,72 +133,63 @@ class Tree:
         """
         originals = self._read_originals()
         found = [self._diffs(patch, log) for patch in patches]
-        touched = {name for diffs in found for diff in diffs for name in _names(diff)}
+        touched = {name for parts in found for diffs in parts for name in names_of(diffs)}
         touched.update(appended or ())
         for name in touched:
             originals.setdefault(name, _read(self.files / name))
-        with tempfile.TemporaryDirectory(prefix="patching-", dir=self.folder) as place:
+        modes = self._keep_modes(name for name in touched if originals[name] is not None)
+        with tempfile.TemporaryDirectory(prefix="patching-", dir=self.folder) as folder:
+            place = Path(folder)
             for name in touched:
-                _write(Path(place, name), originals[name])
-            wanted = dict(originals)
-            for patch, diffs in zip(patches, found, strict=True):
-                self._apply(patch, diffs, place, log)
-                changed = wanted | {name: _read(Path(place, name)) for name in touched}
-                if changed == wanted and not any(map(_changes_mode, diffs)):
-                    raise self._refusal(patch, "it changes nothing", log)
-                wanted = changed
+                _write(place / name, originals[name], _plain_mode(modes.get(name)))
+            for patch, parts in zip(patches, found, strict=True):
+                self._apply(patch, parts, place, log)
+            after = _state(place, touched)
+        wanted = originals | {name: content for name, (content, _) in after.items()}
+        for name, (content, mode) in after.items():
+            if content is not None and _plain_mode(modes.get(name)) != mode:
+                modes[name] = mode
         for name, lines in (appended or {}).items():
             wanted[name] = (wanted[name] or b"") + lines.encode()
         self._write_originals(originals)  # before the first change: an interruption loses nothing
-        modes = _modes(diff for diffs in found for diff in diffs)
-        self._keep_modes(name for name in modes if originals[name] is not None)
         for name, content in wanted.items():
-            _write(self.files / name, content)
-        self._set_modes(modes)
+            _write(self.files / name, content, modes.get(name))
         self._write_originals({name: originals[name] for name in touched})
+        self._forget_modes(touched)
 
-    def _diffs(self, patch: Path, log: Path) -> list[FileDiff]:
-        """What a patch does to files of the source."""
-        diffs = diffs_in(patch_text(patch))
-        if not any(map(_names, diffs)):
+    def _apply(
+        self, patch: Path, parts: Sequence[Sequence[FileDiff]], place: Path, log: Path
+    ) -> None:
+        names = set().union(*map(names_of, parts))
+        before = _state(place, names)
+        for diffs in parts:
+            if trouble := apply_diffs(diffs, place, log):
+                raise self._refusal(patch, trouble, log)
+        if _state(place, names) == before:
+            raise self._refusal(patch, "it changes nothing", log)
+
+    def _diffs(self, patch: Path, log: Path) -> list[list[FileDiff]]:
+        """What a patch does to files of the source, each mail of its file."""
+        parts = [diffs_in(text) for text in patch_texts(patch)]
+        if not any(map(names_of, parts)):
             raise self._refusal(patch, "it names no file of the source", log)
-        if flaw := next((diff.flaw for diff in diffs if diff.flaw), ""):
-            raise self._refusal(patch, flaw, log)
-        return diffs
-
-    def _apply(self, patch: Path, diffs: Sequence[FileDiff], place: str, log: Path) -> None:
-        command = ["patch", "-p1", "-F0", "-f", "--no-backup-if-mismatch", "-r", "-", "-d", place]
-        for diff in diffs:
-            if _changes_mode(diff) and not Path(place, diff.old).is_file():
-                raise self._refusal(patch, f"{diff.old}: there is no such file", log)
-        with open(log, "a+") as output:
-            start = output.tell()
-            given = text_of(diffs).encode("utf-8", "surrogateescape")
-            done = subprocess.run(command, input=given, stdout=output, stderr=output)
-            output.seek(start)
-            said = output.read().splitlines()
-        failures = [at for at, line in enumerate(said) if any(w in line for w in _PATCH_FAILURES)]
-        if done.returncode or failures:
-            raise self._refusal(patch, _failure(said, failures), log)
+        return parts
 
     def _keep_modes(self, names: Iterable[str]) -> dict[str, int]:
-        """The modes that files have without patches: of these, and of those that are known."""
+        """The modes that files have without patches: of these, and of those that are patched."""
         kept: dict[str, int] = {}
         if self._modes.exists():
             kept = json.loads(self._modes.read_text())
         for name in names:
             if name not in kept and (self.files / name).is_file():
-                kept[name] = stat.S_IMODE((self.files / name).stat().st_mode)
+                kept[name] = _mode(self.files / name)
         write_whole(self._modes, json.dumps(kept))
         return kept
 
-    def _set_modes(self, wanted: Mapping[str, int]) -> None:
-        """Give files these modes, and others back those that they had."""
+    def _forget_modes(self, touched: Container[str]) -> None:
         kept = self._keep_modes(())
-        for name, mode in {**kept, **wanted}.items():
-            if (self.files / name).is_file():
-                (self.files / name).chmod(mode)
-        write_whole(self._modes, json.dumps({name: kept[name] for name in kept if name in wanted}))
+        known = {name: mode for name, mode in kept.items() if name in touched}
+        write_whole(self._modes, json.dumps(known))
 
     def _refusal(self, patch: Path, cause: str, log: Path) -> PatchRefused:
         return PatchRefused(
@@ -241,17 +229,22 @@ class Tree:
         if changed:
             announce(f"copying {len(changed)} files of {self.source.path}")
         originals = self._read_originals()
+        modes = self._keep_modes(())
         # What goes comes first: a folder may take the place of a file, or a file of a folder.
         for name in before.keys() - now.keys():
             if name in originals:
                 originals[name] = None
+                modes.pop(name, None)
             _remove(self.files, name)
         for name in changed:
+            path = self.source.path / name
             if name in originals:
-                originals[name] = _read(self.source.path / name)
+                originals[name] = _read(path)
+                modes |= {name: _mode(path)} if path.is_file() else {}
             else:
-                _copy(self.source.path / name, self.files / name)
+                _copy(path, self.files / name)
         self._write_originals(originals)
+        write_whole(self._modes, json.dumps(modes))
         write_whole(self._listing, json.dumps(now))
 
     def _read_originals(self) -> dict[str, bytes | None]:
@@ -272,16 +265,6 @@ class Tree:
         write_whole(self._originals, json.dumps(kept))
 
 
-def _failure(said: Sequence[str], failures: Sequence[int]) -> str:
-    """The first line of patch(1) that tells of trouble, and the file that it was at."""
-    if not failures:
-        return said[0] if said else "patch(1) failed"
-    at = failures[0]
-    files = [line for line in said[:at] if line.startswith(_PATCHING)]
-    file = files[-1].removeprefix(_PATCHING).partition(" (")[0] if files else ""
-    return f"{file}: {said[at]}" if file and file not in said[at] else said[at]
-
-
 def _name_of(stem: str) -> str:
     """A name to build under: Kbuild takes no spaces and colons in the path of a source."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", stem).lstrip("._+-")[:_LONGEST_STEM] or "source"
@@ -294,30 +277,7 @@ def is_kernel_source(folder: Path) -> bool:
 
 def patched_files(patch: Path) -> set[str]:
     """Names, relative to the source, of the files that a patch may change, make or remove."""
-    return {name for diff in diffs_in(patch_text(patch)) for name in _names(diff)}
-
-
-def _names(diff: FileDiff) -> set[str]:
-    return {name for name in (diff.old, diff.new) if name and _is_below(name)}
-
-
-def _modes(diffs: Iterable[FileDiff]) -> dict[str, int]:
-    """What modes patches give to files, by name."""
-    return {
-        diff.new: 0o755 if diff.is_executable else 0o644
-        for diff in diffs
-        if diff.is_executable is not None and _is_below(diff.new)
-    }
-
-
-def _changes_mode(diff: FileDiff) -> bool:
-    return bool(diff.old) and diff.is_executable is not None
-
-
-def _is_below(name: str) -> bool:
-    """Whether a file of this name can be, and below the folder that it is looked for in."""
-    parts = name.split("/")
-    return ".." not in parts and "" not in parts and max(map(len, parts)) <= _LONGEST_NAME
+    return {name for text in patch_texts(patch) for name in names_of(diffs_in(text))}
 
 
 def list_files(top: Path, below: str = "") -> Iterator[tuple[str, int, int]]:
@@ -345,18 +305,39 @@ def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _write(path: Path, content: bytes | None) -> None:
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _plain_mode(mode: int | None) -> int | None:
+    """What of a mode is of the source, and not of whoever unpacked it."""
+    if mode is None:
+        return None
+    return EXECUTABLE if mode & stat.S_IXUSR else NOT_EXECUTABLE
+
+
+def _state(top: Path, names: Iterable[str]) -> dict[str, tuple[bytes | None, int]]:
+    """The contents and modes of files below ``top``; None and 0 for one that is not there."""
+    paths = {name: top / name for name in names}
+    return {
+        name: (_read(path), _plain_mode(_mode(path)) or 0) if path.is_file() else (None, 0)
+        for name, path in paths.items()
+    }
+
+
+def _write(path: Path, content: bytes | None, mode: int | None = None) -> None:
     """Give a file this content, None for no file; what has it already keeps its time stamp."""
-    if _read(path) == content:
-        return
     if content is None:
-        path.unlink()
-    else:
+        path.unlink(missing_ok=True)
+        return
+    if _read(path) != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
         path.write_bytes(content)
         if is_new and content.startswith(b"#!"):  # the kernel's build runs scripts of its own
             path.chmod(0o755)
+    if mode is not None and _mode(path) != mode:
+        path.chmod(mode)
 
 
 def _remove(top: Path, name: str) -> None:

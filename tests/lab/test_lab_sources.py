@@ -223,6 +223,54 @@ def test_modes_and_names_alone(tarball: Path, tmp_path: Path) -> None:
     assert _executable(tree) == ["scripts/run.sh"]
 
 
+def _moved(kind: str, old: str, new: str, rest: str = "") -> str:
+    return (
+        f"diff --git a/{old} b/{new}\nsimilarity index 90%\n{kind} from {old}\n{kind} to {new}\n"
+        f"{rest}"
+    )
+
+
+def test_files_that_change_places(tarball: Path, tmp_path: Path) -> None:
+    """To git all of a patch is about the files as they were; a mode goes with its file."""
+    tree = _tree(tarball)
+    svm, main = "arch/x86/kvm/svm.c", "virt/kvm/kvm_main.c"
+    hunk = f"--- a/{main}\n+++ b/{svm}\n@@ -1,3 +1,3 @@\n alpha\n-beta\n+2\n gamma\n"
+    text = (
+        _moved("rename", main, svm, hunk)
+        + _moved("rename", svm, main)
+        + _moved(
+            "copy", main, "virt/kvm/copy of it.c", hunk.replace(svm, "virt/kvm/copy of it.c\t")
+        )
+        + _moved("rename", "scripts/run.sh", "scripts/go")
+    )
+    tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    contents = _contents(tree.files)
+    assert contents[svm] == contents["virt/kvm/copy of it.c"] == "alpha\n2\ngamma\n"
+    assert contents[main] == _FILES[svm]
+    assert _executable(tree) == ["scripts/go"]
+    tree.patch([], tmp_path / "log")
+    assert _contents(tree.files) == {**_FILES, "link": "# top\n"}
+    assert _executable(tree) == ["scripts/run.sh"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (_moved("rename", "virt/none.c", "virt/x.c"), "virt/none.c: there is no such file"),
+        (_moved("copy", "Kbuild", "scripts/run.sh"), "scripts/run.sh: it is there already"),
+        ("diff --git a/Kbuild b/Kbuild\nnew file mode 100644\n", "Kbuild: it is there already"),
+        ("diff --git a/none b/none\ndeleted file mode 100644\n", "none: there is no such file"),
+        (_moved("rename", "Kbuild", "../x"), r"\.\./x: it is not below the source"),
+        ("diff --git a/link b/link\nindex 1..2 120000\n", "link: it is a symbolic link"),
+    ],
+)
+def test_names_that_cannot_be(tarball: Path, tmp_path: Path, text: str, cause: str) -> None:
+    tree = _tree(tarball)
+    with pytest.raises(LabError, match=cause):
+        tree.patch([_write_patch(tmp_path, text)], tmp_path / "log")
+    assert _contents(tree.files) == {**_FILES, "link": "# top\n"}
+
+
 def test_a_binary_patch_is_refused(tarball: Path, tmp_path: Path) -> None:
     """patch(1) says that it cannot, and ends with status 0."""
     tree = _tree(tarball)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.lab.diffs import added_lines, diffs_in, text_of
-from pyvmm.lab.mail import patch_text
+from pyvmm.lab.mail import patch_texts
 
 NAME = "virt/kvm/kvm_main.c"
 CHANGE = (
@@ -35,7 +35,7 @@ def test_what_git_am_ignores_is_no_part_of_a_patch(
     letter += f"{CHANGE}-- \n2.39.5\n\n{aside}" if behind else f"{aside}{CHANGE}-- \n2.39.5\n"
     path = tmp_path / "0001-x.patch"
     path.write_text(letter)
-    assert patch_text(path) == CHANGE
+    assert patch_texts(path) == [CHANGE]
 
 
 def test_lines_that_look_like_a_diff() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.lab.errors import LabUsageError
-from pyvmm.lab.mail import patch_text
+from pyvmm.lab.mail import patch_texts
 from pyvmm.lab.series import read_series
 
 SEPARATOR = "From 0123456789abcdef0123456789abcdef01234567 Mon Sep 17 00:00:00 2001\n"
@@ -198,7 +198,7 @@ def test_lines_that_flow(tmp_path: Path, deletes_blanks: bool) -> None:
     assert "\n  int a;\n" in sent
     path = write(tmp_path / "x.eml", sent)
     (patch,) = read_series(path)
-    assert patch.text == patch_text(path) == text
+    assert [patch.text] == patch_texts(path) == [text]
 
 
 def test_lines_that_flowed_away(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_lines_that_flowed_away(tmp_path: Path) -> None:
     with pytest.raises(LabUsageError, match=r"x\.mbox: a mail with format=flowed, which mangles"):
         read_series(path)
     with pytest.raises(LabUsageError, match=r"no line of the hunk .*; get the patch from its"):
-        patch_text(path)
+        patch_texts(path)
     reply = sent.replace("Subject: [PATCH]", "Subject: Re: [PATCH 2/3]")
     assert subjects(write(tmp_path / "x.mbox", "".join(series()) + reply)) == THREE
 
