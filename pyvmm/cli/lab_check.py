@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pyvmm.validate.kernels.verdict import Facts
     from pyvmm.validate.kit.case import Case
 
-SAME_OR_BETTER, WORSE, NOTHING_RAN = 0, 1, 4
+SAME_OR_BETTER, WORSE, NOTHING_RAN, NOT_WHOLE = 0, 1, 4, 125
 _PARAMETER = re.compile(r"[A-Za-z0-9_.-]+=[^\s,\"]*(?:,[^\s,\"]*)*")
 _MOST_COMBINATIONS = 64
 
@@ -181,7 +181,8 @@ def _check_two(
         results.keep_all(facts, found, told, coverage)
         runs.forget()
     show = partial(_show, options, facts, found, told, coverage)
-    return lab_engine.Checked(_status(found), reports_of(found, "before", "now"), show)
+    status = NOT_WHOLE if lab_coverage.is_missing(coverage) else _status(found)
+    return lab_engine.Checked(status, reports_of(found, "before", "now"), show)
 
 
 def _machine(options: Namespace, cases: Sequence[Case]) -> LabMachine:

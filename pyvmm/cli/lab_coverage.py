@@ -102,8 +102,38 @@ def measure(
     """Build the kernel of ``recipe`` so that it counts, and run the catalogue on it.
 
     ``texts`` are the patches. Gives lines for people and an object for programs, and leaves
-    coverage.html and coverage.info in ``folder``.
+    coverage.html and coverage.info in ``folder``. What else is known of the patches is not lost
+    where it cannot be measured: that is told, and ``is_missing``.
     """
+    from pyvmm.lab.errors import LabError, LabUsageError
+
+    try:
+        return _measure(options, recipe, texts, machine, folder, seed)
+    except LabUsageError:
+        raise
+    except LabError as error:
+        told = f"not measured: {error}"
+        return [f"coverage: {told}"], {
+            "cases": 0,
+            "problem": told,
+            "changed_lines": [],
+            "files": {},
+        }
+
+
+def is_missing(coverage: dict[str, Any] | None) -> bool:
+    """Whether it was asked for and could not be measured."""
+    return coverage is not None and not coverage["cases"]
+
+
+def _measure(
+    options: Namespace,
+    recipe: Recipe,
+    texts: Sequence[str],
+    machine: LabMachine,
+    folder: Path,
+    seed: int | None,
+) -> tuple[list[str], dict[str, Any]]:
     from pyvmm.lab.build import build
     from pyvmm.lab.diffs import added_lines
     from pyvmm.validate.kernels import coverage_report

@@ -134,7 +134,8 @@ def check_series(
         _keep(folder, steps, facts, told, coverage)
         runs.forget()
     show = partial(_show, options, steps, facts, told, coverage)
-    return lab_engine.Checked(_status(steps, facts), _reports(steps, runs.seed), show)
+    status = BROKEN if lab_coverage.is_missing(coverage) else _status(steps, facts)
+    return lab_engine.Checked(status, _reports(steps, runs.seed), show)
 
 
 def _check_programs(options: Namespace) -> None:

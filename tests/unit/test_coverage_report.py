@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pyvmm.cli.lab_coverage import is_missing
 from pyvmm.cli.lab_series import _coverage
 from pyvmm.errors import UnsupportedError
 from pyvmm.lab import build
@@ -207,8 +208,10 @@ def test_the_same_cases_are_run_for_coverage(
     monkeypatch.setattr(coverage_run, "run_with_coverage", run_with_coverage)
     patch = Patch("a", 1, 1, 1, "", "")
     steps = [Step(0, kernel=kernel), Step(1, patch, kernel)]
-    with pytest.raises(LabError, match="that is all"):
-        _coverage(options, tmp_path, [patch], [], steps, LabMachine(), tmp_path)
+    told, coverage = _coverage(options, tmp_path, [patch], [], steps, LabMachine(), tmp_path)
+    assert told == ["coverage: not measured: coverage: that is all"]
+    assert coverage is not None and coverage["problem"] == told[0].removeprefix("coverage: ")
+    assert is_missing(coverage) and not is_missing(None)
     assert asked == ["--seed", "7", "--model-examples", "3", "-k", "MODEL"]
 
 
