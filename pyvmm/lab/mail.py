@@ -36,19 +36,22 @@ _MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
 #: What a quilt's folder has beside its patches: their names, in their order.
 LIST = "series"
 _SIGNATURE = "-- "
+_BASE = re.compile(r"^base-commit: ([0-9a-f]{7,64})\s*$", re.M)
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
     """A mail or a bare diff: its subject, "" for a diff, and the diffs in it and nothing else.
 
-    ``flaw`` says what the mail did to them that cannot be undone.
+    ``flaw`` says what the mail did to them that cannot be undone. ``base`` is the commit that
+    git format-patch --base says it is made for, "" if none is said.
     """
 
     subject: str
     diff: str
     origin: str
     flaw: str = ""
+    base: str = ""
 
     def check(self) -> None:
         """Raise :class:`LabUsageError` if its diff is not what was sent."""
@@ -141,13 +144,17 @@ def _letter(content: bytes, origin: str) -> Letter:
         return Letter("", text_of(diffs_in(text)), origin)
     try:
         message = message_from_bytes(content)
-        parts = [(diffs_in(_text_of(part)), _is_flowed(part)) for part in message.walk()]
+        texts = [_text_of(part) for part in message.walk()]
+        flowed = [_is_flowed(part) for part in message.walk()]
     except (ValueError, IndexError, TypeError, AttributeError, LookupError) as error:
         cause = f"Python's parser of mail fails at its headers: {error}"
         raise LabUsageError(origin, cause) from None
-    texts = dict.fromkeys(text_of(diffs) for diffs, _ in parts)
-    flaws = [diff.flaw for diffs, is_flowed in parts if is_flowed for diff in diffs]
-    return Letter(_subject(message), "".join(texts), origin, next(filter(None, flaws), ""))
+    parts = list(map(diffs_in, texts))
+    diffs = "".join(dict.fromkeys(map(text_of, parts)))
+    flaws = [diff.flaw for part, is_flowed in zip(parts, flowed, strict=True) if is_flowed
+             for diff in part if diff.flaw]  # fmt: skip
+    bases = [found[1] for text in texts if (found := _BASE.search(text))]
+    return Letter(_subject(message), diffs, origin, next(iter(flaws), ""), next(iter(bases), ""))
 
 
 def _subject(message: Message) -> str:

@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,35 +55,43 @@ class Patch:
 def read_series(path: Path, announce: Callable[[str], None] = lambda line: None) -> list[Patch]:
     """The patches of a file or folder, in the order in which they are to be applied.
 
-    Of several versions of a series the newest is taken, and ``announce`` is told. Raises
-    :class:`LabUsageError` for a file that cannot be read, for one without a patch, and for
-    patches that are missing or there twice.
+    Of several versions of a series the newest is taken. ``announce`` is told of that, and of the
+    commit that the series is made for, if it is said. Raises :class:`LabUsageError` for a file that
+    cannot be read, for one without a patch, and for patches that are missing or there twice.
     """
     is_listed = (path / LIST).is_file()
     found: list[Patch] = []
+    bases: dict[str, None] = {}
+    others: dict[tuple[int, int], str] = {}
     for letter in letters(path):
+        bases |= {letter.base: None} if letter.base else {}
         patch = _patch(letter)
-        if patch:
+        if patch is not None and patch.text:
             found.append(patch)
         elif is_listed:
             cause = f"{letter.origin} is in its list and has no patch"
             raise LabUsageError(f"series {path}", cause)
+        elif patch is not None:
+            others[patch.version, patch.number] = patch.origin
     if not found:
         raise LabUsageError(
             f"series {path}",
             "there is no patch in it",
             "want what git format-patch or b4 writes",
         )
+    if bases:
+        announce(f"{path}: made for commit {' or '.join(bases)}")
     if is_listed:  # in the list's order: patches of many series may be in it, and parts of some
         return _no_more_than(path, found)
     newest = max(patch.version for patch in found)
     if any(patch.version != newest for patch in found):
         announce(f"{path}: it has several versions of the series; taking v{newest}")
-    return _in_order(path, [patch for patch in found if patch.version == newest])
+    empty = {number: origin for (version, number), origin in others.items() if version == newest}
+    return _in_order(path, [patch for patch in found if patch.version == newest], empty)
 
 
 def _patch(letter: Letter) -> Patch | None:
-    """The patch of a mail, if it is one: in its text, or attached."""
+    """The patch of a mail, if it is one: in its text, or attached. It may have lost its text."""
     found = _TAGS.match(letter.subject)
     tags = found[0] if found else ""
     number = _NUMBER.search(tags)
@@ -91,7 +99,7 @@ def _patch(letter: Letter) -> Patch | None:
         return None
     if number and int(number[1]) == 0:
         return None  # a cover letter may have a diff, too: that against the version before
-    if not letter.diff:
+    if not letter.diff and not number:
         return None
     letter.check()
     version = _VERSION.search(tags)
@@ -106,8 +114,8 @@ def _patch(letter: Letter) -> Patch | None:
 
 
 def _subject_of_a_diff(text: str) -> str:
-    first = diffs_in(text)[0]
-    return first.new or first.old or "patch"
+    names = (name for diff in diffs_in(text) for name in (diff.new, diff.old) if name)
+    return next(names, "patch")
 
 
 def _no_more_than(path: Path, patches: list[Patch]) -> list[Patch]:
@@ -116,7 +124,8 @@ def _no_more_than(path: Path, patches: list[Patch]) -> list[Patch]:
     return patches
 
 
-def _in_order(path: Path, patches: list[Patch]) -> list[Patch]:
+def _in_order(path: Path, patches: list[Patch], empty: Mapping[int, str]) -> list[Patch]:
+    """By their numbers. ``empty`` says where mails are that have a number and no diff."""
     _no_more_than(path, patches)
     without = [patch for patch in patches if not patch.number]
     if (path.is_dir() and without) or len(without) == len(patches):
@@ -152,7 +161,10 @@ def _in_order(path: Path, patches: list[Patch]) -> list[Patch]:
         shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
         which = "patch" if len(missing) == 1 else "patches"
         version = f" of v{patches[0].version}" if patches[0].version > 1 else ""
-        raise LabUsageError(f"series {path}", f"{which} {shown} of {totals[0]}{version} missing")
+        cause = f"{which} {shown} of {totals[0]}{version} missing"
+        if where := next((empty[number] for number in missing if number in empty), ""):
+            cause += f": {where} has no diff"
+        raise LabUsageError(f"series {path}", cause)
     return [by_number[number] for number in sorted(by_number)]
 
 

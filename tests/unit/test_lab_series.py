@@ -83,6 +83,15 @@ def test_a_folder_of_patches(tmp_path: Path) -> None:
     assert subjects(tmp_path) == THREE
 
 
+def test_the_commit_that_a_series_is_made_for_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cover = mail("[PATCH 0/3] KVM: all of it", f"base-commit: {commit}\n-- \n2.39.5\n")
+    path = write(tmp_path / "x.mbox", cover + "".join(series()))
+    read_series(path, said.append)
+    assert said == [f"{path}: made for commit {commit}"]
+
+
 def test_a_quilt_is_in_the_order_of_its_list(tmp_path: Path) -> None:
     """Its patches are of any series and version, and some have the names of quilt's own."""
     write(tmp_path / "one.patch", mail("[PATCH v3 5/7] KVM: change 1", diff(1)))
@@ -282,7 +291,11 @@ def test_a_bare_diff_and_what_is_not_utf8(tmp_path: Path) -> None:
     [
         ("", "there is no patch in it"),
         (mail("[PATCH 0/3] cover", "nothing\n"), "there is no patch in it"),
-        (series()[0] + series()[2], "patch 2 of 3 missing"),
+        (series()[0] + series()[2], "patch 2 of 3 missing$"),
+        (
+            series()[0] + mail("[PATCH 2/3] KVM: change 2", "see the link\n") + series()[2],
+            "patch 2 of 3 missing: .*x.mbox, mail 2 has no diff",
+        ),
         (series(9)[0], "patches 2, 3, 4, 5, 6, 7, 8, 9 of 9 missing"),
         (
             "".join(reversed(series())) + mail("[PATCH] KVM: or so", diff(7)),
