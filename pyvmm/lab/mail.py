@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from email import message_from_bytes, policy
@@ -36,6 +36,7 @@ _MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
 #: What a quilt's folder has beside its patches: their names, in their order.
 LIST = "series"
 _SIGNATURE = "-- "
+_PARTS = re.compile(r"([0-9]{1,18})|([^0-9]+)")
 _BASE = re.compile(r"^base-commit: ([0-9a-f]{7,64})\s*$", re.M)
 
 
@@ -97,7 +98,8 @@ def _files_of(folder: Path) -> list[Path]:
     if (folder / "cur").is_dir():
         folders = [folder / "cur", folder / "new"]
         return sorted(file for each in folders if each.is_dir() for file in each.iterdir())
-    return sorted(file for file in folder.iterdir() if file.suffix in _MAILS and file.is_file())
+    files = (file for file in folder.iterdir() if file.suffix in _MAILS and file.is_file())
+    return _in_natural_order(files)
 
 
 def _mails_of(file: Path) -> Iterator[tuple[bytes, str]]:
@@ -120,6 +122,15 @@ def _mails_of(file: Path) -> Iterator[tuple[bytes, str]]:
     for number, (begin, end) in enumerate(zip(begins, [*ends, len(content)], strict=True), 1):
         mail = _QUOTED_FROM.sub(rb"\1", content[begin:end])
         yield mail, str(file) if len(begins) == 1 else f"{file}, mail {number}"
+
+
+def _in_natural_order(files: Iterable[Path]) -> list[Path]:
+    """10.patch after 9.patch."""
+
+    def key(path: Path) -> list[tuple[int, str]]:
+        return [(int(digits or 0), other) for digits, other in _PARTS.findall(path.name)]
+
+    return sorted(files, key=lambda path: (path.parent, key(path), path.name))
 
 
 def _read(file: Path) -> bytes:

@@ -83,6 +83,12 @@ def test_a_folder_of_patches(tmp_path: Path) -> None:
     assert subjects(tmp_path) == THREE
 
 
+def test_files_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in range(1, 12):
+        write(tmp_path / f"{number}.patch", mail(f"KVM: change {number}", diff(number)))
+    assert subjects(tmp_path) == [f"KVM: change {number}" for number in range(1, 12)]
+
+
 def test_the_commit_that_a_series_is_made_for_is_told(tmp_path: Path) -> None:
     said: list[str] = []
     commit = "0123456789abcdef0123456789abcdef01234567"
