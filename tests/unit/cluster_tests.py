@@ -22,8 +22,9 @@ from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import cluster, there
 from pyvmm.validate.jobs.cluster import run_on_cluster
+from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.jobs.job import Job, Named, to_text
-from pyvmm.validate.jobs.result import JobResult, KernelFacts, own_code
+from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.jobs.run import kept_result, sha256_of
 from pyvmm.validate.jobs.workers import Outcome
 from pyvmm.validate.kernels.lab_run import LabRun

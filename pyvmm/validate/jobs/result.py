@@ -11,17 +11,16 @@ counters from each boot, packed with zlib and in base64.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pyvmm.lab.kernel_log import Splat
+from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.kernels.lab_run import LabRun, Trouble
 from pyvmm.validate.results import report
 from pyvmm.validate.results.report import Report
@@ -31,16 +30,6 @@ SCHEMA = 1
 _SCRIPTS = ("pyvmm-replay-*.json", "pyvmm-running-*.json")
 _MOST_SCRIPTS = 100
 _LONGEST_SCRIPT = 1 << 20
-
-
-@cache
-def own_code() -> str:
-    """The SHA-256 of pyvmm's Python files: of one version there may be several."""
-    top = Path(__file__).parents[2]
-    digest = hashlib.sha256()
-    for path in sorted(top.rglob("*.py")):
-        digest.update(f"{path.relative_to(top)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from pyvmm.lab.qemu import find_qemu
 from pyvmm.lab.sources import source_path
 from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs import result as results
+from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.jobs.job import Built, Image, Job, Named, to_text
-from pyvmm.validate.jobs.result import JobResult, KernelFacts, own_code, scripts_in
+from pyvmm.validate.jobs.result import JobResult, KernelFacts, scripts_in
 from pyvmm.validate.kernels.coverage_run import packed_counters
 from pyvmm.validate.kernels.lab_run import LabMachine, run_in_lab
 

@@ -23,8 +23,8 @@ from pyvmm.lab.initramfs import find_busybox
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.qemu import find_qemu
 from pyvmm.validate.jobs import result as results
+from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.jobs.job import from_text
-from pyvmm.validate.jobs.result import own_code
 from pyvmm.validate.jobs.run import own_cache, run_job, sha256_of
 
 #: What run() answers where the kernel has not come yet.
