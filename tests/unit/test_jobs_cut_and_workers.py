@@ -163,7 +163,7 @@ def test_a_process_that_dies_is_tried_once_more(tmp_path: Path, no_leak: None) -
         return done(job)
 
     outcomes = dict(run_jobs(JOBS[:3], 2, said.append, run=run))
-    assert "its process died twice" in str(outcomes[JOBS[0]])
+    assert "its process died; it was the second try" in str(outcomes[JOBS[0]])
     assert outcomes[JOBS[1]] == done(JOBS[1]) and outcomes[JOBS[2]] == done(JOBS[2])
     assert len(said) == 2 and all("once more" in line for line in said)
 
@@ -181,6 +181,66 @@ def test_a_process_that_dies_in_the_middle_of_a_message(tmp_path: Path, no_leak:
     outcomes = dict(run_jobs(JOBS[:2], 2, said.append, run=run))
     assert outcomes == {job: done(job) for job in JOBS[:2]}
     assert len(said) == 1 and "its process died; trying it once more" in said[0]
+
+
+def test_a_process_that_is_stopped_for_long_is_killed_and_its_job_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leak: None
+) -> None:
+    monkeypatch.setattr(workers, "_STOPPED_S", 0.3)
+    monkeypatch.setattr(workers, "_TICK_S", 0.05)
+
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        tell("under way")
+        if job.seed == 0 or (job.seed == 1 and not (tmp_path / "stopped").exists()):
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return done(job)
+
+    said: list[str] = []
+    outcomes = dict(run_jobs(JOBS[1:3], 2, said.append, run=run))
+    assert outcomes == {job: done(job) for job in JOBS[1:3]}
+    (line,) = said
+    assert line == f"job {JOBS[1].name}: its process was stopped for 0 s and killed; " + (
+        "trying it once more"
+    )
+    outcomes = dict(run_jobs(JOBS[:1], 2, said.append, run=run))
+    assert str(outcomes[JOBS[0]]).endswith("was stopped for 0 s and killed; it was the second try")
+
+
+def test_a_process_that_is_stopped_for_a_moment_goes_on(
+    monkeypatch: pytest.MonkeyPatch, no_leak: None
+) -> None:
+    monkeypatch.setattr(workers, "_TICK_S", 0.05)
+    stopped: list[bool] = []
+
+    def watch(line: str) -> None:
+        if line.endswith(" is stopped") and not any(stopped):
+            pid = int(line.split()[-3])
+            while not workers._is_stopped(pid):
+                time.sleep(0.01)
+            stopped.append(True)
+            os.kill(pid, signal.SIGCONT)
+
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        tell(f"{os.getpid()} is stopped")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return done(job)
+
+    outcomes = dict(run_jobs(JOBS[:1], 1, lambda line: None, watch, run))
+    assert outcomes == {JOBS[0]: done(JOBS[0])} and stopped == [True]
+
+
+def test_who_is_stopped_is_ended_with_the_others(no_leak: None) -> None:
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        if job.seed:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return done(job)
+
+    started = time.monotonic()
+    outcomes = run_jobs(JOBS[:2], 2, lambda line: None, run=run)
+    next(outcomes)
+    outcomes.close()
+    assert time.monotonic() - started < workers._ONCE_MORE_S
 
 
 def test_as_many_at_once_as_there_are_workers(tmp_path: Path) -> None:

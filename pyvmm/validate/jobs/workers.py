@@ -1,7 +1,8 @@
 """Jobs on this machine, several at once, each in a process and a lab of its own.
 
-An error of one job is its result, and the rest goes on. A process that dies is tried once more.
-Whatever ends the iteration ends all labs; what came of a job until then is kept.
+An error of one job is its result, and the rest goes on. A job whose process dies is tried once
+more. A process that was stopped (SIGSTOP) and does not go on is killed, and its lab with it: it has
+died then. Whatever ends the iteration ends all labs; what came of a job until then is kept.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _TRIES = 2
 _ONCE_MORE_S = 5.0  # a lab that ends takes less
 _PATIENCE_S = 30.0
 _TICK_S = 1.0
+#: So long may a process be stopped while this one is not.
+_STOPPED_S = 60.0
 #: What QEMU and Python take beside a lab's memory, and what is left for everybody else, in MiB.
 _LAB_MIB, _OTHERS_MIB = 512, 1024
 _MEMINFO = Path("/proc/meminfo")
@@ -77,6 +80,8 @@ class _Worker:
     since: float
     tries: int
     told: str = ""
+    stopped_s: float = 0.0
+    is_given_up: bool = False
 
 
 class _Crew:
@@ -97,7 +102,9 @@ class _Crew:
             self._give()
             if not self._at_work:
                 return
+            began = time.monotonic()
             ready = wait([each.connection for each in self._at_work], timeout=_TICK_S)
+            self._end_stopped(time.monotonic() - began)
             for worker in [each for each in self._at_work if each.connection in ready]:
                 outcome = self._hear(worker)
                 if outcome is not None and self._estimate:
@@ -116,6 +123,20 @@ class _Crew:
             else:
                 return
 
+    def _end_stopped(self, seconds: float) -> None:
+        """Kill who was stopped and is not let go on. ``seconds`` have gone by since the last look.
+
+        Ctrl-Z stops all of us: that time does not count.
+        """
+        for worker in self._at_work:
+            if not _is_stopped(worker.process.pid):
+                worker.stopped_s = 0.0
+                continue
+            worker.stopped_s += min(seconds, _TICK_S)
+            if worker.stopped_s > _STOPPED_S:
+                worker.is_given_up = True
+                worker.process.kill()  # and QEMU goes with it; its end is heard as any other
+
     def end(self) -> None:
         """End all: a signal that came right before a call that waits is seen with the next one."""
         until = time.monotonic() + _PATIENCE_S
@@ -123,6 +144,7 @@ class _Crew:
         while left and time.monotonic() < until:
             for process in left:
                 process.terminate()
+                _let_go_on(process)
             again = time.monotonic() + _ONCE_MORE_S
             for process in left:
                 process.join(max(0.0, again - time.monotonic()))
@@ -151,11 +173,13 @@ class _Crew:
         except (EOFError, OSError):  # OSError: it died in the middle of a message
             self._at_work.remove(worker)
             self._release(worker)
+            stopped = f"was stopped for {_STOPPED_S:.0f} s and killed"
+            how = stopped if worker.is_given_up else "died"
             if worker.tries < _TRIES:
-                self._announce(f"job {worker.job.name}: its process died; trying it once more")
+                self._announce(f"job {worker.job.name}: its process {how}; trying it once more")
                 self._again.append(worker.job)
                 return None
-            return LabError(f"job {worker.job.name}", "its process died twice")
+            return LabError(f"job {worker.job.name}", f"its process {how}; it was the second try")
         if isinstance(message, JobResult | PyvmmError):
             self._at_work.remove(worker)
             self._release(worker)
@@ -179,6 +203,21 @@ class _Crew:
         running = {each.job.name: now - each.since for each in self._at_work}
         told = "; ".join(each.told for each in self._at_work if each.told)
         return f"{self._estimate.line(running)}: {told}" if self._estimate else told
+
+
+def _is_stopped(pid: int | None) -> bool:
+    """Whether a child is stopped, as by SIGSTOP. A debugger's is not."""
+    try:
+        # The name before it may have spaces and brackets of its own.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+def _let_go_on(process: BaseProcess) -> None:
+    """Who is stopped does not hear that it is to end."""
+    if process.pid is not None and process.exitcode is None:
+        os.kill(process.pid, signal.SIGCONT)
 
 
 def _work(
