@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pyvmm.lab.errors import LabError
@@ -87,5 +87,39 @@ def locked(
             announce(f"waiting for {another} in {folder}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def made_and_locked(
+    folder: Path, announce: Callable[[str], None], another: str = "another build"
+) -> Iterator[int]:
+    """As :func:`locked`, of a folder that is made if need be; also where who had the lock before
+    has removed it."""
+    while True:
+        make_folder(folder)
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(locked(folder, announce, another))
+                is_there = os.path.samestat(os.fstat(lock), os.stat(folder))
+            except FileNotFoundError:
+                continue
+            if is_there:
+                yield lock
+                return
+
+
+def remove_unless_locked(folder: Path) -> None:
+    """Remove a folder that nobody has locked, as far as that is possible."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return  # it is gone
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass
     finally:
         os.close(lock)

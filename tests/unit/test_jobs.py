@@ -6,6 +6,9 @@ import hashlib
 import json
 import os
 import resource
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +21,7 @@ from hypothesis import strategies as st
 
 from pyvmm import __version__
 from pyvmm.cli.main import main
-from pyvmm.lab.cache import write_whole
+from pyvmm.lab.cache import locked, write_whole
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.validate.jobs import result as results
@@ -267,11 +270,12 @@ def run(job: Job = JOB, **more: Any) -> JobResult:
     return job_run.run_job(job, lambda line: None, **more)
 
 
-def test_a_job_runs_once(lab: Lab) -> None:
+def test_a_job_runs_once(lab: Lab, tmp_path: Path) -> None:
     first = run()
     assert first.files == {"pyvmm-replay-MODEL1.json": "{}"}
     assert first.kernel.sha256 == hashlib.sha256(b"a kernel").hexdigest()
     assert run() == first and len(lab.runs) == 1
+    assert not list(tmp_path.rglob("other.bin")), "what cases leave may be a GiB"
     assert lab.runs[0] == ["--seed", "7", "-k", "PC3 or MR6", "-j", "2"]
     run(replace(JOB, model_examples=5))
     assert lab.runs[1][-2:] == ["--model-examples", "5"]
@@ -307,6 +311,37 @@ def test_an_interrupted_run_leaves_nothing_that_counts(lab: Lab) -> None:
     lab.error = None
     run()
     assert len(lab.runs) == 2
+
+
+def test_what_came_of_old_jobs_is_forgotten_but_of_none_that_is_under_way(
+    lab: Lab, tmp_path: Path
+) -> None:
+    jobs = [replace(JOB, seed=seed) for seed in range(6)]
+    place = tmp_path / "cache/pyvmm/jobs"
+    (place / "plans").mkdir(parents=True)
+    for age, job in enumerate(jobs):
+        run(job)
+        os.utime(place / job.name, times=(0, time.time() - 3600 + age))
+    assert run(jobs[1]) and len(lab.runs) == 6  # it is used again
+    with locked(place / jobs[0].name, lambda line: None):
+        job_run.forget_old_jobs(3)
+    left = {each.name for each in place.iterdir()} - {"plans"}
+    assert left == {jobs[number].name for number in (0, 1, 4, 5)}
+    job_run.forget_old_jobs(1)
+    assert {each.name for each in place.iterdir()} == {"plans", jobs[1].name}
+
+
+def test_a_job_whose_folder_was_removed_while_it_waited_has_one(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "cache/pyvmm/jobs" / JOB.name
+    folder.mkdir(parents=True)
+    waits = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        with locked(folder, lambda line: None):
+            done = threads.submit(job_run.run_job, JOB, lambda line: waits.set())
+            assert waits.wait(20)
+            shutil.rmtree(folder)
+        assert done.result().run == lab.answer
+    assert {each.name for each in folder.iterdir()} == {"job.json", "result.json"}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 2}', "\xff", "[" * 100_000])

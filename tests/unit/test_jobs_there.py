@@ -76,3 +76,24 @@ def test_what_came_in_part_goes_after_a_day(images: Path) -> None:
         os.utime(images / f"coming-{token}", times=(0, time.time() - age))
     name = come(b"a kernel")
     assert {each.name for each in images.iterdir()} == {name, "coming-coming"}
+
+
+def test_what_came_of_jobs_is_kept_for_so_many(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images.parents[1]))
+    monkeypatch.setattr(there, "_kernel", lambda sha256: Kernel("some", Path("x"), "6.12"))
+    monkeypatch.setattr(there, "from_text", lambda text: text)
+    monkeypatch.setattr(there, "MOST_JOBS", 2)
+    monkeypatch.setattr(results, "to_text", lambda done: "done")
+    jobs = images.parent / "jobs"
+
+    def run_job(name: str, *_: object, **__: object) -> None:
+        (jobs / name).mkdir(parents=True)
+        os.utime(jobs / name, times=(0, int(name, 16)))
+
+    monkeypatch.setattr(there, "run_job", run_job)
+    for number in range(1, 5):
+        assert there.run(f"{number:016}", "", False) == "done"
+    assert {int(each.name) for each in jobs.iterdir()} == {3, 4}

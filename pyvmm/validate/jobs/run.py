@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pyvmm.lab.build import Recipe, build, find_or_build
-from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder, write_whole
+from pyvmm.lab.cache import (
+    cache_folder,
+    check_room,
+    made_and_locked,
+    make_folder,
+    remove_unless_locked,
+    write_whole,
+)
 from pyvmm.lab.config import read_fragment
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.initramfs import find_busybox
@@ -33,6 +42,8 @@ from pyvmm.validate.kernels.lab_run import LabMachine, run_in_lab
 _JOB_MIB = 64
 #: A run says something for each case; a minute longer than the slowest may take is too long.
 _SILENCE_S = 60.0
+#: What a job's folder is called.
+_JOB = re.compile(r"[0-9a-f]{16}")
 
 Announce = Callable[[str], None]
 
@@ -55,12 +66,15 @@ def run_job(
     """
     find_qemu()  # before a build that takes minutes
     find_busybox()
-    folder = _own_folder(job)
-    with locked(folder, announce, "another run of this job"):
+    folder = _folder(job)
+    with made_and_locked(folder, announce, "another run of this job"):
+        _write(folder / "job.json", to_text(job))
         kernel = kernel or _kernel(job.kernel, folder, announce)
         digest = sha256_of(kernel.image)
         kept = None if again else _kept(job, folder, digest)
         if kept is not None:
+            with suppress(OSError):
+                os.utime(folder)  # it is used now
             return kept
         check_room(cache_folder(), _JOB_MIB)
         files = folder / "files"
@@ -74,9 +88,13 @@ def run_job(
             if lab.kernel.counts:
                 counters.append(packed_counters(lab))
 
-        run = run_in_lab(kernel, machine, _words(job), files, announce, tell, count)
+        try:
+            run = run_in_lab(kernel, machine, _words(job), files, announce, tell, count)
+            scripts = scripts_in(files)
+        finally:
+            shutil.rmtree(files, ignore_errors=True)  # it may have grown to a GiB
         facts = KernelFacts(kernel.name, kernel.release, digest)
-        done = JobResult(job.name, facts, run, scripts_in(files), counters=tuple(counters))
+        done = JobResult(job.name, facts, run, scripts, counters=tuple(counters))
         keep_result(job, done, announce)
         if not job.model_examples:
             durations.record(run.results)
@@ -117,7 +135,20 @@ def keep_result(job: Job, done: JobResult, announce: Announce) -> None:
 
 def forget_job(job: Job) -> None:
     """Remove what came of a job: it was taken over elsewhere."""
-    shutil.rmtree(cache_folder() / "jobs" / job.name, ignore_errors=True)
+    remove_unless_locked(cache_folder() / "jobs" / job.name)
+
+
+def forget_old_jobs(most: int) -> None:
+    """Remove what came of jobs, but for so many that ran or were asked for last, and none that is
+    under way. What cannot be removed is no reason to fail."""
+    used: list[tuple[float, Path]] = []
+    for name in os.listdir(cache_folder() / "jobs"):
+        folder = cache_folder() / "jobs" / name
+        with suppress(OSError):  # somebody else does the same
+            if _JOB.fullmatch(name):
+                used.append((folder.stat().st_mtime, folder))
+    for _, folder in sorted(used)[:-most]:
+        remove_unless_locked(folder)
 
 
 def sha256_of(path: Path) -> str:
@@ -142,9 +173,14 @@ def own_cache() -> Path:
     return cache
 
 
+def _folder(job: Job) -> Path:
+    """The job's folder in the cache, which need not be there."""
+    return own_cache() / "jobs" / job.name
+
+
 def _own_folder(job: Job) -> Path:
     """The job's folder in the cache, with the job in it."""
-    folder = make_folder(own_cache() / "jobs" / job.name)
+    folder = make_folder(_folder(job))
     _write(folder / "job.json", to_text(job))
     return folder
 

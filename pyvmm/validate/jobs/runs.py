@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Self
 
 from pyvmm.closing import Closing
 from pyvmm.errors import PyvmmError
-from pyvmm.lab.cache import cache_folder, locked, make_folder, write_whole
+from pyvmm.lab.cache import cache_folder, made_and_locked, write_whole
 from pyvmm.lab.errors import KernelFailed
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import durations
@@ -168,24 +167,14 @@ class Runs(Closing):
         return plan if planned == sorted(self._template.cases) else None
 
     def __enter__(self) -> Self:
-        self._lock()
+        another = made_and_locked(self._folder, self._announce, "another check of the same")
+        self._stack.enter_context(another)
         seed = random.randrange(1 << 32) if self._given_seed is None else self._given_seed
         self._plan = self._load() or _Plan(
             seed, tuple(cut(self._template.chosen, durations.known(), self._job_s))
         )
         write_whole(self._folder / _PLAN, json.dumps([self._plan.seed, self._plan.parts]))
         return self
-
-    def _lock(self) -> None:
-        """Wait until nobody else does the same work; who did it has removed the folder then."""
-        while True:
-            make_folder(self._folder)
-            lock = self._stack.enter_context(
-                locked(self._folder, self._announce, "another check of the same")
-            )
-            if os.fstat(lock).st_nlink:
-                return
-            self._stack.close()
 
     def close(self) -> None:
         self._stack.close()

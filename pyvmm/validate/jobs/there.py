@@ -25,7 +25,7 @@ from pyvmm.lab.qemu import find_qemu
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.jobs.job import from_text
-from pyvmm.validate.jobs.run import own_cache, run_job, sha256_of
+from pyvmm.validate.jobs.run import forget_old_jobs, own_cache, run_job, sha256_of
 
 #: What run() answers where the kernel has not come yet.
 NO_KERNEL = "no kernel"
@@ -33,6 +33,8 @@ NO_KERNEL = "no kernel"
 _KERNEL_MIB = 128
 #: How many of them are kept: those that were used last.
 MOST_KERNELS = 32
+#: How many jobs' results are kept; a hundred MiB or two.
+MOST_JOBS = 1000
 #: Which comes within that time or not at all, in seconds.
 LONGEST_WAY_S = 24 * 3600
 _COMING = "coming-"
@@ -123,6 +125,8 @@ def run(job: str, sha256: str, again: bool) -> str:
         return NO_KERNEL
     try:
         done = run_job(from_text(job), lambda line: None, again=again, kernel=kernel)
+        with suppress(OSError):
+            forget_old_jobs(MOST_JOBS)
     except PyvmmError as error:
         raise plain(error) from None
     return results.to_text(done)
