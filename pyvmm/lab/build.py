@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pyvmm.lab import coverage
 from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder, write_whole
 from pyvmm.lab.config import check_config, own_fragment
 from pyvmm.lab.debug_options import debug_fragment
-from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.errors import LabError, LabUsageError, NotBuilt
 from pyvmm.lab.kernels import Kernel, check_name, find_built, give_name, load_built, read_image
 from pyvmm.lab.make import Make, Progress
 from pyvmm.lab.programs import OF_A_BUILD, require
@@ -32,6 +33,11 @@ _PATCHED_VERSIONS = {"in-place": "7.3"}
 _BUILD_MIB = 600
 _UNBUILDABLE = re.compile(r"[\s:]")
 _VERSION = re.compile(r"\d+\.\d+")
+#: This process and those that it forks, to tell failures that they know of from older ones.
+_THESE_PROCESSES = uuid.uuid4().hex
+_LOG, _FAILED = "build.log", "failed.json"
+#: What need not be so the next time.
+_PASSING = re.compile(r"No space left|Killed|[Oo]ut of memory|[Mm]emory exhausted|allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +114,16 @@ def check_can_count(path: Path) -> None:
 
 
 def find_or_build(
-    name: str, announce: Callable[[str], None], progress: Progress | None = None
+    name: str,
+    announce: Callable[[str], None],
+    progress: Progress | None = None,
+    *,
+    once: bool = False,
 ) -> Kernel:
-    """The kernel of that name or path, built first if it is one that the lab knows how to."""
+    """The kernel of that name or path, built first if it is one that the lab knows how to.
+
+    ``once`` is as in :func:`build`.
+    """
     check_known(name)
     recipe = known_recipe(name) if "/" not in name else None
     built = find_built(name) if "/" not in name else None
@@ -122,7 +135,7 @@ def find_or_build(
         open_source(recipe.source)
         require(*OF_A_BUILD)
         announce(f"kernel {name!r} was never built: building it now, which takes minutes")
-    return build(recipe, name, announce, progress)
+    return build(recipe, name, announce, progress, once=once)
 
 
 def build(
@@ -130,11 +143,15 @@ def build(
     name: str | None,
     announce: Callable[[str], None],
     progress: Progress | None = None,
+    *,
+    once: bool = False,
 ) -> Kernel:
     """Build a kernel unless exactly this was built before, and give it a name.
 
     Without a name it gets one that says what it was built from. `announce` gets one line per
     step; `progress` is called with the number of files made so far and the last one's name.
+    With `once` what did not compile for this process, or for one that it forked, or that forked it,
+    is not tried again: the error is the same.
     Raises LabError when it does not build; the message has the log's path.
     """
     if name is not None:
@@ -156,7 +173,7 @@ def build(
     make_folder(tree.folder)
     with locked(tree.folder, announce) as lock:
         tree.bring_up_to_date(announce, lock)
-        folder = _kept(recipe, tree) or _build(recipe, tree, announce, progress, lock)
+        folder = _kept(recipe, tree) or _build_once(recipe, tree, announce, progress, lock, once)
     return give_name(name or _default_name(recipe, tree), folder)
 
 
@@ -242,6 +259,34 @@ def _kept(recipe: Recipe, tree: Tree) -> Path | None:
     return folder if load_built("", folder) else None
 
 
+def _build_once(
+    recipe: Recipe,
+    tree: Tree,
+    announce: Callable[[str], None],
+    progress: Progress | None,
+    lock: int,
+    once: bool,
+) -> Path:
+    """As :func:`_build`; what fails is kept, and is told again where it is to be tried once."""
+    folder = make_folder(_folder(recipe, tree))
+    path = folder / _FAILED
+    if once:
+        try:
+            by, *told = json.loads(path.read_text())
+            if by == _THESE_PROCESSES:
+                raise NotBuilt(*told)
+        except (OSError, TypeError, ValueError, RecursionError):
+            pass  # there is none, or it is damaged
+    try:
+        return _build(recipe, tree, announce, progress, lock)
+    except NotBuilt as error:
+        told = [_THESE_PROCESSES, error.thing, error.cause, error.remedy]
+        with suppress(OSError):
+            if not _PASSING.search((folder / _LOG).read_text(errors="replace")):
+                write_whole(path, json.dumps(told))
+        raise
+
+
 def _build(
     recipe: Recipe,
     tree: Tree,
@@ -251,7 +296,7 @@ def _build(
 ) -> Path:
     """Build in the tree, which is locked and up to date, and keep the result."""
     folder = make_folder(_folder(recipe, tree))
-    log = folder / "build.log"
+    log = folder / _LOG
     log.unlink(missing_ok=True)
     check_room(folder, _BUILD_MIB)
     config = recipe.fragment

@@ -27,12 +27,16 @@ class KernelFailed(LabError):
     """A kernel does not boot, or the command does not begin in it."""
 
 
+class NotBuilt(LabError):
+    """A kernel does not compile or link."""
+
+
 class PatchRefused(LabError):
     """A patch does not apply to the source."""
 
 
 def plain(error: PyvmmError) -> PyvmmError:
     """The error as one of the classes that a pipe to another process can carry."""
-    classes = (LabUsageError, KernelFailed, LabError, ConfigurationError)
+    classes = (LabUsageError, KernelFailed, NotBuilt, LabError, ConfigurationError)
     kind = next((each for each in classes if isinstance(error, each)), PyvmmError)
     return kind(error.thing, error.cause, error.remedy)

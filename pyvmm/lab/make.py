@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pyvmm.lab.errors import LabError
+from pyvmm.lab.errors import NotBuilt
 from pyvmm.lab.processes import die_with_parent
 
 #: What says best why a build failed, the best first.
@@ -41,7 +41,7 @@ class Make:
         self._lock = lock
 
     def run(self, arguments: Sequence[str], progress: Progress | None = None) -> None:
-        """Make these goals with these settings; a LabError with the reason when that fails."""
+        """Make these goals with these settings; NotBuilt with the reason when that fails."""
         made = 0
         with (
             open(self._log, "ab", buffering=0) as log,  # for who reads it meanwhile
@@ -69,7 +69,7 @@ class Make:
                 os.killpg(process.pid, signal.SIGTERM)  # make removes what is half done
                 raise
         if process.returncode:
-            raise LabError("the kernel does not build", self._reason(), f"log: {self._log}")
+            raise NotBuilt("the kernel does not build", self._reason(), f"log: {self._log}")
 
     def _reason(self) -> str:
         text = self._log.read_text(errors="replace")

@@ -238,7 +238,7 @@ class Lab:
         self.answer = lab_run()
         self.error: BaseException | None = None
 
-    def find(self, name: str, *_: object) -> Any:
+    def find(self, name: str, *_: object, **__: object) -> Any:
         from pyvmm.lab.kernels import Kernel
 
         return Kernel(name, self.image, "6.12")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +20,15 @@ from pyvmm.lab.build import Recipe, build, find_or_build, known_recipe
 from pyvmm.lab.cache import check_room, locked
 from pyvmm.lab.compiler_warnings import warnings_of_patch
 from pyvmm.lab.config import check_config, own_fragment, parse_config, read_fragment
-from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.errors import LabError, LabUsageError, NotBuilt
 from pyvmm.lab.kernels import built_kernels, find_built, read_image
 from pyvmm.lab.programs import OF_A_BUILD, OF_SELFTESTS
 from pyvmm.lab.selftests import build_selftests, build_those_that_do
 from pyvmm.lab.sources import source_path
+from pyvmm.validate.jobs import run as job_run
+from pyvmm.validate.jobs.job import Built, Job
+from pyvmm.validate.jobs.workers import run_jobs
+from pyvmm.validate.run.catalogue import select
 
 _MAKE = r"""#!/bin/sh
 # Stands in for make: the goals are the last argument.
@@ -182,6 +188,58 @@ def test_a_kernel_that_does_not_compile_says_so_in_one_line(world: Path) -> None
     log = Path(message.rpartition("log: ")[2])
     assert "make[1]: ***" in log.read_text()
     assert find_built("mine") is None
+
+
+def test_what_does_not_compile_is_tried_once_where_that_is_wanted(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world / "linux/arch/x86/kvm/svm.c").write_text("broken\n")
+    recipe = Recipe(_tarball(world))
+
+    def says(once: bool = False) -> str:
+        with pytest.raises(NotBuilt) as caught:
+            build(recipe, "mine", _silent, once=once)
+        return str(caught.value)
+
+    def tried() -> int:
+        return _made(world).count("bzImage")
+
+    first = says(once=True)
+    with ThreadPoolExecutor(2) as threads:
+        assert set(threads.map(lambda _: says(once=True), range(4))) == {first}
+    assert tried() == 1
+    assert says() == first and tried() == 2  # a person does it again
+    (failed,) = world.rglob("failed.json")
+    for text in ("", "[]", "{}", '"x"', "[" * 100_000, json.dumps([build_module._THESE_PROCESSES])):
+        failed.write_text(text)
+        before = tried()
+        assert says(once=True) == first and tried() == before + 1
+    monkeypatch.setattr(build_module, "_THESE_PROCESSES", "those of another command")
+    assert says(once=True) == first and tried() == before + 2
+
+
+def test_jobs_of_a_kernel_that_does_not_compile_build_it_once(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world / "linux/arch/x86/kvm/svm.c").write_text("broken\n")
+    monkeypatch.setattr(job_run, "find_qemu", lambda: "")
+    monkeypatch.setattr(job_run, "find_busybox", lambda: "")
+    kernel = Built(str(_tarball(world)))
+    jobs = [Job(kernel, (select("MR6")[0].name,), seed) for seed in range(4)]
+    outcomes = dict(run_jobs(jobs, 2, _silent))
+    assert {type(each) for each in outcomes.values()} == {NotBuilt} and len(outcomes) == 4
+    assert len(set(map(str, outcomes.values()))) == 1, "it is told once"
+    assert _made(world).count("bzImage") == 1
+
+
+def test_what_need_not_fail_again_is_tried_again(world: Path) -> None:
+    (world / "tools/make").write_text(
+        '#!/bin/sh\necho x >>"$MADE"\necho "fixdep: error: No space left on device"; exit 2\n'
+    )
+    for times in (1, 2):
+        with pytest.raises(NotBuilt, match="No space left"):
+            build(Recipe(_tarball(world)), "mine", _silent, once=True)
+        assert len(_made(world)) == times
 
 
 @pytest.mark.parametrize(

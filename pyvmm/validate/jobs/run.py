@@ -186,10 +186,13 @@ def _own_folder(job: Job) -> Path:
 
 
 def _kernel(wanted: Named | Image | Built, folder: Path, announce: Announce) -> Kernel:
-    """The job's kernel, built first if need be; what is wrong with it is no fault of the job."""
+    """The job's kernel, built first if need be; what is wrong with it is no fault of the job.
+
+    What does not compile is tried once, however many jobs want it.
+    """
     try:
         if isinstance(wanted, Named):
-            return find_or_build(wanted.name, announce)
+            return find_or_build(wanted.name, announce, once=True)
         if isinstance(wanted, Image):
             kernel = read_image(Path(wanted.image))
             if sha256_of(kernel.image) != wanted.sha256:
@@ -197,7 +200,7 @@ def _kernel(wanted: Named | Image | Built, folder: Path, announce: Announce) -> 
                     f"kernel {wanted.image}", "it is another one than the job's", "cut new jobs"
                 )
             return kernel
-        return build(_recipe(wanted, folder / "kernel"), None, announce)
+        return build(_recipe(wanted, folder / "kernel"), None, announce, once=True)
     except LabUsageError as error:
         raise LabError(error.thing, error.cause, error.remedy) from None
 
