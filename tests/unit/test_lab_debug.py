@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pyvmm.lab.debug_options import (
     expected_time,
     parse_debug,
 )
-from pyvmm.lab.errors import LabUsageError
+from pyvmm.lab.errors import KernelFailed, LabUsageError
 from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.kernels import lab_run
@@ -88,6 +89,47 @@ def test_cases_after_lockdeps_report_run_again(
     assert [each.splat.title[-1] for each in whole.trouble] == ["1", "2", "3"]
     assert (whole.duration_s, whole.kernel_log) == (6.0, ("1", "2", "3"))
     assert len(said) == 2 and "2 cases" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("ending", "problem"),
+    [
+        ({"problem": "the kernel died"}, "the kernel died"),
+        ({"problem": "timed out after 5 s", "out_of_time": True}, "timed out after 5 s"),
+        (KernelFailed("kernel light did not boot", "panic"), "kernel light did not boot: panic"),
+    ],
+)
+def test_a_kernel_that_dies_silently_in_another_boot_has_died(
+    ending: dict[str, Any] | KernelFailed,
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = LabRun(("A", "B"), (), 1, 2.0, kernel_log=("1",))
+    boots: list[int] = []
+
+    def one_boot(*_: object) -> tuple[LabRun, list[str]]:
+        boots.append(1)
+        if len(boots) == 1:
+            return first, ["B"]
+        if isinstance(ending, KernelFailed):
+            raise ending
+        return replace(first, **ending), []
+
+    monkeypatch.setattr(lab_run, "_one_boot", one_boot)
+    kernel = Kernel("light", tmp_path / "bzImage", "6.12", debug=("lockdep",))
+    run = run_in_lab(kernel, LabMachine(), [], tmp_path, lambda line: None)
+    assert run.problem == f"in another boot, after lockdep's report: {problem}"
+    assert run.planned == first.planned and run.out_of_time == ("timed out" in problem)
+
+
+def test_of_two_problems_the_first_is_told_unless_it_was_the_time() -> None:
+    first = LabRun((), (), 1, 2.0, problem="status 3")
+    died = replace(first, problem="it died")
+    assert lab_run._with_another_boot(first, died).problem == "status 3"
+    late = replace(first, problem="timed out", out_of_time=True)
+    run = lab_run._with_another_boot(late, died)
+    assert run.problem.endswith(": it died") and not run.out_of_time
 
 
 def test_what_began_after_lockdeps_report() -> None:

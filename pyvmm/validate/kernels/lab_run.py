@@ -91,7 +91,7 @@ def run_in_lab(
     What the cases leave for people, such as the model's scripts, comes into ``folder``.
     ``tell`` is given a line on how far it is, and ``at_end`` each lab whose kernel still lives.
     Lockdep is silent after its first report: the cases that began after that run again in another
-    boot, for what the kernel says of them.
+    boot, for what the kernel says of them, and for whether it survives them.
     Raises :class:`LabError` when the kernel does not boot or the command does not begin.
     """
     run, unseen = _one_boot(kernel, machine, words, folder, announce, tell, at_end)
@@ -100,14 +100,25 @@ def run_in_lab(
             break
         announce(f"lockdep was silent after its report: {len(unseen)} cases in another boot")
         chosen = [*words, "-k", " or ".join(unseen)]
-        more, unseen = _one_boot(kernel, machine, chosen, folder, announce, tell, at_end)
-        run = replace(
-            run,
-            trouble=(*run.trouble, *more.trouble),
-            duration_s=run.duration_s + more.duration_s,
-            kernel_log=(*run.kernel_log, *more.kernel_log),
-        )
+        try:
+            more, unseen = _one_boot(kernel, machine, chosen, folder, announce, tell, at_end)
+        except KernelFailed as error:  # what came of the boot before is known all the same
+            more, unseen = LabRun((), (), run.seed, 0.0, problem=str(error)), []
+        run = _with_another_boot(run, more)
     return run
+
+
+def _with_another_boot(run: LabRun, more: LabRun) -> LabRun:
+    """A run with what the kernel said in another boot; its cases ended in the first one."""
+    if more.problem and (not run.problem or run.out_of_time):
+        problem = f"in another boot, after lockdep's report: {more.problem}"
+        run = replace(run, problem=problem, out_of_time=more.out_of_time)
+    return replace(
+        run,
+        trouble=(*run.trouble, *more.trouble),
+        duration_s=run.duration_s + more.duration_s,
+        kernel_log=(*run.kernel_log, *more.kernel_log),
+    )
 
 
 def _one_boot(
