@@ -1,10 +1,30 @@
-"""JSON from a file that somebody names: whatever is in it, what is wrong with it is one line."""
+"""JSON from files: those that somebody names, where what is wrong is one line, and pyvmm's own."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pyvmm.errors import ConfigurationError
+
+Made = TypeVar("Made")
+#: What reading and parsing raise, and what taking apart does where the JSON has another shape.
+_DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
+
+def read_own(path: Path, make: Callable[[Any], Made]) -> Made | None:
+    """What ``make`` makes of JSON that pyvmm keeps in a file; None where there is none that can be
+    read, or it is damaged.
+
+    ``make`` takes it apart as if it were whole, and raises ValueError for what cannot be.
+    """
+    import json
+
+    try:
+        return make(json.loads(path.read_text()))
+    except (*_DAMAGE, RecursionError):
+        return None
 
 
 def read_json(path: str, most_mib: int, remedy: str) -> Any:

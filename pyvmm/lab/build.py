@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvmm.json_file import read_own
 from pyvmm.lab import coverage
 from pyvmm.lab.cache import cache_folder, check_room, locked, make_folder, write_whole
 from pyvmm.lab.config import check_config, own_fragment
@@ -270,13 +271,8 @@ def _build_once(
     """As :func:`_build`; what fails is kept, and is told again where it is to be tried once."""
     folder = make_folder(_folder(recipe, tree))
     path = folder / _FAILED
-    if once:
-        try:
-            by, *told = json.loads(path.read_text())
-            if by == _THESE_PROCESSES:
-                raise NotBuilt(*told)
-        except (OSError, TypeError, ValueError, RecursionError):
-            pass  # there is none, or it is damaged
+    if once and (known := read_own(path, _failure_of_ours)):
+        raise known
     try:
         return _build(recipe, tree, announce, progress, lock)
     except NotBuilt as error:
@@ -285,6 +281,13 @@ def _build_once(
             if not _PASSING.search((folder / _LOG).read_text(errors="replace")):
                 write_whole(path, json.dumps(told))
         raise
+
+
+def _failure_of_ours(data: list[str]) -> NotBuilt:
+    by, thing, cause, remedy = data
+    if by != _THESE_PROCESSES:
+        raise ValueError
+    return NotBuilt(thing, cause, remedy)
 
 
 def _build(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pyvmm.json_file import read_own
 from pyvmm.lab.cache import cache_folder, make_folder
 from pyvmm.lab.errors import LabError, LabUsageError
 
@@ -109,9 +110,9 @@ def give_name(name: str, folder: Path) -> Kernel:
 
 def load_built(name: str, folder: Path) -> Kernel | None:
     """The kernel that was built in a folder; None for one that is damaged, or not whole yet."""
-    try:
-        facts = json.loads((folder / "kernel.json").read_text())
-        kernel = Kernel(
+
+    def make(facts: dict[str, Any]) -> Kernel:
+        return Kernel(
             name,
             (folder / "bzImage").resolve(),
             facts["release"],
@@ -120,9 +121,9 @@ def load_built(name: str, folder: Path) -> Kernel | None:
             facts.get("coverage", False),
             tuple(facts.get("debug", ())),
         )
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
-        return None
-    return kernel if kernel.image.exists() else None
+
+    kernel = read_own(folder / "kernel.json", make)
+    return kernel if kernel and kernel.image.exists() else None
 
 
 def last_log() -> Path:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyvmm.json_file import read_own
 from pyvmm.lab.cache import write_whole
 from pyvmm.lab.errors import NAME_A_FOLDER, LabUsageError
 from pyvmm.validate.jobs.result import JobResult
@@ -123,23 +124,24 @@ class Corpus:
                     f"corpus {self.folder}", "there are other files", "name another"
                 )
             return
-        try:
-            data = json.loads(path.read_text())
-            if data["pyvmm-corpus"] != FORMAT:
-                raise ValueError
-            self.seed, self._next = int(data["seed"]), int(data["next"])
-            self._beyond = set(map(int, data["beyond"]))
-            self.scripts, self.seconds = int(data["scripts"]), float(data["seconds"])
-            kinds = [Kind(**{**each, "files": tuple(each["files"])}) for each in data["kinds"]]
-            self.kinds = {each.kind: each for each in kinds}
-        except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        if not read_own(path, self._take_over):
             raise LabUsageError(
                 f"corpus {path}", "it is damaged, or of another pyvmm", "name another folder"
-            ) from None
+            )
         if seed not in (None, self.seed):
             raise LabUsageError(
                 f"corpus {self.folder}", f"it has seed {self.seed}", "name another folder"
             )
+
+    def _take_over(self, data: dict[str, Any]) -> bool:
+        if data["pyvmm-corpus"] != FORMAT:
+            raise ValueError
+        self.seed, self._next = int(data["seed"]), int(data["next"])
+        self._beyond = set(map(int, data["beyond"]))
+        self.scripts, self.seconds = int(data["scripts"]), float(data["seconds"])
+        kinds = [Kind(**{**each, "files": tuple(each["files"])}) for each in data["kinds"]]
+        self.kinds = {each.kind: each for each in kinds}
+        return True
 
     def _save(self) -> None:
         data: dict[str, Any] = {

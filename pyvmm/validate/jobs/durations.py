@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
+from pyvmm.json_file import read_own
 from pyvmm.lab.cache import cache_folder, locked, make_folder, write_whole
 from pyvmm.validate.jobs.job import Job
 from pyvmm.validate.kit.case import Case
@@ -28,12 +30,14 @@ START_S = 10.0
 
 def known() -> dict[str, float]:
     """Seconds by the names of cases; empty where nothing was recorded, or it is damaged."""
-    try:
-        data = json.loads((cache_folder() / _FILE).read_text())
-        found = {str(name): float(seconds) for name, seconds in data.items()}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        return {}
-    return found if all(0 <= each <= _LONGEST_S for each in found.values()) else {}
+    return read_own(cache_folder() / _FILE, _seconds) or {}
+
+
+def _seconds(data: dict[str, Any]) -> dict[str, float]:
+    found = {str(name): float(seconds) for name, seconds in data.items()}
+    if not all(0 <= each <= _LONGEST_S for each in found.values()):
+        raise ValueError
+    return found
 
 
 def record(results: Iterable[CaseResult]) -> None:

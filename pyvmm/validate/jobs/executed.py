@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from pyvmm.json_file import read_own
 from pyvmm.lab.cache import write_whole
 from pyvmm.lab.coverage import Coverage
 from pyvmm.lab.errors import LabUsageError
@@ -26,8 +28,10 @@ class Executed:
         self.quiet = 0
         self._path = folder / _FILE
         self._kernels: dict[str, dict[str, set[int]]] = {}
-        if self._path.exists():
-            self._load()
+        if self._path.exists() and not read_own(self._path, self._take_over):
+            raise LabUsageError(
+                f"corpus {self._path}", "it is damaged, or of another pyvmm", "remove it"
+            )
 
     @property
     def lines(self) -> int:
@@ -47,20 +51,15 @@ class Executed:
         self._save()
         return new
 
-    def _load(self) -> None:
-        try:
-            data = json.loads(self._path.read_text())
-            if data["pyvmm-executed"] != FORMAT:
-                raise ValueError
-            self.rounds, self.quiet = int(data["rounds"]), int(data["quiet"])
-            self._kernels = {
-                kernel: {name: set(map(int, numbers)) for name, numbers in files.items()}
-                for kernel, files in data["kernels"].items()
-            }
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
-            raise LabUsageError(
-                f"corpus {self._path}", "it is damaged, or of another pyvmm", "remove it"
-            ) from None
+    def _take_over(self, data: dict[str, Any]) -> bool:
+        if data["pyvmm-executed"] != FORMAT:
+            raise ValueError
+        self.rounds, self.quiet = int(data["rounds"]), int(data["quiet"])
+        self._kernels = {
+            kernel: {name: set(map(int, numbers)) for name, numbers in files.items()}
+            for kernel, files in data["kernels"].items()
+        }
+        return True
 
     def _save(self) -> None:
         data = {

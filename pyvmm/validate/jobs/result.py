@@ -99,14 +99,12 @@ def to_text(result: JobResult) -> str:
 
 
 def from_text(text: str) -> JobResult:
-    """What :func:`to_text` made. Raises KeyError, TypeError or ValueError for anything else."""
-    try:
-        return _from_json(json.loads(text))
-    except (RecursionError, zlib.error) as error:
-        raise ValueError(str(error)) from None
+    """What :func:`to_text` made, and nothing else."""
+    return from_json(json.loads(text))
 
 
-def _from_json(data: dict[str, Any]) -> JobResult:
+def from_json(data: dict[str, Any]) -> JobResult:
+    """The same of JSON. For anything else it raises what taking it apart does, or ValueError."""
     if data["schema"] != SCHEMA:
         raise ValueError(f"schema {data['schema']}")
     told = data["report"]
@@ -122,7 +120,10 @@ def _from_json(data: dict[str, Any]) -> JobResult:
         tuple(data["kernel_log"]),
     )
     kernel = KernelFacts(**data["kernel"])
-    counters = tuple(zlib.decompress(b64decode(each)) for each in data["counters"])
+    try:
+        counters = tuple(zlib.decompress(b64decode(each)) for each in data["counters"])
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
     return JobResult(data["job"], kernel, run, data["files"], data["code"], counters)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pyvmm.json_file import read_own
 from pyvmm.lab.build import Recipe, build, find_or_build
 from pyvmm.lab.cache import (
     cache_folder,
@@ -226,9 +227,8 @@ def _words(job: Job) -> list[str]:
 
 def _kept(job: Job, folder: Path, digest: str) -> JobResult | None:
     """What came of the job on this kernel, None where that is not known."""
-    try:
-        kept = results.from_text((folder / "result.json").read_text())
-    except (OSError, KeyError, TypeError, ValueError):
+    kept = read_own(folder / "result.json", results.from_json)
+    if kept is None:
         return None
     of = kept.job, kept.kernel.sha256, kept.code
     return kept if of == (job.name, digest, own_code()) else None

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pyvmm.closing import Closing
 from pyvmm.errors import PyvmmError
+from pyvmm.json_file import read_own
 from pyvmm.lab.cache import cache_folder, made_and_locked, write_whole
 from pyvmm.lab.errors import KernelFailed
 from pyvmm.lab.kernels import Kernel
@@ -158,13 +159,14 @@ class Runs(Closing):
 
     def _load(self) -> _Plan | None:
         """The plan of a call that did not come to its end, None where there is none."""
-        try:
-            seed, parts = json.loads((self._folder / _PLAN).read_text())
-            plan = _Plan(int(seed), tuple(tuple(part) for part in parts))
-            planned = sorted(name for part in plan.parts for name in part)
-        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
-            return None
-        return plan if planned == sorted(self._template.cases) else None
+        return read_own(self._folder / _PLAN, self._planned)
+
+    def _planned(self, data: Any) -> _Plan:
+        seed, parts = data
+        plan = _Plan(int(seed), tuple(tuple(part) for part in parts))
+        if sorted(name for part in plan.parts for name in part) != sorted(self._template.cases):
+            raise ValueError
+        return plan
 
     def __enter__(self) -> Self:
         another = made_and_locked(self._folder, self._announce, "another check of the same")

@@ -17,6 +17,7 @@ from typing import Any
 
 from pyvmm import __version__
 from pyvmm.errors import PyvmmError
+from pyvmm.json_file import read_own
 from pyvmm.lab.cache import cache_folder, check_room, make_folder, write_whole
 from pyvmm.lab.errors import LabError, plain
 from pyvmm.lab.initramfs import find_busybox
@@ -135,10 +136,10 @@ def run(job: str, sha256: str, again: bool) -> str:
 def _kernel(sha256: str) -> Kernel | None:
     """The kernel with this digest, None where it has not come, or is damaged."""
     folder = _images() / sha256
-    try:
-        facts = json.loads((folder / "kernel.json").read_text())
+
+    def make(facts: dict[str, Any]) -> Kernel:
         os.utime(folder)  # it is used now
-        kernel = Kernel(
+        return Kernel(
             facts["name"],
             folder / "bzImage",
             facts["release"],
@@ -147,6 +148,9 @@ def _kernel(sha256: str) -> Kernel | None:
             facts["counts"],
             tuple(facts["debug"]),
         )
-        return kernel if sha256_of(kernel.image) == sha256 else None
-    except (LabError, OSError, KeyError, TypeError, ValueError, RecursionError):
-        return None
+
+    kernel = read_own(folder / "kernel.json", make)
+    with suppress(LabError):  # there is no image
+        if kernel and sha256_of(kernel.image) == sha256:
+            return kernel
+    return None
