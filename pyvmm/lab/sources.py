@@ -19,12 +19,14 @@ import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pyvmm.json_file import Made, read_own
 from pyvmm.lab.cache import cache_folder, check_room, write_whole
 from pyvmm.lab.diffs import FileDiff, diffs_in
-from pyvmm.lab.errors import LabUsageError, PatchRefused
+from pyvmm.lab.errors import LabError, LabUsageError, PatchRefused
 from pyvmm.lab.mail import patch_texts
-from pyvmm.lab.patching import EXECUTABLE, NOT_EXECUTABLE, apply_diffs, names_of
+from pyvmm.lab.patching import EXECUTABLE, NOT_EXECUTABLE, apply_diffs, is_below, names_of
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
 
@@ -110,7 +112,7 @@ class Tree:
     def state(self) -> str:
         """What the unpatched contents are, as a string to compare."""
         if self.source.is_folder:
-            return self.source.identity + _digest(self._listing.read_text())
+            return self.source.identity + _digest(self._listing.read_text(errors="replace"))
         return self.source.identity
 
     def bring_up_to_date(self, announce: Callable[[str], None], lock: int) -> None:
@@ -179,7 +181,7 @@ class Tree:
         """The modes that files have without patches: of these, and of those that are patched."""
         kept: dict[str, int] = {}
         if self._modes.exists():
-            kept = json.loads(self._modes.read_text())
+            kept = self._read(self._modes, _modes)
         for name in names:
             if name not in kept and (self.files / name).is_file():
                 kept[name] = _mode(self.files / name)
@@ -223,7 +225,7 @@ class Tree:
         """Copy the files of the source folder that changed since this was last done."""
         before: dict[str, list[int]] = {}
         if self._listing.exists():
-            before = json.loads(self._listing.read_text())
+            before = self._read(self._listing, _listing)
         now = {name: [size, mtime] for name, size, mtime in list_files(self.source.path)}
         changed = [name for name, facts in now.items() if before.get(name) != facts]
         if changed:
@@ -251,11 +253,14 @@ class Tree:
         """Contents that patched files have without the patch; None for no such file."""
         if not self._originals.exists():
             return {}
-        kept: dict[str, str | None] = json.loads(self._originals.read_text())
-        return {
-            name: None if content is None else content.encode("latin-1")
-            for name, content in kept.items()
-        }
+        return self._read(self._originals, _originals)
+
+    def _read(self, path: Path, make: Callable[[Any], Made]) -> Made:
+        """Without it nobody knows what the tree has."""
+        made = read_own(path, make)
+        if made is None:
+            raise LabError(str(path), "it is damaged", f"remove {self.folder}: it is made anew")
+        return made
 
     def _write_originals(self, originals: Mapping[str, bytes | None]) -> None:
         kept = {
@@ -263,6 +268,28 @@ class Tree:
             for name, content in originals.items()
         }
         write_whole(self._originals, json.dumps(kept))
+
+
+def _listing(data: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Size and modification time of what was copied, by name."""
+    return {_checked(name): [int(size), int(mtime)] for name, (size, mtime) in data.items()}
+
+
+def _originals(data: dict[str, str | None]) -> dict[str, bytes | None]:
+    return {
+        _checked(name): None if content is None else content.encode("latin-1")
+        for name, content in data.items()
+    }
+
+
+def _modes(data: dict[str, int]) -> dict[str, int]:
+    return {_checked(name): int(mode) for name, mode in data.items()}
+
+
+def _checked(name: str) -> str:
+    if not is_below(name):
+        raise ValueError(name)
+    return name
 
 
 def _name_of(stem: str) -> str:

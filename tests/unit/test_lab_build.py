@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -174,6 +175,25 @@ def test_a_folder_is_built_again_when_it_changed(world: Path) -> None:
     assert build(recipe, "tree", _silent).image != first.image
     assert (world / "linux/arch/x86/kvm/svm.c").read_text() == "still fine\n"
     assert {path.name for path in (world / "linux").iterdir()} == {"Kbuild", "arch"}
+
+
+@pytest.mark.parametrize("name", ["listing.json", "originals.json", "modes.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"a": [7]}', b'{"../a": 7}']
+)
+def test_a_damaged_tree_is_one_line_with_a_remedy(world: Path, name: str, content: bytes) -> None:
+    patch = world / "a.patch"
+    patch.write_text("--- a/arch/x86/kvm/svm.c\n+++ b/arch/x86/kvm/svm.c\n@@ -1 +1 @@\n-fine\n+2\n")
+    recipe = Recipe(world / "linux", (patch,))
+    image = build(recipe, "mine", _silent).image
+    (path,) = world.rglob(name)
+    path.write_bytes(content)
+    with pytest.raises(LabError) as caught:
+        build(recipe, "mine", _silent)
+    remedy = f"remove {path.parent}: it is made anew"
+    assert str(caught.value) == f"{path}: it is damaged; {remedy}"
+    shutil.rmtree(path.parent)
+    assert build(recipe, "mine", _silent).image == image
 
 
 def test_a_kernel_that_does_not_compile_says_so_in_one_line(world: Path) -> None:
