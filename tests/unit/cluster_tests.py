@@ -49,7 +49,10 @@ class House:
         self.answer: Callable[[Job], None] = lambda job: None
         self.pieces = 0
 
-    def run(self, job: Job, announce: object, *, again: bool, kernel: Kernel) -> JobResult:
+    def run(
+        self, job: Job, announce: object, *, again: bool, kernel: Kernel, digest: str
+    ) -> JobResult:
+        assert digest == self.digest
         assert kernel.image.read_bytes() == IMAGE and kernel.debug == ("kasan",)
         self.ran.append(job.seed)
         self.answer(job)

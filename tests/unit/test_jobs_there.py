@@ -11,7 +11,11 @@ import pytest
 
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import result as results
+from pyvmm.validate.jobs import run as job_run
 from pyvmm.validate.jobs import there
+from pyvmm.validate.jobs.job import Job, Named, to_text
+from pyvmm.validate.kernels.lab_run import LabRun
+from pyvmm.validate.run.catalogue import select
 
 FACTS = {"name": "some"}
 
@@ -60,6 +64,32 @@ def test_a_kernel_that_is_damaged_is_to_come_again(
         assert comes() == "done"
     (images / name / "bzImage").unlink()
     assert there.run("", name, False) == there.NO_KERNEL
+
+
+def test_a_kernel_is_read_once_for_a_job(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images.parents[1]))
+    read: list[Path] = []
+
+    def sha256_of(path: Path) -> str:
+        read.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    for module in (there, job_run):
+        monkeypatch.setattr(module, "sha256_of", sha256_of)
+        monkeypatch.setattr(module, "find_qemu", lambda: "")
+        monkeypatch.setattr(module, "find_busybox", lambda: "")
+    run = LabRun((), (), 7, 1.0)
+    monkeypatch.setattr(job_run, "run_in_lab", lambda *_: run)
+    facts = there.facts_of(Kernel("some", Path("x"), "6.12"))
+    name = hashlib.sha256(b"a kernel").hexdigest()
+    there.take("token", 0, b"a kernel")
+    text = to_text(Job(Named("some"), (select("MR6")[0].name,), 7))
+    done = results.from_text(there.run_with([0], "token", facts, text, name, False))
+    assert done.run == run and done.kernel.sha256 == name
+    assert read == [images / name / "token.new", images / name / "bzImage"]
+    read.clear()
+    assert there.run(text, name, False) and read == [images / name / "bzImage"]
 
 
 def test_those_that_were_used_last_are_kept(images: Path) -> None:

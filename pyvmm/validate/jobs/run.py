@@ -56,10 +56,11 @@ def run_job(
     *,
     again: bool = False,
     kernel: Kernel | None = None,
+    digest: str = "",
 ) -> JobResult:
     """What came of a job, which runs unless that is known; ``again`` runs it all the same.
 
-    ``kernel`` is the job's, where it was had elsewhere.
+    ``kernel`` is the job's, where it was had elsewhere, and ``digest`` that of its image.
 
     A run that only its time limit ended is not kept. ``announce`` is given a line for each thing
     worth knowing, ``tell`` one on how far it is. Raises :class:`LabError` where it cannot run
@@ -71,7 +72,7 @@ def run_job(
     with made_and_locked(folder, announce, "another run of this job"):
         _write(folder / "job.json", to_text(job))
         kernel = kernel or _kernel(job.kernel, folder, announce)
-        digest = sha256_of(kernel.image)
+        digest = digest or sha256_of(kernel.image)
         kept = None if again else _kept(job, folder, digest)
         if kept is not None:
             with suppress(OSError):

@@ -125,7 +125,7 @@ def run(job: str, sha256: str, again: bool) -> str:
     if kernel is None:
         return NO_KERNEL
     try:
-        done = run_job(from_text(job), lambda line: None, again=again, kernel=kernel)
+        done = run_job(from_text(job), lambda line: None, again=again, kernel=kernel, digest=sha256)
         with suppress(OSError):
             forget_old_jobs(MOST_JOBS)
     except PyvmmError as error:
