@@ -1,4 +1,4 @@
-"""Text from guests and files, made safe to show: both may hold anything."""
+"""Text for people; what guests and files have is made safe to show, for it may be anything."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char in keep else _escape(char) for char in text)
+
+
+def counted(number: int, word: str, words: str = "") -> str:
+    """``1 case``, or ``2 cases``; ``words`` is for several, unless that is ``word`` with an s."""
+    return f"{number} {word if number == 1 else words or f'{word}s'}"
 
 
 def shown(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_engine, lab_series, validate_files
 from pyvmm.cli.lab_command import build_progress, guarded, say
+from pyvmm.printable import counted
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernels import Kernel
@@ -238,7 +239,7 @@ def _show(
         return
     about = list(told[: lab_coverage.MOST_LINES])
     if len(told) > len(about):
-        about.append(f"... and {len(told) - len(about)} lines more")
+        about.append(f"... and {counted(len(told) - len(about), 'line')} more")
     lines = text.summary(facts, variants, text.LINES - 1 - len(about))
     print("\n".join([*lines, *about, where]), flush=True)
 

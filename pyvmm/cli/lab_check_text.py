@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pyvmm.printable import printable
+from pyvmm.printable import counted, printable
 from pyvmm.validate.kernels.lab_run import Trouble
 from pyvmm.validate.kernels.two_kernels import Compared, Variant
 from pyvmm.validate.kernels.verdict import COLUMNS, Facts, all_runs, counts_of, verdict
@@ -62,10 +62,11 @@ def _heading(facts: Facts, variants: Sequence[Variant]) -> Iterator[str]:
         yield "        (both are one and the same kernel)"
     count = len(variants[0].cases) if variants else 0
     chosen = f" (-k {facts.expression!r})" if facts.expression else ""
-    yield f"{count} cases{chosen}, seed {facts.seed}"
+    yield f"{counted(count, 'case')}{chosen}, seed {facts.seed}"
     pairs = [pair for each in variants for pair in zip(each.before, each.now, strict=True)]
     seconds = sum(max(before.duration_s, now.duration_s) for before, now in pairs)
-    yield f"pyvmm lab (QEMU, TCG), {facts.cpus} CPUs, {facts.memory_mib} MiB, {seconds:.0f} s"
+    machine = f"{counted(facts.cpus, 'CPU')}, {facts.memory_mib} MiB"
+    yield f"pyvmm lab (QEMU, TCG), {machine}, {seconds:.0f} s"
 
 
 def _table(variants: Sequence[Variant], most: int | None = _MOST_VARIANTS) -> Iterator[str]:
@@ -82,7 +83,7 @@ def _table(variants: Sequence[Variant], most: int | None = _MOST_VARIANTS) -> It
     if len(shown) < len(variants):
         left = [variants[at] for at in order[len(shown) :]]
         differ = sum(map(_differs, left))
-        yield f"... and {len(left)} combinations more, {differ} of them with differences"
+        yield f"... and {counted(len(left), 'combination')} more, {differ} of them with differences"
 
 
 def _differs(variant: Variant) -> bool:
@@ -101,7 +102,7 @@ def _reasons(variants: Sequence[Variant], most: int | None = _MOST_REASONS) -> I
         yield f"{count} skipped: {reason}"
     if most is not None and len(ordered) > most:
         rest = sum(count for _, count in ordered[most:])
-        yield f"{rest} skipped for {len(ordered) - most} other reasons"
+        yield f"{rest} skipped for {counted(len(ordered) - most, 'other reason')}"
 
 
 # ---- what differs ----

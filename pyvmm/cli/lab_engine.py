@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pyvmm.cli import arguments
 from pyvmm.cli.interruption import Interrupted
 from pyvmm.cli.lab_command import Show, live_line, say
+from pyvmm.printable import counted
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernels import Kernel
@@ -58,10 +59,6 @@ def add_job_seconds(parser: ArgumentParser, option: str) -> None:
         metavar="S",
         help="that a job may take beside its boot (%(default)g)",
     )
-
-
-def counted(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def check(options: Namespace) -> None:

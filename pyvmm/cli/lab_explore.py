@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pyvmm.cli import arguments, lab_engine
 from pyvmm.cli.interruption import Interrupted
 from pyvmm.cli.lab_command import Show, guarded, live_line, say
-from pyvmm.printable import printable
+from pyvmm.printable import counted, printable
 
 if TYPE_CHECKING:
     from pyvmm.validate.jobs.corpus import Corpus
@@ -99,7 +99,7 @@ def _explore(options: Namespace) -> int:
         corpus = Corpus(options.corpus, options.seed)
         executed = Executed(options.corpus)
         exploration = _Exploration(corpus, executed, templates, options.hours * 3600, where)
-        say(f"seed {corpus.seed}, {where}, {len(corpus.kinds)} kinds known")
+        say(f"seed {corpus.seed}, {where}, {counted(len(corpus.kinds), 'kind')} known")
         try:
             watch = exploration.watch(show or (lambda line: None))
             exploration.run(lab_engine.engine(options, workers, watch))
@@ -187,7 +187,8 @@ class _Exploration:
         executed = self._executed
         found = merge(read_packed(kernel, each) for each in outcome.counters)
         if new := executed.take(outcome.kernel.sha256, found):
-            say(f"{new} lines of KVM executed for the first time, {executed.lines} in all")
+            many = counted(new, "line")
+            say(f"{many} of KVM executed for the first time, {executed.lines} in all")
         elif executed.quiet >= _QUIET and not executed.quiet & (executed.quiet - 1):
             say(f"nothing new of KVM executed in the last {executed.quiet} labs")
 
@@ -196,12 +197,13 @@ class _Exploration:
         minutes = (time.monotonic() - self._start) / 60
         scripts = self._corpus.scripts - self._scripts_before
         print(
-            f"{scripts} scripts in {minutes:.1f} min on {self._where}, "
+            f"{counted(scripts, 'script')} in {minutes:.1f} min on {self._where}, "
             f"{scripts / max(minutes, 1e-3):.0f} a minute; {self._corpus.scripts} in all"
         )
         if self._executed.rounds:
             print(
-                f"{self._executed.lines} lines of KVM executed in {self._executed.rounds} labs, "
+                f"{counted(self._executed.lines, 'line')} of KVM executed in "
+                f"{counted(self._executed.rounds, 'lab')}, "
                 f"nothing new in the last {self._executed.quiet}"
             )
         for kind in self._corpus.kinds.values():
@@ -225,8 +227,9 @@ class _Exploration:
         def watch(told: str) -> None:
             left = max(0.0, self._until - time.monotonic()) / 60
             scripts = self._corpus.scripts - self._scripts_before
-            kinds = len(self._corpus.kinds)
-            show(f"{scripts} scripts, {kinds} kinds of failure, {left:.0f} min left: {told}")
+            kinds = counted(len(self._corpus.kinds), "kind")
+            many = counted(scripts, "script")
+            show(f"{many}, {kinds} of failure, {left:.0f} min left: {told}")
 
         return watch
 
@@ -245,7 +248,7 @@ def _templates(options: Namespace) -> list[Job]:
         raise LabUsageError(f"-k {options.expression!r}", "it chooses no case of the model")
     timeout_s = 60 + sum(each.deadline_s for each in cases)
     if timeout_s > LONGEST_S:
-        cause = f"a lab with {len(cases)} cases might take {timeout_s / 86400:.0f} days"
+        cause = f"a lab with {counted(len(cases), 'case')} might take {timeout_s / 86400:.0f} days"
         remedy = "play fewer in each: there is no end of labs"
         raise LabUsageError(f"--model-examples {options.model_examples}", cause, remedy)
     return [

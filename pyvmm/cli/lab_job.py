@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import arguments, lab_debug, lab_engine, validate_files
 from pyvmm.cli.lab_command import guarded, live_line, printing, say
+from pyvmm.printable import counted
 
 if TYPE_CHECKING:
     from pyvmm.validate.jobs.job import Built, Image, Job, Named
@@ -175,7 +176,7 @@ def _cut(options: Namespace) -> int:
     with printing():
         print(*written, sep="\n")
     took = about(sum(durations.expected_s(job, known) for job in jobs))
-    told = f"{lab_engine.counted(len(cases), 'case')} in {lab_engine.counted(len(jobs), 'job')}"
+    told = f"{counted(len(cases), 'case')} in {counted(len(jobs), 'job')}"
     say(f"{told}, {took} in all, seed {seed}")
     return PASSED
 

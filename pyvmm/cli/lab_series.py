@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import lab_coverage, lab_engine
 from pyvmm.cli.lab_command import build_progress, say
+from pyvmm.printable import counted
 
 if TYPE_CHECKING:
     from pyvmm.lab.series import Patch
@@ -113,7 +114,7 @@ def check_series(
     _check_programs(options)
     clear_results(folder, options.series)
     paths = write_patches(patches, folder / "patches")
-    say(f"{len(patches)} patches")
+    say(counted(len(patches), "patch", "patches"))
     with _source(options) as source:
         steps = _built(options, source, patches, paths, debug)
         selftests = _selftests(options, patches, steps) if options.selftests else ()
@@ -213,7 +214,7 @@ def _show(
         return
     about = list(told[: lab_coverage.MOST_LINES])
     if len(told) > len(about):
-        about.append(f"... and {len(told) - len(about)} lines more")
+        about.append(f"... and {counted(len(told) - len(about), 'line')} more")
     print("\n".join([*summary(steps, facts), *about, where]), flush=True)
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from pyvmm.cli.lab_check_text import during
-from pyvmm.printable import printable
+from pyvmm.printable import counted, printable
 from pyvmm.validate.kernels.series import Step
 from pyvmm.validate.kernels.series_verdict import SeriesFacts, problems, verdict
 from pyvmm.validate.results.baseline import Change
@@ -33,11 +33,11 @@ def summary(steps: Sequence[Step], facts: SeriesFacts, most_names: int = _MOST_N
 
 def _heading(steps: Sequence[Step], facts: SeriesFacts) -> Iterator[str]:
     release = steps[0].kernel.release if steps[0].kernel else "?"
-    yield f"{facts.total} patches on {facts.source}, Linux {release}"
+    yield f"{counted(facts.total, 'patch', 'patches')} on {facts.source}, Linux {release}"
     chosen = f" (-k {facts.expression!r})" if facts.expression else ""
     cases = next((len(step.variants[0].cases) for step in steps if step.variants), 0)
-    yield f"{cases} cases{chosen}, seed {facts.seed}"
-    yield f"pyvmm lab (QEMU, TCG), {facts.cpus} CPUs, {facts.memory_mib} MiB"
+    yield f"{counted(cases, 'case')}{chosen}, seed {facts.seed}"
+    yield f"pyvmm lab (QEMU, TCG), {counted(facts.cpus, 'CPU')}, {facts.memory_mib} MiB"
 
 
 def _table(steps: Sequence[Step], facts: SeriesFacts) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _cases(step: Step) -> str:
         if not change.alike and (count := len(step.of(change)))
     ]
     splats = sum(len(variant.new_trouble) for variant in step.variants)
-    changed += [f"{splats} new splats"] * bool(splats)
+    changed += [counted(splats, "new splat")] * bool(splats)
     if changed:
         return ", ".join(changed)
     passed = sum(

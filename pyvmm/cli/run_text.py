@@ -9,7 +9,7 @@ from typing import TextIO
 
 from pyvmm.host import host_facts, kernel_release
 from pyvmm.kvm.mapping import PAGE_SIZE
-from pyvmm.printable import printable, shown
+from pyvmm.printable import counted, printable, shown
 from pyvmm.report import Latency, RegionReport, Result, RunReport, duration
 
 _PAGES_PER_ROW = 64
@@ -182,7 +182,7 @@ def _conversions(report: RunReport) -> Iterator[str]:
         yield "none"
         return
     yield (
-        f"{total} pages: {pages.to_private} to private and {pages.to_shared} to shared, "
+        f"{counted(total, 'page')}: {pages.to_private} to private and {pages.to_shared} to shared, "
         f"{pages.implicit} implicit and {pages.explicit} explicit"
     )
 
@@ -252,4 +252,4 @@ def _unclaimed(report: RunReport) -> Iterator[str]:
         yield f"unclaimed: {each}"
     for kind, count in others.items():
         if count:
-            yield f"unclaimed: other {kind} {count} times"
+            yield f"unclaimed: other {kind} {counted(count, 'time')}"

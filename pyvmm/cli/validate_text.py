@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvmm.cli.run_text import has_colour
-from pyvmm.printable import printable
+from pyvmm.printable import counted, printable
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results import baseline, ktap, lines, report
@@ -150,7 +150,7 @@ class Text(Output):
 
     def begins(self, cases: Sequence[Case], seed: int) -> None:
         super().begins(cases, seed)
-        print(f"{len(cases)} cases, seed {seed}", flush=True)
+        print(f"{counted(len(cases), 'case')}, seed {seed}", flush=True)
 
     def knows(self, machine: dict[str, Any]) -> None:
         if machine["races"]:

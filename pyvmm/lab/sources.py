@@ -29,6 +29,7 @@ from pyvmm.lab.mail import patch_texts
 from pyvmm.lab.patching import EXECUTABLE, NOT_EXECUTABLE, apply_diffs, is_below, names_of
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
+from pyvmm.printable import counted
 
 _TARBALLS = Path("/usr/src")
 #: An unpacked source and one build of it.
@@ -229,7 +230,7 @@ class Tree:
         now = {name: [size, mtime] for name, size, mtime in list_files(self.source.path)}
         changed = [name for name, facts in now.items() if before.get(name) != facts]
         if changed:
-            announce(f"copying {len(changed)} files of {self.source.path}")
+            announce(f"copying {counted(len(changed), 'file')} of {self.source.path}")
         originals = self._read_originals()
         modes = self._keep_modes(())
         # What goes comes first: a folder may take the place of a file, or a file of a folder.

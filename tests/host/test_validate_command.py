@@ -183,7 +183,7 @@ def test_compared_with_an_earlier_run(tmp_path: Path) -> None:
     assert outcome.status == 0
     assert "another machine or kernel: kernel 5.0, here" in outcome.stdout
     assert "fixed (1):" in outcome.stdout and "was: it was wrong" in outcome.stdout
-    assert "1 cases only in now" in outcome.stdout
+    assert "1 case only in now" in outcome.stdout
     changes = pyvmm("validate", *choice, "--json", "--baseline", file).json["baseline"]
     assert changes["changes"]["fixed"] == [data["results"][0]["name"]]
 

@@ -172,7 +172,7 @@ def test_the_scheduler_goes(house: House) -> None:
         came = run_on_cluster(JOBS, made.scheduler_address, lambda line: None)
         assert next(came)[0] == JOBS[0]
         made.sync(made.scheduler.close)
-        with pytest.raises(LabError, match="the scheduler has gone; what came of 1 jobs is kept"):
+        with pytest.raises(LabError, match="the scheduler has gone; what came of 1 job is kept"):
             list(came)
     finally:
         hold.set()

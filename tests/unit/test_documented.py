@@ -55,7 +55,7 @@ def test_every_option_is_documented() -> None:
 
 
 def test_examples_of_validate_have_as_many_cases_as_they_choose() -> None:
-    example = re.compile(r"validate -k (\"[^\"]+\"|\S+)\n(\d+) cases, seed")
+    example = re.compile(r"validate -k (\"[^\"]+\"|\S+)\n(\d+) cases?, seed")
     shown = {words.strip('"'): int(count) for words, count in example.findall(TEXT)}
     assert len(shown) > 1
     assert shown == {words: len(select(words)) for words in shown}

@@ -39,7 +39,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pyvmm.__main__",),
 )
 # Beside the house: needs neither KVM nor the compiled module.
-LAB_MAY_IMPORT = ("pyvmm.lab", "pyvmm.errors", "pyvmm.closing", "pyvmm.json_file")
+LAB_MAY_IMPORT = (
+    "pyvmm.lab",
+    "pyvmm.errors",
+    "pyvmm.closing",
+    "pyvmm.json_file",
+    "pyvmm.printable",
+)
 # Anybody above the ground floor may ask what the package itself offers, but nobody does.
 SLOW = ("argparse", "json", "psutil", "capstone", "matplotlib", "subprocess")
 QUICK_PARTS = ("cli", "lab", "bench", "validate", "pytest_plugin", "guest", "trace")

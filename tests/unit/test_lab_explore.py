@@ -214,7 +214,7 @@ def test_an_exploration(explore: Callable[..., tuple[int, str, str]], tmp_path: 
     assert done["next"] > 3
     # Nothing fails any more: what is known is told, and the status is of this call.
     status, out, err = explore(answer, "--model-examples", "5")
-    assert status == 0 and "wrong contents" in out and "1 kinds known" in err
+    assert status == 0 and "wrong contents" in out and "1 kind known" in err
     assert json.loads((tmp_path / "corpus/corpus.json").read_text())["next"] > done["next"]
 
 

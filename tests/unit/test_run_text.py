@@ -14,7 +14,7 @@ from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.loop.vcpu_loop import ExitRecord
 from pyvmm.memory.guest_memory import Conversions
 from pyvmm.page_states import PageState
-from pyvmm.printable import printable
+from pyvmm.printable import counted, printable
 from pyvmm.report import (
     Latency,
     ReasonStatistics,
@@ -240,3 +240,8 @@ def test_printable(text: str) -> None:
     assert printable(text).isprintable() or not text
     if text.isprintable():
         assert printable(text) == text
+
+
+def test_one_of_a_kind_is_no_plural() -> None:
+    assert [counted(number, "case") for number in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
+    assert [counted(number, "patch", "patches") for number in (1, 2)] == ["1 patch", "2 patches"]

@@ -188,7 +188,7 @@ def test_known_bugs_are_said_with_their_fix() -> None:
     bug = KnownBug("0123456789ab", "KVM: Do it right", "6.18")
     seen = replace(result("X1.a", State.KNOWN, "it hangs"), bug=bug)
     lines = text.summary(facts(), [variant(run(seen), run(seen))])
-    assert lines[0] == "no difference: 1 cases see known bugs on both kernels"
+    assert lines[0] == "no difference: 1 case sees known bugs on both kernels"
     said = "\n".join(lines)
     assert 'same known bug (1):\n  X1.a\n      it hangs; fixed by 0123456789ab ("KVM' in said
     counts = to_json(facts(), [variant(run(seen), run(seen))])["variants"][0]["counts"]
@@ -444,7 +444,7 @@ CHECK = ["lab", "check", "--kernel", "a", "--kernel", "b", "--seed", "8", "-k", 
     ("before", "now", "status", "verdict"),
     [
         ("pp", "pp", 0, "no difference"),
-        ("fp", "fp", 0, "no difference: 1 cases fail on both kernels"),
+        ("fp", "fp", 0, "no difference: 1 case fails on both kernels"),
         ("fp", "pp", 0, "nothing got worse: 1 fixed"),
         ("pp", "pf", 1, "WORSE: 1 broken"),
         ("ps", "ss", 1, "WORSE: 1 newly skipped"),

@@ -173,8 +173,8 @@ def test_a_comparison_in_words() -> None:
     assert "broken (1):\n  A.a: new" in text
     assert "fixed (1):\n  B.b: was: old" in text
     assert "same known bug (1):\n  E.e: it hangs; fixed by 0123456789ab (" in text
-    assert "1 cases only in the baseline: C.c" in text
-    assert "1 cases only in now: D.d" in text
+    assert "1 case only in the baseline: C.c" in text
+    assert "1 case only in now: D.d" in text
 
 
 def test_another_machine_is_said() -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyvmm.errors import PyvmmError
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel
+from pyvmm.printable import counted
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs import there
 from pyvmm.validate.jobs.job import Job, to_text
@@ -167,7 +168,7 @@ class _Cluster:
         if now - self._answered > _GONE_S:
             raise LabError(
                 f"--dask {self._address}",
-                f"the scheduler has gone; what came of {self._done} jobs is kept",
+                f"the scheduler has gone; what came of {counted(self._done, 'job')} is kept",
                 "start it and its workers again, and type the same command",
             )
         if there_are is None:
@@ -186,7 +187,7 @@ class _Cluster:
         if now - self._useful > self._patience_s:
             raise LabError(
                 f"--dask {self._address}",
-                f"there is no worker; what came of {self._done} jobs is kept",
+                f"there is no worker; what came of {counted(self._done, 'job')} is kept",
                 f"start some: dask worker {self._address} --nthreads 1",
             )
 
@@ -328,7 +329,7 @@ class _Cluster:
 
     def _tell(self) -> None:
         usable = [each for each in self._workers.values() if each.usable]
-        where = f"{len(self._running)} run on {len(usable)} workers"
+        where = f"{len(self._running)} run on {counted(len(usable), 'worker')}"
         if self._estimate is None:
             self._watch(where)
             return

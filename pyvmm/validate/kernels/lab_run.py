@@ -15,6 +15,7 @@ from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab, RunResult
 from pyvmm.lab.leaks import find_leaks, forget_leaks, looks_for_leaks
+from pyvmm.printable import counted
 from pyvmm.validate.results.lines import Transcript
 from pyvmm.validate.results.result import CaseResult
 
@@ -98,7 +99,8 @@ def run_in_lab(
     for _ in range(_MOST_BOOTS_AGAIN):
         if not unseen:
             break
-        announce(f"lockdep was silent after its report: {len(unseen)} cases in another boot")
+        again = counted(len(unseen), "case")
+        announce(f"lockdep was silent after its report: {again} in another boot")
         chosen = [*words, "-k", " or ".join(unseen)]
         try:
             more, unseen = _one_boot(kernel, machine, chosen, folder, announce, tell, at_end)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyvmm.lab.selftests import DOES_NOT_BUILD
+from pyvmm.printable import counted
 from pyvmm.validate.kernels.series import Step
 from pyvmm.validate.kernels.series_selftests import Pair, got_worse
 from pyvmm.validate.kernels.verdict import variant_json
@@ -83,8 +84,7 @@ def _of_step(step: Step, total: int) -> str:
     if broken := [config for config in step.broken if config]:
         said.append(f"does not build with {', '.join(broken)}")
     if step.warnings:
-        count = len(step.warnings)
-        said.append(f"has {count} compiler warning{'s' if count > 1 else ''}")
+        said.append(f"has {counted(len(step.warnings), 'compiler warning')}")
     if step.worse:
         said.append(_breaks(step))
     return f"{name} {' and '.join(said)}" if said else ""

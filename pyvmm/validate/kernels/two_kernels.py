@@ -18,6 +18,7 @@ from pyvmm.errors import ConfigurationError
 from pyvmm.lab.errors import KernelFailed
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
+from pyvmm.printable import counted
 from pyvmm.validate.kernels.lab_run import LabMachine, LabRun, Trouble
 from pyvmm.validate.results import baseline, report
 from pyvmm.validate.results.baseline import Change
@@ -237,7 +238,8 @@ def variants(
             names = _to_run_again(cases, ran)
             if not names or not all(run.planned for run in pairs[0]):
                 break  # a kernel on which nothing began would not begin now
-            announce(f"{title}: running {len(names)} cases that differ again on both")
+            several = counted(len(names), "case that differs", "cases that differ")
+            announce(f"{title}: running {several} again on both")
             limit = max(_AGAIN_S, *(run.duration_s for run in pairs[0]))
             place = place_of(folder, choice)
             folders = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyvmm.lab.kernels import Kernel
+from pyvmm.printable import counted
 from pyvmm.validate.kernels.lab_run import LabRun
 from pyvmm.validate.kernels.two_kernels import Compared, Variant
 from pyvmm.validate.results import report
@@ -38,7 +39,7 @@ def verdict(variants: Sequence[Variant]) -> str:
     ]
     splats = sum(len(variant.new_trouble) for variant in variants)
     if splats:
-        changed.append(f"{splats} new splat{'s' if splats > 1 else ''}")
+        changed.append(counted(splats, "new splat"))
     if any(variant.new_problem for variant in variants):
         changed.append("kernel died")
     if any(variant.worse for variant in variants):
@@ -50,8 +51,8 @@ def verdict(variants: Sequence[Variant]) -> str:
     if changed:
         return f"nothing got worse: {', '.join(changed)}"
     failed, known = counts[Change.SAME_FAILURE], counts[Change.SAME_KNOWN]
-    told = [f"{known} cases see known bugs on both kernels"] if known else []
-    told += [f"{failed} cases fail on both kernels"] if failed else []
+    told = [f"{counted(known, 'case sees', 'cases see')} known bugs on both kernels"] * bool(known)
+    told += [f"{counted(failed, 'case fails', 'cases fail')} on both kernels"] * bool(failed)
     return ": ".join(["no difference", *([", ".join(told)] if told else [])])
 
 

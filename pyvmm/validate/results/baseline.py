@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pyvmm.printable import counted
 from pyvmm.validate.results.result import CaseResult, State
 
 
@@ -106,10 +107,10 @@ def summary(comparison: Comparison) -> Iterator[str]:
         for each in found:
             yield f"  {each.now.name}: {_words(each)}"
     same = len(comparison.of(Change.SAME))
-    yield f"{same} cases are as they were"
+    yield counted(same, "case is as it was", "cases are as they were")
     for names, where in ((comparison.only_before, "the baseline"), (comparison.only_now, "now")):
         if names:
-            yield f"{len(names)} cases only in {where}: {', '.join(names[:5])}" + (
+            yield f"{counted(len(names), 'case')} only in {where}: {', '.join(names[:5])}" + (
                 ", ..." if len(names) > 5 else ""
             )
 
