@@ -264,6 +264,7 @@ def _list(arguments: Namespace) -> int:
 
 
 def _kernel_log(arguments: Namespace) -> int:
+    from pyvmm.lab.cache import unusable_cache
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.lab.kernels import last_log
 
@@ -271,6 +272,8 @@ def _kernel_log(arguments: Namespace) -> int:
         text = last_log().read_bytes()
     except FileNotFoundError:
         raise LabUsageError("kernel log", "no lab has run yet", "pyvmm lab run") from None
+    except OSError as error:
+        raise unusable_cache(last_log(), error) from None
     with printing():
         sys.stdout.buffer.write(text)
     return 0

@@ -36,10 +36,14 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabError(
-            f"cache folder {path}", str(error.strerror), "XDG_CACHE_HOME names another place"
-        ) from None
+        raise unusable_cache(path, error) from None
     return path
+
+
+def unusable_cache(path: Path, error: OSError) -> LabError:
+    """What is said of a part of the cache that cannot be read, made or written."""
+    cause = error.strerror or str(error)
+    return LabError(f"cache folder {path}", cause, "XDG_CACHE_HOME names another place")
 
 
 def write_whole(path: Path, text: str) -> None:

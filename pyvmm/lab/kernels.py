@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.json_file import read_own
-from pyvmm.lab.cache import cache_folder, make_folder
+from pyvmm.lab.cache import cache_folder, make_folder, unusable_cache
 from pyvmm.lab.errors import LabError, LabUsageError
 
 _XLF_KERNEL_64 = 1 << 0  # xloadflags of asm/bootparam.h
@@ -89,8 +89,13 @@ def find_built(name: str) -> Kernel | None:
 
 def built_kernels() -> Iterator[Kernel]:
     """The kernels that have a name, by name."""
-    names = cache_folder() / "names"
-    for name in sorted(os.listdir(names)) if names.is_dir() else ():
+    try:
+        names = os.listdir(cache_folder() / "names")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unusable_cache(cache_folder() / "names", error) from None
+    for name in sorted(names):
         if kernel := find_built(name):
             yield kernel
 

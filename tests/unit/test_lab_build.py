@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.cli.lab_coverage import counting_kernel
+from pyvmm.cli.main import main
 from pyvmm.lab import build as build_module
 from pyvmm.lab import coverage
 from pyvmm.lab.build import Recipe, build, find_or_build, known_recipe
@@ -370,6 +371,19 @@ def test_a_cache_that_cannot_be_made(world: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(world / "image"))
     with pytest.raises(LabError, match="XDG_CACHE_HOME"):
         build(Recipe(world / "linux"), None, _silent)
+
+
+@pytest.mark.parametrize(("word", "part"), [("list", "names"), ("kernel-log", "kernel.log")])
+def test_a_cache_that_cannot_be_read(
+    world: Path, word: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (world / "cache").mkdir(exist_ok=True)
+    (world / "cache/pyvmm").touch()
+    assert main(["lab", word]) == 125
+    out, err = capsys.readouterr()
+    where = f"cache folder {world}/cache/pyvmm/{part}"
+    assert not out
+    assert err == f"pyvmm: lab: {where}: Not a directory; XDG_CACHE_HOME names another place\n"
 
 
 def test_nobody_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from pyvmm.lab.cache import (
     made_and_locked,
     make_folder,
     remove_unless_locked,
+    unusable_cache,
     write_whole,
 )
 from pyvmm.lab.config import read_fragment
@@ -130,7 +131,7 @@ def keep_result(job: Job, done: JobResult, announce: Announce) -> None:
         try:
             write_whole(folder / "result.json", results.to_text(done))
         except OSError as error:
-            raise _no_place(folder, error) from None
+            raise unusable_cache(folder, error) from None
     except LabError as error:
         announce(f"a result is not kept: {error}")
 
@@ -239,9 +240,4 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
-        raise _no_place(path, error) from None
-
-
-def _no_place(path: Path, error: OSError) -> LabError:
-    cause = error.strerror or str(error)
-    return LabError(f"cache folder {path}", cause, "XDG_CACHE_HOME names another place")
+        raise unusable_cache(path, error) from None
