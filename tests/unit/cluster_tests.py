@@ -21,6 +21,7 @@ from pyvmm.lab.cache import cache_folder
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import cluster, there
+from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.cluster import run_on_cluster
 from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.jobs.job import Job, Named, to_text
@@ -131,6 +132,26 @@ def test_what_one_worker_cannot_do_another_does(house: House, scheduler: Any) ->
     assert isinstance(error, PyvmmError) and "ValueError: a fault" in str(error)
     assert len(said) == 2 and all("another one is to do it" in line for line in said)
     assert "64 MiB needed" in " ".join(said)
+
+
+def test_what_a_worker_answers_is_looked_at(
+    house: House, scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = results.to_text
+
+    def to_text(done: JobResult) -> str:
+        if done.run.seed == 0:
+            return whole(replace(done, code="that of files which somebody has changed"))
+        return "[]" if done.run.seed == 1 else whole(done)
+
+    monkeypatch.setattr(results, "to_text", to_text)
+    monkeypatch.setattr(cluster, "keep_result", lambda *_: None)
+    said: list[str] = []
+    came = outcomes(scheduler, JOBS[:3], said)
+    assert str(came[JOBS[0]]).endswith("it has another pyvmm now; start it again")
+    assert str(came[JOBS[1]]).endswith("what it answered is no result; start it again")
+    assert isinstance(came[JOBS[2]], JobResult)
+    assert len(said) == 2 and all("another one is to do it" in line for line in said)
 
 
 def test_a_worker_that_cannot_be_used_is_named(

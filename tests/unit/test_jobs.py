@@ -292,9 +292,21 @@ def test_what_is_kept_is_of_one_kernel(lab: Lab) -> None:
 
 def test_what_is_kept_is_of_one_pyvmm(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run()
-    monkeypatch.setattr(job_run, "own_code", lambda: "other files")
+    monkeypatch.setattr(job_run, "code_now", lambda: "other files")
     run()
     assert len(lab.runs) == 2 and len(first.code) == 64
+
+
+def test_what_came_while_files_of_pyvmm_changed_is_not_kept(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = iter(["before", "after"])
+    monkeypatch.setattr(job_run, "code_now", lambda: next(codes, "after"))
+    said: list[str] = []
+    done = job_run.run_job(JOB, said.append)
+    assert done.code == "before" and not list(tmp_path.rglob("result.json"))
+    assert said == [f"the result of job {JOB.name} is not kept: pyvmm's files changed meanwhile"]
+    assert run().code == "after" and run().code == "after" and len(lab.runs) == 2
 
 
 def test_a_run_that_its_time_limit_ended_is_not_kept(lab: Lab) -> None:

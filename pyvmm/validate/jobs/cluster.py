@@ -22,8 +22,10 @@ from pyvmm.lab.kernels import Kernel
 from pyvmm.printable import counted
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs import there
+from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.jobs.job import Job, to_text
-from pyvmm.validate.jobs.run import keep_result, kept_result, kernel_of_job, sha256_of
+from pyvmm.validate.jobs.result import JobResult
+from pyvmm.validate.jobs.run import is_of, keep_result, kept_result, kernel_of_job, sha256_of
 from pyvmm.validate.jobs.workers import Announce, Estimate, Outcome
 
 if TYPE_CHECKING:
@@ -281,7 +283,10 @@ class _Cluster:
             if text == there.NO_KERNEL:
                 self._send(task)
                 return None
-            done = results.from_text(text) if text else None
+            try:
+                done = self._result(task, text) if text else None
+            except LabError as refused:
+                error = refused
         elif task.future.status == "error":
             error = task.future.exception()
         self._running.remove(task)
@@ -294,6 +299,18 @@ class _Cluster:
             return refusal
         self._waiting.append(task)
         return None
+
+    @staticmethod
+    def _result(task: _Task, text: str) -> JobResult:
+        """What a worker answers. Its files may have changed since it was asked what it is."""
+        try:
+            done = results.from_text(text)
+            if is_of(done, task.job, task.digest, own_code()):
+                return done
+            cause = "it has another pyvmm now" if done.code != own_code() else "it mixed jobs up"
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+            cause = "what it answered is no result"
+        raise LabError(f"worker {task.worker}", cause, "start it again")
 
     def _refusal(self, task: _Task, error: BaseException) -> PyvmmError | None:
         """What a worker could not do is an error when no other one is left to try."""

@@ -34,7 +34,7 @@ from pyvmm.lab.qemu import find_qemu
 from pyvmm.lab.sources import source_path
 from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs import result as results
-from pyvmm.validate.jobs.code import own_code
+from pyvmm.validate.jobs.code import code_now, own_code
 from pyvmm.validate.jobs.job import Built, Image, Job, Named, to_text
 from pyvmm.validate.jobs.result import JobResult, KernelFacts, scripts_in
 from pyvmm.validate.kernels.coverage_run import packed_counters
@@ -74,7 +74,8 @@ def run_job(
         _write(folder / "job.json", to_text(job))
         kernel = kernel or _kernel(job.kernel, folder, announce)
         digest = digest or sha256_of(kernel.image)
-        kept = None if again else _kept(job, folder, digest)
+        code = code_now()
+        kept = None if again else _kept(job, folder, digest, code)
         if kept is not None:
             with suppress(OSError):
                 os.utime(folder)  # it is used now
@@ -97,8 +98,11 @@ def run_job(
         finally:
             shutil.rmtree(files, ignore_errors=True)  # it may have grown to a GiB
         facts = KernelFacts(kernel.name, kernel.release, digest)
-        done = JobResult(job.name, facts, run, scripts, counters=tuple(counters))
-        keep_result(job, done, announce)
+        done = JobResult(job.name, facts, run, scripts, code, tuple(counters))
+        if code_now() == code:
+            keep_result(job, done, announce)
+        else:  # whoever edited them wants to know what comes of the new ones
+            announce(f"the result of job {job.name} is not kept: pyvmm's files changed meanwhile")
         if not job.model_examples:
             durations.record(run.results)
         return done
@@ -118,7 +122,7 @@ def for_a_job(kernel: Kernel) -> Named | Image:
 
 def kept_result(job: Job, digest: str) -> JobResult | None:
     """What came of a job on the kernel with this digest, if that is kept here."""
-    return _kept(job, _own_folder(job), digest)
+    return _kept(job, _own_folder(job), digest, own_code())
 
 
 def keep_result(job: Job, done: JobResult, announce: Announce) -> None:
@@ -227,13 +231,17 @@ def _words(job: Job) -> list[str]:
     return [*words, "--model-examples", str(job.model_examples)] if job.model_examples else words
 
 
-def _kept(job: Job, folder: Path, digest: str) -> JobResult | None:
-    """What came of the job on this kernel, None where that is not known."""
+def _kept(job: Job, folder: Path, digest: str, code: str) -> JobResult | None:
+    """What came of the job on this kernel by this pyvmm, None where that is not known."""
     kept = read_own(folder / "result.json", results.from_json)
     if kept is None:
         return None
-    of = kept.job, kept.kernel.sha256, kept.code
-    return kept if of == (job.name, digest, own_code()) else None
+    return kept if is_of(kept, job, digest, code) else None
+
+
+def is_of(done: JobResult, job: Job, digest: str, code: str) -> bool:
+    """Whether this came of the job, on the kernel with this digest, by this pyvmm."""
+    return (done.job, done.kernel.sha256, done.code) == (job.name, digest, code)
 
 
 def _write(path: Path, text: str) -> None:
