@@ -221,11 +221,19 @@ def test_a_result_is_the_same_when_read_back() -> None:
         kernel_log=("one", "two"),
     )
     facts = KernelFacts("default", "6.12", "0a")
-    done = JobResult("name", facts, run, {"a.json": "{}"}, counters=(b"\0\xff", b"more"))
+    files = {"pyvmm-replay-a.json": "{}"}
+    done = JobResult("name", facts, run, files, counters=(b"\0\xff", b"more"))
     assert results.from_text(results.to_text(done)) == done
     assert done.is_bad and not done.nothing_ran
     assert not replace(done, run=lab_run()).is_bad
     assert replace(done, run=lab_run(case_result(State.SKIP))).nothing_ran
+
+
+@pytest.mark.parametrize("name", ["a.json", "pyvmm-replay-/../../../../a.json", "/a.json", ""])
+def test_a_result_writes_nowhere_else(name: str) -> None:
+    done = JobResult("name", KernelFacts("default", "6.12", "0a"), lab_run(), {name: "{}"})
+    with pytest.raises(ValueError):
+        results.from_text(results.to_text(done))
 
 
 class Lab:

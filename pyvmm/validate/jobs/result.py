@@ -16,6 +16,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,15 @@ def from_json(data: dict[str, Any]) -> JobResult:
         counters = tuple(zlib.decompress(b64decode(each)) for each in data["counters"])
     except zlib.error as error:
         raise ValueError(str(error)) from None
-    return JobResult(data["job"], kernel, run, data["files"], data["code"], counters)
+    files = {_script(name): str(text) for name, text in data["files"].items()}
+    return JobResult(data["job"], kernel, run, files, data["code"], counters)
+
+
+def _script(name: str) -> str:
+    """A name as :func:`scripts_in` has it: whoever keeps the file writes where it leads."""
+    if "/" in name or not any(fnmatchcase(name, pattern) for pattern in _SCRIPTS):
+        raise ValueError(name)
+    return name
 
 
 def _trouble(data: dict[str, Any]) -> Trouble:
