@@ -77,19 +77,25 @@ def check_room(folder: Path, needed_mib: int) -> None:
 
 @contextmanager
 def locked(
-    folder: Path, announce: Callable[[str], None], another: str = "another build"
+    folder: Path,
+    announce: Callable[[str], None],
+    another: str = "another build",
+    *,
+    shared: bool = False,
 ) -> Iterator[int]:
     """Hold the lock of `folder`, which exists, saying so when `another` process has it.
 
+    `shared` is for those that may hold it together, against who wants it alone.
     Gives the lock as a file descriptor: a child that inherits it keeps the lock with it.
     """
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, how | fcntl.LOCK_NB)
         except BlockingIOError:
             announce(f"waiting for {another} in {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, how)
         yield lock
     finally:
         os.close(lock)
@@ -97,7 +103,11 @@ def locked(
 
 @contextmanager
 def made_and_locked(
-    folder: Path, announce: Callable[[str], None], another: str = "another build"
+    folder: Path,
+    announce: Callable[[str], None],
+    another: str = "another build",
+    *,
+    shared: bool = False,
 ) -> Iterator[int]:
     """As :func:`locked`, of a folder that is made if need be; also where who had the lock before
     has removed it."""
@@ -105,7 +115,7 @@ def made_and_locked(
         make_folder(folder)
         with ExitStack() as stack:
             try:
-                lock = stack.enter_context(locked(folder, announce, another))
+                lock = stack.enter_context(locked(folder, announce, another, shared=shared))
                 is_there = os.path.samestat(os.fstat(lock), os.stat(folder))
             except FileNotFoundError:
                 continue

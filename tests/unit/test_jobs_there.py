@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs import run as job_run
@@ -98,6 +99,50 @@ def test_those_that_were_used_last_are_kept(images: Path) -> None:
         os.utime(images / name, times=(0, time.time() - 60 - age))
     names.append(come(b"one more"))
     assert {each.name for each in images.iterdir()} == {*names} - {names[-2]}
+
+
+def test_a_kernel_that_is_in_use_stays(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = hashlib.sha256(b"in use").hexdigest()
+
+    def run(job: str, sha256: str, again: bool) -> str:
+        if sha256 == used:
+            os.utime(images / used, times=(0, 0))
+            for number in range(there.MOST_KERNELS + 1):
+                come(b"%d" % number, f"token{number}")
+            assert (images / used / "bzImage").exists()
+        return sha256
+
+    monkeypatch.setattr(there, "run", run)
+    come(b"in use")
+    come(b"one more")
+    assert not (images / used).exists() and len(list(images.iterdir())) == there.MOST_KERNELS
+
+
+def test_a_kernel_is_in_use_while_its_job_runs(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images.parents[1]))
+
+    def run(job: str, *_: object) -> str:
+        there._forget_old_kernels()
+        return job
+
+    monkeypatch.setattr(there, "_run", run)
+    monkeypatch.setattr(there, "MOST_KERNELS", 1)
+    for name in ("a", "b"):
+        (images / name).mkdir()
+    os.utime(images / "a", times=(0, 0))
+    assert there.run("done", "a", False) == "done" and (images / "a").exists()
+    assert there.run("done", "b", False) == "done" and not (images / "a").exists()
+    assert there.run("done", "a", False) == there.NO_KERNEL and not (images / "a").exists()
+
+
+def test_nothing_is_left_of_what_is_damaged_on_its_way(images: Path) -> None:
+    there.take("token", 0, b"a ker")
+    with pytest.raises(LabError, match="it was damaged on its way"):
+        there.run_with([0], "token", FACTS, "", hashlib.sha256(b"a kernel").hexdigest(), False)
+    assert [path for path in images.rglob("*") if path.is_file()] == []
 
 
 def test_what_came_in_part_goes_after_a_day(images: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from typing import Any
 from pyvmm import __version__
 from pyvmm.errors import PyvmmError
 from pyvmm.json_file import read_own
-from pyvmm.lab.cache import cache_folder, check_room, make_folder, write_whole
+from pyvmm.lab.cache import (
+    cache_folder,
+    check_room,
+    made_and_locked,
+    make_folder,
+    remove_unless_locked,
+    write_whole,
+)
 from pyvmm.lab.errors import LabError, plain
 from pyvmm.lab.initramfs import find_busybox
 from pyvmm.lab.kernels import Kernel
@@ -87,18 +94,22 @@ def run_with(
     again: bool,
 ) -> str:
     """As :func:`run`, after the pieces of the job's kernel have come."""
-    coming, folder = _images() / f"{_COMING}{token}", make_folder(_images() / sha256)
+    coming, folder = _images() / f"{_COMING}{token}", _images() / sha256
     whole = folder / f"{token}.new"
-    with open(whole, "wb") as file:
-        for at in sorted(pieces):
-            file.write((coming / f"{at:012}").read_bytes())
-    shutil.rmtree(coming, ignore_errors=True)
-    if sha256_of(whole) != sha256:
-        raise LabError(f"kernel {facts['name']}", "it was damaged on its way here")
-    whole.replace(folder / "bzImage")
-    write_whole(folder / "kernel.json", json.dumps(facts))
-    _forget_old_kernels()
-    return run(job, sha256, again)
+    with _in_use(folder):
+        try:
+            with open(whole, "wb") as file:
+                for at in sorted(pieces):
+                    file.write((coming / f"{at:012}").read_bytes())
+            if sha256_of(whole) != sha256:
+                raise LabError(f"kernel {facts['name']}", "it was damaged on its way here")
+            whole.replace(folder / "bzImage")
+        finally:
+            whole.unlink(missing_ok=True)
+            shutil.rmtree(coming, ignore_errors=True)
+        write_whole(folder / "kernel.json", json.dumps(facts))
+        _forget_old_kernels()
+        return run(job, sha256, again)
 
 
 def _images() -> Path:
@@ -106,8 +117,14 @@ def _images() -> Path:
     return cache_folder() / "images"
 
 
+def _in_use(folder: Path) -> AbstractContextManager[int]:
+    """Nobody removes the folder of a kernel meanwhile: QEMU may want it once more."""
+    return made_and_locked(folder, lambda line: None, shared=True)
+
+
 def _forget_old_kernels() -> None:
-    """Remove all but those used last, and what has come in part and is not awaited any more."""
+    """Remove all but those used last, and what has come in part and is not awaited any more; but
+    nothing that is in use."""
     used: list[tuple[float, Path]] = []
     for folder in _images().iterdir():
         with suppress(FileNotFoundError):  # another job's thread does the same
@@ -116,11 +133,18 @@ def _forget_old_kernels() -> None:
     late = time.time() - LONGEST_WAY_S
     given_up = [each for each in used if each[0] < late and each not in whole]
     for _, folder in (*whole[:-MOST_KERNELS], *given_up):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_unless_locked(folder)
 
 
 def run(job: str, sha256: str, again: bool) -> str:
     """What came of a job as JSON, or :data:`NO_KERNEL`."""
+    if not (_images() / sha256).exists():
+        return NO_KERNEL
+    with _in_use(_images() / sha256):
+        return _run(job, sha256, again)
+
+
+def _run(job: str, sha256: str, again: bool) -> str:
     kernel = _kernel(sha256)
     if kernel is None:
         return NO_KERNEL
