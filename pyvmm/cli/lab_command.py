@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pyvmm.cli.interruption import Interrupted, Interruption
+from pyvmm.printable import printable
 
 #: A terminal that is closed must leave nothing behind either.
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -43,7 +44,8 @@ def guarded(command: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
 
 
 def say(line: str) -> None:
-    print(f"pyvmm: lab: {line}", file=sys.stderr, flush=True)
+    """One line, though what a kernel, a compiler or a cluster's worker said may be anything."""
+    print(f"pyvmm: lab: {printable(line)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

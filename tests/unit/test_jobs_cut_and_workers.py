@@ -405,6 +405,8 @@ def run(job, announce, tell, *, again=False):
         time.sleep(1000)
     if job.seed == 4:
         raise LabError("kernel x", "it does not boot")
+    if job.seed == 5:
+        raise LabError("kernel x did not boot", "\\x1b[2J[    1.0] one\\ntwo")
     machine = {"kernel": "6", "build_id": "0a"}
     problem = "died" if "--junit" in sys.argv else ""
     run = LabRun(job.cases, (), job.seed, 1.0, machine, problem=problem)
@@ -445,6 +447,13 @@ def test_several_jobs_are_a_line_each(tmp_path: Path) -> None:
         command(tmp_path, files[0], str(tmp_path / "bad.json")), capture_output=True, text=True
     )
     assert (ended.returncode, len(ended.stdout.splitlines())) == (2, 1)
+
+
+def test_what_a_kernel_says_is_a_line_that_does_nothing_to_a_terminal(tmp_path: Path) -> None:
+    files = jobs_in(tmp_path / "jobs", 5)
+    ended = subprocess.run(command(tmp_path, *files), capture_output=True, text=True)
+    assert ended.returncode == 125
+    assert ended.stderr == "pyvmm: lab: kernel x did not boot: \\x1b[2J[    1.0] one\\ntwo\n"
 
 
 def test_a_full_stdout_is_said_to_be_stdouts(tmp_path: Path) -> None:
