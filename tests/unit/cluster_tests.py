@@ -172,6 +172,9 @@ def test_a_worker_that_cannot_be_used_is_named(
         outcomes(scheduler, JOBS[2:], said, patience_s=0.2)
     assert sum("no QEMU" in line for line in said) == 2
     assert "their files differ" in there.problem_with({**told, "code": "0a"})
+    odd_ones: list[object] = [None, [], {}, {"pyvmm": __version__}]
+    for odd in odd_ones:
+        assert "it does not say which" in there.problem_with(odd)
 
 
 def test_a_worker_tells_what_it_lacks(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +230,39 @@ def test_a_worker_goes(house: House, scheduler: Any) -> None:
     hold.set()
     assert set(rest) | {first[0]} == set(JOBS[:3])
     assert any("has gone" in line for line in said)
+
+
+def test_a_job_that_takes_every_worker_with_it(house: House, monkeypatch: Any) -> None:
+    """It is not given to workers without end."""
+    monkeypatch.setattr(cluster, "_MOST_GONE", 2)
+    hold = threading.Event()
+
+    def answer(job: Job) -> None:
+        hold.wait(20)
+
+    house.answer = answer
+    said: list[str] = []
+    with local_cluster(3) as made:
+
+        def go() -> None:
+            for gone in range(2):
+                while len(house.ran) <= gone:
+                    time.sleep(0.01)
+                holder = next(
+                    address
+                    for address, each in made.scheduler.workers.items()
+                    if any(str(task.key).startswith("pyvmm-run") for task in each.processing)
+                )
+                made.sync(made.scheduler.remove_worker, holder, stimulus_id="test")
+
+        with ThreadPoolExecutor(1) as threads:
+            going = threads.submit(go)
+            came = dict(run_on_cluster(JOBS[:1], made.scheduler_address, said.append))
+            hold.set()
+            going.result()
+    cause = "2 workers have gone while they ran it"
+    assert str(came[JOBS[0]]) == f"job {JOBS[0].name}: {cause}"
+    assert sum("has gone" in line for line in said) == 2
 
 
 def test_whom_a_job_was_left_for_goes(house: House, scheduler: Any) -> None:

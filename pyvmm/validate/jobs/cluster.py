@@ -39,6 +39,8 @@ _TICK_S = 0.5
 _PATIENCE_S = 60.0
 _GONE_S = 10.0
 _TRIES = 3
+#: So many workers may go with a job under way before it is blamed.
+_MOST_GONE = 5
 _CHUNK = 4 << 20
 
 
@@ -112,6 +114,7 @@ class _Task:
     worker: str = ""
     future: Any = None
     since: float = 0.0
+    gone: int = 0
     refused: dict[str, PyvmmError] = field(default_factory=dict)
 
 
@@ -194,9 +197,14 @@ class _Cluster:
             )
 
     def _judge(self, worker: _Worker) -> None:
-        error = worker.probe.exception()
-        told = str(error) or repr(error)  # that it was cancelled has no words
-        problem = told if error is not None else there.problem_with(worker.probe.result())
+        try:
+            error = worker.probe.exception(timeout=_CONNECT_S)
+            told = str(error) or repr(error)  # that it was cancelled has no words
+            answer = None if error is not None else worker.probe.result(timeout=_CONNECT_S)
+        except Exception:  # the answer went with the worker, which may be back
+            worker.probe = self._submit(worker.address, there.about)
+            return
+        problem = told if error is not None else there.problem_with(answer)
         worker.probe = None
         worker.usable = not problem
         if problem:
@@ -207,6 +215,7 @@ class _Cluster:
             self._announce(f"worker {worker.address} has gone")
         for task in [each for each in self._running if each.worker == worker.address]:
             self._running.remove(task)
+            task.gone += 1
             self._waiting.append(task)
 
     def _submit(self, address: str, function: Any, *arguments: object) -> Any:
@@ -236,6 +245,10 @@ class _Cluster:
                     yield self._at_once(job, known)
                     continue
                 assert task is not None
+            if task.gone >= _MOST_GONE:
+                cause = f"{task.gone} workers have gone while they ran it"
+                yield self._at_once(task.job, LabError(f"job {task.job.name}", cause))
+                continue
             others = [each for each in free if each.address not in task.refused]
             if not others and task.refused:  # those that were to try it, too, have gone
                 yield self._at_once(task.job, list(task.refused.values())[-1])

@@ -60,13 +60,15 @@ def about() -> dict[str, str]:
     return {"pyvmm": __version__, "code": own_code(), "problem": problem}
 
 
-def problem_with(told: Mapping[str, str]) -> str:
+def problem_with(told: object) -> str:
     """Why the worker that says this of itself cannot be used, "" if it can."""
+    if not isinstance(told, dict) or told.keys() != {"pyvmm", "code", "problem"}:
+        return "it has another pyvmm than this: it does not say which"
     if told["pyvmm"] != __version__:
         return f"it has pyvmm {told['pyvmm']}, and this is {__version__}"
     if told["code"] != own_code():
         return f"it has another pyvmm {__version__} than this: their files differ"
-    return told["problem"]
+    return str(told["problem"])
 
 
 def facts_of(kernel: Kernel) -> dict[str, Any]:
