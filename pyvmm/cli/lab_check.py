@@ -135,9 +135,11 @@ def _varied(text: str) -> list[str]:
 
 
 def _check(options: Namespace) -> int:
+    from pyvmm.validate.jobs.run import own_cache
     from pyvmm.validate.run.catalogue import select
 
     _check_words(options)
+    own_cache()  # before builds that take minutes
     debug = lab_debug.names(options)
     cases = select(options.expression, model_examples=options.model_examples)
     with _Results(options.results) as results, validate_files.ResultFiles(options) as files:

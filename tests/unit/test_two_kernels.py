@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -480,6 +481,24 @@ def test_exit_status(
     }  # fmt: skip
     assert [path.name for path in (tmp_path / "pyvmm/jobs").iterdir()] == ["plans"]
     assert not list((tmp_path / "pyvmm/jobs/plans").iterdir())
+
+
+def test_a_cache_of_another_user_is_said_before_anything_is_built(
+    jobs: dict[str, str | PyvmmError],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    jobs |= {"a": "pp", "b": "pp"}
+    from pyvmm.lab import build
+
+    built: list[str] = []
+    monkeypatch.setattr(build, "find_or_build", lambda name, *_: built.append(name))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert main(CHECK) == 125
+    told = capsys.readouterr().err
+    assert "it belongs to another user; XDG_CACHE_HOME names another place" in told
+    assert not built and told.count("\n") == 1 and not list((tmp_path / "pyvmm").iterdir())
 
 
 def test_files_that_other_systems_read(
