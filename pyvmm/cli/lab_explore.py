@@ -18,13 +18,13 @@ from pyvmm.printable import counted, printable
 if TYPE_CHECKING:
     from pyvmm.validate.jobs.corpus import Corpus
     from pyvmm.validate.jobs.executed import Executed
-    from pyvmm.validate.jobs.job import Job
+    from pyvmm.validate.jobs.job import Built, Image, Job, Named
     from pyvmm.validate.jobs.result import JobResult
     from pyvmm.validate.jobs.workers import Engine
 
 PASSED, FOUND, NOTHING_RAN = 0, 1, 4
 _LONGEST_H = 10_000.0
-#: So many jobs in a row that cannot run end it.
+#: So many jobs in a row that cannot run on a kernel end it there.
 _MOST_ERRORS = 3
 #: From so many labs on that executed nothing new it is said, whenever they have doubled.
 _QUIET = 8
@@ -113,6 +113,8 @@ def _explore(options: Namespace) -> int:
     exploration.tell()
     if exploration.seen:
         return FOUND
+    if exploration.has_run and exploration.leaves_one_out:
+        return LabError.status
     return PASSED if exploration.has_run else NOTHING_RAN
 
 
@@ -139,27 +141,46 @@ class _Exploration:
         self._number: dict[str, int] = {}
         self._ended = 0
         self._is_over = False
+        self._said: set[str] = set()
+        self._ran: set[object] = set()
+        #: How many jobs in a row could not run, by kernel.
+        self._refused = {each.kernel: 0 for each in templates}
+
+    @property
+    def leaves_one_out(self) -> bool:
+        """Whether there is a kernel on which nothing could run, or nothing can any more."""
+        return any(
+            times if kernel not in self._ran else self._is_given_up(kernel)
+            for kernel, times in self._refused.items()
+        )
 
     def run(self, engine: Engine) -> None:
         """Until the time is over. Raises :class:`LabError` when nothing can run any more."""
         from pyvmm.errors import PyvmmError
         from pyvmm.lab.errors import LabError
 
-        errors: list[PyvmmError] = []
         outcomes = engine(self._jobs())
         with closing(outcomes):
             for job, outcome in outcomes:
                 if isinstance(outcome, PyvmmError):
-                    if str(outcome) not in map(str, errors):
+                    if str(outcome) not in self._said:
                         say(str(outcome))
-                    errors.append(outcome)
-                    if len(errors) == _MOST_ERRORS:
-                        raise LabError("explore", f"{_MOST_ERRORS} labs in a row could not run")
+                    self._said.add(str(outcome))
+                    self._refused[job.kernel] += 1
+                    why = f"{_MOST_ERRORS} labs in a row could not run"
+                    if all(map(self._is_given_up, self._refused)):
+                        raise LabError("explore", why)
+                    if self._refused[job.kernel] == _MOST_ERRORS:
+                        say(f"kernel {_called(job.kernel)}: {why}; it is left out")
                 else:
-                    errors.clear()
+                    self._refused[job.kernel] = 0
+                    self._ran.add(job.kernel)
                     self._take(job, outcome)
-        if errors and not self._ended:
+        if self._said and not self._ended:
             raise LabError("explore", "no lab could run")
+
+    def _is_given_up(self, kernel: Named | Image | Built) -> bool:
+        return self._refused[kernel] >= _MOST_ERRORS
 
     def _take(self, job: Job, outcome: JobResult) -> None:
         from pyvmm.validate.jobs.run import forget_job
@@ -216,8 +237,11 @@ class _Exploration:
         for number in self._corpus.numbers():
             if self._is_over or time.monotonic() > self._until:
                 return
+            template = self._templates[number % len(self._templates)]
+            if self._is_given_up(template.kernel):
+                continue  # of the others there is no end
             seed = (self._corpus.seed + number) % (1 << 64)
-            job = replace(self._templates[number % len(self._templates)], seed=seed)
+            job = replace(template, seed=seed)
             self._number[job.name] = number
             yield job
 
@@ -232,6 +256,10 @@ class _Exploration:
             show(f"{many}, {kinds} of failure, {left:.0f} min left: {told}")
 
         return watch
+
+
+def _called(kernel: Named | Image | Built) -> str:
+    return getattr(kernel, "name", "") or getattr(kernel, "image", "")
 
 
 def _templates(options: Namespace) -> list[Job]:

@@ -19,7 +19,7 @@ from pyvmm.lab.kernel_log import Splat
 from pyvmm.validate.jobs import run as job_run
 from pyvmm.validate.jobs.corpus import Corpus
 from pyvmm.validate.jobs.executed import Executed
-from pyvmm.validate.jobs.job import Job
+from pyvmm.validate.jobs.job import Job, Named
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.kernels import coverage_run
 from pyvmm.validate.kernels.lab_run import LabRun, Trouble
@@ -256,6 +256,28 @@ def test_what_cannot_run_ends_it(explore: Callable[..., tuple[int, str, str]]) -
     skip = replace(result(case(LOW, State.SKIP, "private_memory: none")))
     status, out, _ = explore(lambda job: skip, "--hours", "1")
     assert status == 4 and "0 scripts" in out
+
+
+def test_a_kernel_that_cannot_run_is_said_once_and_others_go_on(
+    explore: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyvmm.lab.build.check_known", lambda name: None)
+    finds = False
+
+    def answer(job: Job) -> JobResult:
+        if job.kernel == Named("7.3"):
+            raise LabError("the kernel does not build", "x.c:1:2: error: no")
+        if finds:
+            return fails(LOW, "wrong contents", "a script")
+        return result(case(LOW, State.PASS, scripts=5))
+
+    words = ["--kernel", "default", "--kernel", "7.3"]
+    status, out, err = explore(answer, *words)
+    assert status == 125 and err.count("x.c:1:2: error: no") == 1
+    assert err.count("kernel 7.3: 3 labs in a row could not run; it is left out") == 1
+    assert int(out.split()[0]) >= 15
+    finds = True
+    assert explore(answer, *words)[0] == 1
 
 
 def test_what_was_found_is_told_when_labs_cannot_run_any_more(
