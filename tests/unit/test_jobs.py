@@ -24,6 +24,7 @@ from pyvmm.cli.main import main
 from pyvmm.lab.cache import locked, write_whole
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernel_log import Splat
+from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs import run as job_run
 from pyvmm.validate.jobs.job import Built, Image, Job, Named, Patch, from_text, load, to_text
@@ -389,6 +390,30 @@ def test_a_result_that_cannot_be_kept_is_a_result(lab: Lab, tmp_path: Path) -> N
     assert done.run == lab.answer
     (line,) = said
     assert line.startswith("a result is not kept: cache folder ") and "Is a directory" in line
+
+
+def test_where_nothing_can_be_written_what_is_kept_is_given_out(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel("built", lab.image, "6.12")
+    monkeypatch.setattr(job_run, "source_path", lambda path: path)
+    monkeypatch.setattr(job_run, "build", lambda *_, **__: kernel)
+    job = replace(JOB, kernel=Built("6.12", (Patch("a.patch", "+\udcff"),), "CONFIG_X=y\n"))
+    kept = run(), run(job)
+    monkeypatch.setattr(job_run, "_JOB_MIB", 1 << 40)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        assert (run(), run(job)) == kept
+        said = set()
+        for seed in range(3):
+            with pytest.raises(LabError) as caught:
+                run(replace(JOB, seed=100 + seed))
+            said.add(str(caught.value))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (line,) = said  # what all lack is said once
+    assert line.startswith("no room in the cache ")
 
 
 def test_a_file_is_written_whole_by_several_at_once_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -71,7 +71,6 @@ def run_job(
     find_busybox()
     folder = _folder(job)
     with made_and_locked(folder, announce, "another run of this job"):
-        _write(folder / "job.json", to_text(job))
         kernel = kernel or _kernel(job.kernel, folder, announce)
         digest = digest or sha256_of(kernel.image)
         code = code_now()
@@ -81,6 +80,7 @@ def run_job(
                 os.utime(folder)  # it is used now
             return kept
         check_room(cache_folder(), _JOB_MIB)
+        _write(folder / "job.json", to_text(job))
         files = folder / "files"
         shutil.rmtree(files, ignore_errors=True)
         machine = LabMachine(
@@ -245,7 +245,12 @@ def is_of(done: JobResult, job: Job, digest: str, code: str) -> bool:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a file, unless it has this text: what is kept is of use though there is no room."""
+    content = text.encode("utf-8", "surrogateescape")
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
     try:
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        path.write_bytes(content)
     except OSError as error:
         raise unusable_cache(path, error) from None
