@@ -177,6 +177,36 @@ def test_a_worker_that_cannot_be_used_is_named(
         assert "it does not say which" in there.problem_with(odd)
 
 
+def test_workers_that_go_before_they_answer_are_wondered_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def find_qemu() -> str:
+        asked.append(distributed.get_worker().address)
+        time.sleep(2)
+        return ""
+
+    monkeypatch.setattr(there, "find_qemu", find_qemu)
+    said: list[str] = []
+    with local_cluster(3) as made:
+
+        def go() -> None:
+            until = time.monotonic() + 20
+            while len(asked) < 3 and time.monotonic() < until:
+                time.sleep(0.01)
+            for address in asked[:2]:
+                made.sync(made.scheduler.remove_worker, address, stimulus_id="test")
+
+        with ThreadPoolExecutor(1) as threads:
+            going = threads.submit(go)
+            came = outcomes(made, JOBS[:1], said)
+            going.result()
+    assert isinstance(came[JOBS[0]], JobResult)
+    (line,) = said
+    assert line.endswith("has gone before it said what it is: has it pyvmm?")
+
+
 def test_a_worker_tells_what_it_lacks(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     assert there.problem_with(there.about()) == ""
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -245,8 +275,9 @@ def test_a_job_that_takes_every_worker_with_it(house: House, monkeypatch: Any) -
     with local_cluster(3) as made:
 
         def go() -> None:
+            until = time.monotonic() + 20
             for gone in range(2):
-                while len(house.ran) <= gone:
+                while len(house.ran) <= gone and time.monotonic() < until:
                     time.sleep(0.01)
                 holder = next(
                     address

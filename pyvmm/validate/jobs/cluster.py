@@ -142,6 +142,7 @@ class _Cluster:
         self._kernels: dict[object, tuple[Kernel, str]] = {}
         self._all_given = False
         self._done = 0
+        self._wondered = False
         self._answered = self._useful = time.monotonic()
         self._estimate = Estimate(jobs, 1) if isinstance(jobs, Sequence) else None
 
@@ -213,6 +214,12 @@ class _Cluster:
     def _lose(self, worker: _Worker) -> None:
         if worker.usable:
             self._announce(f"worker {worker.address} has gone")
+        elif worker.probe is not None and not self._wondered:
+            # Dask ends a worker that has no pyvmm, and may start it again and again.
+            self._wondered = True
+            self._announce(
+                f"worker {worker.address} has gone before it said what it is: has it pyvmm?"
+            )
         for task in [each for each in self._running if each.worker == worker.address]:
             self._running.remove(task)
             task.gone += 1
