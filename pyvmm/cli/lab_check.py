@@ -213,16 +213,14 @@ def _coverage(
     """What was executed of the kernel now: for people and for programs, nothing unless asked."""
     from pyvmm.lab.build import DEFAULT_VERSION, Recipe
     from pyvmm.lab.config import read_fragment
-    from pyvmm.lab.mail import patch_texts
     from pyvmm.lab.sources import default_tarball
 
     if not lab_coverage.is_wanted(options):
         return [], None
     source = options.source or default_tarball(DEFAULT_VERSION)
     config = read_fragment(options.config) if options.config else ""
-    texts = [text for path in options.patch for text in patch_texts(path)]
     recipe = Recipe(source, tuple(options.patch), config)
-    return lab_coverage.measure(options, recipe, texts, machine, folder, seed)
+    return lab_coverage.measure(options, recipe, machine, folder, seed)
 
 
 def _show(

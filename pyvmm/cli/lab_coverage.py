@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,21 +93,20 @@ def tell(options: Namespace, total: Coverage) -> None:
 def measure(
     options: Namespace,
     recipe: Recipe,
-    texts: Sequence[str],
     machine: LabMachine,
     folder: Path,
     seed: int | None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Build the kernel of ``recipe`` so that it counts, and run the catalogue on it.
 
-    ``texts`` are the patches. Gives lines for people and an object for programs, and leaves
-    coverage.html and coverage.info in ``folder``. What else is known of the patches is not lost
-    where it cannot be measured: that is told, and ``is_missing``.
+    Gives lines for people and an object for programs, and leaves coverage.html and coverage.info
+    in ``folder``. What else is known of the patches is not lost where it cannot be measured: that
+    is told, and ``is_missing``.
     """
     from pyvmm.lab.errors import LabError, LabUsageError
 
     try:
-        return _measure(options, recipe, texts, machine, folder, seed)
+        return _measure(options, recipe, machine, folder, seed)
     except LabUsageError:
         raise
     except LabError as error:
@@ -129,18 +127,18 @@ def is_missing(coverage: dict[str, Any] | None) -> bool:
 def _measure(
     options: Namespace,
     recipe: Recipe,
-    texts: Sequence[str],
     machine: LabMachine,
     folder: Path,
     seed: int | None,
 ) -> tuple[list[str], dict[str, Any]]:
-    from pyvmm.lab.build import build
+    from pyvmm.lab.build import build, placed_patches
     from pyvmm.lab.diffs import added_lines
     from pyvmm.validate.kernels import coverage_report
     from pyvmm.validate.kernels.coverage_run import run_with_coverage
 
     with build_progress() as progress:
         kernel = build(replace(recipe, coverage=True), None, say, progress)
+    wanted = added_lines(placed_patches(recipe, say))
     say(f"the catalogue on {kernel.name}, which counts, case by case")
     words = [] if seed is None else ["--seed", str(seed)]
     if options.model_examples:
@@ -151,7 +149,6 @@ def _measure(
         run = run_with_coverage(
             kernel, machine, words, folder / "coverage", say, show or (lambda line: None)
         )
-    wanted = added_lines(texts)
     lines, total = run.lines(wanted), run.total()
     shutil.rmtree(folder / "coverage/counters")  # some 300 KB for each case, read by now
     (folder / TRACEFILE).write_text(coverage_report.lcov(total), encoding="utf-8")
@@ -161,7 +158,7 @@ def _measure(
         encoding="utf-8",
         errors="backslashreplace",
     )
-    told = coverage_report.changed_lines(lines) if texts else []
+    told = coverage_report.changed_lines(lines) if recipe.patches else []
     if run.run.problem:
         told.append(f"coverage: the run is not whole: {run.run.problem}")
     for name in options.coverage_of:

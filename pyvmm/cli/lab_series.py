@@ -193,9 +193,8 @@ def _coverage(
     if steps[-1].kernel is None or len(steps) <= len(patches):
         return ["coverage: the end of the series is no kernel"], None
     config = read_fragment(options.config) if options.config else ""
-    texts = [patch.text for patch in patches]
     recipe = Recipe(source, tuple(paths), config)
-    return lab_coverage.measure(options, recipe, texts, machine, folder, options.seed)
+    return lab_coverage.measure(options, recipe, machine, folder, options.seed)
 
 
 def _show(

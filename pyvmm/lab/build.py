@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pyvmm.json_file import read_own
 from pyvmm.lab import coverage
@@ -57,6 +58,13 @@ class Recipe:
     def fragment(self) -> str:
         """All that is laid over the lab's own configuration."""
         return debug_fragment(self.debug) + self.config + coverage.CONFIG * self.coverage
+
+
+class Compiled(NamedTuple):
+    """What make and the compiler said, and each patch as Tree.placed() has it."""
+
+    said: str
+    patches: tuple[str, ...]
 
 
 def known_recipe(name: str) -> Recipe | None:
@@ -186,8 +194,8 @@ def compile_only(
     words: Sequence[str] = (),
     again: Sequence[str] = (),
     optional: Sequence[str] = (),
-) -> str:
-    """Make goals of a kernel that is not to be booted; gives what make and the compiler said.
+) -> Compiled:
+    """Make goals of a kernel that is not to be booted.
 
     Its configuration need not be one of the lab: ``recipe.config`` is all that is asked for.
     ``words`` are settings for make. Objects are kept, so that the next of a series is quick;
@@ -203,7 +211,7 @@ def compile_only(
     with locked(tree.folder, announce) as lock:
         tree.bring_up_to_date(announce, lock)
         log.unlink(missing_ok=True)
-        tree.patch(recipe.patches, log)
+        placed = tree.patch(recipe.patches, log)
         # Objects of another compiler call than a kernel's own are others.
         objects = _objects_folder(tree, own_fragment() + recipe.config + "".join(words))
         fragment = objects / "lab.config"
@@ -217,7 +225,18 @@ def compile_only(
         if optional:
             with suppress(LabError):
                 make.run(["-k", *words, *optional], progress)
-    return log.read_text(errors="replace")
+    return Compiled(log.read_text(errors="replace"), tuple(placed))
+
+
+def placed_patches(recipe: Recipe, announce: Callable[[str], None]) -> list[str]:
+    """The diffs of a recipe's patches, with the line numbers that they have in its source."""
+    tree = Tree(open_source(recipe.source))
+    make_folder(tree.folder)
+    log = make_folder(cache_folder() / "compiled") / "placed.log"
+    with locked(tree.folder, announce) as lock:
+        tree.bring_up_to_date(announce, lock)
+        log.unlink(missing_ok=True)
+        return tree.placed(recipe.patches, log)
 
 
 def _forget(objects: Path, source: str) -> None:

@@ -40,8 +40,7 @@ def warnings_of_patch(
 
     Compiled are KVM's folders and the other C files of the patch that the configuration has.
     """
-    touched = added_lines([text])
-    again = sorted(name for name in touched if name.endswith((".c", ".h")))
+    again = sorted(name for name in added_lines([text]) if name.endswith((".c", ".h")))
     if not again:
         return []
     objects = [f"{name[:-2]}.o" for name in again if name.endswith(".c") and not _is_kvm(name)]
@@ -51,8 +50,8 @@ def warnings_of_patch(
     relaxed = replace(recipe, config=recipe.config + lenient)
     # make compiles a file that it is told to, be it one of this configuration or not.
     others = [name for name in objects if name.startswith(("mm/", "kernel/", "fs/"))]
-    said = compile_only(relaxed, _KVM, announce, progress, ["W=1"], again, others)
-    return in_lines(said, touched)
+    done = compile_only(relaxed, _KVM, announce, progress, ["W=1"], again, others)
+    return in_lines(done.said, added_lines(done.patches[-1:]))
 
 
 def _is_kvm(name: str) -> bool:

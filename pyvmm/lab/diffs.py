@@ -37,6 +37,15 @@ class Hunk:
     new: int
     lines: tuple[str, ...]
 
+    def moved(self, lines: int) -> Hunk:
+        """The hunk so many lines further down."""
+        match = _HUNK.match(self.lines[0])
+        if not lines or match is None:
+            return self
+        old, new = self.old + lines, self.new + lines
+        first = f"@@ -{old},{match[2] or 1} +{new},{match[4] or 1} @@{self.lines[0][match.end() :]}"
+        return Hunk(old, new, (first, *self.lines[1:]))
+
 
 @dataclass(frozen=True, slots=True)
 class FileDiff:

@@ -6,16 +6,19 @@ were: two of them may have changed names, or one be copied from another that mov
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pyvmm.lab.diffs import FileDiff, text_of
 
 #: What patch(1) says of trouble; for the last of these its status is 0.
-_FAILURES = ("FAILED", "can't find", "malformed", "not supported")
+_FAILURES = ("FAILED", "can't find", "malformed", "Not deleting", "not supported")
 _PATCHING = "patching file "
+_ELSEWHERE = re.compile(r"Hunk #(\d+) succeeded at \d+ \(offset (-?\d+) lines?\)")
 _LONGEST_NAME = 255  # NAME_MAX of linux/limits.h
 EXECUTABLE, NOT_EXECUTABLE = 0o755, 0o644
 
@@ -31,29 +34,50 @@ def names_of(diffs: Iterable[FileDiff]) -> set[str]:
     return {name for diff in diffs for name in (diff.old, diff.new) if name and is_below(name)}
 
 
-def apply_diffs(diffs: Sequence[FileDiff], folder: Path, log: Path) -> str:
-    """Apply the diffs of one patch; why it cannot be done, "" when it is.
+class CannotApply(Exception):
+    """Why diffs cannot be applied."""
 
-    ``log`` has what patch(1) said. What is done before trouble is not undone.
+
+def apply_diffs(diffs: Sequence[FileDiff], folder: Path, log: Path) -> list[FileDiff]:
+    """Apply the diffs of one patch. Gives them with the line numbers that their hunks really have.
+
+    A hunk may fit some lines away from where it says. ``log`` has what patch(1) said. Raises
+    :class:`CannotApply`; what is done before trouble is not undone.
     """
     there = {name for name in names_of(diffs) if (folder / name).is_file()}
     trouble = next(filter(None, map(_trouble, diffs)), "") or _move(diffs, folder)
     if trouble:
-        return trouble
+        raise CannotApply(trouble)
     for diff in diffs:
         made = not diff.old
         if made and diff.new in there and diff.new not in _given_up(diffs):
-            return f"{diff.new}: it is there already"
+            raise CannotApply(f"{diff.new}: it is there already")
         if not diff.hunks and not (made or (folder / (diff.new or diff.old)).is_file()):
-            return f"{diff.old}: there is no such file"
+            raise CannotApply(f"{diff.old}: there is no such file")
         if made and not diff.hunks:
             _write(folder / diff.new, b"", NOT_EXECUTABLE)
         if not diff.new and not diff.hunks:
             (folder / diff.old).unlink()
     said = _patch("".join(_plain(diffs)), folder, log)
-    if not said:
-        _set_modes(diffs, folder, there)
-    return said
+    _set_modes(diffs, folder, there)
+    return placed(diffs, said)
+
+
+def placed(diffs: Sequence[FileDiff], said: Iterable[str]) -> list[FileDiff]:
+    """Diffs with the line numbers at which, by what it ``said``, patch(1) applied their hunks."""
+    moved: list[dict[int, int]] = []  # of each file: by how many lines, by the hunk's number
+    for line in said:
+        if line.startswith(_PATCHING):
+            moved.append({})
+        elif moved and (match := _ELSEWHERE.match(line)):
+            moved[-1][int(match[1])] = int(match[2])
+    found = []
+    left = iter(moved)
+    for diff in diffs:
+        lines = next(left, {}) if diff.hunks else {}
+        hunks = (hunk.moved(lines.get(at, 0)) for at, hunk in enumerate(diff.hunks, 1))
+        found.append(replace(diff, hunks=tuple(hunks)))
+    return found
 
 
 def _trouble(diff: FileDiff) -> str:
@@ -100,7 +124,7 @@ def _plain(diffs: Iterable[FileDiff]) -> Iterator[str]:
         yield "".join(f"{line}\n" for hunk in diff.hunks for line in hunk.lines)
 
 
-def _patch(text: str, folder: Path, log: Path) -> str:
+def _patch(text: str, folder: Path, log: Path) -> list[str]:
     command = ["patch", "-p1", "-F0", "-f", "--no-backup-if-mismatch", "-r", "-", "-d", str(folder)]
     with open(log, "a+") as output:
         start = output.tell()
@@ -109,7 +133,9 @@ def _patch(text: str, folder: Path, log: Path) -> str:
         output.seek(start)
         said = output.read().splitlines()
     failures = [at for at, line in enumerate(said) if any(word in line for word in _FAILURES)]
-    return _failure(said, failures) if done.returncode or failures else ""
+    if done.returncode or failures:
+        raise CannotApply(_failure(said, failures))
+    return said
 
 
 def _failure(said: Sequence[str], failures: Sequence[int]) -> str:

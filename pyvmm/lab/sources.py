@@ -23,10 +23,17 @@ from typing import Any
 
 from pyvmm.json_file import Made, read_own
 from pyvmm.lab.cache import cache_folder, check_room, write_whole
-from pyvmm.lab.diffs import FileDiff, diffs_in
+from pyvmm.lab.diffs import FileDiff, diffs_in, text_of
 from pyvmm.lab.errors import LabError, LabUsageError, PatchRefused
 from pyvmm.lab.mail import patch_texts
-from pyvmm.lab.patching import EXECUTABLE, NOT_EXECUTABLE, apply_diffs, is_below, names_of
+from pyvmm.lab.patching import (
+    EXECUTABLE,
+    NOT_EXECUTABLE,
+    CannotApply,
+    apply_diffs,
+    is_below,
+    names_of,
+)
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
 from pyvmm.printable import counted
@@ -128,26 +135,18 @@ class Tree:
 
     def patch(
         self, patches: Sequence[Path], log: Path, appended: Mapping[str, str] | None = None
-    ) -> None:
+    ) -> list[str]:
         """Make the tree's contents the source's with these patches, in order, applied to copies.
 
         `appended` has lines for the ends of files by name. A LabError, and nothing changed, when a
-        patch does not apply; `log` then has what patch said.
+        patch does not apply; `log` then has what patch said. Gives what :meth:`placed` gives.
         """
-        originals = self._read_originals()
-        found = [self._diffs(patch, log) for patch in patches]
-        touched = {name for parts in found for diffs in parts for name in names_of(diffs)}
-        touched.update(appended or ())
+        originals, modes = self._read_originals(), self._keep_modes(())
+        after, placed = self._try(patches, log, appended or ())
+        touched = after.keys()
         for name in touched:
             originals.setdefault(name, _read(self.files / name))
-        modes = self._keep_modes(name for name in touched if originals[name] is not None)
-        with tempfile.TemporaryDirectory(prefix="patching-", dir=self.folder) as folder:
-            place = Path(folder)
-            for name in touched:
-                _write(place / name, originals[name], _plain_mode(modes.get(name)))
-            for patch, parts in zip(patches, found, strict=True):
-                self._apply(patch, parts, place, log)
-            after = _state(place, touched)
+        modes |= self._keep_modes(name for name in touched if originals[name] is not None)
         wanted = originals | {name: content for name, (content, _) in after.items()}
         for name, (content, mode) in after.items():
             if content is not None and _plain_mode(modes.get(name)) != mode:
@@ -159,17 +158,49 @@ class Tree:
             _write(self.files / name, content, modes.get(name))
         self._write_originals({name: originals[name] for name in touched})
         self._forget_modes(touched)
+        return placed
+
+    def placed(self, patches: Sequence[Path], log: Path) -> list[str]:
+        """The diffs of patches with the line numbers that they really have.
+
+        A hunk may fit elsewhere than it says, where the source is not what it was made for.
+        """
+        return self._try(patches, log)[1]
+
+    def _try(
+        self, patches: Sequence[Path], log: Path, more: Iterable[str] = ()
+    ) -> tuple[dict[str, tuple[bytes | None, int]], list[str]]:
+        """What files are afterwards, those that patches touch and `more`, and the placed diffs."""
+        originals, modes = self._read_originals(), self._keep_modes(())
+        found = [self._diffs(patch, log) for patch in patches]
+        touched = {name for parts in found for diffs in parts for name in names_of(diffs)}
+        touched.update(more)
+        with tempfile.TemporaryDirectory(prefix="patching-", dir=self.folder) as folder:
+            place = Path(folder)
+            for name in touched:
+                path = self.files / name
+                content = originals[name] if name in originals else _read(path)
+                if content is not None:
+                    known = modes.get(name, _mode(path) if path.is_file() else None)
+                    _write(place / name, content, _plain_mode(known))
+            placed = [
+                self._apply(patch, parts, place, log)
+                for patch, parts in zip(patches, found, strict=True)
+            ]
+            return _state(place, touched), placed
 
     def _apply(
         self, patch: Path, parts: Sequence[Sequence[FileDiff]], place: Path, log: Path
-    ) -> None:
+    ) -> str:
         names = set().union(*map(names_of, parts))
         before = _state(place, names)
-        for diffs in parts:
-            if trouble := apply_diffs(diffs, place, log):
-                raise self._refusal(patch, trouble, log)
+        try:
+            placed = [text_of(apply_diffs(diffs, place, log)) for diffs in parts]
+        except CannotApply as error:
+            raise self._refusal(patch, str(error), log) from None
         if _state(place, names) == before:
             raise self._refusal(patch, "it changes nothing", log)
+        return "".join(placed)
 
     def _diffs(self, patch: Path, log: Path) -> list[list[FileDiff]]:
         """What a patch does to files of the source, each mail of its file."""

@@ -111,6 +111,21 @@ def test_patches_that_build_on_each_other(tarball: Path, tmp_path: Path) -> None
     assert _contents(tree.files)["arch/x86/kvm/svm.c"] == "one\nzwei\nthree\n"
 
 
+def test_patches_that_fit_elsewhere(tarball: Path, tmp_path: Path) -> None:
+    """They are told with the lines that they really have; nothing is changed by asking."""
+    tree = _tree(tarball)
+    before = _stamps(tree.files)
+    first = _patch("arch/x86/kvm/svm.c", "two", "2").replace("@@ -1,3 +1,3 @@", "@@ -41,3 +41,3 @@")
+    second = _patch("virt/kvm/kvm_main.c", "beta", "2")
+    second = second.replace(" one", " alpha").replace(" three", " gamma")
+    paths = [_write_patch(tmp_path, text, text[6:9]) for text in (first, second)]
+    placed = tree.placed(paths, tmp_path / "log")
+    assert placed == [first.replace("41", "1"), second]
+    assert _stamps(tree.files) == before
+    assert tree.patch(paths, tmp_path / "log") == placed
+    assert tree.placed(paths, tmp_path / "log") == placed
+
+
 def test_files_that_a_patch_makes_and_removes(tarball: Path, tmp_path: Path) -> None:
     tree = _tree(tarball)
     text = (
@@ -256,6 +271,10 @@ def test_files_that_change_places(tarball: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
+        (
+            "--- a/arch/x86/kvm/svm.c\n+++ /dev/null\n@@ -1,2 +0,0 @@\n-one\n-two\n",
+            "Not deleting file arch/x86/kvm/svm.c as content differs from patch",
+        ),
         (_moved("rename", "virt/none.c", "virt/x.c"), "virt/none.c: there is no such file"),
         (_moved("copy", "Kbuild", "scripts/run.sh"), "scripts/run.sh: it is there already"),
         ("diff --git a/Kbuild b/Kbuild\nnew file mode 100644\n", "Kbuild: it is there already"),

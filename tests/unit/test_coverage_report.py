@@ -199,6 +199,7 @@ def test_the_same_cases_are_run_for_coverage(
     )  # fmt: skip
     kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
     monkeypatch.setattr(build, "build", lambda *_: kernel)
+    monkeypatch.setattr(build, "placed_patches", lambda *_: [])
     asked: list[str] = []
 
     def run_with_coverage(kernel: Kernel, machine: LabMachine, words: list[str], *_: Any) -> None:

@@ -18,10 +18,11 @@ from pyvmm.cli.lab_coverage import counting_kernel
 from pyvmm.cli.main import main
 from pyvmm.lab import build as build_module
 from pyvmm.lab import coverage
-from pyvmm.lab.build import Recipe, build, find_or_build, known_recipe
+from pyvmm.lab.build import Recipe, build, find_or_build, known_recipe, placed_patches
 from pyvmm.lab.cache import check_room, locked
 from pyvmm.lab.compiler_warnings import warnings_of_patch
 from pyvmm.lab.config import check_config, own_fragment, parse_config, read_fragment
+from pyvmm.lab.diffs import added_lines
 from pyvmm.lab.errors import LabError, LabUsageError, NotBuilt
 from pyvmm.lab.kernels import built_kernels, find_built, read_image
 from pyvmm.lab.programs import OF_A_BUILD, OF_SELFTESTS
@@ -346,6 +347,22 @@ def test_warnings_of_a_file_that_the_configuration_lacks(world: Path) -> None:
     recipe = Recipe(_tarball(world), (patch,), "CONFIG_WERROR=y\n")
     found = warnings_of_patch(recipe, text, _silent)
     assert [(each.file, each.text) for each in found] == [("arch/x86/kvm/svm.c", "of this line")]
+
+
+def test_warnings_of_a_hunk_that_fits_elsewhere(world: Path) -> None:
+    """The compiler has the number that a line has in the file, whatever the patch says."""
+    name = "arch/x86/kvm/svm.c"
+    patch = world / "p.patch"
+    text = f"--- a/{name}\n+++ b/{name}\n@@ -21 +21 @@\n-1\n+2\n"
+    patch.write_text(text)
+    with open(world / "tools/patch", "a") as script:
+        script.write(f"echo 'patching file {name}'\n")
+        script.write("echo 'Hunk #1 succeeded at 1 (offset -20 lines).'\n")
+    recipe = Recipe(_tarball(world), (patch,), "CONFIG_WERROR=y\n")
+    found = warnings_of_patch(recipe, text, _silent)
+    assert [(each.line, each.text) for each in found] == [(1, "of this line")]
+    assert added_lines([text]) == {name: {21: "2"}}
+    assert added_lines(placed_patches(recipe, _silent)) == {name: {1: "2"}}
 
 
 def test_an_unreadable_patch(world: Path) -> None:

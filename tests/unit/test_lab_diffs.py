@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyvmm.lab.diffs import added_lines, diffs_in, text_of
 from pyvmm.lab.mail import patch_texts
+from pyvmm.lab.patching import placed
 
 NAME = "virt/kvm/kvm_main.c"
 CHANGE = (
@@ -36,6 +37,23 @@ def test_what_git_am_ignores_is_no_part_of_a_patch(
     path = tmp_path / "0001-x.patch"
     path.write_text(letter)
     assert patch_texts(path) == [CHANGE]
+
+
+def test_hunks_have_the_lines_at_which_they_were_applied() -> None:
+    """patch(1) tells only of those that fit elsewhere."""
+    text = (
+        "diff --git a/one.c b/two.c\nsimilarity index 100%\nrename from one.c\nrename to two.c\n"
+        "--- a/x.c\n+++ b/x.c\n@@ -1 +1,2 @@\n a\n+b\n@@ -10,2 +11,3 @@ f()\n c\n+d\n e\n"
+        "--- a/y.c\n+++ b/y.c\n@@ -5,0 +6 @@\n+g\n"
+    )
+    said = (
+        "patching file x.c\nHunk #2 succeeded at 31 (offset 20 lines).\n"
+        "patching file y.c\nHunk #1 succeeded at 5 (offset -1 lines).\n"
+    )
+    found = placed(diffs_in(text), said.splitlines())
+    assert added_lines([text_of(found)]) == {"x.c": {2: "b", 32: "d"}, "y.c": {5: "g"}}
+    assert "@@ -30,2 +31,3 @@ f()\n c\n" in text_of(found)
+    assert placed(diffs_in(text), []) == diffs_in(text)
 
 
 def test_lines_that_look_like_a_diff() -> None:
