@@ -57,6 +57,8 @@ def apply_diffs(diffs: Sequence[FileDiff], folder: Path, log: Path) -> list[File
         if made and not diff.hunks:
             _write(folder / diff.new, b"", NOT_EXECUTABLE)
         if not diff.new and not diff.hunks:
+            if (folder / diff.old).stat().st_size:  # git format-patch -D: to be read only
+                raise CannotApply(f"{diff.old}: the patch does not have what it removes")
             (folder / diff.old).unlink()
     said = _patch("".join(_plain(diffs)), folder, log)
     _set_modes(diffs, folder, there)
@@ -156,9 +158,8 @@ def _set_modes(diffs: Sequence[FileDiff], folder: Path, there: set[str]) -> None
         if diff.is_executable is not None:
             path.chmod(EXECUTABLE if diff.is_executable else NOT_EXECUTABLE)
         elif diff.new not in there and not diff.is_git and path.read_bytes().startswith(b"#!"):
-            path.chmod(
-                EXECUTABLE
-            )  # a diff without modes; the kernel's build runs scripts of its own
+            # A diff without modes; and the kernel's build runs scripts of its own.
+            path.chmod(EXECUTABLE)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

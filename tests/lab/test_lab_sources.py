@@ -278,6 +278,7 @@ def test_files_that_change_places(tarball: Path, tmp_path: Path) -> None:
         (_moved("rename", "virt/none.c", "virt/x.c"), "virt/none.c: there is no such file"),
         (_moved("copy", "Kbuild", "scripts/run.sh"), "scripts/run.sh: it is there already"),
         ("diff --git a/Kbuild b/Kbuild\nnew file mode 100644\n", "Kbuild: it is there already"),
+        ("diff --git a/Kbuild b/Kbuild\ndeleted file mode 100644\n", "not have what it removes"),
         ("diff --git a/none b/none\ndeleted file mode 100644\n", "none: there is no such file"),
         (_moved("rename", "Kbuild", "../x"), r"\.\./x: it is not below the source"),
         ("diff --git a/link b/link\nindex 1..2 120000\n", "link: it is a symbolic link"),
