@@ -61,6 +61,16 @@ class House:
         return JobResult(job.name, KernelFacts("default", "6.12", self.digest), run, {})
 
 
+def forget_who_has_a_job(made: Any) -> None:
+    """What a scheduler does when it hears nothing of a worker any more."""
+    holder = next(
+        address
+        for address, each in made.scheduler.workers.items()
+        if any(str(task.key).startswith("pyvmm-run") for task in each.processing)
+    )
+    made.sync(made.scheduler.remove_worker, holder, stimulus_id="test")
+
+
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     made = House(tmp_path)
@@ -250,12 +260,7 @@ def test_a_worker_goes(house: House, scheduler: Any) -> None:
     came = run_on_cluster(JOBS[:3], scheduler.scheduler_address, said.append)
     first = next(came)
     assert began.wait(20) and first[0] != JOBS[0]
-    holder = next(
-        address
-        for address, each in scheduler.scheduler.workers.items()
-        if any(str(task.key).startswith("pyvmm-run") for task in each.processing)
-    )
-    scheduler.sync(scheduler.scheduler.remove_worker, holder, stimulus_id="test")
+    forget_who_has_a_job(scheduler)
     rest = dict(came)
     hold.set()
     assert set(rest) | {first[0]} == set(JOBS[:3])
@@ -279,12 +284,7 @@ def test_a_job_that_takes_every_worker_with_it(house: House, monkeypatch: Any) -
             for gone in range(2):
                 while len(house.ran) <= gone and time.monotonic() < until:
                     time.sleep(0.01)
-                holder = next(
-                    address
-                    for address, each in made.scheduler.workers.items()
-                    if any(str(task.key).startswith("pyvmm-run") for task in each.processing)
-                )
-                made.sync(made.scheduler.remove_worker, holder, stimulus_id="test")
+                forget_who_has_a_job(made)
 
         with ThreadPoolExecutor(1) as threads:
             going = threads.submit(go)
@@ -316,12 +316,7 @@ def test_whom_a_job_was_left_for_goes(house: House, scheduler: Any) -> None:
         assert refused.wait(20)
         while not any("another one is to do it" in line for line in said):
             time.sleep(0.01)
-        holder = next(
-            address
-            for address, each in scheduler.scheduler.workers.items()
-            if any(str(task.key).startswith("pyvmm-run") for task in each.processing)
-        )
-        scheduler.sync(scheduler.scheduler.remove_worker, holder, stimulus_id="test")
+        forget_who_has_a_job(scheduler)
         holds.set()
 
     with ThreadPoolExecutor(1) as threads:
