@@ -129,7 +129,7 @@ def _shortest(
         # So often that one unit of one of them stands out, where that does not take for ever.
         times = max(1, min(line.noise // line.unit + 2, _MANY // len(chosen)))
         work = partial(play, [*chosen] * times)
-        return bool(left_behind(work, (line,), lambda line: line.noise, attempts))
+        return bool(left_behind(work, (line,), lambda line: line.noise, attempts, suspected=True))
 
     for length in range(1, LONGEST + 1):
         chosen: Sequence[Order] = tuple(each for each in every if len(each) == length)
