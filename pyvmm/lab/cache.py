@@ -66,11 +66,11 @@ def write_whole(path: Path, text: str) -> None:
 
 def check_room(folder: Path, needed_mib: int) -> None:
     """A LabError unless the file system of `folder` has `needed_mib` MiB left."""
-    free_mib = shutil.disk_usage(folder).free >> 20
-    if free_mib < needed_mib:
+    if shutil.disk_usage(folder).free >> 20 < needed_mib:
+        # Not how much is free: it changes, and what many jobs lack is said once.
         raise LabError(
             f"no room in the cache {folder}",
-            f"{needed_mib} MiB needed, {free_mib} MiB free",
+            f"fewer than {needed_mib} MiB are free",
             "XDG_CACHE_HOME names another place",
         )
 

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -400,6 +402,8 @@ def test_where_nothing_can_be_written_what_is_kept_is_given_out(
     monkeypatch.setattr(job_run, "build", lambda *_, **__: kernel)
     job = replace(JOB, kernel=Built("6.12", (Patch("a.patch", "+\udcff"),), "CONFIG_X=y\n"))
     kept = run(), run(job)
+    free = count(1 << 20, 1 << 20)  # others use the disk, too
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
     monkeypatch.setattr(job_run, "_JOB_MIB", 1 << 40)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))

@@ -380,7 +380,7 @@ def test_missing_tools_are_named(world: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_room(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LabError, match=r"no room in the cache .*: 1000000000 MiB needed"):
+    with pytest.raises(LabError, match=r"no room in the cache .*: fewer than 1000000000 MiB"):
         check_room(world, 10**9)
 
 

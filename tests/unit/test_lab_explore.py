@@ -285,7 +285,7 @@ def test_what_was_found_is_told_when_labs_cannot_run_any_more(
 ) -> None:
     def answer(job: Job) -> JobResult:
         if job.seed > 8:
-            raise LabError("no room in the cache /x", "64 MiB needed, 1 MiB free")
+            raise LabError("no room in the cache /x", "fewer than 64 MiB are free")
         return fails(LOW, "wrong contents", "a script")
 
     status, out, err = explore(answer, "--seed", "7", "--hours", "1")

@@ -551,7 +551,7 @@ def test_what_cannot_run_is_125_and_one_line(
 ) -> None:
     for error in (
         KernelFailed("kernel b did not boot", "it has no console"),
-        LabError("no room in the cache /x", "64 MiB needed, 1 MiB free"),
+        LabError("no room in the cache /x", "fewer than 64 MiB are free"),
     ):
         jobs |= {"a": "pp", "b": error}
         assert main(CHECK) == 125
