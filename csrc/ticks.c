@@ -71,6 +71,15 @@ void stop_ticks(struct vcpu_loop *loop)
 	__atomic_store_n(&loop->thread, 0, __ATOMIC_SEQ_CST);
 }
 
+void pause_ticks(struct vcpu_loop *loop)
+{
+	const struct itimerspec never = { 0 };
+
+	if (loop->has_timer)
+		timer_settime(loop->timer, 0, &never, NULL);
+	loop->armed_deadline = 0;
+}
+
 static int start_ticks(struct vcpu_loop *loop)
 {
 	const uint64_t now = monotonic_ns();

@@ -22,6 +22,8 @@ pid_t this_thread(void);
 int keep_ticking(struct vcpu_loop *loop);
 /* No timer, and no thread that a kick would go to. */
 void stop_ticks(struct vcpu_loop *loop);
+/* The timer stays, and does not tick until keep_ticking(). */
+void pause_ticks(struct vcpu_loop *loop);
 
 /* A tick that came while Python handled an exit said nothing to the loop. */
 static inline bool ticked_over_deadline(const struct vcpu_loop *loop)

@@ -55,6 +55,14 @@ void loop_disarm(struct vcpu_loop *loop)
 	leave(loop);
 }
 
+void loop_pause(struct vcpu_loop *loop)
+{
+	if (!enter(loop))
+		return;
+	pause_ticks(loop);
+	leave(loop);
+}
+
 void loop_forget_kick(struct vcpu_loop *loop)
 {
 	if (!enter(loop))

@@ -153,6 +153,12 @@ void loop_kick(struct vcpu_loop *loop);
  */
 void loop_disarm(struct vcpu_loop *loop);
 /*
+ * No tick until the next loop_run(), so that none ends another call of the thread's with
+ * EINTR. It keeps the timer: disarming costs a quarter of a loop_run() more under emulation.
+ * Does nothing while a thread is in loop_run().
+ */
+void loop_pause(struct vcpu_loop *loop);
+/*
  * The run is over: a kick that came too late to end it must not end the next one. Does nothing
  * while a thread is in loop_run().
  */

@@ -51,6 +51,7 @@ void loop_deinit(struct vcpu_loop *loop);
 int loop_run(struct vcpu_loop *loop);
 void loop_kick(struct vcpu_loop *loop);
 void loop_disarm(struct vcpu_loop *loop);
+void loop_pause(struct vcpu_loop *loop);
 void loop_forget_kick(struct vcpu_loop *loop);
 void loop_finish_record(struct vcpu_loop *loop);
 int loop_kick_signal(void);

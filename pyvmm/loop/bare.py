@@ -31,12 +31,16 @@ class BareVcpu(Closing):
     def enter(self, deadline_s: float) -> int:
         """KVM_RUN to the next exit: 0, or the errno that it failed with.
 
-        Raises :class:`NoExitError` when ``deadline_s`` seconds are over.
+        Raises :class:`NoExitError` when ``deadline_s`` seconds are over. No signal of the
+        deadline's comes after it, which would end another call of the caller's.
         """
         loop = self.loop
         loop.limit(time.monotonic_ns() + int(deadline_s * 1e9))
-        while (stop := loop.run()) == lib.STOP_SIGNAL:
-            pass
+        try:
+            while (stop := loop.run()) == lib.STOP_SIGNAL:
+                pass
+        finally:
+            loop.pause()
         if stop == lib.STOP_RUN_FAILED:
             return int(loop.raw.error)
         if stop != lib.STOP_EXIT:

@@ -12,9 +12,11 @@ import threading
 import time
 
 import pytest
+from bare_vm import BareVm
 from snippets import PRIVATE, guest, out_loop, passing, spin, touches
 
 from pyvmm import Image, Machine, Result
+from pyvmm.loop.bare import NoExitError
 from pyvmm.native import lib
 
 KICKS = int(os.environ.get("PYVMM_KICKS", "3000"))
@@ -197,6 +199,20 @@ def test_a_vcpu_can_go_on_after_its_deadline() -> None:
                 assert stop == lib.STOP_DEADLINE
             exits.append(count)
         loop.disarm()
+
+
+def test_after_an_exit_of_a_bare_vcpu_no_tick_comes() -> None:
+    """A tick would end another call of the thread's with EINTR, KVM_PRE_FAULT_MEMORY for one."""
+    with BareVm("hlt\n1: jmp 1b") as bare:
+        bare.run_to_hlt()
+        ticks = {lib.loop_kick_signal()}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ticks)
+        try:
+            assert signal.sigtimedwait(ticks, 2.5 * lib.LOOP_TICK_NS / 1e9) is None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with pytest.raises(NoExitError):  # and the next one has its deadline
+            bare.bare.run(0.25)
 
 
 def test_signals_of_others_do_not_disturb_a_run() -> None:
