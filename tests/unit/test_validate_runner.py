@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -215,6 +217,22 @@ def test_the_call_that_a_thread_is_in() -> None:
         "kvm_vm_ioctl",
     ]
     assert stuck.where(1 << 30) == ("", "")
+
+
+def test_where_a_thread_runs_that_is_in_no_call() -> None:
+    spins = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(spins, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            # On a busy machine it may be another's turn when it is looked at.
+            assert any(stuck.where(process.pid) == ("its program", "") for _ in range(20))
+        finally:
+            process.kill()
+    times = stuck._Times(10, 10, 10)
+    assert stuck._place(times, stuck._Times(12, 11, 99)) == "a guest"
+    assert stuck._place(times, stuck._Times(12, 99, 11)) == "the kernel"
+    assert stuck._place(times, times) == "something to which no CPU time was counted"
 
 
 def test_a_case_that_crashes_its_process() -> None:
