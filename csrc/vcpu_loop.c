@@ -47,19 +47,11 @@ static void leave(struct vcpu_loop *loop)
 	__atomic_store_n(&loop->running, false, __ATOMIC_RELEASE);
 }
 
-void loop_disarm(struct vcpu_loop *loop)
+void loop_disarm(struct vcpu_loop *loop, bool keep_timer)
 {
 	if (!enter(loop))
 		return;
-	stop_ticks(loop);
-	leave(loop);
-}
-
-void loop_pause(struct vcpu_loop *loop)
-{
-	if (!enter(loop))
-		return;
-	pause_ticks(loop);
+	(keep_timer ? pause_ticks : stop_ticks)(loop);
 	leave(loop);
 }
 

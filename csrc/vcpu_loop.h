@@ -148,16 +148,11 @@ void loop_deinit(struct vcpu_loop *loop);
 enum loop_stop loop_run(struct vcpu_loop *loop);
 void loop_kick(struct vcpu_loop *loop);
 /*
- * Stop the ticking and forget the thread; the next loop_run() starts anew. This and
+ * Stop the ticking, so that no tick ends another call of the thread's with EINTR, and forget the
+ * thread; or keep timer and thread, which costs the next loop_run() less. This and
  * loop_finish_record() do nothing while a thread is in loop_run(): both are its own.
  */
-void loop_disarm(struct vcpu_loop *loop);
-/*
- * No tick until the next loop_run(), so that none ends another call of the thread's with
- * EINTR. It keeps the timer: disarming costs a quarter of a loop_run() more under emulation.
- * Does nothing while a thread is in loop_run().
- */
-void loop_pause(struct vcpu_loop *loop);
+void loop_disarm(struct vcpu_loop *loop, bool keep_timer);
 /*
  * The run is over: a kick that came too late to end it must not end the next one. Does nothing
  * while a thread is in loop_run().

@@ -155,7 +155,7 @@ class VcpuLoop:
     def disarm(self) -> None:
         """Stop the timer's ticks; the next run with a deadline starts them again."""
         if self._loop is not None:
-            lib.loop_disarm(self._loop)
+            lib.loop_disarm(self._loop, False)
 
     def pause(self) -> None:
         """No tick until the next run, so that none ends another call with EINTR.
@@ -163,7 +163,7 @@ class VcpuLoop:
         The timer is kept, which costs the next run less than :meth:`disarm`.
         """
         if self._loop is not None:
-            lib.loop_pause(self._loop)
+            lib.loop_disarm(self._loop, True)
 
     def forget_kick(self) -> None:
         """Drop a kick that came too late for the run that it was to end."""
