@@ -150,14 +150,42 @@ static uint64_t absent_runs(const struct slot_window *window, uint64_t first, ui
 	return runs;
 }
 
+/* In rebuild(): noted as present, by the number of a slot that has been deleted. */
+static int is_lost(const struct slot_window *window, uint64_t page)
+{
+	const uint32_t slot = window->slot_of_page[page];
+
+	return slot != SLOT_NONE && page - window->ranges[slot].first >= window->ranges[slot].pages;
+}
+
+/* As many as can be had get slots again; the others are absent. 0, or the first -errno. */
+static int find_lost_pages(struct slot_window *window)
+{
+	uint64_t page, next;
+	int error = 0, failed;
+
+	for (page = 0; page < window->pages; page = next) {
+		next = page + 1;
+		if (!is_lost(window, page))
+			continue;
+		while (next < window->pages && is_lost(window, next))
+			next++;
+		failed = add_slot(window, page, next - page);
+		if (failed)
+			own_pages(window, SLOT_NONE, page, next - page);
+		error = error ? error : failed;
+	}
+	return error;
+}
+
 /*
  * Make [first, end) present or absent with the fewest slots there can be: one for
  * each run of present pages.
  */
 static int rebuild(struct slot_window *window, uint64_t first, uint64_t end, int present)
 {
-	uint64_t page, next, runs = 0;
-	int is_wanted, was_wanted = 0, error;
+	int is_wanted, was_wanted = 0, error = 0, failed;
+	uint64_t page, runs = 0;
 	uint32_t slot;
 
 	for (page = 0; page < window->pages; page++) {
@@ -167,26 +195,20 @@ static int rebuild(struct slot_window *window, uint64_t first, uint64_t end, int
 	}
 	if (runs > window->slot_count)
 		return -ENOSPC;
-	for (slot = 0; slot < window->slot_count; slot++) {
+	for (slot = 0; slot < window->slot_count && !error; slot++) {
 		if (window->ranges[slot].pages == 0)
 			continue;
 		error = set_memslot(window, slot, 0, 0);
 		if (error)
-			return error;
+			break;
 		window->ranges[slot].pages = 0;
 		window->free_slots[window->free_count++] = slot;
 	}
 	/* The numbers of deleted slots still say which pages were present. */
-	own_pages(window, present ? 0 : SLOT_NONE, first, end - first);
-	for (page = 0; page < window->pages; page = next) {
-		next = run_end(window, page, window->pages);
-		if (!is_present(window, page))
-			continue;
-		error = add_slot(window, page, next - page);
-		if (error)
-			return error;
-	}
-	return 0;
+	if (!error)
+		own_pages(window, present ? 0 : SLOT_NONE, first, end - first);
+	failed = find_lost_pages(window);
+	return error ? error : failed;
 }
 
 int slot_window_fill(struct slot_window *window, uint64_t first, uint64_t pages)
@@ -229,6 +251,23 @@ static int splits_a_slot(const struct slot_window *window, uint64_t first, uint6
 	return range->first < first && range->first + range->pages > end;
 }
 
+/* A slot is deleted but for what of it is outside [first, end). */
+static int cut_slot(struct slot_window *window, uint32_t slot, uint64_t first, uint64_t end)
+{
+	const struct slot_range range = window->ranges[slot];
+	int error = delete_slot(window, slot);
+
+	if (error)
+		return error;
+	if (range.first < first)
+		error = add_slot(window, range.first, first - range.first);
+	if (!error && range.first + range.pages > end)
+		error = add_slot(window, end, range.first + range.pages - end);
+	if (error) /* the neighbours have done nothing */
+		slot_window_fill(window, range.first, range.pages);
+	return error;
+}
+
 int slot_window_clear(struct slot_window *window, uint64_t first, uint64_t pages)
 {
 	const uint64_t end = first + pages;
@@ -238,25 +277,11 @@ int slot_window_clear(struct slot_window *window, uint64_t first, uint64_t pages
 	if (window->free_count == 0 && splits_a_slot(window, first, end))
 		return rebuild(window, first, end, 0);
 	for (page = first; page < end; page++) {
-		const uint32_t slot = window->slot_of_page[page];
-		struct slot_range range;
-
-		if (slot == SLOT_NONE)
+		if (!is_present(window, page))
 			continue;
-		range = window->ranges[slot];
-		error = delete_slot(window, slot);
+		error = cut_slot(window, window->slot_of_page[page], first, end);
 		if (error)
 			return error;
-		if (range.first < first) {
-			error = add_slot(window, range.first, first - range.first);
-			if (error)
-				return error;
-		}
-		if (range.first + range.pages > end) {
-			error = add_slot(window, end, range.first + range.pages - end);
-			if (error)
-				return error;
-		}
 	}
 	return 0;
 }

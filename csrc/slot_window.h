@@ -9,9 +9,10 @@
  *
  * Guarantees: slot numbers stay within [slot_base, slot_base + slot_count); when
  * they run out the window is rebuilt from the fewest ranges. Where even those are
- * too many the call fails with -ENOSPC and has changed nothing. No allocation after
- * init. The caller holds the region's lock; the window borrows the VM's fd, the
- * mapping and the guest_memfd.
+ * too many the call fails with -ENOSPC and has changed nothing. After any other failure the
+ * window knows which pages have a slot, and pages outside of the range lack theirs only where
+ * the kernel refused to make it twice. No allocation after init. The caller holds the region's
+ * lock; the window borrows the VM's fd, the mapping and the guest_memfd.
  *
  * A slot of a guest_memfd that has been closed has no memory: every access is a
  * KVM_EXIT_MEMORY_FAULT. For a moment the file is open, so no vCPU may be in the guest.

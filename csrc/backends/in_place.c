@@ -30,6 +30,11 @@
 #define BUSY_TRIES 14
 #define BUSY_FIRST_NS 20000L
 
+static uint64_t attributes_of(enum page_state state)
+{
+	return state == PAGE_PRIVATE ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+}
+
 static int set_attributes(struct region *region, uint64_t first, uint64_t pages,
 			  uint64_t attributes)
 {
@@ -48,6 +53,7 @@ static int set_attributes(struct region *region, uint64_t first, uint64_t pages,
 			return -errno;
 		region->busy++;
 		region->busy_page = request.error_offset / PYVMM_PAGE_SIZE;
+		request.error_offset = 0;
 		if (++tries == BUSY_TRIES)
 			return -EAGAIN;
 		if (tries > 1) {
@@ -70,27 +76,79 @@ static void open_gate(struct region *region)
 		gate_open(region->gate);
 }
 
-/* In the view of its state a page shows the file, in the other one nothing. */
+/*
+ * In the view of its state a page shows the file, in the other one nothing. First what is to
+ * go in each view is taken out, then what is to come is put in.
+ */
+static int take_out(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
+{
+	const bool is_private = state == PAGE_PRIVATE;
+	int error = slot_window_clear(is_private ? &region->shared_window : &region->private_window,
+				      first, pages);
+
+	if (!error)
+		error = slot_window_clear(is_private ? &region->private_nothing
+						     : &region->shared_nothing,
+					  first, pages);
+	return error;
+}
+
+static int put_in(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
+{
+	const bool is_private = state == PAGE_PRIVATE;
+	int error = slot_window_fill(is_private ? &region->private_window : &region->shared_window,
+				     first, pages);
+
+	if (!error)
+		error = slot_window_fill(is_private ? &region->shared_nothing
+						    : &region->private_nothing,
+					 first, pages);
+	return error;
+}
+
 static int arrange(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
 {
-	const bool to_private = state == PAGE_PRIVATE;
-	struct slot_window *from = to_private ? &region->shared_window : &region->private_window;
-	struct slot_window *to = to_private ? &region->private_window : &region->shared_window;
-	struct slot_window *no_more =
-		to_private ? &region->private_nothing : &region->shared_nothing;
-	struct slot_window *now = to_private ? &region->shared_nothing : &region->private_nothing;
 	int error;
 
 	if (!region_has_two_views(region))
 		return 0;
-	error = slot_window_clear(from, first, pages);
-	if (!error)
-		error = slot_window_clear(no_more, first, pages);
-	if (!error)
-		error = slot_window_fill(to, first, pages);
-	if (!error)
-		error = slot_window_fill(now, first, pages);
-	return error;
+	error = take_out(region, first, pages, state);
+	return error ? error : put_in(region, first, pages, state);
+}
+
+/* The end of the run that begins at `first`: pages of one state. */
+static uint64_t run_end(const struct region *region, uint64_t first, uint64_t end)
+{
+	uint64_t page = first + 1;
+
+	while (page < end && region->states[page] == region->states[first])
+		page++;
+	return page;
+}
+
+/* After a failure: the kernel's states and all of the windows are as the table says again. */
+static void undo(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
+{
+	const uint64_t end = first + pages;
+	uint64_t page, next;
+
+	for (page = first; page < end; page = next) {
+		next = run_end(region, page, end);
+		if (region->states[page] != state)
+			set_attributes(region, page, next - page,
+				       attributes_of((enum page_state)region->states[page]));
+	}
+	if (!region_has_two_views(region))
+		return;
+	/* Neighbours may have lost a slot of which they had a part. */
+	for (page = 0; page < region->pages; page = next) {
+		next = run_end(region, page, region->pages);
+		take_out(region, page, next - page, (enum page_state)region->states[page]);
+	}
+	for (page = 0; page < region->pages; page = next) {
+		next = run_end(region, page, region->pages);
+		put_in(region, page, next - page, (enum page_state)region->states[page]);
+	}
 }
 
 static int attach_windows(struct region *region)
@@ -158,16 +216,14 @@ static void detach(struct region *region)
 /* Of the range, the pages that have changed state read zero. */
 static int discard(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
 {
+	const uint64_t end = first + pages;
 	uint64_t page, next;
 	int error = 0;
 
 	if (region->keep_contents)
 		return 0;
-	for (page = first; page < first + pages && !error; page = next) {
-		for (next = page + 1; next < first + pages; next++) {
-			if (region->states[next] != region->states[page])
-				break;
-		}
+	for (page = first; page < end && !error; page = next) {
+		next = run_end(region, page, end);
 		if (region->states[page] != state)
 			error = page_range_punch(region->private_fd, page * PYVMM_PAGE_SIZE,
 						 (next - page) * PYVMM_PAGE_SIZE);
@@ -175,16 +231,26 @@ static int discard(struct region *region, uint64_t first, uint64_t pages, enum p
 	return error;
 }
 
-static uint64_t attributes_of(enum page_state state)
+/* Slots without memory need a descriptor for a moment: without one nothing is begun. */
+static int find_descriptor(const struct region *region)
 {
-	return state == PAGE_PRIVATE ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+	int fd;
+
+	if (!region_has_two_views(region))
+		return 0;
+	fd = fcntl(region->private_fd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	close(fd);
+	return 0;
 }
 
 static int convert(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
 {
-	uint64_t page;
-	int error;
+	int error = find_descriptor(region);
 
+	if (error)
+		return error;
 	close_gate(region);
 	/* The whole range has changed after it, or nothing. */
 	error = set_attributes(region, first, pages, attributes_of(state));
@@ -192,12 +258,8 @@ static int convert(struct region *region, uint64_t first, uint64_t pages, enum p
 		error = arrange(region, first, pages, state);
 		if (!error)
 			error = discard(region, first, pages, state);
-		for (page = first; error && page < first + pages; page++) {
-			if (region->states[page] == state)
-				continue;
-			set_attributes(region, page, 1, attributes_of(region->states[page]));
-			arrange(region, page, 1, (enum page_state)region->states[page]);
-		}
+		if (error)
+			undo(region, first, pages, state);
 	}
 	open_gate(region);
 	return error;
