@@ -2,6 +2,8 @@
 #include "slot_window.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -41,20 +43,49 @@ void slot_window_deinit(struct slot_window *window)
 	window->free_slots = NULL;
 }
 
+/*
+ * Held while a file is open that is to be gone. A fork would take it along, and the slot would
+ * have memory for as long as the child lives: fork() waits.
+ */
+static pthread_mutex_t file_is_open = PTHREAD_MUTEX_INITIALIZER;
+
+static void hold_forks(void)
+{
+	pthread_mutex_lock(&file_is_open);
+}
+
+static void let_forks_go(void)
+{
+	pthread_mutex_unlock(&file_is_open);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(hold_forks, let_forks_go, let_forks_go);
+}
+
 /* Make a slot of a file of its own, which is gone afterwards. */
 static int bind_closed_file(int vm_fd, struct kvm_userspace_memory_region2 *slot)
 {
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct kvm_create_guest_memfd file = { .size = slot->memory_size };
-	const int fd = ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &file);
-	int error = 0;
+	int fd, error = 0;
 
-	if (fd < 0)
-		return -errno;
-	slot->guest_memfd = (uint32_t)fd;
-	slot->guest_memfd_offset = 0;
-	if (ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, slot) < 0)
+	pthread_once(&once, watch_forks);
+	hold_forks();
+	fd = ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &file);
+	if (fd < 0) {
 		error = -errno;
-	close(fd);
+	} else {
+		/* The kernel does not set it, and vfork() waits for nobody. */
+		fcntl(fd, F_SETFD, FD_CLOEXEC);
+		slot->guest_memfd = (uint32_t)fd;
+		slot->guest_memfd_offset = 0;
+		if (ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, slot) < 0)
+			error = -errno;
+		close(fd);
+	}
+	let_forks_go();
 	return error;
 }
 

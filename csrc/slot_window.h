@@ -15,7 +15,9 @@
  * lock; the window borrows the VM's fd, the mapping and the guest_memfd.
  *
  * A slot of a guest_memfd that has been closed has no memory: every access is a
- * KVM_EXIT_MEMORY_FAULT. For a moment the file is open, so no vCPU may be in the guest.
+ * KVM_EXIT_MEMORY_FAULT. For a moment the file is open, so no vCPU may be in the guest, and
+ * fork(), by which a child would keep it open, waits. vfork() does not: what it starts has the
+ * file until it executes a program.
  */
 #ifndef PYVMM_SLOT_WINDOW_H
 #define PYVMM_SLOT_WINDOW_H

@@ -147,6 +147,14 @@ def test_a_region_whose_nth_call_fails_leaves_nothing(
         assert not kernel.slots and len(kernel.files) == 1 and not kernel.complaints
 
 
+@VIEWS
+def test_every_file_of_a_slot_without_memory_closes_on_exec(region: Region, views: int) -> None:
+    kernel = region(views)
+    assert kernel.convert(1, 3, PRIVATE_STATE) == kernel.convert(2, 1, SHARED_STATE) == 0
+    made = [file for _, _, file, _ in kernel.slots.values() if not file.is_open]
+    assert all(file.closes_on_exec for file in made) and bool(made) == (views == 2)
+
+
 # ---- pages in use ----
 
 

@@ -205,3 +205,73 @@ def test_slot_window_against_a_set_of_pages(
     test = SlotWindow.TestCase
     test.settings = settings(max_examples=60, stateful_step_count=25)
     test().runTest()
+
+
+# While a slot without memory is made, another thread forks. The child's exit status says whether
+# it has the file, which the slot would have for as long as the child lives.
+FORKING = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdarg.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include "kvm_compat.h"
+
+static pthread_t forker;
+static sem_t has_forked;
+static int file, status = -1;
+
+static void *fork_once(void *argument)
+{
+	const pid_t child = fork();
+
+	if (child == 0)
+		_exit(fcntl(file, F_GETFD) >= 0);
+	waitpid(child, &status, 0);
+	sem_post(&has_forked);
+	return argument;
+}
+
+int fake_ioctl(int fd, unsigned long request, ...)
+{
+	struct timespec soon;
+
+	if (request == KVM_CREATE_GUEST_MEMFD)
+		return file = memfd_create("nothing", 0);
+	/* The fork has its chance, and need not take it: it may wait for us. */
+	pthread_create(&forker, NULL, fork_once, NULL);
+	clock_gettime(CLOCK_REALTIME, &soon);
+	soon.tv_sec++;
+	sem_timedwait(&has_forked, &soon);
+	return fd == 42 ? 0 : -1;
+}
+#include <sys/ioctl.h>
+#define ioctl fake_ioctl
+#include "slot_window.c"
+
+int main(void)
+{
+	struct slot_window window = {
+		.vm_fd = 42, .pages = 1, .guest_memfd = SLOT_CLOSED_FILE, .slot_count = 1,
+	};
+
+	sem_init(&has_forked, 0, 0);
+	if (slot_window_init(&window) || slot_window_fill(&window, 0, 1))
+		return 2;
+	pthread_join(forker, NULL);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 3;
+}
+"""
+
+
+def test_a_fork_does_not_take_the_file_of_a_slot_without_memory(tmp_path: Path) -> None:
+    (tmp_path / "forking.c").write_text(FORKING)
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    target = tmp_path / "forking"
+    options = ["-std=gnu11", "-pthread", f"-I{CSRC}"]
+    subprocess.run([compiler, *options, "-o", target, tmp_path / "forking.c"], check=True)
+    assert subprocess.run([target], timeout=60, check=False).returncode == 0
