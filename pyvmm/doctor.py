@@ -23,6 +23,7 @@ from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.uapi import reason_name
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.backends import BACKENDS, probe
+from pyvmm.memory.backing import NO_PROTECTED_VM
 from pyvmm.memory.conversion_mode import (
     states_are_the_files,
     states_are_the_vms,
@@ -274,7 +275,7 @@ def _behaviours(kvm: Kvm, vm_types: dict[str, int]) -> Iterator[tuple[str, Behav
         (
             "in_place_conversion",
             "page states that belong to the guest_memfd",
-            lambda: _try_in_place(kvm, private_type),
+            lambda: _try_in_place(kvm, vm_types.get("sw_protected")),
         ),
         ("irqchip", "--irqchip: PIC, LAPIC and PIT", lambda: _try_irqchip(kvm)),
         ("guest_memfd_default_vm", "guest_memfd without VM type 1", lambda: _try_memfd(kvm)),
@@ -358,7 +359,9 @@ def _try_memfd(kvm: Kvm) -> tuple[bool, str]:
     return True, "KVM_CREATE_GUEST_MEMFD succeeds on a default VM"
 
 
-def _try_in_place(kvm: Kvm, vm_type: int) -> tuple[bool, str]:
+def _try_in_place(kvm: Kvm, vm_type: int | None) -> tuple[bool, str]:
+    if vm_type is None:  # a default VM's file may have the ioctl, which refuses all that is asked
+        return False, NO_PROTECTED_VM
     with kvm.create_vm(vm_type) as vm:
         if states_are_the_files(vm):
             return True, f"KVM_SET_MEMORY_ATTRIBUTES2 is there: {why_in_place()}"

@@ -11,7 +11,12 @@ from pyvmm.memory.backing import (
     create_protected_vm,
     no_protected_vm,
 )
-from pyvmm.memory.conversion_mode import states_are_the_files, states_are_the_vms, why_in_place
+from pyvmm.memory.conversion_mode import (
+    other_mode,
+    states_are_the_files,
+    states_are_the_vms,
+    why_in_place,
+)
 from pyvmm.native import lib
 from pyvmm.page_states import Mechanism
 
@@ -36,7 +41,7 @@ class GuestMemfdBackend:
                 return Support(
                     None,
                     f"page states belong to the guest_memfd: {why_in_place()}",
-                    "use the in_place backend, or load kvm with gmem_in_place_conversion=0",
+                    f"use the in_place backend, or {other_mode()}",
                 )
             if not states_are_the_vms(vm):
                 return Support(
