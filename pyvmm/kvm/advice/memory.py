@@ -23,6 +23,9 @@ _DIRTY, _READONLY = lib.KVM_MEM_LOG_DIRTY_PAGES, lib.KVM_MEM_READONLY
 _GUEST_MEMFD = lib.KVM_MEM_GUEST_MEMFD
 _END = 1 << 64
 _USER_END = 1 << 47  # of a process without five-level page tables, which one must ask for
+_STATES_ARE_THE_FILES = (
+    "on this kernel a page's state is its guest_memfd's: set_memory_attributes2()"
+)
 _MOST_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES, which no header for users has
 
 
@@ -207,6 +210,9 @@ def _file(state: VmState, new: Slot, fd: int) -> str:
 
 
 def set_memory_attributes(state: VmState, request: Any, number: int) -> str:
+    has_in_place = state.ask(lib.KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES)
+    if has_in_place and number == errno.ENOTTY:  # without CONFIG_KVM_VM_MEMORY_ATTRIBUTES
+        return _STATES_ARE_THE_FILES
     if number == errno.ENOTTY:
         return "this kernel has no memory attributes (CONFIG_KVM_SW_PROTECTED_VM or newer hardware)"
     if number != errno.EINVAL:
@@ -215,8 +221,8 @@ def set_memory_attributes(state: VmState, request: Any, number: int) -> str:
         return f"flags {request.flags:#x} must be 0"
     known = state.ask(lib.KVM_CAP_MEMORY_ATTRIBUTES)
     if unknown := request.attributes & ~known:
-        if state.ask(lib.KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES):
-            return "on this kernel a page's state is its guest_memfd's: set_memory_attributes2()"
+        if has_in_place:
+            return _STATES_ARE_THE_FILES
         if unknown == lib.KVM_MEMORY_ATTRIBUTE_PRIVATE:
             return (
                 f"private memory needs a VM of type {lib.KVM_X86_SW_PROTECTED_VM} "
