@@ -100,10 +100,11 @@ class Judge(NamedTuple):
         if stop == lib.STOP_DEADLINE:
             reason = f"{who} {describe_deadline(where)}"
             return VcpuEnd(index, Result.DEADLINE, None, reason, where)
-        # What the host could not do is no failure of the guest.
-        host_failed = stop == lib.STOP_CONVERSION_FAILED or (
-            stop == lib.STOP_RUN_FAILED and raw.error in _HOST_ERRORS
-        )
+        # What the host could not do is no failure of the guest. A page that somebody keeps in
+        # use is neither: that run has begun, and did not pass.
+        host_failed = (
+            stop == lib.STOP_CONVERSION_FAILED and raw.memory_exit.error != -errno.EAGAIN
+        ) or (stop == lib.STOP_RUN_FAILED and raw.error in _HOST_ERRORS)
         result = Result.ERROR if host_failed else Result.FAIL
         reason = _failure(loop, index, stop, denied_by, where)
         return VcpuEnd(index, result, None, reason, where)
