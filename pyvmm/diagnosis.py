@@ -162,6 +162,8 @@ def describe_run_failure(number: int, vcpu: Vcpu, place: str) -> str:
         access = "private" if exit.is_private else "shared"
         about += f", KVM_EXIT_MEMORY_FAULT: GPA {exit.gpa:#x}, {access} access, size {exit.size:#x}"
         remedy = "no region is there that pyvmm could convert; is a memslot's file gone?"
+        if number == lib.EHWPOISON:
+            remedy = "the host's memory behind that page has failed, or was made to (poisoned)"
         return str(KvmError("KVM_RUN", number, about, remedy))
     about += f", exit_reason {reason_name(vcpu.kvm_run.exit_reason)}"
     remedy = ""

@@ -83,6 +83,10 @@ class KvmError(PyvmmError, OSError):
 _NAMES = {errno_module.EOPNOTSUPP: "EOPNOTSUPP"}
 
 _HOLDERS = "I/O under way, a pipe, a pin (io_uring, VFIO) or a poisoned page may hold it"
+_NO_ROOM = (
+    "the memslots of the region, one for each run of pages in one state, are used up, "
+    "or the memory behind it is"
+)
 _NEEDS_IRQCHIP = "call create_irqchip() first, before the first vCPU"
 
 # What has one cause alone, by call and errno; "" stands for every call. Where there are
@@ -103,6 +107,11 @@ REMEDIES: dict[tuple[str, int], str] = {
     ("KVM_SET_PIT2", errno_module.ENXIO): "call create_pit2() first",
     ("convert", errno_module.EAGAIN): _HOLDERS,
     ("conversion", errno_module.EAGAIN): _HOLDERS,
+    ("convert", errno_module.ENOSPC): _NO_ROOM,
+    ("conversion", errno_module.ENOSPC): _NO_ROOM,
+    ("mmap", errno_module.ENODEV): (
+        "it cannot be mapped; of guest_memfds those that were made with GUEST_MEMFD_FLAG_MMAP can"
+    ),
     ("KVM_IRQ_LINE", errno_module.ENXIO): _NEEDS_IRQCHIP,
     ("KVM_IRQ_LINE_STATUS", errno_module.ENXIO): _NEEDS_IRQCHIP,
     ("KVM_REGISTER_COALESCED_MMIO", errno_module.ENOSPC): (

@@ -257,11 +257,21 @@ class GuestMemory:
             raise KvmError("convert", errno.EINVAL, about)
         result = lib.memory_convert(self.raw, gpa, pages, state, changed)
         if result == -errno.EAGAIN:
-            raw = self.raw.regions[self._index_of(gpa)]
-            about += f", the page at GPA {raw.private_gpa + raw.busy_page * PAGE_SIZE:#x} is in use"
+            about += self._page_in_use(gpa, pages)
         if result < 0:
             raise KvmError("convert", -result, about)
         return int(changed[0])
+
+    def _page_in_use(self, gpa: int, pages: int) -> str:
+        """The page that the kernel refused; "" if it named none of these."""
+        region = self.regions[self._index_of(gpa)]
+        raw = self.raw.regions[self._index_of(gpa)]
+        view = region.gpa if 0 <= gpa - region.gpa < region.size else region.shared_gpa
+        # Of a conversion by another thread meanwhile, or of a kernel that says nonsense.
+        is_another = not 0 <= raw.busy_page - (gpa - view) // PAGE_SIZE < pages
+        if not raw.busy or is_another:
+            return ""
+        return f", the page at GPA {region.gpa + raw.busy_page * PAGE_SIZE:#x} is in use"
 
     def _index_of(self, gpa: int) -> int:
         """Of the region that has this GPA in one of its views."""
