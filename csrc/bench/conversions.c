@@ -5,10 +5,15 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../page_range.h"
 #include "../protocol.h"
+
+/* A page in use is asked for again, but not for ever: as long as the backend does, about. */
+#define BUSY_TRIES 1000
+#define BUSY_PAUSE_NS 20000L
 
 static int set_slot(const struct bare_step *step, uint64_t size)
 {
@@ -37,14 +42,16 @@ static int add_closed_slot(const struct bare_step *step)
 {
 	struct kvm_create_guest_memfd file = { .size = step->size };
 	struct bare_step slot = *step;
-	int result;
+	int result, error;
 
 	slot.guest_memfd = ioctl(step->fd, KVM_CREATE_GUEST_MEMFD, &file);
 	slot.offset = 0;
 	if (slot.guest_memfd < 0)
 		return -1;
 	result = set_slot(&slot, slot.size);
+	error = errno;
 	close(slot.guest_memfd);
+	errno = error;
 	return result;
 }
 
@@ -86,18 +93,34 @@ static int take_step(const struct bare_step *step)
 	}
 }
 
+/* 0 or -errno. */
+static int finish_step(const struct bare_step *step)
+{
+	const struct timespec pause = { .tv_nsec = BUSY_PAUSE_NS };
+	int tries = 0;
+
+	while (take_step(step) < 0) {
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN || ++tries == BUSY_TRIES)
+			return -errno;
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
 static int convert(struct bare_direction *direction, enum bare_timing timing)
 {
 	const bool timed = timing == BARE_TIME_PARTS;
 	uint64_t at, start = timed ? record_clock_ns(&direction->clock) : 0, end;
+	int error;
 
 	for (at = 0; at < direction->step_count; at++) {
 		const struct bare_step *step = &direction->steps[at];
 
-		while (take_step(step) < 0) {
-			if (errno != EINTR && errno != EAGAIN)
-				return -errno;
-		}
+		error = finish_step(step);
+		if (error)
+			return error;
 		if (timed && step->part < BARE_PARTS) {
 			end = record_clock_later_ns(&direction->clock);
 			direction->parts_ns[step->part] += end - start;
