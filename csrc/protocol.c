@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "protocol.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -174,6 +175,10 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 			break;
 		case PORT_DOORBELL_RING:
 			ring_doorbell(vcpu, memory, value, conversion_ns, converted);
+			/* A page in use was waited for. A thousand such waits would outlast the
+			 * deadline. */
+			if (vcpu->doorbell_result == (uint32_t)-EAGAIN)
+				return PORT_DONE;
 			break;
 		case PORT_ASSERT:
 			vcpu->assert_gpa = (uint64_t)vcpu->assert_gpa_high << 32 | value;
