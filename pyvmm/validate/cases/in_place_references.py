@@ -229,7 +229,7 @@ def under_faults(tools: Toolbox, by: str) -> None:
 
 @case(
     "IP47",
-    "a poisoned page can be used by nobody, and its range never becomes private",
+    "a poisoned page can be used by nobody, and its range is refused until it is punched",
     needs=NEEDS,
     backend=BACKEND,
     alone=True,
