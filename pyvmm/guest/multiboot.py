@@ -28,7 +28,7 @@ from pyvmm.guest.multiboot_info import LOADER_MAGIC, Module, boot_information
 from pyvmm.guest.options import PlatformOptions
 from pyvmm.guest.pc_devices import add_pc_devices
 from pyvmm.guest.pc_memory import DEVICES, pc_ram
-from pyvmm.guest.placing import extent, place_below
+from pyvmm.guest.placing import HIGH_START, LOW_END, extent, place_below
 from pyvmm.guest.platform import Board, Platform, Ram
 from pyvmm.kvm.cpuid import cpuid_entries, cpuid_table
 from pyvmm.kvm.vcpu import Vcpu
@@ -91,6 +91,8 @@ class Multiboot(Platform):
         modules: list[tuple[int, Module]] = []
         for module in self._modules:
             at = at + _PAGE - 1 & -_PAGE
+            if at < HIGH_START and at + len(module.data) > LOW_END:
+                at = HIGH_START  # between the two a PC has no memory
             if at + len(module.data) > self.ram[0][1]:
                 raise ConfigurationError(
                     f"--initrd {_shown(module.string)}",

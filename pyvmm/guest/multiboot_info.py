@@ -9,12 +9,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyvmm.guest.placing import LOW_END
+from pyvmm.guest.placing import HIGH_START, LOW_END
 
 #: What a multiboot guest finds in EAX.
 LOADER_MAGIC = 0x2BADB002
 
-_HIGH_START = 0x100000
 _BIOS_START = 0xF0000
 _4_GIB = 1 << 32
 _AVAILABLE, _RESERVED = 1, 2
@@ -42,10 +41,10 @@ def memory_map(ram: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
     ranges = [
         (0, LOW_END, _AVAILABLE),
         (LOW_END, 0xA0000 - LOW_END, _RESERVED),
-        (_BIOS_START, _HIGH_START - _BIOS_START, _RESERVED),
+        (_BIOS_START, HIGH_START - _BIOS_START, _RESERVED),
     ]
     for gpa, size in ram:
-        start = max(gpa, _HIGH_START)
+        start = max(gpa, HIGH_START)
         if gpa + size > start:
             ranges.append((start, gpa + size - start, _AVAILABLE))
     return ranges
@@ -75,7 +74,7 @@ def boot_information(
     info = _INFO.pack(
         _FLAGS,
         LOW_END >> 10,
-        (below_4_gib - _HIGH_START) >> 10,
+        (below_4_gib - HIGH_START) >> 10,
         0,
         strings_at + len(_LOADER),
         len(modules),

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pyvmm.errors import ConfigurationError
 from pyvmm.guest.image import Segment
 
-#: Where a PC's plain memory below 1 MiB ends.
-LOW_END = 0x9FC00
+#: Where a PC's plain memory below 1 MiB ends, and where it goes on.
+LOW_END, HIGH_START = 0x9FC00, 0x100000
 _PAGE = 0x1000
 # Vectors and what a BIOS keeps; there guests put things of their own.
 _LOW_START = 0x1000

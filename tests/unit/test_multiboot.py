@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,9 +15,12 @@ from pyvmm.devices.fw_cfg import FirmwareConfiguration
 from pyvmm.devices.hpet import HPET_GPA, Hpet
 from pyvmm.devices.test_device import TestDevice
 from pyvmm.errors import ConfigurationError, GuestError
+from pyvmm.guest.acpi import ACPI_GPA
 from pyvmm.guest.image import Segment
+from pyvmm.guest.multiboot import Multiboot
 from pyvmm.guest.multiboot_header import MAGIC, find_header, multiboot_image
 from pyvmm.guest.multiboot_info import Module, boot_information, memory_map
+from pyvmm.guest.options import PlatformOptions
 from pyvmm.guest.pc_devices import Printed
 from pyvmm.guest.pc_memory import DEVICES, pc_ram
 from pyvmm.guest.placing import LOW_END, place_below
@@ -115,6 +119,40 @@ def test_what_a_guest_is_told() -> None:
     assert ranges == memory_map(ram)
     assert (1 << 32, 1 << 20, 1) in ranges
     assert all(start + size <= 0xA0000 or start >= 0xF0000 for start, size, _ in ranges)
+
+
+class Stored(dict[int, bytes]):
+    """RAM that keeps what was stored, by GPA."""
+
+    def write_ram(self, gpa: int, data: bytes) -> None:
+        self[gpa] = data
+
+    def flush(self, gpa: int) -> None:
+        raise AssertionError("nothing is flushed before a guest runs")
+
+
+@pytest.mark.parametrize(
+    ("load", "sizes", "places"),
+    [
+        (0x8000, (8, 0x1000), (0x9000, 0xA000)),
+        (0x8000, (8, 0x100000, 8), (0x9000, 0x100000, 0x200000)),
+        (0x9F000, (8,), (0x100000,)),
+        (0x100000, (0x100000, 8), (0x101000, 0x201000)),
+    ],
+)
+def test_modules_lie_where_a_pc_has_memory(
+    load: int, sizes: tuple[int, ...], places: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Above 639 KiB are reserved pages, the ACPI tables among them; memory goes on at 1 MiB."""
+    names = []
+    for number, size in enumerate(sizes):
+        names.append(tmp_path / str(number))
+        names[-1].write_bytes(bytes([number + 1]) * size)
+    options = PlatformOptions(memory=16, initrd=",".join(map(str, names)))
+    platform, ram = Multiboot(options), Stored()
+    platform.load(platform.image("guest", kludge(load)), ram, 1)
+    assert tuple(sorted(gpa for gpa, data in ram.items() if len(set(data)) == 1)) == places
+    assert ram[ACPI_GPA].startswith(b"RSD PTR ")
 
 
 def test_memory_goes_on_above_the_devices() -> None:
