@@ -12,14 +12,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyvmm import __version__
+from pyvmm.cli.standard_streams import open_standard_streams
 from pyvmm.errors import ConfigurationError, PyvmmError
 from pyvmm.guest.cpu_features import MOST_VCPUS, CpuModel, cpu_model
 from pyvmm.guest.options import PlatformOptions
+from pyvmm.printable import printable
 
 if TYPE_CHECKING:
     from pyvmm.report import RunReport
@@ -35,6 +38,8 @@ _DEVICES = 'name "isa-debug-exit", bus ISA\nname "pc-testdev", bus ISA\n'
 #: A test ends by itself, or whoever runs it has a time limit.
 _DEADLINE_S = 1_000_000
 _CANNOT = 2
+# With a word on stderr, by which run_tests.sh tells it from a code of 0.
+_FAILED = 1
 # By the option: which values mean nothing here that would be different. "" stands for any.
 _HARMLESS: dict[str, tuple[str, ...]] = {
     "nodefaults": (),
@@ -193,6 +198,7 @@ def _show(data: bytes) -> None:
 
 def main() -> int:
     """The command; the exit status that QEMU would have."""
+    open_standard_streams()
     arguments = sys.argv[1:]
     if any(each in ("-h", "-help", "--help") for each in arguments):
         print(_USAGE, end="")
@@ -206,18 +212,26 @@ def main() -> int:
     try:
         report = run(parse(arguments))
     except PyvmmError as error:
-        print(f"pyvmm-as-qemu: {error}", file=sys.stderr)
+        _complain(str(error))
         return _CANNOT
     except BrokenPipeError:
-        return 1
+        return _FAILED
+    except OSError as error:
+        _complain(f"stdout: {error.strerror or error}")
+        return _FAILED
     if report.exit_code is not None:
         from pyvmm.devices.debug_exit import status_of
 
         return status_of(report.exit_code)
     if report.passed or "triple fault" in report.reason:
         return 0
-    print(f"pyvmm-as-qemu: {report.reason}", file=sys.stderr)
-    return 1
+    _complain(report.reason)
+    return _FAILED
+
+
+def _complain(message: str) -> None:
+    with suppress(OSError):
+        print(f"pyvmm-as-qemu: {printable(message)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

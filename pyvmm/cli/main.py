@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from pyvmm import __version__
 from pyvmm.cli.interruption import ENDING_SIGNALS
+from pyvmm.cli.standard_streams import open_standard_streams
 from pyvmm.errors import PyvmmError, UnsupportedError
 from pyvmm.printable import printable
 
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit status of ``pyvmm`` with these words; without them, of this process."""
     if arguments is not None:
         return _main(arguments)
-    _open_standard_streams()
+    open_standard_streams()
     # A signal that comes while the command is still being imported waits for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
     status = _main(sys.argv[1:])
@@ -104,20 +105,6 @@ def complain(message: str) -> None:
 def forget_stdout() -> None:
     """Whoever read our output has gone: Python must not complain about it at its end."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
-def _open_standard_streams() -> None:
-    """Give closed standard streams /dev/null, lest /dev/kvm or a log becomes fd 1."""
-    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        if getattr(sys, name) is None:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != fd:
-                os.dup2(opened, fd)
-                os.close(opened)
-            setattr(sys, name, open(fd, mode))  # noqa: SIM115
-    # A guest may print what the terminal's encoding lacks.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ PYVMM_KVM_UNIT_TESTS=FOLDER, with the .flat files of a built kvm-unit-tests, run
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -275,6 +276,17 @@ def test_what_it_lacks_is_one_line(words: list[str], tmp_path: Path) -> None:
     found = as_qemu(*words, *(["-kernel", built(tmp_path, TOLD)] if len(words) > 1 else []))
     assert found.status == 2 and found.stdout == ""
     assert len(found.stderr.splitlines()) == 1 and found.stderr.startswith("pyvmm-as-qemu: ")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "> /dev/full"])
+def test_standard_streams_that_cannot_be_written(redirection: str, tmp_path: Path) -> None:
+    """Nothing is written to what has the descriptor of a closed one: it may be a guest's memory."""
+    command = shlex.join([sys.executable, "-m", "pyvmm.cli.as_qemu", "-kernel"])
+    path = built(tmp_path, TOLD)
+    shell = f"exec {command} {shlex.quote(str(path))} {redirection}"
+    found = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
+    said = "pyvmm-as-qemu: stdout: No space left on device\n" if "full" in redirection else ""
+    assert (found.returncode, found.stderr) == (1, said)
 
 
 # ---- kvm-unit-tests ----
