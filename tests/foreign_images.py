@@ -187,6 +187,7 @@ def of_other_modes() -> Iterator[tuple[str, bytes]]:
     """Guests of protected and long mode: the mode, and an ELF file."""
     yield "long", elf(64, machine=EM_X86_64)
     yield "long", elf(64, machine=EM_X86_64, at=0x200000)
+    yield "long", elf(64, machine=EM_X86_64, at=0x200000, address=0xFFFFFFFF80200000)
     yield "long", elf(32, machine=EM_X86_64)  # x32
     yield "protected", elf(at=0x200000)
     yield "protected", elf(at=0x100000)
@@ -197,6 +198,7 @@ def _elf_files() -> Iterator[Foreign]:
     yield Foreign("rel64.o", elf(64, REL, EM_X86_64, 0), ("64-bit ELF object",))
     yield Foreign("core", elf(64, CORE, EM_X86_64, 0), ("64-bit ELF core dump",))
     linux = elf(64, machine=EM_X86_64, at=0x1000000, address=0xFFFFFFFF81000000)
+    linux += b"Linux version 6"
     yield Foreign("vmlinux", linux, ("Linux kernel (vmlinux)", "64-bit ELF"))
     yield Foreign("large", linux.ljust(17 << 20, b"\1"), ("Linux kernel (vmlinux)", "64-bit ELF"))
     yield Foreign("pie32", elf(32, DYN, at=0x1000), ("32-bit ELF PIE", "-no-pie", "-Ttext=0x7c00"))
@@ -212,6 +214,10 @@ def _elf_files() -> Iterator[Foreign]:
 def _for_boot_loaders() -> Iterator[Foreign]:
     yield Foreign("mb2", multiboot2(), ("multiboot 2 image", "loads multiboot 1 only"))
     yield Foreign("mb2-late", multiboot2(32000), ("multiboot 2 image",))
+    kernel = elf(64, machine=EM_X86_64, at=1 << 20, code=multiboot2())
+    yield Foreign("mb2-64", kernel, ("64-bit ELF executable with a multiboot 2 header",))
+    kernel = elf(at=1 << 20, code=multiboot2(4))
+    yield Foreign("mb2-32", kernel, ("32-bit ELF executable with a multiboot 2 header",))
     yield Foreign("bzImage", bzimage(), ("Linux kernel (bzImage)",))
     yield Foreign("bzImage-efi", bzimage(b"MZ\xea\x07\0\xc0\x07"), ("Linux kernel (bzImage)",))
     arm64 = placed(56, b"ARM\x64", 64)

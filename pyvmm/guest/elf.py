@@ -59,6 +59,15 @@ class Elf:
     notes: tuple[Part, ...]
     has_interpreter: bool
 
+    @property
+    def start(self) -> int:
+        """The physical address of the entry, which the file may name by its virtual one."""
+        if not any(load.gpa <= self.entry < load.end for load in self.loads):
+            for load in self.loads:
+                if load.address <= self.entry < load.address + load.memory:
+                    return self.entry - load.address + load.gpa
+        return self.entry
+
     def is_notes(self, load: Part) -> bool:
         """Whether a linker put nothing but notes there, as it does with the build-id."""
         return any(note.gpa <= load.gpa and load.end <= note.end for note in self.notes)

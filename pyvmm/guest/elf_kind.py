@@ -75,31 +75,31 @@ def elf_kind(data: bytes) -> Kind | None:
         and elf.entry <= 0xFFFF
         and all(load.end <= RAM_SIZE or elf.is_notes(load) for load in elf.loads)
     )
-    multiboot = has_multiboot_header(data) if is_fixed else ""
-    if multiboot == MULTIBOOT_1:  # in an ELF file of 64 bits, too, which is just a container
+    if is_fixed and (multiboot := has_multiboot_header(data)):
+        # In an ELF file of 64 bits, too, which is just a container.
         return _multiboot(name, multiboot, fits)
     if elf.bits == 64 or machine == EM_X86_64:
-        return _long_mode(elf, name, fits)
+        return _long_mode(elf, name, fits, _is_linux(elf, data))
     if elf.kind == ET_REL:
         return Kind(f"a {name}", f"link it: {_LINK} FILE", is_loadable=False)
     if not is_fixed:
         return Kind(f"a {name}", _RELINK, is_loadable=False)
-    return _protected_mode(elf, name, multiboot, fits)
+    return _protected_mode(elf, name, fits)
 
 
 def _multiboot(name: str, version: str, fits: bool) -> Kind:
     what = f"a {name} with a {version} header, which starts in protected mode"
     if version == MULTIBOOT_1:
         return Kind(what, "use --platform multiboot", fits, "multiboot")
-    return Kind(what, MULTIBOOT_2_REMEDY, fits)
+    return Kind(what, MULTIBOOT_2_REMEDY, fits, "protocol")
 
 
-def _long_mode(elf: Elf, name: str, fits: bool) -> Kind:
+def _long_mode(elf: Elf, name: str, fits: bool, is_linux: bool) -> Kind:
     if elf.kind == ET_REL:
         return Kind(f"a {name}", f"link it: {_LINK_64} FILE", is_loadable=False)
     if elf.kind != ET_EXEC:
         return Kind(f"a {name}", _RELINK_64, is_loadable=False)
-    if _is_linux(elf):
+    if is_linux:
         return Kind(f"a Linux kernel (vmlinux), a {name}", "run its bzImage", fits)
     if elf.has_interpreter:
         return Kind(f"a dynamically linked {name} of an operating system", _RELINK_64, fits)
@@ -121,14 +121,13 @@ def check_code(name: str, data: bytes, mode: str) -> None:
     raise GuestError(name, cause, f"use --mode {right}")
 
 
-def _is_linux(elf: Elf) -> bool:
-    """Linked at -2 GiB and loaded at a physical address, as x86-64's vmlinux is."""
-    return any(load.address >= 0xFFFFFFFF80000000 > load.gpa for load in elf.loads)
+def _is_linux(elf: Elf, data: bytes) -> bool:
+    """Linked in the last 2 GiB, as kernels are, with the banner that x86-64's vmlinux has."""
+    is_kernel = any(load.address >= 0xFFFFFFFF80000000 > load.gpa for load in elf.loads)
+    return is_kernel and b"Linux version " in data
 
 
-def _protected_mode(elf: Elf, name: str, multiboot: str, fits: bool) -> Kind | None:
-    if multiboot:
-        return _multiboot(name, multiboot, fits)
+def _protected_mode(elf: Elf, name: str, fits: bool) -> Kind | None:
     if elf.has_interpreter:
         return Kind(f"a dynamically linked {name} of an operating system", _RELINK, fits)
     code = [load.gpa for load in elf.loads if not elf.is_notes(load)]

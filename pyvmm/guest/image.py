@@ -138,10 +138,11 @@ def elf_image(name: str, data: bytes, mode: str = REAL.mode) -> Image:
         segments.append(Segment(load.gpa, code, elf.is_notes(load), zeros))
     if all(segment.is_notes for segment in segments):
         raise GuestError(name, "it has no code and no data to load")
-    if not any(load.gpa <= elf.entry < load.end for load in elf.loads):
+    start = elf.start
+    if not any(load.gpa <= start < load.end for load in elf.loads):
         raise GuestError(
             name,
             f"its entry {elf.entry:#x} lies in none of its segments",
             "name the entry to the linker (ld -e SYMBOL)",
         )
-    return Image(name, tuple(segments), elf.entry, mode=mode)
+    return Image(name, tuple(segments), start, mode=mode)

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from pyvmm.errors import GuestError
-from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, Part, cut_short, is_elf, read_elf
+from pyvmm.guest.elf import EM_386, EM_X86_64, ET_EXEC, cut_short, is_elf, read_elf
 from pyvmm.guest.image import Image, Segment
 
 MAGIC = 0x1BADB002
@@ -107,21 +107,11 @@ def _by_elf(name: str, data: bytes, most: int) -> tuple[list[Segment], int]:
             raise _too_large(name, most)
         code = data[load.offset : load.offset + load.size]
         segments.append(Segment(load.gpa, code, zeros=load.memory - load.size))
-    return segments, _entry(elf.entry, elf.loads)
+    return segments, elf.start
 
 
 def _too_large(name: str, most: int) -> GuestError:
     return GuestError(name, f"it takes more than the {most} bytes of RAM", "give it more --memory")
-
-
-def _entry(entry: int, loads: tuple[Part, ...]) -> int:
-    """The entry's physical address: the file may name the virtual one."""
-    if any(load.gpa <= entry < load.end for load in loads):
-        return entry
-    for load in loads:
-        if load.address <= entry < load.address + load.memory:
-            return entry - load.address + load.gpa
-    return entry
 
 
 def _by_addresses(name: str, data: bytes, header: Header, most: int) -> tuple[list[Segment], int]:

@@ -27,7 +27,7 @@ def taken_or_refused(data: bytes) -> None:
     except GuestError as error:
         assert "\n" not in str(error)
         return
-    assert 0 <= image.entry <= 0xFFFF
+    assert any(segment.gpa <= image.entry < segment.end for segment in image.segments)
     assert sum(len(segment.data) for segment in image.segments) <= MAX_FILE
 
 
@@ -82,6 +82,14 @@ def test_an_entry_outside_of_all_segments() -> None:
     struct.pack_into("<I", whole, 24, 0x7C00 + len(CODE))
     with pytest.raises(GuestError, match=r"entry 0x7c05 lies in none of its segments; .*ld -e"):
         elf_image("guest", bytes(whole))
+
+
+@pytest.mark.parametrize("address", [0xC0107C00, 0x7C00, 0])
+def test_an_entry_may_be_virtual(address: int) -> None:
+    """As linkers write it for a kernel in the upper half; it begins where that lies in memory."""
+    whole = bytearray(elf(at=0x107C00, address=address))
+    struct.pack_into("<I", whole, 24, address + 2)
+    assert elf_image("guest", bytes(whole)).entry == 0x107C02
 
 
 def test_what_follows_a_segments_bytes_is_not_made_of_bytes() -> None:

@@ -7,7 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from foreign_images import Foreign, built_by_hand, by_gcc, of_other_modes
+from foreign_images import (
+    EM_386,
+    EM_X86_64,
+    Foreign,
+    built_by_hand,
+    by_gcc,
+    elf,
+    multiboot2,
+    of_other_modes,
+)
 
 from pyvmm import ConfigurationError, GuestError, load_guest
 from pyvmm.cli.main import main
@@ -102,6 +111,14 @@ def test_an_elf_file_chooses_its_mode(mode: str, data: bytes, tmp_path: Path) ->
     other = {"long": "protected", "protected": "long"}[mode]
     with pytest.raises(GuestError, match=f"which {other} mode does not run; use --mode {mode}"):
         load_guest(path, mode=other)
+
+
+@pytest.mark.parametrize("mode", ["protected", "long"])
+def test_a_mode_runs_what_is_for_another_boot_loader(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "kernel.elf"
+    bits, machine = (64, EM_X86_64) if mode == "long" else (32, EM_386)
+    path.write_bytes(elf(bits, machine=machine, at=1 << 20, code=multiboot2(4 * (bits == 32))))
+    assert load_guest(path, mode=mode).entry == 1 << 20
 
 
 def test_a_mode_that_there_is_not(tmp_path: Path) -> None:
