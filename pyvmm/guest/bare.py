@@ -11,9 +11,11 @@ from typing import ClassVar
 
 from pyvmm.devices.debug_console import DEBUG_CONSOLE, DebugConsole
 from pyvmm.devices.debug_exit import DebugExit
-from pyvmm.errors import ConfigurationError
+from pyvmm.errors import ConfigurationError, GuestError
 from pyvmm.guest.boot import set_real_mode
 from pyvmm.guest.cpu_state import check_registers, set_flat_mode, set_general, set_registers
+from pyvmm.guest.elf import is_elf
+from pyvmm.guest.elf_kind import check_code, is_of_64_bits
 from pyvmm.guest.image import Image
 from pyvmm.guest.layout import Layout
 from pyvmm.guest.long_mode import REACH, TABLES_SIZE, page_tables, set_long_mode
@@ -54,17 +56,30 @@ class Bare(Platform):
         self.layout = Layout(self.mode, load)
         self.hlt_passes = options.hlt != "fail"
         self._is_placed = options.load is not None
+        self._is_mode_asked = options.mode is not None
         self._entry = options.entry
         self._registers = options.registers
         self._exit_port = options.exit_port
         self._tables = 0
         check_registers(self._registers)
 
+    def image(self, name: str, data: bytes) -> Image:
+        if is_elf(data):
+            check_code(name, data, self.mode)
+            if not self._is_mode_asked and is_of_64_bits(data):
+                raise GuestError(
+                    name,
+                    "it is a 64-bit ELF file, and a guest begins in real mode here unless another "
+                    "is said",
+                    "--mode long is for such code; --mode real runs it all the same",
+                )
+        return super().image(name, data)
+
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
         if self._is_placed and image.segments[0].gpa != self.layout.origin:
             raise ConfigurationError(
                 "--load",
-                f"the ELF file says itself where it lies, {image.segments[0].gpa:#x}",
+                f"the guest says itself where it lies, {image.segments[0].gpa:#x}",
                 "drop it",
             )
         self.place(image, ram)
@@ -95,6 +110,12 @@ class Bare(Platform):
                     f"--set cs={entry >> 4 & 0xF000:#x}, or another --mode"
                     if entry < _MIB
                     else "use --mode protected or long",
+                )
+            if self.mode == "protected" and ip >> 32:
+                raise ConfigurationError(
+                    image.name,
+                    f"its entry {entry:#x} is no address of 32 bits",
+                    "use --mode long",
                 )
             set_registers(vcpu, [("rip", ip)], is_real=False)
 

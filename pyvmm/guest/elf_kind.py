@@ -107,6 +107,12 @@ def _long_mode(elf: Elf, name: str, fits: bool, is_linux: bool) -> Kind:
     return Kind(f"{article} {name}", "", fits, "protocol", "long")
 
 
+def is_of_64_bits(data: bytes) -> bool:
+    """Whether an ELF file is made for x86-64."""
+    found = order_and_machine(data)
+    return found is not None and found[1] == EM_X86_64
+
+
 def check_code(name: str, data: bytes, mode: str) -> None:
     """Refuse an ELF file whose code is of another width than the mode's.
 

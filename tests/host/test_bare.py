@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from foreign_images import EM_386, EM_X86_64, elf
 from pyvmm_command import ROOT, pyvmm
 
 from pyvmm import Machine, Result
@@ -156,6 +157,7 @@ def test_entry_is_an_address_and_ip_follows_cs(tmp_path: Path) -> None:
         (["--append", "x"], "has no use for it"),
         (["--exit-port", "0x64"], "use another port"),
         (["--exit-port", "0xf4,qemu"], "is not PORT or PORT,status"),
+        (["--mode", "protected", "--entry", "0x100000000"], "is no address of 32 bits"),
         (["--mode", "long", "--load", "0", "--memory", "1", "--entry", "0x200000"], ""),
     ],
 )
@@ -165,6 +167,30 @@ def test_bad_input(words: list[str], said: str, tmp_path: Path) -> None:
         found.error(2, said)
     else:
         assert found.status in (0, 1), found
+
+
+@pytest.mark.parametrize(
+    ("bits", "words", "said"),
+    [
+        (64, [], "it is a 64-bit ELF file, and a guest begins in real mode here"),
+        (64, ["--mode", "protected"], "of 64 bits, which protected mode does not run"),
+        (32, ["--mode", "long"], "of 32 bits, which long mode does not run"),
+        (32, [], ""),
+        (32, ["--mode", "protected"], ""),
+        (64, ["--mode", "real"], ""),
+        (64, ["--mode", "long"], ""),
+    ],
+)
+def test_an_elf_file_has_the_width_of_its_code(
+    bits: int, words: list[str], said: str, tmp_path: Path
+) -> None:
+    machine = EM_X86_64 if bits == 64 else EM_386
+    path = guest(tmp_path, elf(bits, machine=machine, code=HLT), "guest.elf")
+    found = pyvmm("run", path, "--platform", "bare", *words)
+    if said:
+        found.error(2, said)
+    else:
+        assert found.status == 0, found
 
 
 @pytest.mark.parametrize("mode", ["real", "protected", "long"])
