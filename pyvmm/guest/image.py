@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from pyvmm.errors import GuestError
 from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
@@ -13,6 +14,7 @@ from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
 MAX_FILE = 1 << 30
 # Of a larger file so much is read, to tell what it is.
 _HEAD = 64 << 10
+_PIECE = 1 << 20
 _NAME_A_GUEST = "name an assembly file, a flat binary or an ELF"
 _TOO_MANY = f"bytes are too many for a guest's file, which may have {MAX_FILE >> 20} MiB"
 
@@ -59,7 +61,7 @@ def read_guest_file(path: Path) -> bytes:
             size = max(len(data), os.fstat(file.fileno()).st_size)
             if size > MAX_FILE:
                 raise _too_large(path, data, size)
-            data += file.read(MAX_FILE - len(data))
+            data += read_to_end(file, MAX_FILE - len(data))
     except OSError as error:
         cause = error.strerror or str(error)
         raise GuestError(str(path), cause, "name a file that can be read") from None
@@ -72,7 +74,7 @@ def read_standard_input() -> bytes:
     """What comes from standard input, to its end. Raises :class:`GuestError` as above."""
     try:
         with open(0, "rb", closefd=False) as file:
-            data = file.read(MAX_FILE + 1)
+            data = read_to_end(file, MAX_FILE + 1)
     except OSError as error:
         raise GuestError("standard input", error.strerror or str(error)) from None
     if not data:
@@ -80,6 +82,20 @@ def read_standard_input() -> bytes:
     if len(data) > MAX_FILE:
         raise GuestError("standard input", f"more than {MAX_FILE} {_TOO_MANY}")
     return data
+
+
+def read_to_end(file: BinaryIO, most: int) -> bytes:
+    """All that comes, or so many bytes.
+
+    Python makes room for all that it is asked to read, so it is asked for what the file has. Some
+    files do not say how much that is.
+    """
+    piece = max(_PIECE, os.fstat(file.fileno()).st_size + 1)
+    parts = []
+    while most > 0 and (part := file.read(min(most, piece))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 def _why_no_file(path: Path) -> str:

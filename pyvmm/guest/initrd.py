@@ -6,6 +6,7 @@ import os
 import stat
 
 from pyvmm.errors import GuestError
+from pyvmm.guest.image import read_to_end
 
 
 def read_initrd(name: str, most: int) -> bytes:
@@ -16,7 +17,7 @@ def read_initrd(name: str, most: int) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise GuestError(thing, "it is no regular file")
-            data = file.read(most + 1)
+            data = read_to_end(file, most + 1)
     except OSError as error:
         raise GuestError(thing, error.strerror or str(error)) from None
     except ValueError as error:  # a NUL in the name
