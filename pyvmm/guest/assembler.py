@@ -24,7 +24,7 @@ from pyvmm.guest.kind import Kind
 from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
 from pyvmm.guest.nasm import has_nasm
 from pyvmm.guest.shipped import built_guest, find_guest, guests_dir
-from pyvmm.guest.source import may_say_its_width, read_source, read_text
+from pyvmm.guest.source import check_nasm, may_say_its_width, read_source, read_text
 from pyvmm.guest.text import MAX_SOURCE, text_of
 from pyvmm.guest.tools import call, named, path_of
 from pyvmm.kvm.arguments import MOST_U32, need, number, shown
@@ -156,6 +156,7 @@ def _image_of_source(
         from pyvmm.guest.nasm import assemble_nasm
 
         source = read_text(path, data)
+        check_nasm(str(path), source, layout.mode, is_asked)
         return assemble_nasm(path, file.argument, source, symbols, layout)
     if not parameters and layout == REAL and (built := built_guest(path)) is not None:
         return elf_image(file.name, read_guest_file(built))

@@ -15,6 +15,10 @@ from pyvmm.guest.text import MAX_SOURCE, UTF8_MARK, UTF16_MARKS
 _WIDE = re.compile(r"\.code(32|64)\b")
 _WIDTH = re.compile(r"\.code(16|32|64)\b")
 _MODES = {"16": "real", "32": "protected", "64": "long"}
+_ALL_THE_SAME = "; --mode real runs it all the same"
+_WIDTH_OF_NASM = re.compile(
+    r"^[ \t]*\[?[ \t]*(?:bits[ \t]+|use)(16|32|64)\b", re.IGNORECASE | re.MULTILINE
+)
 
 
 def read_text(path: Path, data: bytes) -> str:
@@ -48,6 +52,21 @@ def read_source(path: Path, data: bytes, mode: str, is_asked: bool) -> str:
     return text
 
 
+def check_nasm(name: str, text: str, mode: str, is_asked: bool) -> None:
+    """Refuse NASM source that says to be of other widths only than the mode's.
+
+    What the user has asked to be real-mode code may be any. Raises :class:`GuestError`.
+    """
+    said = list(_WIDTH_OF_NASM.finditer(text))
+    is_real = mode == "real"
+    if not said or (is_real and is_asked) or "%include" in text:
+        return
+    if all(_MODES[each[1]] != mode for each in said):
+        line = text.count("\n", 0, said[0].start()) + 1
+        wanted = "real-mode guest" if is_real else f"guest of {mode} mode"
+        raise _of_another_width(name, said[0][1], line, wanted, _ALL_THE_SAME if is_real else "")
+
+
 def may_say_its_width(text: str) -> bool:
     """Whether a directive of the text, or of a file that it includes, may say .code16."""
     return ".code" in text or _includes(text)
@@ -63,8 +82,7 @@ def _check_wide(name: str, text: str) -> None:
         return
     for line in preprocessor.lines(text):
         if found := _WIDTH.match(line.text):
-            more = "; --mode real runs it all the same"
-            raise _of_another_width(name, found[1], line.number, "real-mode guest", more)
+            raise _of_another_width(name, found[1], line.number, "real-mode guest", _ALL_THE_SAME)
 
 
 def _of_another_width(name: str, width: str, line: int, wanted: str, more: str = "") -> GuestError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -72,11 +73,38 @@ def test_gnu_assembly_named_asm_goes_to_as(said: Path) -> None:
     assert load_guest("x.asm").segments[0].data == b"\xf4" and not said.exists()
 
 
+@pytest.mark.parametrize(
+    ("widths", "mode", "said_of_it"),
+    [
+        (["bits 64"], None, "it is 64-bit code (line 2), no real-mode guest; --mode long is for"),
+        (["[BITS 32]"], None, "it is 32-bit code (line 2), no real-mode guest; --mode protected"),
+        (["use64"], "protected", "it is 64-bit code (line 2), no guest of protected mode"),
+        (["bits 16"], "long", "it is 16-bit code (line 2), no guest of long mode; --mode real"),
+        (["bits 64"], "real", ""),
+        (["bits 16", "bits 32"], None, ""),
+        (["bits 16", "bits 64"], "long", ""),
+        (["; bits 64"], None, ""),
+        (["bits 64", '%include "more.inc"'], None, ""),
+    ],
+)
+def test_code_of_another_width(
+    widths: list[str], mode: str | None, said_of_it: str, said: Path
+) -> None:
+    """As with GNU as's .code16 and the like."""
+    Path("x.nasm").write_text("org 0x7c00\n" + "\n".join(widths) + "\nmov al, 'A'\n")
+    if not said_of_it:
+        assert load_guest("x.nasm", mode=mode).segments[0].data == CODE
+        return
+    with pytest.raises(GuestError, match=re.escape(f"x.nasm: {said_of_it}")):
+        load_guest("x.nasm", mode=mode)
+    assert not said.exists()
+
+
 def test_without_nasm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if shutil.which("nasm"):
         monkeypatch.setenv("PATH", "/nowhere")
-    Path("x.nasm").write_text(SOURCE.format(origin="0x7c00"))
+    Path("x.nasm").write_text("mov al, 'A'\n")
     for mode in (None, "real", "long"):
         with pytest.raises(GuestError, match=r"nasm is not installed; .*apt install nasm"):
             load_guest("x.nasm", mode=mode)
