@@ -14,6 +14,9 @@ from pyvmm.guest.layout import REAL, Layout
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 
+# Up to there RAM may reach without a gap, on every platform.
+_DEVICES = 0xC000_0000
+
 
 class RegionPlace(NamedTuple):
     """Where a region's views are, in bytes; ``shared_gpa`` is None where it has one view."""
@@ -157,10 +160,11 @@ class Platform(ABC):
             return ConfigurationError(image.name, f"there is no GPA {segment.gpa}")
         if found is None:
             pieces = ", ".join(f"{gpa:#x}-{gpa + size - 1:#x}" for gpa, size in self.ram)
+            remedy = f"RAM of the guest {self.name} is {pieces}"
+            if "memory" in self.options and sum(self.ram[-1]) <= segment.gpa < _DEVICES:
+                remedy += f": --memory {-(-segment.end >> 20)} or more"
             return ConfigurationError(
-                image.name,
-                f"{size} bytes at {segment.gpa:#x} are not in RAM",
-                f"RAM of the guest {self.name} is {pieces}",
+                image.name, f"{size} bytes at {segment.gpa:#x} are not in RAM", remedy
             )
         end, origin = sum(found), self.layout.origin
         room = f"a guest at {origin:#x} may have {end - origin} bytes"

@@ -10,8 +10,9 @@ from foreign_images import CODE, EM_X86_64, elf
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyvmm.errors import GuestError
+from pyvmm.errors import ConfigurationError, GuestError
 from pyvmm.guest.elf_kind import elf_kind
+from pyvmm.guest.flat_modes import ProtectedMode
 from pyvmm.guest.identify import kind_of
 from pyvmm.guest.image import MAX_FILE, elf_image
 
@@ -90,6 +91,26 @@ def test_an_entry_may_be_virtual(address: int) -> None:
     whole = bytearray(elf(at=0x107C00, address=address))
     struct.pack_into("<I", whole, 24, address + 2)
     assert elf_image("guest", bytes(whole)).entry == 0x107C02
+
+
+class NoRam:
+    """Nothing may be stored."""
+
+    def write_ram(self, gpa: int, data: bytes) -> None:
+        raise AssertionError(f"{gpa:#x}")
+
+    def flush(self, gpa: int) -> None:
+        raise AssertionError(f"{gpa:#x}")
+
+
+@pytest.mark.parametrize(
+    ("at", "remedy"), [(0x8048000, "ffffff: --memory 129 or more"), (0xFEE00000, "ffffff$")]
+)
+def test_a_guest_beyond_ram_is_told_how_much_it_needs(at: int, remedy: str) -> None:
+    """0x8048000 is where ld puts a program of Linux."""
+    image = elf_image("guest", elf(at=at), "protected")
+    with pytest.raises(ConfigurationError, match=f"not in RAM; RAM of the guest .*{remedy}"):
+        ProtectedMode().place(image, NoRam())
 
 
 def test_what_follows_a_segments_bytes_is_not_made_of_bytes() -> None:
