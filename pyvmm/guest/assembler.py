@@ -188,7 +188,7 @@ def check_kind(file: GuestFile, mode: str, *, is_asked: bool) -> None:
     kind = file.kind()
     has_place = kind is None or kind.is_loadable or (mode != REAL.mode and kind.platform != "")
     if kind is not None and kind.mode != mode and not (is_asked and has_place):
-        raise refusal(file.path, kind)
+        raise refusal(file.path, kind, mode)
     if is_elf(file.data):
         check_code(file.name, file.data, mode)
 

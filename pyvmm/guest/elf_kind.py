@@ -26,7 +26,6 @@ _RELINK = (
     "link it again with gcc -m32 -nostdlib -static -no-pie "
     f"-Wl,-N,-Ttext={START:#x} (C code: -m16 -ffreestanding -fno-pic, too)"
 )
-_SIXTEEN_BITS = f"pyvmm runs 16-bit code only so far: .code16, as --32, {_LINK}"
 _LINK_64 = f"ld -m elf_x86_64 -N -Ttext {LONG.origin:#x} -e _start -o guest.elf"
 _RELINK_64 = f"link it again with gcc -nostdlib -static -no-pie -Wl,-N,-Ttext={LONG.origin:#x}"
 _MACHINES = {
@@ -65,7 +64,7 @@ def elf_kind(data: bytes) -> Kind | None:
     if elf.kind == ET_DYN:
         what = "PIE or shared object"
     if what is None:
-        return Kind(f"an ELF file of type {elf.kind}", _SIXTEEN_BITS, is_loadable=False)
+        return Kind(f"an ELF file of type {elf.kind}", "link an executable", is_loadable=False)
     name = f"{elf.bits}-bit ELF {what}"
     if machine == EM_X86_64 and elf.bits == 32:
         name = f"x32 (64-bit code) ELF {what}"

@@ -31,8 +31,9 @@ def kind_of(path: Path, data: bytes, size: int) -> Kind | None:
     return kind
 
 
-def refusal(path: Path, kind: Kind) -> GuestError:
-    """The error that says what the file is and what to do."""
+def refusal(path: Path, kind: Kind, mode: str = "real") -> GuestError:
+    """The error that says what the file is, which is no guest of ``mode``, and what to do."""
     remedies = [kind.remedy, "--mode real runs it all the same" if kind.is_loadable else ""]
-    cause = f"it is {kind.name}, no real-mode guest"
+    wanted = "real-mode guest" if mode == "real" else f"guest of {mode} mode"
+    cause = f"it is {kind.name}, no {wanted}"
     return GuestError(str(path), cause, "; ".join(remedy for remedy in remedies if remedy))

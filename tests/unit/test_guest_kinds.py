@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from foreign_images import (
+    DYN,
     EM_386,
     EM_X86_64,
     Foreign,
@@ -119,6 +120,20 @@ def test_a_mode_runs_what_is_for_another_boot_loader(mode: str, tmp_path: Path) 
     bits, machine = (64, EM_X86_64) if mode == "long" else (32, EM_386)
     path.write_bytes(elf(bits, machine=machine, at=1 << 20, code=multiboot2(4 * (bits == 32))))
     assert load_guest(path, mode=mode).entry == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("real", "real-mode guest"), ("long", "guest of long mode")]
+)
+def test_a_refusal_speaks_of_the_mode_that_was_asked_for(
+    mode: str, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "pie.elf"
+    path.write_bytes(elf(64, DYN, EM_X86_64, 0x1000))
+    with pytest.raises(
+        GuestError, match=f"it is a 64-bit ELF PIE or shared object, no {words}; link"
+    ):
+        load_guest(path, mode=mode)
 
 
 def test_a_mode_that_there_is_not(tmp_path: Path) -> None:
