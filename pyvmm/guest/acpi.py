@@ -39,8 +39,10 @@ def acpi_tables(vcpus: int) -> bytes:
     dsdt = put(_table(b"DSDT", 2, _dsdt()))
     tables = (put(_table(b"FACP", 3, _fadt(dsdt))), put(_table(b"APIC", 1, _madt(vcpus))))
     xsdt = put(_table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
+    # Guests of ACPI 1.0 know this one alone; those that know the other are to use that.
+    rsdt = put(_table(b"RSDT", 1, struct.pack(f"<{len(tables)}I", *tables)))
     facs = struct.pack("<4sI", b"FACS", 64).ljust(64, b"\0")
-    return _rsdp(xsdt).ljust(0x40, b"\0") + facs + b"".join(parts)
+    return _rsdp(rsdt, xsdt).ljust(0x40, b"\0") + facs + b"".join(parts)
 
 
 def _checksum(data: bytes) -> int:
@@ -56,8 +58,8 @@ def _table(signature: bytes, revision: int, body: bytes) -> bytes:
     return header[:9] + bytes([checksum]) + header[10:] + body
 
 
-def _rsdp(xsdt: int) -> bytes:
-    first = struct.pack("<8sB6sBI", b"RSD PTR ", 0, _OWNER, 2, 0)
+def _rsdp(rsdt: int, xsdt: int) -> bytes:
+    first = struct.pack("<8sB6sBI", b"RSD PTR ", 0, _OWNER, 2, rsdt)
     first = first[:8] + bytes([_checksum(first)]) + first[9:]
     whole = first + struct.pack("<IQBxxx", 36, xsdt, 0)
     return whole[:32] + bytes([_checksum(whole)]) + whole[33:]

@@ -179,7 +179,9 @@ def test_acpi_tables_add_up() -> None:
 
     name, pointers = table(int.from_bytes(memory[24:32], "little"))
     assert name == b"XSDT"
-    tables = dict(table(gpa) for gpa in struct.unpack(f"<{len(pointers) // 8}Q", pointers))
+    gpas = struct.unpack(f"<{len(pointers) // 8}Q", pointers)
+    assert table(int.from_bytes(memory[16:20], "little")) == (b"RSDT", struct.pack("<2I", *gpas))
+    tables = dict(map(table, gpas))
     assert sorted(tables) == [b"APIC", b"FACP"]
     fadt = bytes(36) + tables[b"FACP"]
     assert len(fadt) == 244
