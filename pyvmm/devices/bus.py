@@ -13,7 +13,7 @@ from pyvmm.kvm.exits import io_data
 from pyvmm.native import ffi, lib
 from pyvmm.printable import printable
 
-_PORTS = 1 << 16
+PORTS = 1 << 16
 _A_RANGE = "give one such as range(0x60, 0x61)"
 _LONGEST_VALUE = 40  # characters of a wrong answer that an error shows
 
@@ -88,9 +88,9 @@ class Bus:
                 f"{name} at ports {ports!r:.80}", "that is no range with a port in it", _A_RANGE
             )
         for port in ports:
-            if not 0 <= port < _PORTS:
+            if not 0 <= port < PORTS:
                 raise ConfigurationError(
-                    f"{name} at port {port:#x}", f"ports are 0 to {_PORTS - 1:#x}"
+                    f"{name} at port {port:#x}", f"ports are 0 to {PORTS - 1:#x}"
                 )
             if owner := self._owner(port):
                 raise ConfigurationError(

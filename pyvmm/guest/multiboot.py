@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from pyvmm.devices import hpet
+from pyvmm.devices.bus import PORTS
 from pyvmm.devices.debug_exit import DEBUG_EXIT, DebugExit
 from pyvmm.devices.fw_cfg import FirmwareConfiguration
 from pyvmm.devices.rtc import Rtc
@@ -123,7 +124,8 @@ class Multiboot(Platform):
         high = sum(size for gpa, size in self.ram if gpa > DEVICES)
         rtc = Rtc(memory=low, memory_above_4g=high)
         board.bus.add_ports(rtc.ports, rtc)
-        board.bus.add_ports(range(self._exit_port, self._exit_port + 4), DebugExit())
+        ports = range(self._exit_port, min(self._exit_port + 4, PORTS))
+        board.bus.add_ports(ports, DebugExit())
         told = FirmwareConfiguration.of_machine(len(board.vcpus), self.max_vcpus, low + high)
         board.bus.add_ports(FirmwareConfiguration.PORTS, told)
         tests = TestDevice(board.vm.irq_line, board.memory.flush)

@@ -121,6 +121,14 @@ def test_codes_at_the_debug_exit_port(code: int, status: int, tmp_path: Path) ->
     assert (found.status, found.json["exit_code"]) == (status, code)
 
 
+@pytest.mark.parametrize("port", [0x501, 0xFFFF])
+def test_another_exit_port(port: int, tmp_path: Path) -> None:
+    path = guest(tmp_path, f"movw ${port:#x}, %dx; movb $7, %al; outb %al, %dx; jmp .")
+    words = ("--platform", "multiboot", "--exit-port", port, "--json", "--deadline", 10)
+    found = pyvmm("run", path, *words)
+    assert (found.status, found.json["exit_code"]) == (1, 7), found
+
+
 def test_a_line_of_the_test_device_interrupts(tmp_path: Path) -> None:
     """Line 5 through the PIC as firmware leaves it, at vector 0x0D."""
     code = """
