@@ -23,6 +23,7 @@ _TSC_DEADLINE, _HYPERVISOR = 1 << 24, 1 << 31  # leaf 1, ECX
 _SEVERAL = 1 << 28  # leaf 1, EDX
 _AMD_SEVERAL = 1 << 1  # leaf 0x80000001, ECX
 _THREAD, _CORE = 1, 2  # kinds of level in leaf 0xB
+_MOST_CORES = 64  # that leaf 4 can tell of; leaf 0xB tells of all
 _LAST_LEVEL = 3  # of cache: the one that cores share
 
 
@@ -52,7 +53,7 @@ def _entries(
             )
         elif leaf in (_CACHES, _AMD_CACHES) and entry.eax & 0x1F:
             is_shared = entry.eax >> 5 & 7 >= _LAST_LEVEL
-            cores = vcpus - 1 << 26 if leaf == _CACHES else 0
+            cores = min(vcpus, _MOST_CORES) - 1 << 26 if leaf == _CACHES else 0
             sharing = (1 << bits) - 1 << 14 if is_shared else 0
             yield replace(entry, eax=entry.eax & 0x3FFF | sharing | cores)
         elif leaf == _TOPOLOGY and entry.index == 0:

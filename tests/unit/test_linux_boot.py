@@ -215,7 +215,9 @@ LEAVES = [
 ]
 
 
-@pytest.mark.parametrize(("vcpus", "bits"), [(1, 0), (2, 1), (3, 2), (4, 2), (64, 6)])
+@pytest.mark.parametrize(
+    ("vcpus", "bits"), [(1, 0), (2, 1), (3, 2), (4, 2), (64, 6), (65, 7), (255, 8)]
+)
 def test_every_vcpu_has_its_own_numbers(vcpus: int, bits: int) -> None:
     for index in range(vcpus):
         leaves = {
@@ -226,8 +228,10 @@ def test_every_vcpu_has_its_own_numbers(vcpus: int, bits: int) -> None:
         assert first.ebx == index << 24 | vcpus << 16 | 0x0800
         assert first.ecx == 0x81200000
         assert bool(first.edx >> 28 & 1) == (vcpus > 1)
-        assert leaves[4, 0].eax == 0x121 | vcpus - 1 << 26
-        assert leaves[4, 3].eax == 0x163 | vcpus - 1 << 26 | (1 << bits) - 1 << 14
+        cores = min(vcpus, 64) - 1 << 26  # six bits
+        assert leaves[4, 0].eax == 0x121 | cores
+        assert leaves[4, 3].eax == 0x163 | cores | (1 << bits) - 1 << 14
+        assert all(each.eax < 1 << 32 for each in leaves.values())
         core = leaves[0xB, 1]
         assert (core.eax, core.ebx, core.ecx, core.edx) == (bits, vcpus, 0x201, index)
         assert leaves[0xB, 2].ebx == 0
