@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pyvmm.errors import ConfigurationError
 
@@ -67,9 +67,10 @@ workers = whole_number(1, 256)
 model_examples = whole_number(1, 1_000_000)
 
 
-def refuse_to_share(*files: tuple[str, str | None]) -> None:
-    """One file for two of them would be overwritten; devices and pipes are not."""
-    seen: dict[str, str] = {}
+def refuse_to_share(*files: tuple[str, str | None], inputs: Iterable[tuple[str, str]] = ()) -> None:
+    """One file for two of them, or for one that is read, would be overwritten; devices and pipes
+    are not."""
+    seen = {os.path.realpath(name): option for option, name in inputs}
     for option, name in files:
         path = os.path.realpath(name or "")
         if not name or (os.path.exists(path) and not os.path.isfile(path)):

@@ -200,7 +200,9 @@ class _ExitFiles:
         self._timeline: TimelineFile | None = None
         self.finish: Callable[[], None] = _nothing
         refuse_to_share(
-            ("GUEST", options.guest), ("--log", options.log), ("--timeline", options.timeline)
+            ("--log", options.log),
+            ("--timeline", options.timeline),
+            inputs=[("GUEST", options.guest), *_initrds(options.initrd)],
         )
         if options.log is not None:
             from pyvmm.cli.exit_log import ExitLogFile
@@ -233,6 +235,16 @@ class _ExitFiles:
     def _take(self, vcpu: int, record: ExitRecord) -> None:
         for each in self._takers:
             each(vcpu, record)
+
+
+def _initrds(text: str | None) -> list[tuple[str, str]]:
+    """The files that --initrd names: one, or several as the platform multiboot has them."""
+    if text is None:
+        return []
+    from pyvmm.guest.initrd import split_modules
+
+    names = [text, *(part.partition(" ")[0] for part in split_modules(text))]
+    return [("--initrd", name) for name in names]
 
 
 def _nothing() -> None:

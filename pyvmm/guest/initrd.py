@@ -1,4 +1,4 @@
-"""The file that ``--initrd`` names."""
+"""The files that ``--initrd`` names."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def read_initrd(name: str, most: int) -> bytes:
     if len(data) > most:
         raise GuestError(thing, f"it has more bytes than RAM ({most})", "raise --memory")
     return data
+
+
+def split_modules(text: str) -> list[str]:
+    """FILE[ STRING][,FILE[ STRING]]…, with ",," for a comma: each FILE with its string."""
+    kept = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
+    return [part for part in kept if part]
 
 
 def _open_at_once(name: str, flags: int) -> int:

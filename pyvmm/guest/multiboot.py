@@ -22,7 +22,7 @@ from pyvmm.guest.cpu_features import MOST_VCPUS, CpuModel
 from pyvmm.guest.cpu_state import check_registers, set_flat_mode, set_general, set_registers
 from pyvmm.guest.cpu_topology import cpuid_of_vcpu
 from pyvmm.guest.image import Image
-from pyvmm.guest.initrd import read_initrd
+from pyvmm.guest.initrd import read_initrd, split_modules
 from pyvmm.guest.layout import PROTECTED
 from pyvmm.guest.multiboot_header import multiboot_image
 from pyvmm.guest.multiboot_info import LOADER_MAGIC, Module, boot_information
@@ -158,20 +158,15 @@ class Multiboot(Platform):
 
 
 def read_modules(text: str, most: int) -> list[Module]:
-    """The modules that --initrd names: FILE[ STRING][,FILE[ STRING]]…, with ",," for a comma.
+    """The modules that --initrd names, as :func:`split_modules` has them.
 
     Each is given to the guest with all of its text. Raises :class:`GuestError`.
     """
     modules: list[Module] = []
-    for part in _split(text):
+    for part in split_modules(text):
         data = read_initrd(part.partition(" ")[0], most)
         modules.append(Module(part.encode(errors="surrogateescape"), data))
     return modules
-
-
-def _split(text: str) -> list[str]:
-    kept = [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
-    return [part for part in kept if part]
 
 
 def _shown(string: bytes) -> str:

@@ -290,6 +290,17 @@ def test_an_output_overwrites_no_other_file_of_the_run(guest: Path, tmp_path: Pa
     assert pyvmm("run", guest, "--log", "/dev/null", "--timeline", "/dev/null").status == 0
 
 
+@pytest.mark.parametrize("option", ["--log", "--timeline"])
+def test_an_output_overwrites_no_module_of_the_guest(option: str, tmp_path: Path) -> None:
+    kernel, module = tmp_path / "kernel", tmp_path / "module"
+    header = struct.pack("<III", 0x1BADB002, 1 << 16, -(0x1BADB002 + (1 << 16)) & 0xFFFFFFFF)
+    kernel.write_bytes(header + struct.pack("<5I", 1 << 20, 1 << 20, 0, 0, (1 << 20) + 32) + PASS)
+    module.write_bytes(b"mine")
+    words = (kernel, "--initrd", f"{kernel} a,{module} b,{module}", option, module)
+    both_ways(*words).error(CANNOT_START, f"{option} {module}", "--initrd's file")
+    assert module.read_bytes() == b"mine"
+
+
 def test_no_log_is_made_for_a_guest_that_does_not_start(tmp_path: Path) -> None:
     pyvmm("run", tmp_path / "none", "--log", tmp_path / "log").error(CANNOT_START, "none")
     assert not (tmp_path / "log").exists()
