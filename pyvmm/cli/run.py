@@ -20,7 +20,7 @@ from pyvmm.cli.interruption import Interrupted, Interruption
 from pyvmm.cli.run_text import ConsoleText, render
 from pyvmm.devices.debug_exit import status_of
 from pyvmm.errors import PyvmmError, UnsupportedError
-from pyvmm.guest.assembler import check_kind, image_of, read_guest
+from pyvmm.guest.assembler import GuestFile, check_kind, image_of, read_guest
 from pyvmm.guest.image import Image
 from pyvmm.guest.platform import Platform
 from pyvmm.guest.platforms import PROTOCOL, choose_platform
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
             report = _report(options, interruption, console)
             interruption.hold()
         except Interrupted:
-            report = RunReport(Result.INTERRUPTED)
+            report = replace(_without_a_run(options), result=Result.INTERRUPTED)
         if report.result is Result.INTERRUPTED:
             report = replace(report, reason=f"{interruption.name} ended the run")
         seconds = time.monotonic() - started
@@ -139,11 +139,14 @@ def _report(
     options: argparse.Namespace, interruption: Interruption, console: ConsoleText | None
 ) -> RunReport:
     """The report of the run, or of why there was none."""
-    report = RunReport(Result.ERROR)
+    report = _without_a_run(options)
     try:
         with ExitStack() as stack:
             # Both may wait for somebody (an assembler, a FIFO), so a signal ends them at once.
-            image, platform = _guest_and_platform(options)
+            file = read_guest(options.guest)
+            platform = choose_platform(platform_options.taken_from(options), file.kind())
+            report = replace(report, platform=platform.name, mode=platform.mode)
+            image = _image_of(file, platform, options)
             files = _ExitFiles(options, stack)
             # A machine is built too quickly for that, and what a signal raises in a destructor
             # would be lost.
@@ -179,17 +182,20 @@ def _report(
         return replace(report, result=Result.ERROR, reason=status.OUT_OF_MEMORY)
 
 
-def _guest_and_platform(options: argparse.Namespace) -> tuple[Image, Platform]:
-    file = read_guest(options.guest)
-    kind = file.kind()
-    wanted = platform_options.taken_from(options)
-    platform = choose_platform(wanted, kind)
-    is_asked = wanted.platform != "auto" or wanted.mode is not None
+def _without_a_run(options: argparse.Namespace) -> RunReport:
+    """The report of a guest that is not there yet: its world is what was asked for."""
+    report = RunReport(Result.ERROR)
+    if options.platform != "auto":
+        report = replace(report, platform=options.platform)
+    return replace(report, mode=options.mode) if options.mode is not None else report
+
+
+def _image_of(file: GuestFile, platform: Platform, options: argparse.Namespace) -> Image:
+    is_asked = options.platform != "auto" or options.mode is not None
     if platform.name == PROTOCOL:
         check_kind(file, platform.mode, is_asked=is_asked)
     make = None if platform.name == PROTOCOL else platform.image
-    image = image_of(file, platform.layout, dict(options.param), is_asked=is_asked, make=make)
-    return image, platform
+    return image_of(file, platform.layout, dict(options.param), is_asked=is_asked, make=make)
 
 
 class _ExitFiles:

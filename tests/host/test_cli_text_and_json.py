@@ -166,6 +166,24 @@ def test_what_does_not_start(words: list[str], status: int) -> None:
     assert keys_of(data) == keys_of(expected)
 
 
+@pytest.mark.parametrize(
+    ("words", "platform", "mode"),
+    [
+        (["nowhere.S"], "protocol", "real"),
+        (["nowhere.S", "--platform", "bare", "--mode", "long"], "bare", "long"),
+        (["hello.S", "--platform", "multiboot"], "multiboot", "protected"),
+        (["guests/long/widths.c", "--vcpus", "65"], "protocol", "long"),
+        (["hello.S", "--platform", "bare", "--set", "cr4=0xffffffffffff"], "bare", "real"),
+    ],
+)
+def test_what_does_not_start_names_the_world_that_it_was_for(
+    words: list[str], platform: str, mode: str
+) -> None:
+    found = pyvmm("run", *words, "--json")
+    assert found.status == 2
+    assert (found.json["platform"], found.json["mode"]) == (platform, mode)
+
+
 def test_a_run_that_fails_at_its_end_says_both() -> None:
     words = ("run", GUESTS / "hello.S", "--log", "/dev/full")
     text, machine = pyvmm(*words), pyvmm(*words, "--json")
