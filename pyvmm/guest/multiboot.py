@@ -21,6 +21,7 @@ from pyvmm.guest.acpi import ACPI_GPA, acpi_tables
 from pyvmm.guest.cpu_features import MOST_VCPUS, CpuModel
 from pyvmm.guest.cpu_state import check_registers, set_flat_mode, set_general, set_registers
 from pyvmm.guest.cpu_topology import cpuid_of_vcpu
+from pyvmm.guest.descriptors import GDT_SIZE, gdt
 from pyvmm.guest.image import Image
 from pyvmm.guest.initrd import read_initrd, split_modules
 from pyvmm.guest.layout import PROTECTED
@@ -38,6 +39,7 @@ from pyvmm.native import lib
 _DEFAULT_MIB = 256  # what kvm-unit-tests need
 _PAGE = 0x1000
 _LONGEST_COMMAND_LINE = 1 << 16
+_GDT_ROOM = GDT_SIZE + 7  # to lie where 8 divides
 # Where firmware puts the PIC's vectors, and its lines that are triggered by level.
 _PICS = ((lib.KVM_IRQCHIP_PIC_MASTER, 0x08, 0xF8), (lib.KVM_IRQCHIP_PIC_SLAVE, 0x70, 0xDE))
 
@@ -78,7 +80,7 @@ class Multiboot(Platform):
         self._modules = read_modules(options.initrd or "", self.ram[0][1])
         self._registers = options.registers
         self._exit_port = DEBUG_EXIT if options.exit_port is None else options.exit_port
-        self._information = 0
+        self._information = self._gdt = 0
         check_registers(self._registers)
 
     def image(self, name: str, data: bytes) -> Image:
@@ -107,14 +109,20 @@ class Multiboot(Platform):
             taken.append((at - len(module.data), at))
         line = image.name.encode(errors="surrogateescape") + b" " + self._append
         size = len(boot_information(0, line, modules, self.ram))
-        self._information = place_below("what the guest is told", size, taken)
+        self._information = place_below("what the guest is told", size + _GDT_ROOM, taken)
         told = boot_information(self._information, line, modules, self.ram)
         ram.write_ram(self._information, told)
+        self._gdt = self._information + size + 7 & -8
+        ram.write_ram(self._gdt, gdt(32))
 
     def boot(self, vcpu: Vcpu, vcpus: int, image: Image) -> None:
         if vcpu.index > 0:
             return  # it waits to be started
         set_flat_mode(vcpu)
+        # The specification leaves this open. QEMU has one, and guests that bring none rely on it.
+        sregs = vcpu.get_sregs()
+        sregs.gdt.base, sregs.gdt.limit = self._gdt, GDT_SIZE - 1
+        vcpu.set_sregs(sregs)
         set_general(vcpu, rax=LOADER_MAGIC, rbx=self._information, rip=image.entry)
         set_registers(vcpu, self._registers, is_real=False)
 

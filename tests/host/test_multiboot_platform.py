@@ -121,6 +121,25 @@ def test_codes_at_the_debug_exit_port(code: int, status: int, tmp_path: Path) ->
     assert (found.status, found.json["exit_code"]) == (status, code)
 
 
+def test_a_guest_may_have_no_gdt_of_its_own(tmp_path: Path) -> None:
+    """As many first kernels: gates that lead to selector 8, and no LGDT."""
+    code = """
+        movw $16, %ax
+        movw %ax, %ds
+        movw %ax, %es
+        movw %ax, %ss
+        ljmp $8, $1f
+1:      movl $0x12345678, 0x200000
+        xorl %eax, %eax
+        cmpl $0x12345678, %es:0x200000
+        setne %al
+        outl %eax, $0xf4
+"""
+    words = ("--platform", "multiboot", "--json", "--deadline", 10)
+    found = pyvmm("run", guest(tmp_path, code), *words)
+    assert (found.status, found.json["exit_code"]) == (0, 0), found
+
+
 @pytest.mark.parametrize("port", [0x501, 0xFFFF])
 def test_another_exit_port(port: int, tmp_path: Path) -> None:
     path = guest(tmp_path, f"movw ${port:#x}, %dx; movb $7, %al; outb %al, %dx; jmp .")
