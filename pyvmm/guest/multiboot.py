@@ -90,12 +90,23 @@ class Multiboot(Platform):
         ram.write_ram(ACPI_GPA, acpi_tables(vcpus))
         self.place(image, ram)
         taken = extent(image.segments)
-        at = max(end for _, end in taken)
+        line = image.name.encode(errors="surrogateescape") + b" " + self._append
+        size = len(boot_information(0, line, [(0, each) for each in self._modules], self.ram))
+        self._information = place_below("what the guest is told", size + _GDT_ROOM, taken)
+        modules = self._place_modules(max(end for _, end in taken), ram)
+        told = boot_information(self._information, line, modules, self.ram)
+        ram.write_ram(self._information, told)
+        self._gdt = self._information + size + 7 & -8
+        ram.write_ram(self._gdt, gdt(32))
+
+    def _place_modules(self, at: int, ram: Ram) -> list[tuple[int, Module]]:
+        """Store the modules from ``at`` on, each on a page of its own; the GPA of each."""
         modules: list[tuple[int, Module]] = []
+        low_end = self._information if at <= self._information else LOW_END
         for module in self._modules:
             at = at + _PAGE - 1 & -_PAGE
-            if at < HIGH_START and at + len(module.data) > LOW_END:
-                at = HIGH_START  # between the two a PC has no memory
+            if at < HIGH_START and at + len(module.data) > low_end:
+                at = HIGH_START  # up to there a PC has no memory
             if at + len(module.data) > self.ram[0][1]:
                 raise ConfigurationError(
                     f"--initrd {_shown(module.string)}",
@@ -106,14 +117,7 @@ class Multiboot(Platform):
             ram.write_ram(at, module.data)
             modules.append((at, module))
             at += len(module.data)
-            taken.append((at - len(module.data), at))
-        line = image.name.encode(errors="surrogateescape") + b" " + self._append
-        size = len(boot_information(0, line, modules, self.ram))
-        self._information = place_below("what the guest is told", size + _GDT_ROOM, taken)
-        told = boot_information(self._information, line, modules, self.ram)
-        ram.write_ram(self._information, told)
-        self._gdt = self._information + size + 7 & -8
-        ram.write_ram(self._gdt, gdt(32))
+        return modules
 
     def boot(self, vcpu: Vcpu, vcpus: int, image: Image) -> None:
         if vcpu.index > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 
@@ -137,6 +138,8 @@ class Stored(dict[int, bytes]):
         (0x8000, (8, 0x1000), (0x9000, 0xA000)),
         (0x8000, (8, 0x100000, 8), (0x9000, 0x100000, 0x200000)),
         (0x9F000, (8,), (0x100000,)),
+        (0x9E000, (8, 8), (0x100000, 0x101000)),
+        (0x9C000, (8, 8), (0x9D000, 0x9E000)),
         (0x100000, (0x100000, 8), (0x101000, 0x201000)),
     ],
 )
@@ -153,6 +156,23 @@ def test_modules_lie_where_a_pc_has_memory(
     platform.load(platform.image("guest", kludge(load)), ram, 1)
     assert tuple(sorted(gpa for gpa, data in ram.items() if len(set(data)) == 1)) == places
     assert ram[ACPI_GPA].startswith(b"RSD PTR ")
+    assert_apart(ram)
+
+
+def test_many_modules_leave_room_for_what_the_guest_is_told(tmp_path: Path) -> None:
+    module = tmp_path / "m"
+    module.write_bytes(b"x")
+    options = PlatformOptions(memory=16, initrd=",".join([f"{module} {'a' * 200}"] * 1000))
+    platform, ram = Multiboot(options), Stored()
+    platform.load(platform.image("guest", kludge(0x8000)), ram, 1)
+    assert list(ram.values()).count(b"x") == 1000
+    assert_apart(ram)
+
+
+def assert_apart(ram: Stored) -> None:
+    """Nothing was stored over something else."""
+    pieces = sorted((gpa, gpa + len(data)) for gpa, data in ram.items())
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(pieces))
 
 
 def test_memory_goes_on_above_the_devices() -> None:
