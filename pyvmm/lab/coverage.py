@@ -7,13 +7,14 @@ format of the compiler that it was built with, and `gcov` of that compiler reads
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
 import subprocess
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from operator import add
@@ -29,7 +30,8 @@ CONFIG = "CONFIG_GCOV_KERNEL=y\n"
 APPENDED = {
     "arch/x86/kvm/Makefile": "GCOV_PROFILE := y\nccflags-y += -fprofile-update=prefer-atomic\n"
 }
-_FOLDERS = ("virt/kvm", "arch/x86/kvm")
+#: Where KVM on x86 is.
+FOLDERS = ("virt/kvm/", "arch/x86/kvm/")
 _FORMAT = "kernel/gcov/gcc_4_7.c"
 _DEFINITIONS = re.compile(r"^#if .*?^#define GCOV_COUNTERS.*?^#endif", re.M | re.S)
 _OBJECT = re.compile(r"\.size\s+\.LPBX0,\s*(\d+)")
@@ -79,7 +81,7 @@ def _gcc(*words: str, text: str = "") -> str:
 
 def keep_notes(objects: Path, folder: Path) -> None:
     """Copy what the compiler noted of KVM's code from a build to where the kernel is kept."""
-    for top in _FOLDERS:
+    for top in FOLDERS:
         for note in (objects / top).rglob("*.gcno"):
             target = folder / "gcno" / note.relative_to(objects)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,8 +182,10 @@ class Lines:
 Coverage = dict[str, Lines]
 
 
-def read_counters(notes: Path, counters: Mapping[str, bytes]) -> Coverage:
-    """What counters say, by file of the kernel's source.
+def read_counters(
+    notes: Path, counters: Mapping[str, bytes], also: Container[str] = ()
+) -> Coverage:
+    """What counters say, by file of the kernel's source: of KVM's folders, and of ``also``.
 
     ``counters`` has the contents of the kernel's .gcda files by name from the build folder, empty
     for an object that executed nothing; ``notes`` is the folder of the .gcno files.
@@ -190,7 +194,7 @@ def read_counters(notes: Path, counters: Mapping[str, bytes]) -> Coverage:
     require("gcov")
     found: Coverage = {}
     with tempfile.TemporaryDirectory(prefix="pyvmm-gcov-") as place:
-        names = []
+        names: dict[str, str] = {}
         for number, (name, content) in enumerate(counters.items()):
             note = (notes / name).with_suffix(".gcno")
             if not note.exists():
@@ -200,7 +204,7 @@ def read_counters(notes: Path, counters: Mapping[str, bytes]) -> Coverage:
             if content:  # gcov takes a file that is not there for one of zeros
                 stem.with_suffix(".gcda").write_bytes(content)
             stem.with_suffix(".gcno").symlink_to(note)
-            names.append(stem.with_suffix(".gcda").name)
+            names[stem.with_suffix(".gcda").name] = name
         if not names:
             return {}
         done = subprocess.run(
@@ -213,14 +217,21 @@ def read_counters(notes: Path, counters: Mapping[str, bytes]) -> Coverage:
         raise LabError("gcov", said[-1] if said else f"it ended with status {done.returncode}")
     for line in done.stdout.splitlines():
         if line.strip():
-            _take(json.loads(line), found)
+            report = json.loads(line)
+            top = _top(names[report["data_file"]], [file["file"] for file in report["files"]])
+            _take(report, top, also, found)
     return found
 
 
-def _take(report: Mapping[str, list[dict[str, object]]], found: Coverage) -> None:
+def _take(
+    report: Mapping[str, list[dict[str, object]]],
+    top: str | None,
+    also: Container[str],
+    found: Coverage,
+) -> None:
     for file in report["files"]:
-        name = _source_name(str(file["file"]))
-        if name is None:
+        name = _source_name(str(file["file"]), top)
+        if name is None or not (name.startswith(FOLDERS) or name in also):
             continue
         lines = Lines()
         for line in file["lines"]:  # type: ignore[attr-defined]
@@ -235,13 +246,22 @@ def _take(report: Mapping[str, list[dict[str, object]]], found: Coverage) -> Non
         found.setdefault(name, Lines()).add(lines)
 
 
-def _source_name(path: str) -> str | None:
-    """A file as the source's top has it; None for one of another part of the kernel."""
-    for top in _FOLDERS:
-        at = path.rfind(f"{top}/")
-        if at >= 0 and (at == 0 or path[at - 1] == "/"):
-            return path[at:]
+def _top(name: str, paths: Iterable[str]) -> str | None:
+    """How the paths of the source begin in an object's report, which its own C file tells."""
+    source = f"{name.removesuffix('.gcda')}.c"
+    for path in map(os.path.normpath, paths):
+        if path == source or path.endswith(f"/{source}"):
+            return path.removesuffix(source)
     return None
+
+
+def _source_name(path: str, top: str | None) -> str | None:
+    """A file as the source's top has it; None for one of another part of the machine."""
+    path = os.path.normpath(path)
+    if top is not None:
+        return path.removeprefix(top) if path.startswith(top) else None
+    at = max(f"/{path}".rfind(f"/{folder}") for folder in FOLDERS)
+    return path[at:] if at >= 0 else None
 
 
 def merge(parts: Iterable[Coverage]) -> Coverage:

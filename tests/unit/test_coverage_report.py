@@ -161,7 +161,7 @@ def test_each_case_leaves_its_counters(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(notes: Path, counters: dict[str, bytes]) -> Coverage:
+    def read(notes: Path, counters: dict[str, bytes], *_: object) -> Coverage:
         count = sum(content[0] for content in counters.values())
         return {FILE: Lines({10: count, 11: 0}, {10: [count, 0]})} if counters else {}
 
@@ -239,7 +239,7 @@ def test_branches_are_those_of_objects_that_get_there(
 ) -> None:
     header = "virt/kvm/kvm_mm.h"
 
-    def read(notes: Path, counters: dict[str, bytes]) -> Coverage:
+    def read(notes: Path, counters: dict[str, bytes], *_: object) -> Coverage:
         here = Lines({3: 2}, {3: [2, 0]}) if "virt/kvm/a.gcda" in counters else Lines()
         if (
             "virt/kvm/b.gcda" in counters

@@ -124,6 +124,37 @@ def test_copies_of_an_inlined_line_are_one(built: Path) -> None:
     assert (one.counts, one.branches) == ({3: 1, 4: 2}, {3: [1, 2]})
 
 
+def test_lines_of_headers_elsewhere_are_counted_for_who_wants_them(tmp_path: Path) -> None:
+    """Much of KVM is in include/linux/kvm_host.h. The source may be below a folder virt/kvm."""
+    top = tmp_path / "virt/kvm/linux"
+    body = "{\n\tif (a > 3)\n\t\ta += 5;\n\treturn 2 * a;\n}\n"
+    for name, text in (
+        ("include/linux/kvm_host.h", f"static inline int two(int a)\n{body}"),
+        ("include/linux/mm.h", f"static inline int one(int a)\n{body}"),
+        (
+            "arch/x86/kvm/x86.c",
+            # gcc forgets a line behind one of another file that has the same number.
+            "#include <linux/kvm_host.h>\n#include <linux/mm.h>\n\n\n\n\n"
+            "int main(int argc, char **argv)\n{\n\treturn one(two(argc)) < 0;\n}\n",
+        ),
+    ):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(text)
+    build = tmp_path / "build"
+    (build / "arch/x86/kvm").mkdir(parents=True)
+    source = "arch/x86/kvm/x86"
+    command = ["gcc", "-O2", f"-I{top}/include", "-fprofile-arcs", "-ftest-coverage"]
+    command += [f"{top}/arch/x86/kvm/../../../{source}.c", "-c", "-o", f"{source}.o"]
+    subprocess.run(command, cwd=build, check=True)
+    subprocess.run(["gcc", "-fprofile-arcs", f"{source}.o", "-o", "program"], cwd=build, check=True)
+    subprocess.run(["./program"], cwd=build, check=True)
+    counters = {f"{source}.gcda": (build / f"{source}.gcda").read_bytes()}
+    assert read_counters(build, counters).keys() == {f"{source}.c"}
+    found = read_counters(build, counters, {"include/linux/kvm_host.h"})
+    assert found.keys() == {f"{source}.c", "include/linux/kvm_host.h"}
+    assert found["include/linux/kvm_host.h"].counts[3] == 1
+
+
 def a_source(folder: Path, number: str) -> Path:
     (folder / "kernel/gcov").mkdir(parents=True)
     (folder / "kernel/gcov/gcc_4_7.c").write_text(

@@ -80,7 +80,7 @@ class CoverageRun:
         objects = {
             name: covered
             for name, counters in self._sum.items()
-            if (covered := read_counters(self.kernel.notes, {name: counters})).keys()
+            if (covered := read_counters(self.kernel.notes, {name: counters}, wanted)).keys()
             & wanted.keys()
         }
         by_case = self._by_case(objects, wanted)
@@ -109,7 +109,7 @@ class CoverageRun:
         def executed(item: tuple[str, Path]) -> tuple[str, set[tuple[str, int]]]:
             case, path = item
             counters = {name: each for name, each in _contents(path) if each and name in chosen}
-            covered = read_counters(self.kernel.notes, counters)
+            covered = read_counters(self.kernel.notes, counters, wanted)
             return case, {
                 (file, number)
                 for file, lines in wanted.items()
