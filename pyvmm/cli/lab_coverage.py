@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyvmm.lab.build import Recipe
     from pyvmm.lab.coverage import Coverage
     from pyvmm.lab.lab import Lab
-    from pyvmm.validate.kernels.coverage_run import CoveredLine
+    from pyvmm.validate.kernels.changed_code import CoveredLine
     from pyvmm.validate.kernels.lab_run import LabMachine
 
 #: So many lines of a report are about coverage; check.txt has all.
@@ -158,7 +158,9 @@ def _measure(
         encoding="utf-8",
         errors="backslashreplace",
     )
-    told = coverage_report.changed_lines(lines) if recipe.patches else []
+    told = []
+    if recipe.patches:
+        told = coverage_report.changed_lines(lines, are_there=bool(diff))
     if run.run.problem:
         told.append(f"coverage: the run is not whole: {run.run.problem}")
     for name in options.coverage_of:
@@ -175,13 +177,14 @@ def _measure(
 
 
 def _object(line: CoveredLine) -> dict[str, Any]:
-    from pyvmm.validate.kernels.coverage_run import NO_CODE
+    from pyvmm.validate.kernels.changed_code import WHY_NOT_COUNTED
 
     return {
         "file": line.file,
         "line": line.number,
         "text": line.text,
-        "count": None if line.count == NO_CODE else line.count,
+        "count": None if line.count in WHY_NOT_COUNTED else line.count,
+        "why_not_counted": WHY_NOT_COUNTED.get(line.count),
         "branches": list(line.branches),
         "cases": list(line.cases),
     }

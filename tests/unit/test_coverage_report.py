@@ -19,8 +19,15 @@ from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.series import Patch
 from pyvmm.validate.kernels import coverage_run
+from pyvmm.validate.kernels.changed_code import (
+    NO_CODE,
+    NOT_COUNTED,
+    NOT_SEEN,
+    CoveredLine,
+    is_statement,
+)
 from pyvmm.validate.kernels.coverage_report import changed_lines, figures, lcov, of_functions, page
-from pyvmm.validate.kernels.coverage_run import NO_CODE, CoverageRun, CoveredLine, run_with_coverage
+from pyvmm.validate.kernels.coverage_run import CoverageRun, run_with_coverage
 from pyvmm.validate.kernels.lab_run import LabMachine, LabRun
 from pyvmm.validate.kernels.series import Step
 from pyvmm.validate.kit.case import Case
@@ -50,14 +57,27 @@ def test_changed_lines_in_words() -> None:
     ]
     silent = CoveredLine(FILE, 11, "\t\treturn 0;", NO_CODE)
     assert changed_lines([lines_of_a_patch()[0], silent])[0] == (
-        "1 of 1 changed lines executed; without code of their own, so look at the branches: "
+        "1 of 1 changed lines executed; without code of their own, so look around them: "
         "guest_memfd.c:11 (return 0;)"
     )
+    assert changed_lines([silent])[0].startswith("no changed line has a counter; without code of")
     hostile = CoveredLine(FILE, 12, "\ta(); /* \x1b[2J \udce9 */", 0)
     assert changed_lines([hostile])[0].endswith(r"guest_memfd.c:12 (a(); /* \x1b[2J \xe9 */)")
     many = [CoveredLine(f"virt/kvm/{at}.c", at, "a();", 0) for at in range(6)]
     assert changed_lines(many)[0].endswith("3.c:3 (a();) and 2 more")
-    assert changed_lines([]) == ["no changed line is code of KVM that this configuration compiles"]
+    nothing = "no changed line is code of KVM that this configuration compiles"
+    assert changed_lines([]) == [nothing]
+    others = [
+        CoveredLine("arch/x86/kvm/svm/sev.c", 12, "\ta();", NOT_SEEN),
+        CoveredLine("mm/filemap.c", 12, "\tb();", NOT_COUNTED),
+    ]
+    assert changed_lines(others) == [
+        nothing,
+        "  unknown to gcov (not compiled here, inlined, or noinstr): sev.c:12 (a();)",
+        "  not counted (assembly, or outside KVM's folders): filemap.c:12 (b();)",
+    ]
+    (removed,) = changed_lines([], are_there=False)
+    assert removed.startswith("no line is added or changed; whether what was removed was executed")
 
 
 def test_a_page_is_whole_in_itself() -> None:
@@ -67,6 +87,9 @@ def test_a_page_is_whole_in_itself() -> None:
     assert 'class="half"' in text and text.count('class="no"') == 2 and 'class="yes"' in text
     assert "line &lt;9&gt;" in text and "Executed &lt;or&gt; not" in text
     assert "X4.y and 4 more" in text
+    silent = [CoveredLine(FILE, 10, "\ta();", NO_CODE)]
+    assert "<td>no code of its own</td><td>line &lt;10&gt;" in page("", diff, silent)
+    assert "<p>no line is added or changed; " in page("", [], [])
 
 
 def some() -> Coverage:
@@ -178,11 +201,11 @@ def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.Mon
     found = CoverageRun(kernel, LabRun(names, results, 1, 1.0), tmp_path)
     assert found.cases == ("A.a", "B.b", "C.c", "D.d")
     assert found.lines(
-        {FILE: {10: "if (a)", 11: "b();", 12: "/* no code */", 13: "return 0;"}}
+        {FILE: {10: "if (a)", 11: "b();", 12: "/* no code */", 13: "\treturn 0;"}}
     ) == [
         CoveredLine(FILE, 10, "if (a)", 5, (5, 0), ("A.a", "C.c")),
         CoveredLine(FILE, 11, "b();", 0),
-        CoveredLine(FILE, 13, "return 0;", NO_CODE),
+        CoveredLine(FILE, 13, "\treturn 0;", NO_CODE),
     ]
     assert found.total()[FILE].executed == 1
     with pytest.raises(LabError, match="no case left counters"):
@@ -277,3 +300,107 @@ def test_lines_that_no_case_executed_are_code(tmp_path: Path) -> None:
         "0 of 2 changed lines executed; never: dirty_ring.c:3-5 (if (a))"
     ]
     assert "DA:5,0" in lcov(found.total())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "return 0;", "goto out;", "f(x);", "kvm->ops->f(x, y);", "(void)f(x);", "f(x)(y);",
+        "r = -EINTR;", "int r = 0;", "struct kvm *kvm = vcpu->kvm;", "*p = 3;", "*(u64 *)p = 3;",
+        "x |= y;", "x <<= 2;", "i++;", "--i;", "a[i].b = c; \\", "if (a)", "} else if (a &&",
+        "for (;;)", "f(a,", "int a = f(b,", "x = a ?", "f(x); /* why */",
+    ],
+)  # fmt: skip
+def test_statements(text: str) -> None:
+    assert is_statement(f"\t{text}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "int a;", "long a[4];", "struct x *a, *b;", "u32 x : 1;", "int x __aligned(8);",
+        "int f(int a);", "int (*f)(void);", "DECLARE_BITMAP(x, 8);", ".fault = f,", "A = 1,",
+        "}", "{", "} while (0);", "do {", "out:", "case 3:", "b, c);", "b(c) || d);", "|| f(x);",
+        "/* x = f(y); */", "// f(x);", "* f(x);", "* Do it = so;",
+    ],
+)  # fmt: skip
+def test_what_is_no_statement(text: str) -> None:
+    assert not is_statement(f"\t{text}")
+
+
+CODE = """\
+#define BODY(a) \\
+\tdo { \\
+\t\tsink = (a); \\
+\t} while (0)
+
+static int sink;
+
+static inline void once(int a)
+{
+\tBODY(a);
+}
+
+static inline int never_called(int a)
+{
+\treturn a + 1;
+}
+
+int f(int a)
+{
+\tint r = 0;
+
+\tonce(a);
+#ifdef CONFIG_OF_ANOTHER
+\tr = never_called(a);
+#endif
+\tif (a)
+\t\tr = 1;
+\treturn r;
+}
+"""
+
+
+def test_changed_code_without_counters_is_told(tmp_path: Path) -> None:
+    """Nothing of this has one, and all of it was changed: a call that is inlined, a macro, code
+    that is left out, and what is no C of KVM's folders."""
+    notes = tmp_path / "gcno/virt/kvm"
+    notes.mkdir(parents=True)
+    (tmp_path / "virt/kvm").mkdir(parents=True)
+    (tmp_path / "virt/kvm/x.c").write_text(CODE)
+    command = ["gcc", "-O2", "-fprofile-arcs", "-ftest-coverage", "-c", "virt/kvm/x.c"]
+    subprocess.run([*command, "-o", notes / "x.o"], cwd=tmp_path, check=True)
+    with zipfile.ZipFile(tmp_path / "0.zip", "w") as kept:
+        kept.writestr("virt/kvm/x.gcda", b"")
+    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
+    run = CoverageRun(kernel, LabRun(("A.a",), (), 1, 1.0), tmp_path)
+    call = {4: "\tx = f(y);"}
+    lines = run.lines(
+        {
+            "virt/kvm/x.c": dict(enumerate(CODE.splitlines(), 1)),
+            "arch/x86/kvm/svm/sev.c": call,
+            "arch/x86/kvm/svm/vmenter.S": {4: "\tpush %rbp", 5: "/* x */", 6: "#include <x>"},
+            "mm/filemap.c": call,
+            "include/linux/kvm_host.h": {
+                4: "\tint a;",
+                5: "\tstruct kvm *f(void);",
+                6: "#define A BIT(8)",
+                7: "#define a(b) (b)->c",
+            },
+            "tools/testing/selftests/kvm/x.c": call,
+            "Documentation/virt/kvm/api.rst": call,
+        }
+    )
+    why = {(each.file.rpartition("/")[2], each.number): each.count for each in lines}
+    without = {at: count for (file, at), count in why.items() if file == "x.c" and count < 0}
+    assert without.pop(3) == without.pop(24) == NO_CODE and without.pop(15) == NOT_SEEN
+    # What the compiler made nothing of is its own affair.
+    assert without.keys() <= {11, 20, 22, 27} and set(without.values()) <= {NO_CODE}
+    assert why["x.c", 26] == 0
+    others = {name: count for name, count in why.items() if name[0] != "x.c"}
+    assert others == {
+        ("sev.c", 4): NOT_SEEN,
+        ("vmenter.S", 4): NOT_COUNTED,
+        ("filemap.c", 4): NOT_COUNTED,
+        ("kvm_host.h", 7): NOT_COUNTED,
+    }

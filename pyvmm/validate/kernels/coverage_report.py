@@ -9,24 +9,46 @@ from itertools import groupby
 
 from pyvmm.lab.coverage import Coverage, Lines
 from pyvmm.printable import printable
-from pyvmm.validate.kernels.coverage_run import NO_CODE, CoveredLine
+from pyvmm.validate.kernels.changed_code import (
+    NO_CODE,
+    NOT_COUNTED,
+    NOT_SEEN,
+    WHY_NOT_COUNTED,
+    CoveredLine,
+)
 
 _MOST_CASES = 5
 _MOST_MISSED = 4
 _WORDS = {"yes": "executed", "half": "not every branch executed"}
+_MARKS = {NO_CODE: "silent", NOT_SEEN: "absent", NOT_COUNTED: "outside"}
 
 
-def changed_lines(lines: Sequence[CoveredLine]) -> list[str]:
-    """One line on how many were executed and which never, and one for each stretch that was."""
-    if not lines:
-        return ["no changed line is code of KVM that this configuration compiles"]
+def changed_lines(lines: Sequence[CoveredLine], *, are_there: bool = True) -> list[str]:
+    """One line on how many were executed and which never, and one for each stretch that was.
+
+    ``are_there`` says whether there are changed lines at all, code or not.
+    """
+    if not are_there:
+        return ["no line is added or changed; whether what was removed was executed is not known"]
     executed = sum(line.count > 0 for line in lines)
-    counted = sum(line.count != NO_CODE for line in lines)
+    counted = sum(line.count >= 0 for line in lines)
+    by_mark: dict[str, list[Stretch]] = {}
+    for each in stretches(lines):
+        by_mark.setdefault(each.mark, []).append(each)
     told = f"{executed} of {counted} changed lines executed"
-    told += _places("; never: ", [each for each in stretches(lines) if each.mark == "no"])
-    silent = [each for each in stretches(lines) if each.mark == "silent"]
-    told += _places("; without code of their own, so look at the branches: ", silent)
-    return [told, *(f"  {each.story}" for each in stretches(lines) if each.mark in _WORDS)]
+    if not counted:
+        told = "no changed line is code of KVM that this configuration compiles"
+        told = "no changed line has a counter" if "silent" in by_mark else told
+    told += _places("; never: ", by_mark.get("no", ()))
+    told += _places("; without code of their own, so look around them: ", by_mark.get("silent", ()))
+    others = [
+        _places(
+            "unknown to gcov (not compiled here, inlined, or noinstr): ", by_mark.get("absent", ())
+        ),
+        _places("not counted (assembly, or outside KVM's folders): ", by_mark.get("outside", ())),
+    ]
+    executed_ones = [each.story for each in stretches(lines) if each.mark in _WORDS]
+    return [told, *(f"  {line}" for line in (*filter(None, others), *executed_ones))]
 
 
 def _places(title: str, found: Sequence[Stretch]) -> str:
@@ -38,7 +60,7 @@ def _places(title: str, found: Sequence[Stretch]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Changed lines one after the other that fared alike: "no", "half", "yes" or "silent".
+    """Changed lines one after the other that fared alike, as :func:`mark_of` says.
 
     Lines between which there is changed code that fared otherwise are two stretches.
     """
@@ -69,11 +91,12 @@ def stretches(lines: Sequence[CoveredLine]) -> list[Stretch]:
 
 
 def mark_of(line: CoveredLine) -> str:
-    """What became of a line: "no", "half" where a branch was never taken, "yes", "silent"."""
-    if line.count == NO_CODE:
-        return "silent"
-    if not line.count:
-        return "no"
+    """What became of a line: "no", "half" where a branch was never taken, "yes".
+
+    What has no counter is "silent", "absent" from what gcov knows, or "outside" of what is counted.
+    """
+    if line.count <= 0:
+        return _MARKS.get(line.count, "no")
     return "half" if line.branches and 0 in line.branches else "yes"
 
 
@@ -153,7 +176,7 @@ def page(title: str, diff: Sequence[tuple[str, int, str]], lines: Sequence[Cover
         mark, count, cases = "", "", ""
         if line is not None:
             mark = mark_of(line)
-            count = "" if line.count == NO_CODE else str(line.count)
+            count = WHY_NOT_COUNTED.get(line.count) or str(line.count)
             cases = ", ".join(line.cases[:_MOST_CASES])
             if len(line.cases) > _MOST_CASES:
                 cases += f" and {len(line.cases) - _MOST_CASES} more"
@@ -161,7 +184,7 @@ def page(title: str, diff: Sequence[tuple[str, int, str]], lines: Sequence[Cover
             f'<tr class="{mark}"><td>{number}</td><td>{count}</td><td>{escape(text)}</td>'
             f"<td>{escape(cases)}</td></tr>"
         )
-    told = "".join(f"<p>{escape(each)}</p>" for each in changed_lines(lines)[:1])
+    told = f"<p>{escape(changed_lines(lines, are_there=bool(diff))[0])}</p>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'

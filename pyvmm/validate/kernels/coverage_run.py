@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -17,6 +15,7 @@ from pyvmm.lab.coverage import Coverage, add_counters, read_counters
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
+from pyvmm.validate.kernels.changed_code import CoveredLine, without_counter
 from pyvmm.validate.kernels.lab_run import PACKAGES, LabMachine, LabRun, run_in_lab
 
 _WORKERS = 2
@@ -24,24 +23,6 @@ _COUNTERS = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
     "from pyvmm.validate.run.counters import Counters"
 )
-
-
-#: How often a statement was executed that the compiler gave no code of its own: a ``return 0;`` is
-#: a jump to where another line returns. The branch before it tells.
-NO_CODE = -1
-_JUMP = re.compile(r"\s*(?:return|goto|break|continue)\b.*;\s*$")
-
-
-@dataclass(frozen=True, slots=True)
-class CoveredLine:
-    """A line of a patch that is code: how often it was executed or NO_CODE, and by which cases."""
-
-    file: str
-    number: int
-    text: str
-    count: int
-    branches: tuple[int, ...] = ()
-    cases: tuple[str, ...] = ()
 
 
 class CoverageRun:
@@ -76,7 +57,7 @@ class CoverageRun:
         return read_counters(self.kernel.notes, self._sum)
 
     def lines(self, wanted: Mapping[str, Mapping[int, str]]) -> list[CoveredLine]:
-        """Of these lines, by file, number and text, those that are code."""
+        """Of these lines, by file, number and text, those that are code, counted or not."""
         objects = {
             name: covered
             for name, counters in self._sum.items()
@@ -84,14 +65,13 @@ class CoverageRun:
             & wanted.keys()
         }
         by_case = self._by_case(objects, wanted)
-        found = []
+        found: list[CoveredLine] = []
         for file, lines in wanted.items():
             for number, text in lines.items():
                 parts = [each[file] for each in objects.values() if file in each]
                 counts = [part.counts[number] for part in parts if number in part.counts]
                 if not counts:
-                    if parts and _JUMP.match(text):
-                        found.append(CoveredLine(file, number, text, NO_CODE))
+                    found += filter(None, [without_counter(file, number, lines, parts)])
                     continue
                 # A header's line is in many objects; those that never get there say nothing of it.
                 there = [part for part in parts if part.counts.get(number)] or parts
