@@ -80,6 +80,14 @@ def test_changed_lines_in_words() -> None:
     assert removed.startswith("no line is added or changed; whether what was removed was executed")
 
 
+def test_lines_of_two_hunks_are_two_stretches() -> None:
+    """Or it looks as if nothing between them were executed."""
+    lines = [CoveredLine(FILE, at, "a();", 0) for at in (10, 12, 300)]
+    assert changed_lines(lines) == [
+        "0 of 3 changed lines executed; never: guest_memfd.c:10-12 (a();), guest_memfd.c:300 (a();)"
+    ]
+
+
 def test_a_page_is_whole_in_itself() -> None:
     diff = [(FILE, at, f"line <{at}>") for at in range(9, 15)]
     text = page("Executed <or> not", diff, lines_of_a_patch())

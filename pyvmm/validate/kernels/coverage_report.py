@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
 
 from pyvmm.lab.coverage import Coverage, Lines
 from pyvmm.printable import printable
@@ -19,6 +18,8 @@ from pyvmm.validate.kernels.changed_code import (
 
 _MOST_CASES = 5
 _MOST_MISSED = 4
+#: Changed lines with more lines between them are of two hunks.
+_BETWEEN_HUNKS = 6
 _WORDS = {"yes": "executed", "half": "not every branch executed"}
 _MARKS = {NO_CODE: "silent", NOT_SEEN: "absent", NOT_COUNTED: "outside"}
 
@@ -60,7 +61,7 @@ def _places(title: str, found: Sequence[Stretch]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Changed lines one after the other that fared alike, as :func:`mark_of` says.
+    """Changed lines of one hunk one after the other that fared alike, as :func:`mark_of` says.
 
     Lines between which there is changed code that fared otherwise are two stretches.
     """
@@ -84,10 +85,18 @@ class Stretch:
 
 
 def stretches(lines: Sequence[CoveredLine]) -> list[Stretch]:
-    return [
-        Stretch(mark, tuple(group))
-        for (_, mark), group in groupby(lines, lambda each: (each.file, mark_of(each)))
-    ]
+    found: list[list[CoveredLine]] = []
+    for line in lines:
+        last = found[-1][-1] if found else None
+        if last and _is_next(last, line) and mark_of(last) == mark_of(line):
+            found[-1].append(line)
+        else:
+            found.append([line])
+    return [Stretch(mark_of(group[0]), tuple(group)) for group in found]
+
+
+def _is_next(one: CoveredLine, other: CoveredLine) -> bool:
+    return one.file == other.file and other.number - one.number - 1 <= _BETWEEN_HUNKS
 
 
 def mark_of(line: CoveredLine) -> str:
