@@ -27,7 +27,7 @@ from pyvmm.validate.kernels.changed_code import (
     is_statement,
 )
 from pyvmm.validate.kernels.coverage_report import changed_lines, figures, lcov, of_functions, page
-from pyvmm.validate.kernels.coverage_run import CoverageRun, run_with_coverage
+from pyvmm.validate.kernels.coverage_run import START, CoverageRun, run_with_coverage
 from pyvmm.validate.kernels.lab_run import LabMachine, LabRun
 from pyvmm.validate.kernels.series import Step
 from pyvmm.validate.kit.case import Case
@@ -185,6 +185,8 @@ def test_each_case_leaves_its_counters(tmp_path: Path, monkeypatch: pytest.Monke
     executed = {f"{number}.zip": nothing.copy() for number in range(3)}
     executed["0.zip"]["virt/kvm/guest_memfd.gcda"] = b"one"
     executed["2.zip"]["virt/kvm/guest_memfd.gcda"] = b"three"
+    # Nothing was reset yet: what ran before the first case is kept, too.
+    executed["before.zip"] = dict.fromkeys(nothing, b"nothing")
     assert found == executed
 
 
@@ -194,7 +196,8 @@ def test_each_case_leaves_its_counters(tmp_path: Path, monkeypatch: pytest.Monke
 def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(notes: Path, counters: dict[str, bytes], *_: object) -> Coverage:
         count = sum(content[0] for content in counters.values())
-        return {FILE: Lines({10: count, 11: 0}, {10: [count, 0]})} if counters else {}
+        once = {12: 1} if count >= 7 else {12: 0}  # as KVM begins
+        return {FILE: Lines({10: count, 11: 0} | once, {10: [count, 0]})} if counters else {}
 
     monkeypatch.setattr(coverage_run, "read_counters", read)
     monkeypatch.setattr(coverage_run, "add_counters", lambda one, other: bytes([one[0] + other[0]]))
@@ -203,19 +206,22 @@ def test_lines_are_told_with_their_cases(tmp_path: Path, monkeypatch: pytest.Mon
             if content:
                 kept.writestr("virt/kvm/guest_memfd.gcda", content)
     (tmp_path / "3.zip").write_bytes(b"half a fi")
+    with zipfile.ZipFile(tmp_path / "before.zip", "w") as kept:
+        kept.writestr("virt/kvm/guest_memfd.gcda", b"\7")
     names = ("A.a", "B.b", "C.c", "D.d", "E.e")
     results = tuple(CaseResult(n, n[0], "t", "s", State.PASS) for n in names)
     kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
     found = CoverageRun(kernel, LabRun(names, results, 1, 1.0), tmp_path)
     assert found.cases == ("A.a", "B.b", "C.c", "D.d")
     assert found.lines(
-        {FILE: {10: "if (a)", 11: "b();", 12: "/* no code */", 13: "\treturn 0;"}}
+        {FILE: {9: "/* no code */", 10: "if (a)", 11: "b();", 12: "c();", 13: "\treturn 0;"}}
     ) == [
-        CoveredLine(FILE, 10, "if (a)", 5, (5, 0), ("A.a", "C.c")),
+        CoveredLine(FILE, 10, "if (a)", 12, (12, 0), ("A.a", "C.c", START)),
         CoveredLine(FILE, 11, "b();", 0),
+        CoveredLine(FILE, 12, "c();", 1, (), (START,)),
         CoveredLine(FILE, 13, "\treturn 0;", NO_CODE),
     ]
-    assert found.total()[FILE].executed == 1
+    assert found.total()[FILE].executed == 1, "the figures are those of the cases"
     with pytest.raises(LabError, match="no case left counters"):
         CoverageRun(kernel, LabRun(names, results, 1, 1.0), tmp_path / "none")
 

@@ -17,7 +17,10 @@ from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
 from pyvmm.validate.kernels.changed_code import CoveredLine, without_counter
 from pyvmm.validate.kernels.lab_run import PACKAGES, LabMachine, LabRun, run_in_lab
+from pyvmm.validate.run.counters import BEFORE
 
+#: Who executed what ran before the first case, from the boot on.
+START = "the start of KVM"
 _WORKERS = 2
 _COUNTERS = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -41,11 +44,9 @@ class CoverageRun:
         }
         if not self._zips:
             raise LabError("coverage", run.problem or "no case left counters")
-        self._sum: dict[str, bytes] = {}
-        for path in self._zips.values():
-            for name, counters in _contents(path):
-                known = self._sum.get(name)
-                self._sum[name] = counters if known is None else add_counters(known, counters)
+        self._sum = _added_up(self._zips.values())
+        before = folder / BEFORE
+        self._before = {START: before} if before.exists() else {}
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -57,10 +58,14 @@ class CoverageRun:
         return read_counters(self.kernel.notes, self._sum)
 
     def lines(self, wanted: Mapping[str, Mapping[int, str]]) -> list[CoveredLine]:
-        """Of these lines, by file, number and text, those that are code, counted or not."""
+        """Of these lines, by file, number and text, those that are code, counted or not.
+
+        What was executed before the first case, such as all that is ``__init``, counts, too.
+        """
+        everything = _added_up([*self._zips.values(), *self._before.values()])
         objects = {
             name: covered
-            for name, counters in self._sum.items()
+            for name, counters in everything.items()
             if (covered := read_counters(self.kernel.notes, {name: counters}, wanted)).keys()
             & wanted.keys()
         }
@@ -100,10 +105,19 @@ class CoverageRun:
 
         found: dict[tuple[str, int], list[str]] = {}
         with ThreadPoolExecutor(_WORKERS) as pool:  # gcov is a process: threads wait for it
-            for case, places in pool.map(executed, self._zips.items()):
+            for case, places in pool.map(executed, {**self._zips, **self._before}.items()):
                 for place in places:
                     found.setdefault(place, []).append(case)
         return found
+
+
+def _added_up(paths: Iterable[Path]) -> dict[str, bytes]:
+    total: dict[str, bytes] = {}
+    for path in paths:
+        for name, counters in _contents(path):
+            known = total.get(name)
+            total[name] = counters if known is None else add_counters(known, counters)
+    return total
 
 
 def reset_counters(lab: Lab) -> None:

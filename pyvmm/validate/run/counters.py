@@ -19,6 +19,8 @@ from pyvmm.validate.run.observer import Observer, Passing
 
 _TOP = Path("/sys/kernel/debug/gcov")
 _FOLDERS = ("arch/x86/kvm/", "virt/kvm/")
+#: What `Counting` keeps of the time before the first case.
+BEFORE = "before.zip"
 
 
 class Counters:
@@ -76,13 +78,15 @@ def _counters(top: Path) -> Iterator[tuple[str, Path]]:
 class Counting(Passing):
     """Passes on to ``observer``, and keeps the counters of each case in ``folder``.
 
-    Each case gets a file ``NUMBER.zip``; numbers are those of the cases that are to run.
+    Each case gets a file ``NUMBER.zip``; numbers are those of the cases that are to run. What was
+    executed before, as KVM began, is in BEFORE.
     """
 
     def __init__(self, observer: Observer, folder: Path, counters: Counters | None = None) -> None:
         super().__init__(observer)
         self._folder = folder
         self._counters = Counters() if counters is None else counters
+        (folder / BEFORE).write_bytes(self._counters.packed())
         self._counters.reset()  # learns what nothing looks like
         self._numbers: dict[str, int] = {}
 
