@@ -170,7 +170,8 @@ def _in_order(path: Path, patches: list[Patch], empty: Mapping[int, str]) -> lis
 
 # ---- git ----
 
-_DIFF_OF = ("diff-tree", "-p", "--binary", "--no-renames", "--no-commit-id")
+#: A file that moves is no new one: of its lines only those that change are the patch's.
+_DIFF_OF = ("diff-tree", "-p", "--binary", "--find-renames", "-l1000", "--no-commit-id")
 
 
 def read_range(tree: Path, commits: str) -> list[Patch]:

@@ -69,6 +69,25 @@ def test_commits_are_patches_whatever_git_is_told_to_show(tree: Path) -> None:
         read_range(tree, "c..cover")
 
 
+def test_a_file_that_moves_is_not_all_changed(tree: Path) -> None:
+    """As in the mails of git format-patch; whatever the user's configuration says."""
+    git(tree, "config", "diff.renames", "false")
+    git(tree, "config", "diff.renameLimit", "1")
+    lines = [f"int line{number};" for number in range(30)]
+    for name in ("one.c", "two.c"):
+        (tree / name).write_text("\n".join([f"/* {name} */", *lines, ""]))
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "KVM: add them")
+    (tree / "virt").mkdir()
+    for name in ("one.c", "two.c"):
+        git(tree, "mv", name, f"virt/{name}")
+        (tree / "virt" / name).write_text("\n".join([f"/* {name} */", *lines, "int last;", ""]))
+    git(tree, "commit", "-qam", "KVM: move them")
+    (patch,) = read_range(tree, "main~1..main")
+    added = added_lines([patch.text])
+    assert added == {"virt/one.c": {32: "int last;"}, "virt/two.c": {32: "int last;"}}
+
+
 def test_line_ends_are_those_of_the_files(tree: Path) -> None:
     (tree / "file.c").write_bytes(b"int e;\r\n")
     git(tree, "commit", "-qam", "KVM: as elsewhere")
