@@ -26,7 +26,14 @@ from pyvmm.validate.kernels.changed_code import (
     CoveredLine,
     is_statement,
 )
-from pyvmm.validate.kernels.coverage_report import changed_lines, figures, lcov, of_functions, page
+from pyvmm.validate.kernels.coverage_report import (
+    changed_lines,
+    figures,
+    lcov,
+    mark_of,
+    of_functions,
+    page,
+)
 from pyvmm.validate.kernels.coverage_run import START, CoverageRun, run_with_coverage
 from pyvmm.validate.kernels.lab_run import LabMachine, LabRun
 from pyvmm.validate.kernels.series import Step
@@ -293,6 +300,27 @@ def test_branches_are_those_of_objects_that_get_there(
     assert found.lines({header: {3: "if (a)"}}) == [
         CoveredLine(header, 3, "if (a)", 2, (2, 0), ("A.a",))
     ]
+
+
+def test_branches_are_those_of_objects_that_have_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of an object in which there are fewer is not taken for one that was never taken."""
+    header = "virt/kvm/kvm_mm.h"
+
+    def read(notes: Path, counters: dict[str, bytes], *_: object) -> Coverage:
+        whole = Lines({3: 4}, {3: [3, 1, 1, 0]})
+        known = Lines({3: 5}, {3: [2, 3]})
+        return {header: whole if "virt/kvm/a.gcda" in counters else known}
+
+    monkeypatch.setattr(coverage_run, "read_counters", read)
+    with zipfile.ZipFile(tmp_path / "0.zip", "w") as kept:
+        for name in "ab":
+            kept.writestr(f"virt/kvm/{name}.gcda", b"executed")
+    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
+    found = CoverageRun(kernel, LabRun(("A.a",), (), 1, 1.0), tmp_path)
+    (line,) = found.lines({header: {3: "if (a && b)"}})
+    assert (line.count, line.branches, mark_of(line)) == (9, (3, 1, 1, 0), "half")
 
 
 def test_lines_that_no_case_executed_are_code(tmp_path: Path) -> None:

@@ -81,7 +81,10 @@ class CoverageRun:
                 # A header's line is in many objects; those that never get there say nothing of it.
                 there = [part for part in parts if part.counts.get(number)] or parts
                 taken = [part.branches[number] for part in there if number in part.branches]
-                branches = tuple(map(sum, zip(*taken, strict=False)))
+                # Where half of a condition is known at compile time there are fewer of them.
+                most = max(map(len, taken), default=0)
+                whole = [each for each in taken if len(each) == most]
+                branches = tuple(map(sum, zip(*whole, strict=True)))
                 cases = tuple(by_case.get((file, number), ()))
                 found.append(CoveredLine(file, number, text, sum(counts), branches, cases))
         return found
