@@ -136,7 +136,7 @@ def check_series(
         runs.forget()
     show = partial(_show, options, steps, facts, told, coverage)
     status = BROKEN if lab_coverage.is_missing(coverage) else _status(steps, facts)
-    return lab_engine.Checked(status, _reports(steps, runs.seed), show)
+    return lab_engine.Checked(status, _reports(steps, runs.seed, selftests), show)
 
 
 def _check_programs(options: Namespace) -> None:
@@ -151,11 +151,12 @@ def _check_programs(options: Namespace) -> None:
     require(*(OF_SELFTESTS if options.selftests else OF_A_BUILD))
 
 
-def _reports(steps: Sequence[Step], seed: int) -> dict[str, Report]:
+def _reports(steps: Sequence[Step], seed: int, selftests: Sequence[Pair]) -> dict[str, Report]:
     """Those of the source, and of each patch after which the catalogue ran, or that is no kernel:
-    then the kernel itself is all that is in it."""
+    then the kernel itself is all that is in it. Selftests are in the first and the last."""
     from pyvmm.validate.kernels.lab_report import report_of, reports_of
     from pyvmm.validate.kernels.lab_run import LabRun
+    from pyvmm.validate.kernels.selftest_report import with_selftests
 
     ran = [step for step in steps if step.variants]
     reports = reports_of(ran[0].variants, "base", "") if ran else {}
@@ -164,7 +165,7 @@ def _reports(steps: Sequence[Step], seed: int) -> dict[str, Report]:
         reports |= reports_of(step.variants, "", name)
         if step.problem:
             reports[name] = report_of([LabRun((), (), seed, 0.0, problem=step.problem)])
-    return reports
+    return with_selftests(reports, selftests, "base", f"patch {steps[-1].number}", seed)
 
 
 def _patches(options: Namespace) -> list[Patch]:

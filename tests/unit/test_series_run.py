@@ -18,12 +18,14 @@ from pyvmm.lab.build import Recipe
 from pyvmm.lab.compiler_warnings import CompilerWarning, in_lines
 from pyvmm.lab.errors import KernelFailed, LabError, LabUsageError, PatchRefused
 from pyvmm.lab.kernels import Kernel
+from pyvmm.lab.selftests import DOES_NOT_BUILD, NOT_THERE, SelftestResult
 from pyvmm.lab.series import Patch
 from pyvmm.validate.jobs import run as job_run
 from pyvmm.validate.jobs.job import Job, Named
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.kernels import series
 from pyvmm.validate.kernels.lab_run import LabRun
+from pyvmm.validate.kernels.selftest_report import with_selftests
 from pyvmm.validate.kernels.series import (
     STRICT,
     SeriesBuild,
@@ -34,7 +36,9 @@ from pyvmm.validate.kernels.series import (
 )
 from pyvmm.validate.kernels.series_verdict import SeriesFacts, is_broken, is_worse, to_json, verdict
 from pyvmm.validate.kernels.two_kernels import Came, Place, as_run
+from pyvmm.validate.results import junit, kcidb
 from pyvmm.validate.results.baseline import Change
+from pyvmm.validate.results.report import Report
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import select
 
@@ -351,15 +355,58 @@ def test_results_of_an_earlier_series_go(tmp_path: Path) -> None:
 
 def test_a_patch_that_does_not_build_is_in_junit(built: Steps, ran: Steps) -> None:
     error = LabError("the kernel does not build", "x.c:1:2: error: no")
-    reports = _reports(ran(built({3: error})), 7)
+    reports = _reports(ran(built({3: error})), 7, ())
     assert list(reports) == ["base", *(f"patch {number}" for number in range(1, 6))]
     kernels = {name: report.results[-1] for name, report in reports.items()}
     assert {each.name for each in kernels.values()} == {"kernel"}
     (dead,) = [name for name, each in kernels.items() if each.state is State.CRASH]
     assert (dead, kernels[dead].message) == ("patch 3", str(error))
     # The end of a series that is no kernel: the catalogue ran on nothing to compare.
-    (end,) = _reports(ran(built({5: error}), each=False), 7).values()
+    (end,) = _reports(ran(built({5: error}), each=False), 7, ()).values()
     assert end.results[-1].state is State.CRASH
+
+
+def test_selftests_are_in_junit_before_and_after(built: Steps, ran: Steps) -> None:
+    def ended(outcome: str, said: str = "", *words: str) -> SelftestResult:
+        return SelftestResult(("guest_memfd_test", *words), outcome, said, 2.0)
+
+    pairs = [
+        (ended("passed", "all of it"), ended("failed", "fd != -1")),
+        (ended(NOT_THERE, "", "-n", "2"), ended(DOES_NOT_BUILD, "x.c:1:1: error: no", "-n", "2")),
+    ]
+    reports = _reports(ran(built(), each=False), 7, pairs)
+    assert list(reports) == ["base", "patch 5"]
+    top = ElementTree.fromstring(junit.to_xml(reports))
+    suites = {suite.get("name"): suite for suite in top}
+    before, now = suites["pyvmm.base.selftests"], suites["pyvmm.patch 5.selftests"]
+    told = [
+        [(each.get("name"), *[(inside.tag, inside.get("message")) for inside in each])
+         for each in suite.iter("testcase")]
+        for suite in (before, now)
+    ]  # fmt: skip
+    one, other = "selftest.guest_memfd_test", "selftest.guest_memfd_test[-n 2]"
+    assert told == [
+        [(one,), (other, ("skipped", "not there"))],
+        [
+            (one, ("failure", "fd != -1")),
+            (other, ("failure", "does not build: x.c:1:1: error: no")),
+        ],
+    ]
+    assert "pyvmm.base.tests" in suites and top.get("failures") == "2"
+
+
+def test_selftests_beside_varied_parameters_are_of_the_same_kernel() -> None:
+    """KCIDB wants to know its build, and the parameters were not theirs."""
+    machine = {"kernel": "6.12", "build_id": "0a1b", "parameters": {"kvm_amd.npt": "0"}}
+    reports = {"base kvm_amd.npt=0": Report(machine, 7, 1.0, ())}
+    passed = SelftestResult(("guest_memfd_test",), "passed", "", 2.0)
+    found = with_selftests(reports, [(passed, passed)], "base", "patch 1", 7)
+    assert list(found) == ["base kvm_amd.npt=0", "base", "patch 1"]
+    assert found["base"].machine == {"kernel": "6.12", "build_id": "0a1b"}
+    assert [each.state for each in found["base"].results] == [State.PASS]
+    build = kcidb.described("tester", "0a1b", "6.12")
+    (test,) = kcidb.to_json(found["base"], build, "run")["tests"]
+    assert (test["path"], test["status"]) == ("pyvmm.selftest.guest_memfd_test", "PASS")
 
 
 def test_warnings_are_those_of_touched_lines() -> None:
