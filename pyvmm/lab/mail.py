@@ -37,6 +37,7 @@ _MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
 LIST = "series"
 _SIGNATURE = "-- "
 _PARTS = re.compile(r"([0-9]{1,18})|([^0-9]+)")
+_ID = re.compile(r"<[^<>\s]{1,998}>")
 _BASE = re.compile(r"^base-commit: ([0-9a-f]{7,64})\s*$", re.M)
 
 
@@ -45,7 +46,8 @@ class Letter:
     """A mail or a bare diff: its subject, "" for a diff, and the diffs in it and nothing else.
 
     ``flaw`` says what the mail did to them that cannot be undone. ``base`` is the commit that
-    git format-patch --base says it is made for, "" if none is said.
+    git format-patch --base says it is made for, "" if none is said. ``id`` is the mail's, "" if
+    it has none, and ``answers`` has those of the mails above it in its thread.
     """
 
     subject: str
@@ -53,6 +55,8 @@ class Letter:
     origin: str
     flaw: str = ""
     base: str = ""
+    id: str = ""
+    answers: frozenset[str] = frozenset()
 
     def check(self) -> None:
         """Raise :class:`LabUsageError` if its diff is not what was sent."""
@@ -165,12 +169,24 @@ def _letter(content: bytes, origin: str) -> Letter:
     flaws = [diff.flaw for part, is_flowed in zip(parts, flowed, strict=True) if is_flowed
              for diff in part if diff.flaw]  # fmt: skip
     bases = [found[1] for text in texts if (found := _BASE.search(text))]
-    return Letter(_subject(message), diffs, origin, next(iter(flaws), ""), next(iter(bases), ""))
+    return Letter(
+        _subject(message),
+        diffs,
+        origin,
+        next(iter(flaws), ""),
+        next(iter(bases), ""),
+        next(iter(_ID.findall(_header(message, "message-id"))), ""),
+        frozenset(_ID.findall(_header(message, "in-reply-to") + _header(message, "references"))),
+    )
+
+
+def _header(message: Message, wanted: str) -> str:
+    """The first header of a name, as it is in the mail; "" if there is none."""
+    return next((str(raw) for name, raw in message.raw_items() if name.lower() == wanted), "")
 
 
 def _subject(message: Message) -> str:
-    found = (str(value) for name, value in message.raw_items() if name.lower() == "subject")
-    raw = next(found, "")[:_LONGEST_SUBJECT]
+    raw = _header(message, "subject")[:_LONGEST_SUBJECT]
     try:
         subject = str(policy.default.header_fetch_parse("Subject", raw))
     except (ValueError, IndexError, TypeError, AttributeError):

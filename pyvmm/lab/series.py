@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pyvmm.lab.errors import LabUsageError
 from pyvmm.lab.mail import LIST, Letter, letters
 from pyvmm.lab.processes import die_with_parent
 from pyvmm.lab.programs import require
+from pyvmm.printable import counted
 
 _NUMBER = re.compile(r"(?<![^\s\[(,])(\d{1,9})/(\d{1,9})(?![^\s\]),;:])")
 _VERSION = re.compile(r"(?:\b|PATCH|RFC)v(\d{1,9})\b", re.I)
@@ -32,11 +33,16 @@ _REPLY = re.compile(
 #: What bots say of a patch that a tree has taken, with all of it.
 _NOTICE = re.compile(r"\s*\[tip: ", re.I)
 _MOST_PATCHES = 1000
+#: Older ones are not looked at.
+_MOST_VERSIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One patch: its subject without tags, its number in the series or 0, and its text."""
+    """One patch: its subject without tags, its number in the series or 0, and its text.
+
+    ``id`` and ``answers`` are those of its mail, as :class:`Letter` has them.
+    """
 
     subject: str
     number: int
@@ -44,6 +50,8 @@ class Patch:
     version: int
     text: str
     origin: str
+    id: str = ""
+    answers: frozenset[str] = frozenset()
 
     @property
     def file_name(self) -> str:
@@ -55,16 +63,19 @@ class Patch:
 def read_series(path: Path, announce: Callable[[str], None] = lambda line: None) -> list[Patch]:
     """The patches of a file or folder, in the order in which they are to be applied.
 
-    Of several versions of a series the newest is taken. ``announce`` is told of that, and of the
-    commit that the series is made for, if it is said. Raises :class:`LabUsageError` for a file that
-    cannot be read, for one without a patch, and for patches that are missing or there twice.
+    Of several versions of a series the newest is taken; where that is no more than patches in
+    answer to those of the version before, it is the version before with these. ``announce`` is
+    told of that, and of the commit that the series is made for, if it is said. Raises
+    :class:`LabUsageError` for a file that cannot be read, for one without a patch, and for patches
+    that are missing or there twice.
     """
     is_listed = (path / LIST).is_file()
     found: list[Patch] = []
-    bases: dict[str, None] = {}
+    bases: list[tuple[int, str]] = []
     others: dict[tuple[int, int], str] = {}
+    covered: set[int] = set()
     for letter in letters(path):
-        bases |= {letter.base: None} if letter.base else {}
+        bases += [(_version(letter.subject), letter.base)] if letter.base else []
         patch = _patch(letter)
         if patch is not None and patch.text:
             found.append(patch)
@@ -73,43 +84,60 @@ def read_series(path: Path, announce: Callable[[str], None] = lambda line: None)
             raise LabUsageError(f"series {path}", cause)
         elif patch is not None:
             others[patch.version, patch.number] = patch.origin
+        elif _is_cover(letter.subject):
+            covered.add(_version(letter.subject))
     if not found:
         raise LabUsageError(
             f"series {path}",
             "there is no patch in it",
             "want what git format-patch or b4 writes",
         )
-    if bases:
-        announce(f"{path}: made for commit {' or '.join(bases)}")
     if is_listed:  # in the list's order: patches of many series may be in it, and parts of some
-        return _no_more_than(path, found)
-    newest = max(patch.version for patch in found)
-    if any(patch.version != newest for patch in found):
-        announce(f"{path}: it has several versions of the series; taking v{newest}")
-    empty = {number: origin for (version, number), origin in others.items() if version == newest}
-    return _in_order(path, [patch for patch in found if patch.version == newest], empty)
+        patches = _no_more_than(path, found)
+    else:
+        patches = _Thread(path, found, others, covered).newest(announce)
+    versions = {patch.version for patch in patches}
+    told = dict.fromkeys(base for version, base in bases if version in versions)
+    if told:
+        announce(f"{path}: made for commit {' or '.join(told)}")
+    return patches
+
+
+def _tags(subject: str) -> str:
+    found = _TAGS.match(subject)
+    return found[0] if found else ""
+
+
+def _version(subject: str) -> int:
+    found = _VERSION.search(_tags(subject))
+    return int(found[1]) if found else 1
+
+
+def _is_cover(subject: str) -> bool:
+    number = _NUMBER.search(_tags(subject))
+    return number is not None and int(number[1]) == 0
 
 
 def _patch(letter: Letter) -> Patch | None:
     """The patch of a mail, if it is one: in its text, or attached. It may have lost its text."""
-    found = _TAGS.match(letter.subject)
-    tags = found[0] if found else ""
+    tags = _tags(letter.subject)
     number = _NUMBER.search(tags)
     if _REPLY.match(letter.subject) or _NOTICE.match(letter.subject):
         return None
-    if number and int(number[1]) == 0:
+    if _is_cover(letter.subject):
         return None  # a cover letter may have a diff, too: that against the version before
     if not letter.diff and not number:
         return None
     letter.check()
-    version = _VERSION.search(tags)
     return Patch(
         letter.subject.removeprefix(tags) or _subject_of_a_diff(letter.diff),
         int(number[1]) if number else 0,
         int(number[2]) if number else 0,
-        int(version[1]) if version else 1,
+        _version(letter.subject),
         letter.diff,
         letter.origin,
+        letter.id,
+        letter.answers,
     )
 
 
@@ -124,12 +152,96 @@ def _no_more_than(path: Path, patches: list[Patch]) -> list[Patch]:
     return patches
 
 
-def _in_order(path: Path, patches: list[Patch], empty: Mapping[int, str]) -> list[Patch]:
-    """By their numbers. ``empty`` says where mails are that have a number and no diff."""
-    _no_more_than(path, patches)
-    without = [patch for patch in patches if not patch.number]
-    if (path.is_dir() and without) or len(without) == len(patches):
+class _Thread:
+    """The patches of a file by version. ``empty`` says where mails are that have lost their diff,
+    by version and number, and ``covered`` which versions have a cover letter."""
+
+    def __init__(
+        self,
+        path: Path,
+        patches: Iterable[Patch],
+        empty: Mapping[tuple[int, int], str],
+        covered: Collection[int],
+    ) -> None:
+        self._path = path
+        self._empty = empty
+        self._covered = covered
+        self._versions: dict[int, list[Patch]] = {}
+        for patch in patches:
+            self._versions.setdefault(patch.version, []).append(patch)
+
+    def newest(self, announce: Callable[[str], None]) -> list[Patch]:
+        versions = sorted(self._versions)[-_MOST_VERSIONS:]
+        before: list[Patch] = []
+        for version in versions[:-1]:
+            try:
+                before = self._whole(version, before)
+            except LabUsageError:  # it matters only if the next one is less than whole
+                before = []
+        patches = self._whole(versions[-1], before)
+        if len(versions) > 1:
+            many = counted(len(patches), "patch", "patches")
+            taken = _taken(patches) or f"v{versions[-1]} ({many})"
+            announce(f"{self._path}: it has several versions of the series; taking {taken}")
         return patches
+
+    def _whole(self, version: int, before: Sequence[Patch]) -> list[Patch]:
+        """The patches of a version in their order. ``before`` has those of the one before it, none
+        if that is not whole."""
+        patches = self._versions[version]
+        _no_more_than(self._path, patches)
+        without = [patch for patch in patches if not patch.number]
+        if (self._path.is_dir() and without) or len(without) == len(patches):
+            return patches
+        by_number = _by_number(self._path, patches)
+        missing = [each for each in range(1, patches[0].total + 1) if each not in by_number]
+        if missing and self._is_in_answer(version, before):
+            by_number = {patch.number: patch for patch in before} | by_number
+        elif missing:
+            raise self._lacks(version, missing, before)
+        return [by_number[number] for number in sorted(by_number)]
+
+    def _is_in_answer(self, version: int, before: Sequence[Patch]) -> bool:
+        """Whether each patch of a version answers the one that it is to replace.
+
+        A version with a cover letter, or with a mail that lost its diff, is to be one of its own.
+        """
+        if version in self._covered or any(version == each for each, _ in self._empty):
+            return False
+        known = {(patch.number, patch.total, patch.id) for patch in before}
+        return all(
+            any((patch.number, patch.total, each) in known for each in patch.answers)
+            for patch in self._versions[version]
+        )
+
+    def _lacks(
+        self, version: int, missing: Sequence[int], before: Sequence[Patch]
+    ) -> LabUsageError:
+        total = self._versions[version][0].total
+        shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        which = "patch" if len(missing) == 1 else "patches"
+        tag = f" of v{version}" if version > 1 else ""
+        cause = f"{which} {shown} of {total}{tag} missing"
+        empty = (self._empty.get((version, number), "") for number in missing)
+        if where := next(filter(None, empty), ""):
+            cause += f": {where} has no diff"
+        remedy = ""
+        if before:
+            older = max(patch.version for patch in before)
+            remedy = f"v{older} is whole: 'b4 am -v {older}' makes a file of it alone"
+        return LabUsageError(f"series {self._path}", cause, remedy)
+
+
+def _taken(patches: Sequence[Patch]) -> str:
+    """Of which versions patches are, "" if they are of one."""
+    first = min(patch.version for patch in patches)
+    newer = [patch for patch in patches if patch.version != first]
+    named = (f"patch {each.number}/{each.total} of v{each.version}" for each in newer)
+    return f"v{first} with {', '.join(named)}" if newer else ""
+
+
+def _by_number(path: Path, patches: Sequence[Patch]) -> dict[int, Patch]:
+    without = [patch for patch in patches if not patch.number]
     if without:
         raise LabUsageError(
             f"series {path}",
@@ -156,16 +268,7 @@ def _in_order(path: Path, patches: list[Patch], empty: Mapping[int, str]) -> lis
                 f"patch {patch.number}/{patch.total} is there twice, with other contents "
                 f"({twice.origin} and {patch.origin})",
             )
-    missing = [number for number in range(1, totals[0] + 1) if number not in by_number]
-    if missing:
-        shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        which = "patch" if len(missing) == 1 else "patches"
-        version = f" of v{patches[0].version}" if patches[0].version > 1 else ""
-        cause = f"{which} {shown} of {totals[0]}{version} missing"
-        if where := next((empty[number] for number in missing if number in empty), ""):
-            cause += f": {where} has no diff"
-        raise LabUsageError(f"series {path}", cause)
-    return [by_number[number] for number in sorted(by_number)]
+    return by_number
 
 
 # ---- git ----

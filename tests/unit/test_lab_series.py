@@ -96,6 +96,10 @@ def test_the_commit_that_a_series_is_made_for_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "x.mbox", cover + "".join(series()))
     read_series(path, said.append)
     assert said == [f"{path}: made for commit {commit}"]
+    older = cover.replace("[PATCH 0/3]", "[PATCH v2 0/3]").replace(commit, commit[::-1])
+    path = write(tmp_path / "x.mbox", cover + older + "".join(series() + series(3, "PATCH v2")))
+    read_series(path, said.append)
+    assert said[2:] == [f"{path}: made for commit {commit[::-1]}"]
 
 
 def test_a_quilt_is_in_the_order_of_its_list(tmp_path: Path) -> None:
@@ -122,7 +126,80 @@ def test_replies_and_older_versions_are_left_out(tmp_path: Path) -> None:
     text = older + reply + "".join(series(tag="PATCH v2"))
     patches = read_series(write(tmp_path / "t.mbox", text), said.append)
     assert [patch.subject for patch in patches] == THREE
-    assert "v2" in said[0]
+    assert said == [
+        f"{tmp_path / 't.mbox'}: it has several versions of the series; taking v2 (3 patches)"
+    ]
+
+
+def version(number: int, of: dict[int, str], total: int = 4) -> list[str]:
+    """Patches of a version by their numbers, each in answer to the mails that are named."""
+    return [
+        mail(
+            f"[PATCH v{number} {at}/{total}] KVM: v{number} of change {at}",
+            diff(10 * number + at),
+            f"Message-ID: <v{number}.{at}@example.org>\nReferences: <v{number}.0@example.org>\n"
+            f" {answers}\nIn-Reply-To: <other@example.org>\n",
+        )
+        for at, answers in of.items()
+    ]
+
+
+V2 = version(2, dict.fromkeys(range(1, 5), ""))
+V3 = version(3, {2: "<v2.0@example.org> <v2.2@example.org>"})
+
+
+def taken(path: Path, mails: list[str]) -> tuple[list[str], list[str]]:
+    said: list[str] = []
+    patches = read_series(write(path, "".join(mails)), said.append)
+    return [patch.subject for patch in patches], said
+
+
+def test_a_patch_of_the_next_version_in_answer_to_its_older_one(tmp_path: Path) -> None:
+    """As b4 takes it; what is replaced is told. So it goes on."""
+    path = tmp_path / "t.mbox"
+    first = f"{path}: it has several versions of the series; taking "
+    subjects = [f"KVM: v2 of change {at}" for at in range(1, 5)]
+    subjects[1] = "KVM: v3 of change 2"
+    assert taken(path, V3 + V2) == (subjects, [f"{first}v2 with patch 2/4 of v3"])
+    v4 = version(4, {2: "<v3.2@example.org>", 4: "<v2.4@example.org>"})
+    subjects[1], subjects[3] = "KVM: v4 of change 2", "KVM: v4 of change 4"
+    told = f"{first}v2 with patch 2/4 of v4, patch 4/4 of v4"
+    assert taken(path, V2 + V3 + v4) == (subjects, [told])
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        version(3, {2: "<v2.0@example.org>"}),  # to the cover letter
+        version(3, {2: "<v2.2@example.org>", 3: "<v2.2@example.org>"}),
+        version(3, {2: "<v2.2@example.org>"}, 5),
+        [*V3, mail("[PATCH v3 0/4] KVM: all of it", "nothing\n")],
+        [*V3, mail("[PATCH v3 1/4] KVM: v3 of change 1", "see the link\n")],
+    ],
+)
+def test_a_version_that_lacks_patches_and_is_no_answer(tmp_path: Path, newer: list[str]) -> None:
+    """Nobody knows whether the rest got lost; how to have the version before is told."""
+    path = tmp_path / "t.mbox"
+    with pytest.raises(LabUsageError, match=r"v3 missing.*v2 is whole: 'b4 am -v 2' makes a file"):
+        taken(path, V2 + newer)
+    with pytest.raises(LabUsageError, match=r"of v3 missing(: \S+, mail 5 has no diff)?$"):
+        taken(path, V2[:3] + newer)
+
+
+def test_thousands_of_versions(tmp_path: Path) -> None:
+    mails = V2.copy()
+    for number in range(3, 1200):
+        mails += version(number, {2: f"<v{number - 1}.2@example.org>"})
+    with pytest.raises(LabUsageError, match="patches 1, 3, 4 of 4 of v1199 missing"):
+        taken(tmp_path / "t.mbox", mails)
+
+
+def test_a_version_alone_is_told_with_its_number_of_patches(tmp_path: Path) -> None:
+    """One that forgot that it is a part of four."""
+    alone = mail("[PATCH v3] KVM: v3 of change 2", diff(7))
+    path = tmp_path / "t.mbox"
+    told = f"{path}: it has several versions of the series; taking v3 (1 patch)"
+    assert taken(path, [*V2, alone]) == (["KVM: v3 of change 2"], [told])
 
 
 @pytest.mark.parametrize(
