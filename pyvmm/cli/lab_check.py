@@ -247,8 +247,10 @@ def _show(
 def _check_words(options: Namespace) -> None:
     """Say what is wrong with the request before anything is built."""
     from pyvmm.lab.build import DEFAULT_VERSION, check_can_count, check_known, check_patches
+    from pyvmm.lab.diffs import flaw_of
     from pyvmm.lab.errors import LabUsageError
     from pyvmm.lab.lab import check_machine
+    from pyvmm.lab.mail import patch_texts
     from pyvmm.lab.sources import default_tarball, open_source, source_path
 
     if options.kernel:
@@ -274,6 +276,9 @@ def _check_words(options: Namespace) -> None:
     for name in options.kernel:
         check_known(name)
     check_patches(options.patch)
+    for patch in options.patch:
+        if flaw := next(filter(None, map(flaw_of, patch_texts(patch))), ""):
+            raise LabUsageError(f"patch {patch}", flaw)  # before builds that take minutes
     varied = [word for values in options.vary for word in values]
     check_machine(options.cpus, options.memory, [*options.param, *varied])
     if options.source:

@@ -169,11 +169,20 @@ def _reports(steps: Sequence[Step], seed: int, selftests: Sequence[Pair]) -> dic
 
 
 def _patches(options: Namespace) -> list[Patch]:
+    from pyvmm.lab.diffs import flaw_of
+    from pyvmm.lab.errors import LabUsageError
     from pyvmm.lab.series import read_range, read_series
 
     if options.commits:
-        return read_range(options.source, options.commits)
-    return read_series(options.series, say)
+        patches = read_range(options.source, options.commits)
+    else:
+        patches = read_series(options.series, say)
+    for number, patch in enumerate(patches, 1):
+        if flaw := flaw_of(patch.text):  # before builds that take minutes
+            what = options.commits or options.series
+            cause = f"patch {number}/{len(patches)} ({patch.subject}): {flaw}"
+            raise LabUsageError(f"series {what}", cause, "leave it out, or mend it")
+    return patches
 
 
 def _coverage(

@@ -86,6 +86,11 @@ def diffs_in(text: str) -> list[FileDiff]:
     return list(_diffs(_Lines(text)))
 
 
+def flaw_of(text: str) -> str:
+    """Why the first of a text's diffs that cannot be applied as it stands cannot, "" if all can."""
+    return next((diff.flaw for diff in diffs_in(text) if diff.flaw), "")
+
+
 def text_of(diffs: Iterable[FileDiff]) -> str:
     """Diffs and nothing else, "" for none."""
     lines: list[str] = []

@@ -14,6 +14,7 @@ from pyvmm.cli import lab_series
 from pyvmm.cli.lab_series import _reports
 from pyvmm.cli.lab_series_text import summary
 from pyvmm.cli.main import main
+from pyvmm.lab import build as lab_build
 from pyvmm.lab.build import Recipe
 from pyvmm.lab.compiler_warnings import CompilerWarning, in_lines
 from pyvmm.lab.errors import KernelFailed, LabError, LabUsageError, PatchRefused
@@ -325,6 +326,47 @@ def test_programs_that_are_missing_are_told_before_anything_is_built(
     words = ["lab", "check", "--series", str(tmp_path / "patches"), "-k", "MR6"]
     assert main(words) == 125
     assert capfd.readouterr().err.startswith("pyvmm: lab: qemu-system-x86_64: not found; run")
+
+
+LINK = (
+    "diff --git a/tools/link b/tools/link\nnew file mode 120000\nindex 000000000000..0123456789ab\n"
+)
+BINARY = "diff --git a/tools/x.bin b/tools/x.bin\nnew file mode 100644\nindex 000000000000..1\n"
+BINARY += "GIT binary patch\nliteral 8\nPcmYew%wtF_s;mG249^1o\n\n"
+
+
+@pytest.mark.parametrize(
+    ("diff", "cause"),
+    [
+        (LINK, "tools/link: it is a symbolic link, and these are not supported"),
+        (BINARY, "tools/x.bin: git binary diffs are not supported"),
+        (f"{CHANGED}wrapped\n", "x.c: 'wrapped' is no line of the hunk @@ -1,0 +2 @@"),
+    ],
+)
+def test_what_can_never_be_applied_is_told_before_anything_is_built(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    diff: str,
+    cause: str,
+) -> None:
+    """With the patch and the file."""
+
+    def build(*_: Any, **__: Any) -> Kernel:
+        raise AssertionError("a kernel is built")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(series, "build", build)
+    monkeypatch.setattr(lab_build, "build", build)
+    head = "From: a@example.org\nSubject: [PATCH {}/2] KVM: change {}\n\n---\n"
+    for number, text in enumerate((f"{CHANGED}+x\n", diff), 1):
+        path = tmp_path / f"{number:04}.patch"
+        path.write_text(head.format(number, number) + text)
+    assert main(["lab", "check", "--series", str(tmp_path), "-k", "MR6"]) == 2
+    told = f"patch 2/2 (KVM: change 2): {cause}; leave it out, or mend it\n"
+    assert capfd.readouterr().err == f"pyvmm: lab: series {tmp_path}: {told}"
+    assert main(["lab", "check", "--patch", str(path), "-k", "MR6"]) == 2
+    assert capfd.readouterr().err == f"pyvmm: lab: patch {path}: {cause}\n"
 
 
 def test_results_of_an_earlier_series_go(tmp_path: Path) -> None:
