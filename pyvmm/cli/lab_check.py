@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli import arguments, lab_coverage, lab_debug, lab_engine, lab_series, validate_files
 from pyvmm.cli.lab_command import build_progress, guarded, say
-from pyvmm.printable import counted
 
 if TYPE_CHECKING:
     from pyvmm.lab.kernels import Kernel
@@ -237,9 +236,7 @@ def _show(
     if options.json:
         print(json.dumps(to_json(facts, variants, coverage)), flush=True)
         return
-    about = list(told[: lab_coverage.MOST_LINES])
-    if len(told) > len(about):
-        about.append(f"... and {counted(len(told) - len(about), 'line')} more")
+    about = lab_coverage.shown(told)
     lines = text.summary(facts, variants, text.LINES - 1 - len(about))
     print("\n".join([*lines, *about, where]), flush=True)
 

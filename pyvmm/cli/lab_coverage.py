@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.cli.lab_command import build_progress, live_line, say
+from pyvmm.printable import counted
 
 if TYPE_CHECKING:
     from pyvmm.lab.build import Recipe
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
     from pyvmm.validate.kernels.changed_code import CoveredLine
     from pyvmm.validate.kernels.lab_run import LabMachine
 
-#: So many lines of a report are about coverage; check.txt has all.
-MOST_LINES = 12
+#: So many lines of a report are about coverage, and so wide; check.txt has all.
+_MOST_LINES, _WIDTH = 12, 78
 
 
 #: What `lab run --coverage` leaves in its results folder.
@@ -119,6 +122,19 @@ def measure(
         }
 
 
+def shown(told: Sequence[str]) -> list[str]:
+    """The first lines of what is told, no wider than a mail."""
+    lines = [
+        line
+        for each in told
+        for line in textwrap.wrap(each, _WIDTH, subsequent_indent="      ", break_on_hyphens=False)
+    ]
+    if len(lines) <= _MOST_LINES:
+        return lines
+    left = counted(len(lines) - _MOST_LINES + 1, "line")
+    return [*lines[: _MOST_LINES - 1], f"... and {left} more in check.txt"]
+
+
 def is_missing(coverage: dict[str, Any] | None) -> bool:
     """Whether it was asked for and could not be measured."""
     return coverage is not None and not coverage["cases"]
@@ -199,4 +215,4 @@ def _of(name: str, total: Coverage) -> list[str]:
         told = list(figures(files))
         return [*told, *(f"  {line}" for lines in files.values() for line in of_functions(lines))]
     told = [line for lines in total.values() for line in of_functions(lines, name)]
-    return told or [f"{name}: neither a file nor a function of KVM that is compiled"]
+    return told or [f"{name}: gcov knows no such file or function of KVM, or it is inlined whole"]

@@ -221,9 +221,7 @@ def _show(
     if options.json:
         print(json.dumps(to_json(steps, facts, coverage)), flush=True)
         return
-    about = list(told[: lab_coverage.MOST_LINES])
-    if len(told) > len(about):
-        about.append(f"... and {counted(len(told) - len(about), 'line')} more")
+    about = lab_coverage.shown(told)
     print("\n".join([*summary(steps, facts), *about, where]), flush=True)
 
 

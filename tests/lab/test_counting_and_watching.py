@@ -75,7 +75,7 @@ def test_which_changed_lines_are_executed(tmp_path: Path) -> None:
     # The compiler makes a jump to another return of it: it has no counter, and the branch tells.
     assert not left["count"] and left["cases"] == []
     text = (out / "check.txt").read_text()
-    assert "changed lines executed; " in text and "guest_memfd.c:163 (return 0;)" in text
+    assert "changed lines executed\n" in text and "guest_memfd.c:163 (return 0;)" in text
     assert (out / "coverage.html").exists()
 
 

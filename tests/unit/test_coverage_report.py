@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.cli.lab_coverage import is_missing
+from pyvmm.cli.lab_coverage import is_missing, shown
 from pyvmm.cli.lab_series import _coverage
 from pyvmm.errors import UnsupportedError
 from pyvmm.lab import build
@@ -58,20 +58,21 @@ def lines_of_a_patch() -> list[CoveredLine]:
 
 def test_changed_lines_in_words() -> None:
     assert changed_lines(lines_of_a_patch()) == [
-        "2 of 5 changed lines executed; never: guest_memfd.c:11-12 (return 0;), mmu.c:7 (b();)",
+        "2 of 5 changed lines executed",
+        "  never: guest_memfd.c:11-12 (return 0;), mmu.c:7 (b();)",
         "  guest_memfd.c:10 (if (a)): not every branch executed by PC1.a and 1 more",
         "  guest_memfd.c:14 (return <2>;): executed by X0.y and 8 more",
     ]
     silent = CoveredLine(FILE, 11, "\t\treturn 0;", NO_CODE)
-    assert changed_lines([lines_of_a_patch()[0], silent])[0] == (
-        "1 of 1 changed lines executed; without code of their own, so look around them: "
-        "guest_memfd.c:11 (return 0;)"
-    )
-    assert changed_lines([silent])[0].startswith("no changed line has a counter; without code of")
+    assert changed_lines([lines_of_a_patch()[0], silent])[:2] == [
+        "1 of 1 changed lines executed",
+        "  without code of their own, so look around them: guest_memfd.c:11 (return 0;)",
+    ]
+    assert changed_lines([silent])[0] == "no changed line has a counter"
     hostile = CoveredLine(FILE, 12, "\ta(); /* \x1b[2J \udce9 */", 0)
-    assert changed_lines([hostile])[0].endswith(r"guest_memfd.c:12 (a(); /* \x1b[2J \xe9 */)")
+    assert changed_lines([hostile])[1].endswith(r"guest_memfd.c:12 (a(); /* \x1b[2J \xe9 */)")
     many = [CoveredLine(f"virt/kvm/{at}.c", at, "a();", 0) for at in range(6)]
-    assert changed_lines(many)[0].endswith("3.c:3 (a();) and 2 more")
+    assert changed_lines(many)[1].endswith("3.c:3 (a();) and 2 more")
     nothing = "no changed line is code of KVM that this configuration compiles"
     assert changed_lines([]) == [nothing]
     others = [
@@ -87,11 +88,21 @@ def test_changed_lines_in_words() -> None:
     assert removed.startswith("no line is added or changed; whether what was removed was executed")
 
 
+def test_what_is_shown_of_them_fits_into_a_mail() -> None:
+    many = [CoveredLine(f"virt/kvm/{at}.c", at, "a" * 70 + "();", at % 2) for at in range(30)]
+    lines = shown(changed_lines(many))
+    assert len(lines) == 12 and all(len(line) <= 78 for line in lines)
+    assert lines[0] == "15 of 30 changed lines executed"
+    assert lines[-1].startswith("... and ") and lines[-1].endswith(" lines more in check.txt")
+    assert shown(["coverage: one"]) == ["coverage: one"]
+
+
 def test_lines_of_two_hunks_are_two_stretches() -> None:
     """Or it looks as if nothing between them were executed."""
     lines = [CoveredLine(FILE, at, "a();", 0) for at in (10, 12, 300)]
     assert changed_lines(lines) == [
-        "0 of 3 changed lines executed; never: guest_memfd.c:10-12 (a();), guest_memfd.c:300 (a();)"
+        "0 of 3 changed lines executed",
+        "  never: guest_memfd.c:10-12 (a();), guest_memfd.c:300 (a();)",
     ]
 
 
@@ -339,7 +350,8 @@ def test_lines_that_no_case_executed_are_code(tmp_path: Path) -> None:
     found = CoverageRun(kernel, LabRun(("A.a", "B.b"), (), 1, 1.0), tmp_path)
     lines = found.lines({"virt/kvm/dirty_ring.c": {3: "\tif (a)", 5: "\treturn a - 2;"}})
     assert changed_lines(lines) == [
-        "0 of 2 changed lines executed; never: dirty_ring.c:3-5 (if (a))"
+        "0 of 2 changed lines executed",
+        "  never: dirty_ring.c:3-5 (if (a))",
     ]
     assert "DA:5,0" in lcov(found.total())
 

@@ -21,11 +21,18 @@ _MOST_MISSED = 4
 #: Changed lines with more lines between them are of two hunks.
 _BETWEEN_HUNKS = 6
 _WORDS = {"yes": "executed", "half": "not every branch executed"}
+_TITLES = {
+    "no": "never",
+    "silent": "without code of their own, so look around them",
+    "absent": "unknown to gcov (not compiled here, inlined, or noinstr)",
+    "outside": "not counted (assembly, or outside KVM's folders)",
+}
 _MARKS = {NO_CODE: "silent", NOT_SEEN: "absent", NOT_COUNTED: "outside"}
 
 
 def changed_lines(lines: Sequence[CoveredLine], *, are_there: bool = True) -> list[str]:
-    """One line on how many were executed and which never, and one for each stretch that was.
+    """How many were executed, a line on those that never were and on each kind that has no counter,
+    and one for each stretch that was executed.
 
     ``are_there`` says whether there are changed lines at all, code or not.
     """
@@ -40,23 +47,14 @@ def changed_lines(lines: Sequence[CoveredLine], *, are_there: bool = True) -> li
     if not counted:
         told = "no changed line is code of KVM that this configuration compiles"
         told = "no changed line has a counter" if "silent" in by_mark else told
-    told += _places("; never: ", by_mark.get("no", ()))
-    told += _places("; without code of their own, so look around them: ", by_mark.get("silent", ()))
-    others = [
-        _places(
-            "unknown to gcov (not compiled here, inlined, or noinstr): ", by_mark.get("absent", ())
-        ),
-        _places("not counted (assembly, or outside KVM's folders): ", by_mark.get("outside", ())),
-    ]
-    executed_ones = [each.story for each in stretches(lines) if each.mark in _WORDS]
-    return [told, *(f"  {line}" for line in (*filter(None, others), *executed_ones))]
+    places = [_places(title, by_mark[mark]) for mark, title in _TITLES.items() if mark in by_mark]
+    stories = [each.story for each in stretches(lines) if each.mark in _WORDS]
+    return [told, *(f"  {line}" for line in (*places, *stories))]
 
 
 def _places(title: str, found: Sequence[Stretch]) -> str:
-    if not found:
-        return ""
     more = f" and {len(found) - _MOST_MISSED} more" * (len(found) > _MOST_MISSED)
-    return title + ", ".join(each.place for each in found[:_MOST_MISSED]) + more
+    return f"{title}: {', '.join(each.place for each in found[:_MOST_MISSED])}{more}"
 
 
 @dataclass(frozen=True, slots=True)
