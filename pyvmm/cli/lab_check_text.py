@@ -58,6 +58,8 @@ def _heading(facts: Facts, variants: Sequence[Variant]) -> Iterator[str]:
     for when, kernel in (("before", facts.before), ("now", facts.now)):
         patches = ", ".join(kernel.patches) or "no patches"
         yield f"{when:<7} {kernel.name}: Linux {kernel.release}, {patches}"
+        if kernel.debug:
+            yield f"        which watches itself for {', '.join(kernel.debug)}"
     if facts.before.image == facts.now.image:
         yield "        (both are one and the same kernel)"
     count = len(variants[0].cases) if variants else 0

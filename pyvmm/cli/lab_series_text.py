@@ -33,7 +33,10 @@ def summary(steps: Sequence[Step], facts: SeriesFacts, most_names: int = _MOST_N
 
 def _heading(steps: Sequence[Step], facts: SeriesFacts) -> Iterator[str]:
     release = steps[0].kernel.release if steps[0].kernel else "?"
+    debug = ", ".join(steps[0].kernel.debug) if steps[0].kernel else ""
     yield f"{counted(facts.total, 'patch', 'patches')} on {facts.source}, Linux {release}"
+    if debug:
+        yield f"kernels that watch themselves for {debug}"
     chosen = f" (-k {facts.expression!r})" if facts.expression else ""
     cases = next((len(step.variants[0].cases) for step in steps if step.variants), 0)
     yield f"{counted(cases, 'case')}{chosen}, seed {facts.seed}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -251,6 +252,16 @@ def test_kasan_and_errors_for_warnings_exclude_each_other(
     others = [STRICT + "CONFIG_X=y\n", "CONFIG_KASAN=y\n", without]
     assert asked == ["", *others, STRICT, *others]
     assert len(said) == 1 and "KASAN" in said[0]
+
+
+def test_what_kernels_watch_for_is_told(built: Steps) -> None:
+    """Who reads it in a cover letter has to know that lockdep looked on, and that KASAN did not."""
+    base, *others = built()
+    assert base.kernel is not None
+    watching = replace(base.kernel, debug=("lockdep", "list"))
+    assert "watch themselves" not in "\n".join(summary([base, *others], FACTS))
+    told = summary([replace(base, kernel=watching), *others], FACTS)
+    assert told[3] == "kernels that watch themselves for lockdep, list"
 
 
 def test_only_the_patch_that_broke_a_build_is_blamed(built: Steps, ran: Steps) -> None:

@@ -57,6 +57,16 @@ def facts() -> Facts:
 # ---- what a case's results say ----
 
 
+def test_what_kernels_watch_for_is_told() -> None:
+    """Who reads it in a mail has to know that lockdep looked on, and that KASAN did not."""
+    both = variant(run(result("X1.a")), run(result("X1.a")))
+    assert "watches" not in "\n".join(text.summary(facts(), [both]))
+    watching = replace(facts(), now=replace(NOW, debug=("lockdep", "list")))
+    told = text.summary(watching, [both])
+    assert told[4] == "        which watches itself for lockdep, list"
+    assert told[3].startswith("now ")
+
+
 @pytest.mark.parametrize(
     ("before", "now", "change"),
     [
