@@ -10,8 +10,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from documents import ROOT, blocks
 
 from pyvmm.cli import lab_series
+from pyvmm.cli.lab_coverage import shown
 from pyvmm.cli.lab_series import _reports
 from pyvmm.cli.lab_series_text import summary
 from pyvmm.cli.main import main
@@ -26,6 +28,8 @@ from pyvmm.validate.jobs import run as job_run
 from pyvmm.validate.jobs.job import Job, Named
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.kernels import series
+from pyvmm.validate.kernels.changed_code import NO_CODE, CoveredLine
+from pyvmm.validate.kernels.coverage_report import changed_lines
 from pyvmm.validate.kernels.lab_run import LabRun
 from pyvmm.validate.kernels.selftest_report import with_selftests
 from pyvmm.validate.kernels.series import (
@@ -44,6 +48,7 @@ from pyvmm.validate.results.report import Report
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import select
 
+DOCUMENT = ROOT / "docs/series.md"
 SUBJECTS = (
     "KVM: tidy up",
     "KVM: ask SVM",
@@ -493,3 +498,15 @@ def test_requests_that_are_wrong(
     assert main(["lab", "check", *words]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and cause in lines[0]
+
+
+def test_the_documents_example_is_what_is_said(built: Steps, ran: Steps) -> None:
+    file = "virt/kvm/kvm_main.c"
+    lines = [
+        CoveredLine(file, 1712, "\tif (change == KVM_MR_DELETE)", 41, (40, 1), ("SL1.delete",)),
+        CoveredLine(file, 1713, "\t\tr = -EBUSY;", NO_CODE),
+        CoveredLine(file, 1720, "\tkvm_zap(kvm);", 0),
+    ]
+    told = "\n".join([*summary(ran(built()), FACTS), *shown(changed_lines(lines))])
+    (example,) = (each for each in blocks(DOCUMENT) if each.text.startswith("no difference"))
+    assert example.text.rstrip("\n") == told

@@ -106,7 +106,7 @@ def _breaks(step: Step) -> str:
 def to_json(
     steps: Sequence[Step], facts: SeriesFacts, coverage: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """One object; docs/lab.md has its keys."""
+    """One object; docs/series.md has its keys."""
     from pyvmm import __version__
 
     return {
