@@ -5,6 +5,7 @@ They are built from the source that a kernel in the lab was built from, and run 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 from pyvmm.lab.cache import cache_folder, locked, make_folder
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel
-from pyvmm.lab.lab import Lab
+from pyvmm.lab.lab import Lab, RunResult
 from pyvmm.lab.make import Make
 from pyvmm.lab.programs import OF_SELFTESTS, require
 from pyvmm.lab.sources import Tree, open_source
@@ -32,12 +33,18 @@ PRIVATE_MEMORY = (
 DOES_NOT_BUILD, NOT_THERE = "does not build", "not there"
 _FOLDER = "tools/testing/selftests/kvm"
 _SKIPPED = 4  # KSFT_SKIP of tools/testing/selftests/kselftest.h
+#: What lib/assert.c says of an assertion that failed: below this line it stands, and then the
+#: process, the stack and, at the end, why.
+_ASSERTION = re.compile(r"^==== Test Assertion Failure ====\s*\n +(.+)", re.M)
+_REASON = re.compile(r"  (?!pid=)\w")
+#: What failed, in TAP.
+_NOT_OK = re.compile(r"^\s*(not ok .+)", re.M)
 _SECONDS_EACH = 900.0  # the slowest takes three minutes on two idle cores
 
 
 @dataclass(frozen=True, slots=True)
 class SelftestResult:
-    """How one selftest ended: "passed", "skipped" or "failed", and the last line it printed.
+    """How one selftest ended: "passed", "skipped" or "failed", and a line that tells of it.
 
     Of one that could not run ``outcome`` is DOES_NOT_BUILD or NOT_THERE.
     """
@@ -149,10 +156,26 @@ def run_selftests(
     """Run selftests in a lab, one after the other."""
     for command in commands:
         result = lab.run([str(programs[command[0]]), *command[1:]], timeout=_SECONDS_EACH)
-        lines = (result.errors + result.output).decode(errors="replace").strip().splitlines()
         outcomes = {0: "passed", _SKIPPED: "skipped"}
         outcome = "failed" if result.splats else outcomes.get(result.exit_status(), "failed")
-        said = result.problem or (lines[-1].strip() if lines else "")
-        yield SelftestResult(tuple(command), outcome, said, result.seconds)
+        yield SelftestResult(tuple(command), outcome, _said(result), result.seconds)
         if result.status is None:
             raise LabError(" ".join(command), "the lab's machine did not survive it")
+
+
+def _said(result: RunResult) -> str:
+    """The line of all that was said that tells most of how it ended."""
+    if result.problem or result.splats:
+        return result.problem or result.splats[0].title
+    errors = result.errors.decode(errors="replace").rstrip()
+    output = result.output.decode(errors="replace").rstrip()
+    if told := _ASSERTION.search(errors):
+        return ": ".join(filter(None, (told[1], _reason(errors))))
+    told = _NOT_OK.search(output)
+    return told[1] if told else (output or errors).rpartition("\n")[2].strip()
+
+
+def _reason(errors: str) -> str:
+    """What an assertion says last, behind the process and the stack; "" if it says nothing."""
+    last = errors.rpartition("\n")[2]
+    return last.strip() if _REASON.match(last) else ""

@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from pyvmm.cli.lab_series_text import summary
 from pyvmm.lab.errors import KernelFailed, LabUsageError
+from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import RunResult
-from pyvmm.lab.selftests import DOES_NOT_BUILD, NOT_THERE, PRIVATE_MEMORY, SelftestResult, Selftests
+from pyvmm.lab.selftests import (
+    DOES_NOT_BUILD,
+    NOT_THERE,
+    PRIVATE_MEMORY,
+    SelftestResult,
+    Selftests,
+    run_selftests,
+)
 from pyvmm.lab.series import Patch
 from pyvmm.validate.kernels import series_selftests
 from pyvmm.validate.kernels.series import Step
 from pyvmm.validate.kernels.series_selftests import Pair, before_and_now, commands_of
 from pyvmm.validate.kernels.series_verdict import SeriesFacts, is_broken, is_worse, to_json, verdict
+
+if TYPE_CHECKING:
+    from pyvmm.lab.lab import Lab
 
 FOLDER = "tools/testing/selftests/kvm"
 
@@ -168,6 +179,44 @@ def test_one_that_fails_now() -> None:
     assert verdict(STEPS, facts) == "WORSE: selftests failing now: guest_memfd_test"
     assert summary(STEPS, facts)[-1] == "selftest guest_memfd_test: passed, now failed: fd != -1"
     assert is_worse(STEPS, facts)
+
+
+PLACE = "guest_memfd_test.c:45: fd != -1"
+ASSERTION = (
+    f"==== Test Assertion Failure ====\n  {PLACE}\n".encode()
+    + b"  pid=57 tid=57 errno=22 - Invalid argument\n     1\t0x0000000000402a5e: main at x.c:9\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "errors", "splats", "said"),
+    [
+        (254, b"Random seed: 0x6b8b4567\n", ASSERTION, (), PLACE),
+        (254, b"", ASSERTION + b"  mmap() of it failed\n", (), f"{PLACE}: mmap() of it failed"),
+        (1, b"TAP version 13\nok 1 a\nnot ok 2 b\nok 3 c\n# Totals: x\n", b"", (), "not ok 2 b"),
+        (4, b"1..0 # SKIP Requirement not met: kvm_has_cap(x)\n", b"", (), None),
+        (0, b"ok 1 a\n", b"", (Splat("WARNING: x", ("WARNING: x",)),), "WARNING: x"),
+        (1, b"", b"", (), ""),
+    ],
+)
+def test_what_is_said_of_one(
+    tmp_path: Path,
+    status: int,
+    output: bytes,
+    errors: bytes,
+    splats: tuple[Splat, ...],
+    said: str | None,
+) -> None:
+    """What failed, and not what was printed last."""
+
+    class Ran:
+        def run(self, argv: Sequence[str], timeout: float) -> RunResult:
+            return RunResult(status, output, errors, (), splats, None, False, 1.0)
+
+    lab = cast("Lab", Ran())
+    (result,) = run_selftests(lab, {"a_test": tmp_path / "a_test"}, [("a_test",)])
+    assert result.outcome == ("skipped" if status == 4 else "failed")
+    assert result.said == (output.decode().strip() if said is None else said)
 
 
 def test_a_source_that_is_unknown(tmp_path: Path) -> None:
