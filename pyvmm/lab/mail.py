@@ -37,6 +37,7 @@ _MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
 LIST = "series"
 _SIGNATURE = "-- "
 _PARTS = re.compile(r"([0-9]{1,18})|([^0-9]+)")
+_BETWEEN = re.compile(r"^prerequisite-(?:patch-id|message-id|change-id): \S", re.M)
 _ID = re.compile(r"<[^<>\s]{1,998}>")
 _BASE = re.compile(r"^base-commit: ([0-9a-f]{7,64})\s*$", re.M)
 
@@ -46,7 +47,8 @@ class Letter:
     """A mail or a bare diff: its subject, "" for a diff, and the diffs in it and nothing else.
 
     ``flaw`` says what the mail did to them that cannot be undone. ``base`` is the commit that
-    git format-patch --base says it is made for, "" if none is said. ``id`` is the mail's, "" if
+    git format-patch --base says it is made for, "" if none is said; there may be patches between
+    that one and the series, which it does not have. ``id`` is the mail's, "" if
     it has none, and ``answers`` has those of the mails above it in its thread.
     """
 
@@ -168,7 +170,11 @@ def _letter(content: bytes, origin: str) -> Letter:
     diffs = "".join(dict.fromkeys(map(text_of, parts)))
     flaws = [diff.flaw for part, is_flowed in zip(parts, flowed, strict=True) if is_flowed
              for diff in part if diff.flaw]  # fmt: skip
-    bases = [found[1] for text in texts if (found := _BASE.search(text))]
+    bases = [
+        found[1] + " with patches on it that are not in here" * bool(_BETWEEN.search(text))
+        for text in texts
+        if (found := _BASE.search(text))
+    ]
     return Letter(
         _subject(message),
         diffs,

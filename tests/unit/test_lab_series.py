@@ -96,6 +96,9 @@ def test_the_commit_that_a_series_is_made_for_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "x.mbox", cover + "".join(series()))
     read_series(path, said.append)
     assert said == [f"{path}: made for commit {commit}"]
+    needs = cover.replace("\n-- \n", f"\nprerequisite-patch-id: {commit}\n-- \n")
+    read_series(write(tmp_path / "y.mbox", needs + "".join(series())), said.append)
+    assert said.pop().endswith(f"commit {commit} with patches on it that are not in here")
     older = cover.replace("[PATCH 0/3]", "[PATCH v2 0/3]").replace(commit, commit[::-1])
     path = write(tmp_path / "x.mbox", cover + older + "".join(series() + series(3, "PATCH v2")))
     read_series(path, said.append)
