@@ -350,3 +350,26 @@ def test_a_guest_where_the_platform_has_its_tables(tmp_path: Path) -> None:
         image = Image("x", (Segment(gpa, b"\xf4"),), gpa, mode="long")
         with pytest.raises(ConfigurationError, match=word):
             Machine(image)
+
+
+@pytest.mark.parametrize("mode", FLAT)
+def test_set_handler_keeps_the_flags(mode: str) -> None:
+    bx, cx = ("%rbx", "%rcx") if mode == "long" else ("%ebx", "%ecx")
+    text = f"""
+        .include "pyvmm.inc"
+        guest "flags"
+        stc
+        std
+        pushf
+        pop {bx}
+        set_handler 13, handler
+        pushf
+        pop {cx}
+        cld
+        assert_eq %ecx, %ebx
+        exit_guest $0
+handler:
+        hlt
+    """
+    report = run(text, mode)
+    assert report.passed, report.reason
