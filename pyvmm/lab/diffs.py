@@ -39,12 +39,20 @@ class Hunk:
 
     def moved(self, lines: int) -> Hunk:
         """The hunk so many lines further down."""
+        return self._changed(lines, 0)
+
+    def without_first(self, lines: int) -> Hunk:
+        """The hunk without so many of its first lines, which are context."""
+        return self._changed(lines, lines)
+
+    def _changed(self, down: int, fewer: int) -> Hunk:
         match = _HUNK.match(self.lines[0])
-        if not lines or match is None:
+        if not (down or fewer) or match is None:
             return self
-        old, new = self.old + lines, self.new + lines
-        first = f"@@ -{old},{match[2] or 1} +{new},{match[4] or 1} @@{self.lines[0][match.end() :]}"
-        return Hunk(old, new, (first, *self.lines[1:]))
+        old, new = self.old + down, self.new + down
+        before, after = (int(match[group] or 1) - fewer for group in (2, 4))
+        first = f"@@ -{old},{before} +{new},{after} @@{self.lines[0][match.end() :]}"
+        return Hunk(old, new, (first, *self.lines[1 + fewer :]))
 
 
 @dataclass(frozen=True, slots=True)

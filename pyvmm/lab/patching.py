@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import stat
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pyvmm.lab.diffs import FileDiff, text_of
+from pyvmm.lab.diffs import FileDiff, Hunk, text_of
 
 #: What patch(1) says of trouble; for the last of these its status is 0.
 _FAILURES = ("FAILED", "can't find", "malformed", "Not deleting", "not supported")
@@ -60,9 +61,11 @@ def apply_diffs(diffs: Sequence[FileDiff], folder: Path, log: Path) -> list[File
             if (folder / diff.old).stat().st_size:  # git format-patch -D: to be read only
                 raise CannotApply(f"{diff.old}: the patch does not have what it removes")
             (folder / diff.old).unlink()
-    said = _patch("".join(_plain(diffs)), folder, log)
+    said = _patch("".join(_plain(_lean(diffs))), folder, log)
     _set_modes(diffs, folder, there)
-    return placed(diffs, said)
+    found = placed(diffs, said)
+    _check_surplus(found, folder)
+    return found
 
 
 def placed(diffs: Sequence[FileDiff], said: Iterable[str]) -> list[FileDiff]:
@@ -126,12 +129,62 @@ def _plain(diffs: Iterable[FileDiff]) -> Iterator[str]:
         yield "".join(f"{line}\n" for hunk in diff.hunks for line in hunk.lines)
 
 
+# ---- hunks with more context before the change than behind it ----
+#
+# patch(1) applies such a hunk nowhere but at the file's end, git wherever it fits. So patch(1) gets
+# as much before as there is behind, and the rest is compared where it put the hunk.
+
+
+def _surplus(hunk: Hunk) -> int:
+    """How many lines of context there are more before the change than behind it, if any are."""
+    lines = [line for line in hunk.lines[1:] if not line.startswith("\\")]
+    changed = [at for at, line in enumerate(lines) if line.startswith(("+", "-"))]
+    if not changed:
+        return 0
+    before, behind = changed[0], len(lines) - 1 - changed[-1]
+    return before - behind if 0 < behind < before else 0  # with none behind it is at the end
+
+
+def _with_surplus(diffs: Sequence[FileDiff]) -> set[str]:
+    """The files with such hunks. One that has two diffs is left to patch(1)."""
+    often = Counter(diff.new for diff in diffs)
+    return {diff.new for diff in diffs if often[diff.new] == 1 and any(map(_surplus, diff.hunks))}
+
+
+def _lean(diffs: Sequence[FileDiff]) -> list[FileDiff]:
+    files = _with_surplus(diffs)
+    return [
+        replace(diff, hunks=tuple(hunk.without_first(_surplus(hunk)) for hunk in diff.hunks))
+        if diff.new in files
+        else diff
+        for diff in diffs
+    ]
+
+
+def _check_surplus(diffs: Sequence[FileDiff], folder: Path) -> None:
+    files = _with_surplus(diffs)
+    for diff in diffs:
+        if diff.new not in files:
+            continue
+        lines = (folder / diff.new).read_bytes().split(b"\n")
+        added = 0
+        for number, hunk in enumerate(diff.hunks, 1):
+            wanted = [_bytes(line[1:]) for line in hunk.lines[1 : 1 + _surplus(hunk)]]
+            at = hunk.old - 1 + added
+            if lines[at : at + len(wanted)] != wanted:
+                raise CannotApply(f"{diff.new}: Hunk #{number} FAILED at {hunk.old}.")
+            added += sum({"+": 1, "-": -1}.get(line[:1], 0) for line in hunk.lines[1:])
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _patch(text: str, folder: Path, log: Path) -> list[str]:
     command = ["patch", "-p1", "-F0", "-f", "--no-backup-if-mismatch", "-r", "-", "-d", str(folder)]
     with open(log, "a+") as output:
         start = output.tell()
-        given = text.encode("utf-8", "surrogateescape")
-        done = subprocess.run(command, input=given, stdout=output, stderr=output)
+        done = subprocess.run(command, input=_bytes(text), stdout=output, stderr=output)
         output.seek(start)
         said = output.read().splitlines()
     failures = [at for at, line in enumerate(said) if any(word in line for word in _FAILURES)]

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pyvmm.lab.cache import locked
+from pyvmm.lab.diffs import diffs_in
 from pyvmm.lab.errors import LabError, LabUsageError
 from pyvmm.lab.kernels import check_name
+from pyvmm.lab.patching import CannotApply, apply_diffs
 from pyvmm.lab.sources import Tree, default_tarball, list_files, open_source, patched_files
 
 pytestmark = pytest.mark.boots  # boots nothing, but patch(1) is what the lab lane has
@@ -438,3 +440,33 @@ def test_an_interrupted_unpacking_is_done_again(tarball: Path) -> None:
     _update(tree)
     assert _contents(tree.files)["Kbuild"] == "# top\n"
     assert not list(tree.folder.glob("unpacking-*"))
+
+
+@pytest.mark.parametrize("before", range(1, 5))
+@pytest.mark.parametrize("behind", range(1, 5))
+@pytest.mark.parametrize("off", [0, 2, -1])
+def test_context_may_be_longer_on_one_side(
+    before: int, behind: int, off: int, tmp_path: Path
+) -> None:
+    """As with git: patch(1) takes a hunk with more of it in front for one of the file's end."""
+    lines = [f"line {number}\n" for number in range(20)]
+
+    def hunk(at: int, kept: list[str], moved: int = 0) -> str:
+        start, end = at - before, at + behind
+        first = start + 1 + off
+        head = f"@@ -{first},{end - start} +{first + moved},{end - start + 1} @@\n"
+        old = [f" {line}" for line in (*kept, *lines[at:end])]
+        return head + "".join([*old[:before], f"+new {at}\n", *old[before:]])
+
+    def apply(text: str) -> str:
+        file.write_text("".join(lines))
+        apply_diffs(diffs_in(f"--- a/x.c\n+++ b/x.c\n{text}"), tmp_path, tmp_path / "log")
+        return file.read_text()
+
+    file = tmp_path / "x.c"
+    two = hunk(5, lines[5 - before : 5]) + hunk(12, lines[12 - before : 12], 1)
+    wanted = [*lines[:5], "new 5\n", *lines[5:12], "new 12\n", *lines[12:]]
+    assert apply(two) == "".join(wanted)
+    wrong = ["other\n", *lines[12 - before + 1 : 12]]
+    with pytest.raises(CannotApply, match=r"x.c: Hunk #2 FAILED at"):
+        apply(hunk(5, lines[5 - before : 5]) + hunk(12, wrong, 1))
