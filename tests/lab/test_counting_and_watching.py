@@ -1,7 +1,7 @@
 """Kernels that count what they execute, and kernels that watch themselves.
 
 Each has to be built, so they are tested where PYVMM_OTHER_KERNELS is set: to "coverage", "light",
-"faults" or several, joined by commas.
+"faults" or several, joined by commas. CI has the first two.
 """
 
 from __future__ import annotations
