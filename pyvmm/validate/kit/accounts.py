@@ -87,6 +87,8 @@ def _shrink() -> None:
     """Documentation/ABI/testing/sysfs-kernel-slab. KASAN keeps what was freed, up to 1/32 of all
     memory, and lets go of it then (kasan_cache_shrink() in mm/slab_common.c)."""
     for cache in _SLABS.glob("*/shrink"):
+        if cache.parent.is_symlink():  # another name of one
+            continue
         with suppress(OSError):
             cache.write_text("1", encoding="ascii")
 
@@ -96,9 +98,9 @@ def look(wanted: Sequence[Line], *, shrink: bool = False) -> dict[Line, int]:
     give back first what is free in them, where this process may ask for that."""
     # What this process holds and nothing refers to any more is no leak of the kernel's.
     gc.collect()
-    _refresh()
     if shrink:
         _shrink()
+    _refresh()
     memory = meminfo()
     seen = {}
     for line in wanted:
