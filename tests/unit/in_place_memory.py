@@ -10,14 +10,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import itertools
-import subprocess
-import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+from c_program import CSRC, compiled
+
 PAGE = 0x1000
 PRIVATE, SHARED = 0x40000, 0xC0000
 HOST = 0x7F0000000000
@@ -129,18 +128,15 @@ HANDLER = ctypes.CFUNCTYPE(
 )
 
 
-def compiled(folder: Path) -> ctypes.CDLL:
+def load_library(folder: Path) -> ctypes.CDLL:
     """The library, with a shim for what it calls."""
-    (folder / "shim.c").write_text(SHIM)
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     faked = [
         f"-D{name}=fake_{name}" for name in ("ioctl", "close", "fcntl", "fallocate", "nanosleep")
     ]
     parts = ("memory", "backends/in_place", "slot_window", "page_range", "gate")
-    files = [folder / "shim.c", *(CSRC / f"{part}.c" for part in parts)]
-    options = ["-std=gnu11", "-pthread", "-shared", "-fPIC", "-DBACKENDS(each)=each(in_place)"]
-    target = folder / "in_place.so"
-    subprocess.run([compiler, *options, *faked, f"-I{CSRC}", "-o", target, *files], check=True)
+    files = [str(CSRC / f"{part}.c") for part in parts]
+    options = ["-pthread", "-shared", "-fPIC", "-DBACKENDS(each)=each(in_place)"]
+    target = compiled(folder / "in_place.so", SHIM, *options, *faked, *files)
     library = ctypes.CDLL(str(target))
     u64, u32 = ctypes.c_uint64, ctypes.c_uint32
     library.begin.argtypes = [u64, u64, u64, u32, ctypes.c_int, ctypes.c_bool]

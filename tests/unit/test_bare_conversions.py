@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
-
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+from c_program import CSRC, compiled
 
 # Converts once, by two calls. What refuses them, and how often: KVM_SET_MEMORY_ATTRIBUTES2, and
 # then the slot of a file that is closed. Prints the result, and how often the ioctls were called.
@@ -84,14 +82,9 @@ int main(int count, char **words)
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare_conversions")
-    (folder / "shim.c").write_text(SHIM)
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    target = folder / "shim"
     # What the functions of the file call that nobody calls here need not be there.
-    options = ["-std=gnu11", f"-I{CSRC}", "-ffunction-sections", "-Wl,--gc-sections"]
-    files = [folder / "shim.c", CSRC / "record_clock.c"]
-    subprocess.run([compiler, *options, "-o", target, *files], check=True)
-    return target
+    unused = ("-ffunction-sections", "-Wl,--gc-sections")
+    return compiled(folder / "shim", SHIM, *unused, str(CSRC / "record_clock.c"))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sysconfig
 from pathlib import Path
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+from c_program import compiled
 
 # Three vCPUs whose KVM_RUN ends by a signal alone, or by one that came just before; two threads
 # that close the gate. Status 1: somebody was inside of a closed gate.
@@ -112,9 +111,5 @@ int main(void)
 
 
 def test_nobody_is_inside_of_a_closed_gate(tmp_path: Path) -> None:
-    (tmp_path / "gate_test.c").write_text(PROGRAM)
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    target = tmp_path / "gate_test"
-    options = ["-std=gnu11", "-O1", "-pthread", f"-I{CSRC}"]
-    subprocess.run([compiler, *options, "-o", target, tmp_path / "gate_test.c"], check=True)
+    target = compiled(tmp_path / "gate_test", PROGRAM, "-O1", "-pthread")
     assert subprocess.run([target], timeout=300, check=False).returncode == 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytest
-from in_place_memory import FILE, PRIVATE_STATE, SHARED_STATE, STATES, Kernel, compiled
+from in_place_memory import FILE, PRIVATE_STATE, SHARED_STATE, STATES, Kernel, load_library
 
 PAGES = 8
 SLOTS = {1: 1, 2: 4 * (PAGES // 2 + 1)}
@@ -19,7 +19,7 @@ REFUSED = ("attributes", "create", "add", "delete", "duplicate")
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compiled(tmp_path_factory.mktemp("in_place"))
+    return load_library(tmp_path_factory.mktemp("in_place"))
 
 
 class Region:

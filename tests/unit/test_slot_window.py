@@ -9,17 +9,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import subprocess
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from c_program import compiled
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
 PAGE = 0x1000
 GPA, HOST = 0x40000, 0x7F0000000000
 SLOT_BASE = 5
@@ -79,13 +78,8 @@ HANDLER = ctypes.CFUNCTYPE(
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     folder = tmp_path_factory.mktemp("slot_window")
-    (folder / "shim.c").write_text(SHIM + "size_t window_size = sizeof(struct slot_window);\n")
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    target = folder / "slot_window.so"
-    subprocess.run(
-        [compiler, "-std=gnu11", "-shared", "-fPIC", f"-I{CSRC}", "-o", target, folder / "shim.c"],
-        check=True,
-    )
+    text = SHIM + "size_t window_size = sizeof(struct slot_window);\n"
+    target = compiled(folder / "slot_window.so", text, "-shared", "-fPIC")
     loaded = ctypes.CDLL(str(target))
     for name in ("slot_window_fill", "slot_window_clear"):
         getattr(loaded, name).argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64]
@@ -269,9 +263,5 @@ int main(void)
 
 
 def test_a_fork_does_not_take_the_file_of_a_slot_without_memory(tmp_path: Path) -> None:
-    (tmp_path / "forking.c").write_text(FORKING)
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    target = tmp_path / "forking"
-    options = ["-std=gnu11", "-pthread", f"-I{CSRC}"]
-    subprocess.run([compiler, *options, "-o", target, tmp_path / "forking.c"], check=True)
+    target = compiled(tmp_path / "forking", FORKING, "-pthread")
     assert subprocess.run([target], timeout=60, check=False).returncode == 0

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
-
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+from c_program import CSRC, compiled
 
 # Sixteen words in one exit; conversions fail with the errno that is given from the n-th on.
 # Prints how many conversions were asked for, and the doorbell's result.
@@ -60,13 +58,7 @@ int main(int count, char **words)
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("string_doorbell")
-    (folder / "doorbell.c").write_text(PROGRAM)
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    target = folder / "doorbell"
-    options = ["-std=gnu11", f"-I{CSRC}"]
-    files = [folder / "doorbell.c", CSRC / "protocol.c"]
-    subprocess.run([compiler, *options, "-o", target, *files], check=True)
-    return target
+    return compiled(folder / "doorbell", PROGRAM, str(CSRC / "protocol.c"))
 
 
 @pytest.mark.parametrize(
