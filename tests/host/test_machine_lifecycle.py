@@ -637,6 +637,11 @@ def test_a_fork_beside_conversions_comes_to_its_end() -> None:
             memory.convert(PRIVATE, 64 * PAGE, PageState.PRIVATE)
             memory.convert(PRIVATE, 64 * PAGE, PageState.SHARED)
 
+    def close() -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        machine.close()
+
     over: list[bool] = []
     with Machine(passing()) as machine:
         memory = machine.memory
@@ -644,12 +649,7 @@ def test_a_fork_beside_conversions_comes_to_its_end() -> None:
         thread.start()
         try:
             for _ in range(20):
-                pid = os.fork()
-                if pid == 0:
-                    signal.alarm(20)
-                    machine.close()
-                    os._exit(0)
-                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+                assert in_child(close) == 0
         finally:
             over.append(True)
             thread.join()

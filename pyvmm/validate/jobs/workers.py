@@ -25,6 +25,7 @@ from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs.job import Job
 from pyvmm.validate.jobs.result import JobResult
 from pyvmm.validate.jobs.run import run_job
+from pyvmm.validate.run.forked import heard, no_signals
 
 _processes = multiprocessing.get_context("fork")
 _TRIES = 2
@@ -117,9 +118,9 @@ class _Crew:
         """A job for everybody who has none, as far as there are."""
         while len(self._at_work) < self._workers:
             if self._again:
-                self._at_work.append(self._start(self._again.pop(), _TRIES))
+                self._start(self._again.pop(), _TRIES)
             elif (job := next(self._jobs, None)) is not None:
-                self._at_work.append(self._start(job, 1))
+                self._start(job, 1)
             else:
                 return
 
@@ -154,7 +155,7 @@ class _Crew:
         for worker in self._at_work:
             self._release(worker)
 
-    def _start(self, job: Job, tries: int) -> _Worker:
+    def _start(self, job: Job, tries: int) -> None:
         sys.stdout.flush()  # lest a child writes it too
         ours, theirs = _processes.Pipe(duplex=False)
         process = _processes.Process(
@@ -162,9 +163,10 @@ class _Crew:
             args=(self._run, job, theirs, die_with_parent(signal.SIGTERM)),
             daemon=True,
         )
-        process.start()
+        with no_signals():  # until it is known, and so will be ended
+            process.start()
+            self._at_work.append(_Worker(process, ours, job, time.monotonic(), tries))
         theirs.close()
-        return _Worker(process, ours, job, time.monotonic(), tries)
 
     def _hear(self, worker: _Worker) -> Outcome | None:
         """What a worker says: how far it is, or what came of its job."""
@@ -223,8 +225,17 @@ def _let_go_on(process: BaseProcess) -> None:
 def _work(
     run: Runner, job: Job, connection: Connection, die_with_parent_: Callable[[], None]
 ) -> None:
-    die_with_parent_()
+    try:
+        with heard():
+            die_with_parent_()
+            _do(run, job, connection)
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        # Interrupted: the other end knows.
 
+
+def _do(run: Runner, job: Job, connection: Connection) -> None:
     def announce(line: str) -> None:
         connection.send(("announce", line))
 
@@ -240,10 +251,6 @@ def _work(
     except OSError as error:
         cause = error.strerror or str(error)
         connection.send(LabError(str(error.filename or f"job {job.name}"), cause))
-    except BaseException as error:
-        if isinstance(error, Exception):
-            raise
-        # Interrupted: the other end knows.
 
 
 class Estimate:

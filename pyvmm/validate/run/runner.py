@@ -15,6 +15,7 @@ from pyvmm.validate.model import files
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run import stuck
 from pyvmm.validate.run.beats import Beats
+from pyvmm.validate.run.forked import no_signals
 from pyvmm.validate.run.worker import serve
 
 # A forked worker has all modules loaded; nothing here starts threads before it forks.
@@ -97,7 +98,8 @@ class Runner:
 
     def _run(self, numbers: list[int], workers: int) -> Iterator[CaseResult]:
         while len(self._pool) < workers:
-            self._pool.append(self._start())
+            with no_signals():
+                self._pool.append(self._start())
         waiting = numbers[::-1]
         while waiting or any(worker.case is not None for worker in self._pool):
             if waiting and self._patience_s <= 0:
@@ -136,8 +138,9 @@ class Runner:
 
     def _renew(self, worker: _Worker) -> _Worker:
         worker.connection.close()
-        fresh = self._start()
-        self._pool[self._pool.index(worker)] = fresh
+        with no_signals():
+            fresh = self._start()
+            self._pool[self._pool.index(worker)] = fresh
         return fresh
 
     def _left(self, worker: _Worker) -> float:
