@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import pickle
+import signal
+import time
 from contextlib import ExitStack
+from functools import partial
 
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.beside import machine_time
 from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import EHWPOISON, Missing, check, errno_name, expect
-from pyvmm.validate.kit.in_place import INIT_SHARED, MARK, Answer, InPlace, raw_call
+from pyvmm.validate.kit.in_place import INIT_SHARED, MARK, Answer, Flips, InPlace, raw_call
 from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.patterns import HOST, PRIVATE
 from pyvmm.validate.kit.race import again_and_again
@@ -25,6 +31,9 @@ GPA, PAGES = 4 * GIB, 8
 SIZE = PAGES * PAGE
 # The memory is not at the beginning of its file.
 OFFSET = 67 * PAGE
+_MADV_HWPOISON = 100
+_DIED = 255
+_END_S = 40.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -236,17 +245,9 @@ def under_faults(tools: Toolbox, by: str) -> None:
 )
 def poisoned(tools: Toolbox) -> None:
     memory = new_memory(tools)
-    page, advice = 3, 100  # MADV_HWPOISON
-    address = memory.address + page * PAGE
-    # Whoever asks for it is told by SIGBUS.
-    pid = os.fork()
-    if pid == 0:
-        memory.host.write(page * PAGE, b"mapped")
-        failed = _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), advice)
-        os._exit(ctypes.get_errno() if failed else 0)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status > 0:
-        raise Missing(f"MADV_HWPOISON ({errno_name(status)}): CONFIG_MEMORY_FAILURE, and root")
+    page = 3
+    status = os.waitstatus_to_exitcode(os.waitpid(_failing(memory, page), 0)[1])
+    _expect_asked(status)
     try:
         check(memory.host.read(page * PAGE, 8) is None, "the host can read a poisoned page")
         for what in ("a poisoned page", "a poisoned page after a conversion was refused"):
@@ -264,6 +265,103 @@ def poisoned(tools: Toolbox) -> None:
     answer = memory.ask(0, SIZE, True)
     expect(answer, Answer(0, MARK), "a conversion when the poisoned page was punched")
     memory.expect_guest_zero(0, SIZE, "a range whose poisoned page was punched")
+
+
+@case(
+    "IP49",
+    "a page fails while the host touches it and it is converted: nobody waits for ever",
+    needs=(*NEEDS, "two_cpus"),
+    backend=BACKEND,
+    deadline_s=90,
+    alone=True,
+)
+def poisoned_meanwhile(tools: Toolbox) -> None:
+    """Who handles the failure has locked the page and wants to lock the file. A host's fault has
+    locked the file, as a reader, and wants the page; a conversion waits for the fault.
+    """
+    ours, theirs = os.pipe()
+    # A process that waits for ever can only be left behind; so it has all that it waits for.
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with open(theirs, "wb") as told:
+                pickle.dump(_pages_that_fail(tools), told)
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with open(ours, "rb") as told:
+        check(_ends(pid), "who handles a page's failure beside conversions waits for ever")
+        report = told.read()
+    check(bool(report), "a process with pages that fail died")
+    statuses, beside, conversions = pickle.loads(report)
+    for status in statuses:
+        _expect_asked(status)
+    for each in beside:
+        tools.tried(each > 0, "pages failed beside conversions")
+    wrong = ", ".join(map(errno_name, sorted(conversions - {errno.EAGAIN})))
+    check(not wrong, "a conversion beside a page that fails fails", wrong)
+
+
+def _pages_that_fail(tools: Toolbox) -> tuple[list[int], list[int], set[int]]:
+    """Let one page after the other fail while one thread touches it and one converts all.
+
+    For each page how :func:`_failing` ended, and the conversions meanwhile; and their errnos.
+    """
+    memory = new_memory(tools)
+    flips = Flips(memory)
+    statuses, beside = [], []
+    for page in range(PAGES):
+        gate, opened = os.pipe()
+        child = _failing(memory, page, gate)
+        with again_and_again(partial(memory.host.read, page * PAGE, 8)), again_and_again(flips):
+            before = flips.count
+            os.write(opened, b"!")
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            beside.append(flips.count - before)
+        memory.punch(page * PAGE, PAGE)  # or all conversions are refused from now on
+    return statuses, beside, flips.errors
+
+
+def _ends(pid: int) -> bool:
+    """Whether a process ends in this machine time; it is killed if not."""
+    for _ in machine_time(_END_S):
+        time.sleep(0.01)
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return True
+    os.kill(pid, signal.SIGKILL)
+    return False
+
+
+def _failing(memory: InPlace, page: int, gate: int | None = None) -> int:
+    """Start a process that has this page fail, once something can be read from ``gate``.
+
+    Its exit status is the errno. Whoever asks for a failure is told of it by SIGBUS.
+    """
+    address = ctypes.c_void_p(memory.address + page * PAGE)
+    pid = os.fork()
+    if pid == 0:
+        error = _DIED
+        try:
+            if gate is not None:
+                os.read(gate, 1)
+            asked = errno.EFAULT
+            while asked == errno.EFAULT:  # it is private at the moment
+                memory.host.write(page * PAGE, b"mapped")
+                failed = _libc.madvise(address, ctypes.c_size_t(PAGE), _MADV_HWPOISON)
+                asked = ctypes.get_errno() if failed else 0
+            error = asked
+        finally:
+            os._exit(error)
+    return pid
+
+
+def _expect_asked(status: int) -> None:
+    """Skip the case where :func:`_failing` ended so because it may not ask for a failure."""
+    check(status != _DIED, "a process whose page is to fail died")
+    # A page that was in use has failed, too.
+    if status > 0 and status != errno.EBUSY:
+        name = errno_name(status)
+        raise Missing(f"MADV_HWPOISON ({name}): CONFIG_MEMORY_FAILURE, and root")
 
 
 @case(
