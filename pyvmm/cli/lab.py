@@ -331,23 +331,27 @@ def _command(arguments: Namespace, default: str | None) -> list[str]:
 
 
 def _report(result: RunResult) -> None:
-    from pyvmm.lab.kernel_log import by_kind
+    from pyvmm.lab.kernel_log import by_kind, running_at
 
     if result.problem is not None:
-        say(result.problem + "; --timeout S gives it longer" * result.timed_out)
+        during = _during(running_at(result.kernel_log, float("inf")))
+        say(result.problem + during + "; --timeout S gives it longer" * result.timed_out)
     for splat, times in by_kind(result.splats):
         _report_splat(splat, times)
 
 
 def _report_splat(splat: Splat, times: int) -> None:
-    cases = ", ".join(splat.cases[:_MOST_CASES])
-    if len(splat.cases) > _MOST_CASES:
-        cases += f" and {len(splat.cases) - _MOST_CASES} more"
-    during = f" (while {cases} ran)" * bool(cases)
     often = f" {times} times" * (times > 1)
-    say(f"the kernel's log has{often}: {splat.title}{during}")
+    say(f"the kernel's log has{often}: {splat.title}{_during(splat.cases)}")
     for line in splat.lines:
         print(f"    {line}", file=sys.stderr)
+
+
+def _during(cases: Sequence[str]) -> str:
+    if not cases:
+        return ""
+    more = f" and {len(cases) - _MOST_CASES} more" if len(cases) > _MOST_CASES else ""
+    return f" (while {', '.join(cases[:_MOST_CASES])}{more} ran)"
 
 
 def _writer(fd: int) -> Callable[[bytes], None]:

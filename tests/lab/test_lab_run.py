@@ -283,6 +283,14 @@ def test_run_time_out() -> None:
     assert (done.returncode, done.stderr) == (124, said)
 
 
+def test_run_time_out_in_the_middle_of_cases() -> None:
+    marks = ("begins: AA1.ended", "begins: AA2.one", "ended: AA1.ended", "begins: AA3.other")
+    say = "; ".join(f"echo '<6>pyvmm: {mark}' >/dev/kmsg" for mark in marks)
+    done = cli("run", "--timeout", "3", "--", "sh", "-c", f"{say}; sleep 1000")
+    said = b"timed out after 3 s (while AA2.one, AA3.other ran); --timeout S gives it longer\n"
+    assert (done.returncode, done.stderr) == (124, b"pyvmm: lab: " + said)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["boot", "run"])
 def test_interrupted(number: signal.Signals, when: str, tmp_path: Path) -> None:
