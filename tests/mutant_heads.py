@@ -6,8 +6,8 @@ Subject and Breaks (what is broken), Plausible (how it could have happened), Cau
 kernel itself cries out; one or more), Select (the ``-k`` that finds it quickly), Always
 (yes: tested in every run of the lab lane), License. Where they are needed, Upon, the kernel that
 it comes after (one of the lab's own, or a version), Parameters, of the
-kernel's command line, and Debug, what the kernel has to watch itself for or must
-be able to do; a splat must then name the case. The patch follows an empty line.
+kernel's command line, Memory, the lab's in MiB, and Debug, what the kernel has to watch itself
+for or must be able to do; a splat must then name the case. The patch follows an empty line.
 
 A real bug has, instead of Plausible, the fix that is taken back: Fix (twelve digits and the title
 of the commit), Date (the author's, in UTC; a month without a day is when Linux took it) and
@@ -35,7 +35,7 @@ from pyvmm.validate.run.catalogue import select
 
 FOLDER = Path(__file__).parent / "lab" / "mutants"
 REAL_BUGS = FOLDER.with_name("realbugs")
-MAY_BE_THERE = ("Upon", "Parameters", "Debug")
+MAY_BE_THERE = ("Upon", "Parameters", "Memory", "Debug")
 KEYS = ("Subject", "Breaks", "Plausible", "Caught-by", "Select", "Always", "License")
 KEYS_OF_REAL_BUGS = (
     *("Subject", "Fix", "Date", "Release", "Breaks", "Caught-by", "Select", "Always", "License"),
@@ -142,6 +142,7 @@ class Mutant:
             Named(self.kernel_name),
             tuple(each.name for each in select(self.select)),
             seed,
+            memory_mib=int(self.value("Memory") or 2048),
             parameters=tuple(self.parameters),
             timeout_s=400.0,
         )

@@ -278,3 +278,59 @@ def code_in_a_block(tools: Toolbox, gpa: int) -> None:
         memory.set_private(offset, size)
         expect_code(page, 3, "code in a page that became private again, and was kept")
         memory.to_shared(offset, size)
+
+
+@case(
+    "HP10",
+    "a mapping of 1 GiB covers no page of the other state, be it made by a change or by a slot",
+    needs=(*NEEDS, "statistics"),
+    backend="guest_memfd",
+    alone=True,
+)
+def one_gib(tools: Toolbox) -> None:
+    gpa, blocks = 4 * GIB, GIB // HUGE
+    memory = tools.memory(tools.private_vm(), gpa, GIB, backing="gigantic")
+    for block in range(blocks):
+        memory.fill(block * HUGE, PAGE, HOST)
+        memory.fill((block + 1) * HUGE - PAGE, PAGE, HOST)
+
+    def expect_shared(block: int, what: str) -> None:
+        """Read the first page and the last of a block, for which KVM may map 1 GiB."""
+        for offset in (block * HUGE, (block + 1) * HUGE - PAGE):
+            memory.expect_guest(offset, PAGE, HOST, f"shared pages of 1 GiB, {what}")
+
+    expect_shared(1, "of which none is private")
+    if not memory.vm.counter("pages_1g"):
+        raise Missing("a mapping of 1 GiB: this CPU or this KVM makes none")
+    # Inside a block: no block begins with it.
+    kept = 7 * HUGE + 3 * PAGE
+    memory.set_private(kept, PAGE)
+    memory.guest_fill(kept, PAGE, PRIVATE)
+    # At both ends and in the middle; a page, a block, and what lies in two.
+    for offset, size in (
+        (0, PAGE),
+        (GIB - PAGE, PAGE),
+        (GIB // 2 - PAGE, PAGE),
+        (5 * HUGE, HUGE),
+        (GIB // 2 - HUGE, 2 * HUGE),
+        (9 * HUGE - PAGE, 2 * PAGE),
+    ):
+        for what in ("", ", in a slot that was made anew"):
+            memory.set_private(offset, size)
+            if what:
+                memory.delete()
+                memory.create()
+            for block in (offset // HUGE - 1, (offset + size) // HUGE + 1, blocks // 3):
+                expect_shared(block % blocks, f"of which some are private{what}")
+            for at in (offset, offset + size - PAGE):
+                memory.expect_guest_zero(at, PAGE, f"private pages of 1 GiB that is shared{what}")
+            memory.expect_guest(kept, PAGE, PRIVATE, f"a private page of 1 GiB{what}")
+            memory.set_shared(offset, size)
+            memory.punch(offset, size)
+            expect_shared(1, f"of which one is private{what}")
+            memory.expect_guest(kept, PAGE, PRIVATE, f"the last private page of 1 GiB{what}")
+    memory.set_shared(kept, PAGE)
+    memory.delete()
+    memory.create()
+    expect_shared(1, "of which some were private")
+    check(memory.vm.counter("pages_1g") > 0, "1 GiB that is shared again is mapped in pieces")

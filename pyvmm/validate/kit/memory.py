@@ -12,7 +12,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm.guest_memfd import GuestMemfd
 from pyvmm.kvm.memfd import Memfd
 from pyvmm.native import ffi, lib
-from pyvmm.validate.kit.case import HUGE, PAGE
+from pyvmm.validate.kit.case import GIB, HUGE, PAGE
 from pyvmm.validate.kit.check import CheckFailed, Missing, words
 from pyvmm.validate.kit.guest import GuestVm
 
@@ -20,12 +20,16 @@ STRIDE = 1024  # one word in so many bytes is looked at
 ATTRIBUTE: int = lib.KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 BACKINGS = ("anonymous", "thp", "shmem", "hugetlb")
+# The pages of those that are made of hugetlb pages.
+_PAGE_SIZES = {"hugetlb": HUGE, "gigantic": GIB}
 
 
 class SharedSide:
-    """Host memory behind memslots, of one of the :data:`BACKINGS`.
+    """Host memory behind memslots, of one of the :data:`BACKINGS`, or "gigantic": hugetlb pages
+    of 1 GiB.
 
-    Its address and ``gpa`` are equal modulo 2 MiB, without which KVM maps no huge pages.
+    Its address and ``gpa`` are equal modulo 2 MiB (or 1 GiB), without which KVM maps no huge
+    pages.
     Raises :class:`Missing` where the host has no such memory.
     """
 
@@ -33,13 +37,13 @@ class SharedSide:
         self.size = size
         self.backing = backing
         self.file: Memfd | None = None
-        if backing == "hugetlb":
-            _need_huge_pages(-(-(size + HUGE) // HUGE))
-        whole = -(-(size + 2 * HUGE) // HUGE) * HUGE
-        if backing in ("shmem", "hugetlb"):
-            huge = HUGE if backing == "hugetlb" else 0
-            lead = gpa % HUGE if huge else 0
-            whole = -(-(size + lead) // HUGE) * HUGE if huge else whole
+        huge = _PAGE_SIZES.get(backing, 0)
+        if huge:
+            whole = -(-(size + gpa % huge) // huge) * huge
+            _need_huge_pages(whole // huge, huge)
+        else:
+            whole = -(-(size + 2 * HUGE) // HUGE) * HUGE
+        if huge or backing == "shmem":
             self.file = Memfd(f"shared side, {backing}", whole, huge_page_size=huge)
             self._map = mmap.mmap(self.file.fileno(), whole)
         else:
@@ -47,7 +51,7 @@ class SharedSide:
         buffer = ffi.from_buffer(self._map)
         start = int(ffi.cast("uintptr_t", buffer))
         del buffer  # it keeps the map from being closed
-        self._offset = (gpa - start) % HUGE
+        self._offset = (gpa - start) % (huge or HUGE)
         self.address = start + self._offset
         if backing in ("anonymous", "thp"):
             if backing == "thp":
@@ -92,9 +96,9 @@ class SharedSide:
 
     def discard(self, offset: int, size: int) -> None:
         """Give the pages back; they read zero afterwards. Huge pages only whole."""
-        if self.backing == "hugetlb":
-            first = -(-(self._offset + offset) // HUGE) * HUGE
-            end = (self._offset + offset + size) // HUGE * HUGE
+        if huge := _PAGE_SIZES.get(self.backing):
+            first = -(-(self._offset + offset) // huge) * huge
+            end = (self._offset + offset + size) // huge * huge
             self.view[offset : offset + size] = bytes(size)
             if end > first and self.file is not None:
                 self.file.punch(first, end - first)
@@ -128,17 +132,17 @@ def _need_thp() -> None:
         )
 
 
-def _need_huge_pages(count: int) -> None:
-    path = f"/sys/kernel/mm/hugepages/hugepages-{HUGE >> 10}kB/free_hugepages"
+def _need_huge_pages(count: int, size: int) -> None:
+    folder = f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB"
+    what = f"hugetlb pages of {size >> 20} MiB"
     try:
-        with open(path, encoding="ascii") as file:
+        with open(f"{folder}/free_hugepages", encoding="ascii") as file:
             free = int(file.read())
     except OSError:
-        raise Missing("hugetlb pages of 2 MiB: this kernel has none") from None
+        raise Missing(f"{what}: this kernel has none") from None
     if free < count:
         raise Missing(
-            f"{count} free hugetlb pages of 2 MiB: there are {free}; "
-            "write a number to /proc/sys/vm/nr_hugepages"
+            f"{count} free {what}: there are {free}; write a number to {folder}/nr_hugepages"
         )
 
 
