@@ -63,6 +63,9 @@ def lines() -> tuple[Line, ...]:
         ),
         _meminfo(256 * KIB, "PageTables"),
         _meminfo(512 * KIB, "SUnreclaim", unit=64),
+        # The nodes of xarrays (what is bound to a file, attributes) are here, beside caches of
+        # directories and files.
+        _meminfo(64 * KIB, "SReclaimable", unit=512),
         _meminfo(256 * KIB, "VmallocUsed"),
         # Not Cached, which others fill all the time: a guest_memfd's pages are in Unevictable,
         # a memfd's in Shmem.

@@ -51,7 +51,7 @@ class CallBeside:
     """A system call that goes on beside the case.
 
     A context manager, which waits for its end, and fails if only a signal ends it. ``error`` is
-    the errno that it ended with, 0 for none.
+    the errno that it ended with, 0 for none; ``kicks``, how many signals it was sent.
 
     Synchronization: its methods belong to the thread that made it.
     """
@@ -60,6 +60,7 @@ class CallBeside:
         self._call = call
         self._failed: BaseException | None = None
         self.error = 0
+        self.kicks = 0
         self._thread = threading.Thread(target=self._run, name="beside", daemon=True)
 
     def _run(self) -> None:
@@ -125,6 +126,7 @@ class CallBeside:
     def kick(self) -> None:
         """Send it a signal."""
         assert self._thread.ident is not None
+        self.kicks += 1
         signal.pthread_kill(self._thread.ident, lib.loop_kick_signal())
 
     def __enter__(self) -> CallBeside:
