@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import pickle
 import signal
@@ -31,6 +32,8 @@ GPA, PAGES = 4 * GIB, 8
 SIZE = PAGES * PAGE
 # The memory is not at the beginning of its file.
 OFFSET = 67 * PAGE
+# Pages that fail, in the case of them beside conversions.
+FAILING = 48
 _MADV_HWPOISON = 100
 _DIED = 255
 _END_S = 40.0
@@ -246,8 +249,13 @@ def under_faults(tools: Toolbox, by: str) -> None:
 def poisoned(tools: Toolbox) -> None:
     memory = new_memory(tools)
     page = 3
-    status = os.waitstatus_to_exitcode(os.waitpid(_failing(memory, page), 0)[1])
-    _expect_asked(status)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(_fail(memory, page))
+        finally:
+            os._exit(_DIED)
+    _expect_asked(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     try:
         check(memory.host.read(page * PAGE, 8) is None, "the host can read a poisoned page")
         for what in ("a poisoned page", "a poisoned page after a conversion was refused"):
@@ -293,33 +301,47 @@ def poisoned_meanwhile(tools: Toolbox) -> None:
         check(_ends(pid), "who handles a page's failure beside conversions waits for ever")
         report = told.read()
     check(bool(report), "a process with pages that fail died")
-    statuses, beside, conversions = pickle.loads(report)
-    for status in statuses:
-        _expect_asked(status)
-    for each in beside:
-        tools.tried(each > 0, "pages failed beside conversions")
+    status, count, conversions = pickle.loads(report)
+    _expect_asked(status)
+    tools.provoked(count, f"conversions while {FAILING} pages failed")
     wrong = ", ".join(map(errno_name, sorted(conversions - {errno.EAGAIN})))
     check(not wrong, "a conversion beside a page that fails fails", wrong)
 
 
-def _pages_that_fail(tools: Toolbox) -> tuple[list[int], list[int], set[int]]:
+def _pages_that_fail(tools: Toolbox) -> tuple[int, int, set[int]]:
     """Let one page after the other fail while one thread touches it and one converts all.
 
-    For each page how :func:`_failing` ended, and the conversions meanwhile; and their errnos.
+    What :func:`_expect_asked` takes, and the conversions meanwhile: their number and errnos.
     """
-    memory = new_memory(tools)
+    memory = InPlace(tools, tools.private_vm(), GPA, FAILING * PAGE)
     flips = Flips(memory)
-    statuses, beside = [], []
-    for page in range(PAGES):
-        gate, opened = os.pipe()
-        child = _failing(memory, page, gate)
-        with again_and_again(partial(memory.host.read, page * PAGE, 8)), again_and_again(flips):
-            before = flips.count
-            os.write(opened, b"!")
-            statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-            beside.append(flips.count - before)
-        memory.punch(page * PAGE, PAGE)  # or all conversions are refused from now on
-    return statuses, beside, flips.errors
+    failing = mmap.mmap(-1, PAGE)  # its first byte says which page
+    gate, opened = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        error = _DIED
+        try:
+            signal.signal(signal.SIGBUS, lambda *_: None)
+            os.read(gate, 1)
+            for page in range(FAILING):
+                failing[0] = page
+                error = _fail(memory, page)
+                if error not in (0, errno.EBUSY):
+                    break
+        finally:
+            os._exit(error)
+    touch = partial(_touch, memory, failing)
+    with again_and_again(touch), again_and_again(flips):
+        before = flips.count
+        os.write(opened, b"!")
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        count = flips.count - before
+    memory.punch(0, memory.size)
+    return status, count, flips.errors
+
+
+def _touch(memory: InPlace, failing: mmap.mmap) -> None:
+    memory.host.read(failing[0] * PAGE, 8)
 
 
 def _ends(pid: int) -> bool:
@@ -332,31 +354,19 @@ def _ends(pid: int) -> bool:
     return False
 
 
-def _failing(memory: InPlace, page: int, gate: int | None = None) -> int:
-    """Start a process that has this page fail, once something can be read from ``gate``.
-
-    Its exit status is the errno. Whoever asks for a failure is told of it by SIGBUS.
-    """
+def _fail(memory: InPlace, page: int) -> int:
+    """Have a page fail: the errno. Whoever asks for it is told by SIGBUS, too."""
     address = ctypes.c_void_p(memory.address + page * PAGE)
-    pid = os.fork()
-    if pid == 0:
-        error = _DIED
-        try:
-            if gate is not None:
-                os.read(gate, 1)
-            asked = errno.EFAULT
-            while asked == errno.EFAULT:  # it is private at the moment
-                memory.host.write(page * PAGE, b"mapped")
-                failed = _libc.madvise(address, ctypes.c_size_t(PAGE), _MADV_HWPOISON)
-                asked = ctypes.get_errno() if failed else 0
-            error = asked
-        finally:
-            os._exit(error)
-    return pid
+    while True:
+        memory.host.write(page * PAGE, b"mapped")
+        if not _libc.madvise(address, ctypes.c_size_t(PAGE), _MADV_HWPOISON):
+            return 0
+        if ctypes.get_errno() != errno.EFAULT:  # it was private at the moment
+            return ctypes.get_errno()
 
 
 def _expect_asked(status: int) -> None:
-    """Skip the case where :func:`_failing` ended so because it may not ask for a failure."""
+    """Skip the case where a process that had pages fail ended so because it may not ask."""
     check(status != _DIED, "a process whose page is to fail died")
     # A page that was in use has failed, too.
     if status > 0 and status != errno.EBUSY:
