@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #define INVARIANT_TSC (1u << 8)
-#define LIFETIME_NS 10000000ll /* of an anchor */
+#define LIFETIME_NS 10000000ull /* of an anchor, at most */
 #define SHORTEST_NS 1000000ull /* from one anchor to the next, to tell the rate */
 #define LONGEST_NS 1000000000ull /* beyond this who knows what happened in between */
 #define TIGHT_NS 400u /* two readings of the clock with a rdtsc in between */
@@ -72,7 +72,7 @@ static uint64_t tell(struct record_clock *clock, uint64_t tsc, uint64_t now)
 uint64_t record_clock_anchor(struct record_clock *clock)
 {
 	const uint64_t before = monotonic_ns();
-	uint64_t tsc, after, now, elapsed, ticks, told, rate;
+	uint64_t tsc, after, now, elapsed, ticks, told, rate, serves;
 	int64_t behind;
 	bool is_fresh;
 
@@ -104,11 +104,13 @@ uint64_t record_clock_anchor(struct record_clock *clock)
 		forget_anchor(clock); /* not the TSC that the rate was found for */
 	} else {
 		rate = (uint64_t)(((unsigned __int128)elapsed << RECORD_CLOCK_SHIFT) / ticks);
+		/* Two anchors may be 400 ns wrong together, and so is the time between them. */
+		serves = elapsed < LIFETIME_NS / 2 ? 2 * elapsed : LIFETIME_NS;
 		clock->lifetime =
-			(uint64_t)(((unsigned __int128)LIFETIME_NS << RECORD_CLOCK_SHIFT) / rate);
+			(uint64_t)(((unsigned __int128)serves << RECORD_CLOCK_SHIFT) / rate);
 		clock->rate = rate;
 		if (is_fresh) { /* go on from what was told, and be right at the next anchor */
-			clock->rate += (uint64_t)((__int128)rate * behind / LIFETIME_NS);
+			clock->rate += (uint64_t)((__int128)rate * behind / (int64_t)serves);
 			now = told;
 		}
 	}

@@ -8,10 +8,10 @@
  *
  * An anchor is one TSC value and the time that is told for it. A beginning adds the
  * ticks since then, times the rate that was seen between the last two anchors. An
- * anchor serves for 10 ms; then the next beginning takes another one, so the kernel's
- * own adjustments of CLOCK_MONOTONIC are followed. The new anchor tells what the old
- * one would have told: there is no step. What that is wrong by is made good by the
- * rate, within the 10 ms to come.
+ * anchor serves for 10 ms, the first ones for twice the time that their rate was seen
+ * for; then the next beginning takes another one, so the kernel's own adjustments of
+ * CLOCK_MONOTONIC are followed. The new anchor tells what the old one would have told:
+ * there is no step. What that is wrong by is made good by the rate, while it serves.
  *
  * No anchor is taken between a beginning and its end: both are on one scale, and the
  * time between them is the ticks between them times the rate. An end that comes more
