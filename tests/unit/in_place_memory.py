@@ -54,7 +54,7 @@ int fake_ioctl(int fd, unsigned long request, ...)
 	if (request == KVM_SET_MEMORY_ATTRIBUTES2) {
 		struct kvm_memory_attributes2 *of = argument;
 		return told(handler("attributes", fd, of->offset, of->size, of->attributes,
-					&of->error_offset));
+					(uint64_t *)&of->error_offset));
 	}
 	if (request == KVM_CREATE_GUEST_MEMFD) {
 		struct kvm_create_guest_memfd *file = argument;

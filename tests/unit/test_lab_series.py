@@ -343,9 +343,14 @@ def test_headers_that_are_amiss(tmp_path: Path, header: bytes) -> None:
     [b"Content-Type: text/plain; a*0*=b; a*=c", b"Content-Type: a/b; charset*=u\"a\0b\"''a"],
 )
 def test_a_mail_that_cannot_be_read(tmp_path: Path, header: bytes) -> None:
+    """One Python's parser fails at the first of them, and another one's reads it."""
     text = mail("[PATCH 1/1] KVM: x", diff(1), "X\n").encode().replace(b"\nX\n", b"\n%s\n" % header)
-    with pytest.raises(LabUsageError, match="parser of mail fails at its headers"):
-        read_series(write(tmp_path / "x.mbox", text))
+    try:
+        patches = read_series(write(tmp_path / "x.mbox", text))
+    except LabUsageError as error:
+        assert "parser of mail fails at its headers" in str(error)
+    else:
+        assert [patch.subject for patch in patches] == ["KVM: x"]
 
 
 def test_a_thread_as_archives_give_it(tmp_path: Path) -> None:
