@@ -338,17 +338,25 @@ def test_headers_that_are_amiss(tmp_path: Path, header: bytes) -> None:
     assert [each.subject for each in patch] == ["KVM: \u00e9t\u00e9"]
 
 
-@pytest.mark.parametrize(
-    "header",
-    [b"Content-Type: text/plain; a*0*=b; a*=c", b"Content-Type: a/b; charset*=u\"a\0b\"''a"],
-)
-def test_a_mail_that_cannot_be_read(tmp_path: Path, header: bytes) -> None:
-    """One Python's parser fails at the first of them, and another one's reads it."""
-    text = mail("[PATCH 1/1] KVM: x", diff(1), "X\n").encode().replace(b"\nX\n", b"\n%s\n" % header)
+_UNREADABLE = "parser of mail fails at its headers"
+
+
+def with_header(folder: Path, header: bytes) -> Path:
+    text = mail("[PATCH 1/1] KVM: x", diff(1), "X\n").encode()
+    return write(folder / "x.mbox", text.replace(b"\nX\n", b"\n%s\n" % header))
+
+
+def test_a_mail_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(LabUsageError, match=_UNREADABLE):
+        read_series(with_header(tmp_path, b"Content-Type: a/b; charset*=u\"a\0b\"''a"))
+
+
+def test_a_mail_that_one_python_reads_and_another_does_not(tmp_path: Path) -> None:
+    """The parser of 3.11 fails at it, and the one of 3.13 reads it."""
     try:
-        patches = read_series(write(tmp_path / "x.mbox", text))
+        patches = read_series(with_header(tmp_path, b"Content-Type: text/plain; a*0*=b; a*=c"))
     except LabUsageError as error:
-        assert "parser of mail fails at its headers" in str(error)
+        assert _UNREADABLE in str(error)
     else:
         assert [patch.subject for patch in patches] == ["KVM: x"]
 
