@@ -14,8 +14,8 @@
  * there is no step. What that is wrong by is made good by the rate, while it serves.
  *
  * No anchor is taken between a beginning and its end: both are on one scale, and the
- * time between them is the ticks between them times the rate. An end that comes more
- * than 10 ms later asks the kernel's clock how long it was.
+ * time between them is the ticks between them times the rate. An end that comes later
+ * than an anchor serves asks the kernel's clock how long it was.
  *
  * Guarantees: nanoseconds of CLOCK_MONOTONIC to within a microsecond, and never
  * less than the reading before. Every reading is clock_gettime()'s until two anchors

@@ -138,14 +138,15 @@ class Mutant:
 
     def job(self, seed: int) -> Job:
         """The cases that find it quickly, on its kernel."""
-        return Job(
+        job = Job(
             Named(self.kernel_name),
             tuple(each.name for each in select(self.select)),
             seed,
-            memory_mib=int(self.value("Memory") or 2048),
             parameters=tuple(self.parameters),
             timeout_s=400.0,
         )
+        memory = self.value("Memory")
+        return replace(job, memory_mib=int(memory)) if memory else job
 
     def is_caught_by(self, done: JobResult) -> bool:
         """Whether a promise is kept by what came of its job."""

@@ -10,7 +10,6 @@ import pickle
 import signal
 import time
 from contextlib import ExitStack
-from functools import partial
 
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.native import ffi, lib
@@ -302,6 +301,7 @@ def poisoned_meanwhile(tools: Toolbox) -> None:
         report = told.read()
     check(bool(report), "a process with pages that fail died")
     status, count, conversions = pickle.loads(report)
+    check(status >= 0, "a process that has pages fail died", f"signal {-status}")
     _expect_asked(status)
     tools.provoked(count, f"conversions while {FAILING} pages failed")
     wrong = ", ".join(map(errno_name, sorted(conversions - {errno.EAGAIN})))
@@ -330,7 +330,10 @@ def _pages_that_fail(tools: Toolbox) -> tuple[int, int, set[int]]:
                     break
         finally:
             os._exit(error)
-    touch = partial(_touch, memory, failing)
+
+    def touch() -> None:
+        memory.host.read(failing[0] * PAGE, 8)
+
     with again_and_again(touch), again_and_again(flips):
         before = flips.count
         os.write(opened, b"!")
@@ -338,10 +341,6 @@ def _pages_that_fail(tools: Toolbox) -> tuple[int, int, set[int]]:
         count = flips.count - before
     memory.punch(0, memory.size)
     return status, count, flips.errors
-
-
-def _touch(memory: InPlace, failing: mmap.mmap) -> None:
-    memory.host.read(failing[0] * PAGE, 8)
 
 
 def _ends(pid: int) -> bool:
@@ -355,13 +354,16 @@ def _ends(pid: int) -> bool:
 
 
 def _fail(memory: InPlace, page: int) -> int:
-    """Have a page fail: the errno. Whoever asks for it is told by SIGBUS, too."""
+    """Have a page fail: the errno. Whoever asks for it is told by SIGBUS, too.
+
+    EFAULT says that the page is private at the moment.
+    """
     address = ctypes.c_void_p(memory.address + page * PAGE)
     while True:
         memory.host.write(page * PAGE, b"mapped")
         if not _libc.madvise(address, ctypes.c_size_t(PAGE), _MADV_HWPOISON):
             return 0
-        if ctypes.get_errno() != errno.EFAULT:  # it was private at the moment
+        if ctypes.get_errno() != errno.EFAULT:
             return ctypes.get_errno()
 
 

@@ -140,6 +140,14 @@ def open_files() -> int:
     return int(_FILES.read_text(encoding="ascii").split()[0])
 
 
+def _growth(wanted: Sequence[Line], work: Callable[[], object], shrink: bool) -> dict[Line, int]:
+    """By how much each line grows while ``work`` is done."""
+    before = look(wanted, shrink=shrink)
+    work()
+    now = look(wanted, shrink=shrink)
+    return {line: now[line] - before[line] for line in wanted}
+
+
 def left_behind(
     work: Callable[[], object],
     wanted: Sequence[Line],
@@ -158,22 +166,16 @@ def left_behind(
     grown: dict[Line, list[int]] = {line: [] for line in wanted}
     took_s = 0.0
     for _ in range(attempts):
-        before = look(list(grown), shrink=suspected)
         began = time.monotonic()
-        work()
+        growth = _growth(list(grown), work, suspected)
         took_s = time.monotonic() - began
-        now = look(list(grown), shrink=suspected)
         for line, seen in grown.items():
-            seen.append(now[line] - before[line])
+            seen.append(growth[line])
         grown = {line: seen for line, seen in grown.items() if seen[-1] > most(line)}
         if not grown:
             break
         suspected = True
     if grown and attempts > 1:
-        before = look(list(grown), shrink=True)
-        time.sleep(took_s)
-        now = look(list(grown), shrink=True)
-        grown = {
-            line: seen for line, seen in grown.items() if now[line] - before[line] <= most(line)
-        }
+        growth = _growth(list(grown), lambda: time.sleep(took_s), True)
+        grown = {line: seen for line, seen in grown.items() if growth[line] <= most(line)}
     return grown

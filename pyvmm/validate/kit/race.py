@@ -51,7 +51,7 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
 
 
 @contextmanager
-def again_and_again(*calls: Callable[[], object]) -> Iterator[None]:
+def again_and_again(*calls: Callable[[], None]) -> Iterator[None]:
     """Make these calls by turns in another thread; what fails there fails here."""
     stop = threading.Event()
     errors: list[BaseException] = []
