@@ -55,6 +55,8 @@ class Machine(Closing):
     :class:`Policy`, or a function that is given the :class:`MemoryErrorExit` and the vCPU's
     index and returns whether to convert. Policy.ASK itself asks whoever iterates over
     :meth:`exits`.
+    ``views`` is how many GPAs a page of a region has: two, if nothing is said, or one. A platform
+    without regions takes none.
     ``contents`` is "zero" for pages that read zero after a conversion, "keep" for pages that
     keep what is in them, which the backend must be able to do.
     ``recording`` keeps latencies and the last ``log_capacity`` exits of each vCPU (a power
@@ -74,7 +76,7 @@ class Machine(Closing):
         *,
         platform: Platform | None = None,
         backend: str = "auto",
-        views: int = 2,
+        views: int | None = None,
         vcpus: int = 1,
         irqchip: bool = False,
         policy: Policy | PolicyFunction = Policy.CONVERT,
@@ -101,8 +103,14 @@ class Machine(Closing):
             raise ConfigurationError(
                 f"{vcpus} vCPUs", f"the {world} {platform.name} has room for 1 to {most}"
             )
-        if integer("views", views) not in (1, 2):
-            raise ConfigurationError(f"{views} views", "a region has one or two")
+        if views is not None:
+            if integer("views", views) not in (1, 2):
+                raise ConfigurationError(f"{views} views", "a region has one or two")
+            if not platform.regions(views):
+                raise ConfigurationError(
+                    f"{views} view{'s' * (views > 1)}",
+                    f"the platform {platform.name} has no regions: all of its memory is RAM",
+                )
         if contents not in CONTENTS:
             raise ConfigurationError(f"contents {shown(contents)}", f"use {' or '.join(CONTENTS)}")
         if kvm is not None:
@@ -113,7 +121,7 @@ class Machine(Closing):
         self.vcpus: list[Vcpu] = []
         self.loops: list[VcpuLoop] = []
         self._resources: list[Closeable] = []
-        self._backend, self._views = backend, views
+        self._backend, self._views = backend, views or 2
         self._irqchip = irqchip or platform.has_irqchip
         self._keep_contents = contents == "keep"
         self._vcpu_count = vcpus

@@ -52,7 +52,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("guest", metavar="GUEST", help="a file, or the name of a shipped guest")
     parser.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
-    parser.add_argument("--views", type=int, choices=(1, 2), default=2)
+    parser.add_argument(
+        "--views",
+        type=int,
+        choices=(1, 2),
+        help="how many GPAs a page of the guest protocol's regions has (default: 2)",
+    )
     parser.add_argument(
         "--contents",
         choices=CONTENTS,

@@ -154,6 +154,7 @@ def test_entry_is_an_address_and_ip_follows_cs(tmp_path: Path) -> None:
         (["--set", "rax"], "'rax' is not REG=VALUE"),
         (["--memory", "0"], "needs RAM"),
         (["--vcpus", "2"], "the platform bare has room for 1 to 1"),
+        (["--views", "1"], "1 view: the platform bare has no regions: all of its memory is RAM"),
         (["--append", "x"], "has no use for it"),
         (["--exit-port", "0x64"], "use another port"),
         (["--exit-port", "0xf4,qemu"], "is not PORT or PORT,status"),

@@ -312,8 +312,9 @@ def test_what_is_no_number(wrong: Any) -> None:
             lambda: machine.answer(1, wrong),
             lambda: machine.log_exits(wrong),
             lambda: Machine(passing(), vcpus=wrong),
-            lambda: Machine(passing(), views=wrong),
         ]
+        if wrong is not None:  # which is two of them
+            calls.append(lambda: Machine(passing(), views=wrong))
         for number, call in enumerate(calls):
             with pytest.raises(WrongTypeError):
                 call()
