@@ -19,8 +19,9 @@ from pyvmm.validate.kit.capabilities import hypercall_routine
 from pyvmm.validate.kit.case import GIB, HUGE, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, Missing, check, errno_name, expect
 from pyvmm.validate.kit.guest import Cpu, GuestVm
-from pyvmm.validate.kit.in_place import MAPPED, MMAP, InPlace
+from pyvmm.validate.kit.in_place import MAPPED, MMAP, InPlace, set_attributes
 from pyvmm.validate.kit.known import MMIO_THEN_PRIVATE, Known
+from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.memory_group import MemoryGroup
 from pyvmm.validate.kit.patterns import HOST, PRIVATE
 from pyvmm.validate.kit.race import in_threads
@@ -32,6 +33,8 @@ BACKEND = "in_place"
 GPA, PAGES = 4 * GIB, 8
 SIZE = PAGES * PAGE
 PORT = 0x77
+# As many leave more than noise if each of them leaves 128 bytes.
+_THOUSANDS = 5_000
 # <asm/kvm_para.h>: the MSR, and the bits beside the address that switch it on.
 _MSRS = {
     "clock": (0x4B564D01, 1),
@@ -425,3 +428,43 @@ def small_pages(tools: Toolbox) -> None:
         expect(large, 0, f"large pages of a guest in {name} memory")
         seen = vm.mapped_pages() - before
         check(seen >= memory.size // PAGE, f"a guest's {name} pages are mapped as larger ones")
+
+
+@case(
+    "IP72",
+    "conversions by the thousand, refused or not, and files with states leave nothing",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"what": ("refused conversions", "conversions", "closed files")},
+    alone=True,
+)
+def by_the_thousand(tools: Toolbox, what: str) -> None:
+    """What one of them leaves is too little to show: a node of the tree of states."""
+    memory = InPlace(tools, tools.private_vm(), GPA, SIZE)
+    memory.fill(0, SIZE, HOST)
+    wanted = "EAGAIN" if what == "refused conversions" else "success"
+
+    def convert() -> None:
+        seen = errno_name(memory.ask(PAGE, 2 * PAGE, True).error)
+        expect(seen, wanted, f"errno of one of many {what}")
+        memory.to_shared(PAGE, 2 * PAGE)
+
+    def close() -> None:
+        with memory.vm.vm.create_guest_memfd(SIZE, MAPPED) as file:
+            answer = set_attributes(file.fileno(), PAGE, 2 * PAGE, ATTRIBUTE)
+        expect(errno_name(answer.error), wanted, "errno of a conversion in one of many files")
+
+    def work() -> None:
+        for _ in range(_THOUSANDS):
+            if what == "closed files":
+                close()
+            else:
+                convert()
+
+    with Pipe() as pipe:
+        if what == "refused conversions":
+            check(pipe.hold(memory.address + 2 * PAGE), "vmsplice of a shared page")
+        work()
+        grown = left_behind(work, lines(), lambda line: line.noise, 3)
+    names = ", ".join(line.name for line in grown)
+    check(not grown, f"something is left of {what} by the thousand ({names})", f"{grown}")
