@@ -352,6 +352,13 @@ def locked(tools: Toolbox, how: str) -> None:
     memory.expect_host(0, SIZE, HOST, f"shared pages of a mapping with {how}")
 
 
+def _page_map(address: int) -> list[int]:
+    """What this process has mapped at each page (Documentation/admin-guide/mm/pagemap.rst)."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        entries = os.pread(file.fileno(), 8 * PAGES, address // PAGE * 8)
+    return memoryview(entries).cast("Q").tolist()
+
+
 @case(
     "IP37",
     "a memory policy holds over conversions, which move no page",
@@ -368,10 +375,7 @@ def policy(tools: Toolbox) -> None:
         raise AssertionError(errno_name(ctypes.get_errno()))
 
     def frames() -> list[int]:
-        with open("/proc/self/pagemap", "rb") as file:
-            file.seek(memory.address // PAGE * 8)
-            entries = memoryview(file.read(8 * PAGES)).cast("Q")
-            return [entry & (1 << 55) - 1 for entry in entries]
+        return [entry & (1 << 55) - 1 for entry in _page_map(memory.address)]
 
     memory.punch(0, SIZE)
     memory.fill(0, SIZE, HOST)
@@ -388,3 +392,26 @@ def policy(tools: Toolbox) -> None:
     mode = ctypes.c_int(-1)
     failed = _libc.syscall(_GET_MEMPOLICY, ctypes.byref(mode), None, 0, address, 2)
     expect((failed, mode.value), (0, bind), "result and policy of a mapping after conversions")
+
+
+@case(
+    "IP75",
+    "a conversion unmaps the pages of its range from the host, and no others",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def others_stay(tools: Toolbox) -> None:
+    """Who uses what stays shared would fault on all of it again."""
+    memory = new_memory(tools, file_offset=3 * PAGE)
+    for first, count in ((0, 1), (PAGES - 1, 1), (2, 3)):
+        inside = range(first, first + count)
+        memory.fill(0, SIZE, HOST)
+        wanted = [page not in inside for page in range(PAGES)]
+        for to, convert in (("private", memory.to_private), ("shared", memory.to_shared)):
+            convert(first * PAGE, count * PAGE)
+            seen = [bool(entry >> 63) for entry in _page_map(memory.address)]
+            what = f"a conversion to {to}"
+            gone = sum(right > is_there for right, is_there in zip(wanted, seen, strict=True))
+            check(not gone, f"{what} unmaps other pages from the host, too", f"{gone} pages")
+            left = sum(is_there > right for right, is_there in zip(wanted, seen, strict=True))
+            check(not left, f"{what} leaves pages of its range to the host", f"{left} pages")

@@ -119,6 +119,48 @@ def two_held(tools: Toolbox, first: int) -> None:
 )
 def to_shared(tools: Toolbox) -> None:
     memory = new_memory(tools)
+@case(
+    "IP73",
+    "in a large range a page that is held is found wherever it is, however few pages there are",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"there": ("all pages", "few pages")},
+)
+def far_in(tools: Toolbox, there: str) -> None:
+    """The kernel looks at pages by the batch (31), and at the tree of them by nodes of 64."""
+    pages = 4096
+    memory = InPlace(tools, tools.private_vm(), GPA, pages * PAGE)
+    if there == "all pages":
+        memory.allocate(0, pages * PAGE)
+    for page in (0, 14, 15, 30, 31, 32, 61, 62, 63, 64, 1000, pages - 1):
+        memory.fill(page * PAGE, PAGE, HOST)
+        with Pipe() as pipe:
+            check(pipe.hold(memory.address + page * PAGE), "vmsplice of a shared page")
+            expect_busy(memory, 0, pages * PAGE, page, "a large range with a page that is held")
+            memory.expect_host(page * PAGE, PAGE, HOST, "a page of a large range, after EAGAIN")
+    memory.to_private(0, pages * PAGE)
+    memory.expect_guest(0, PAGE, HOST, "a large range of which no page is held any more")
+
+
+@case(
+    "IP74",
+    "a page that somebody holds is EAGAIN when nobody has the file mapped any more, too",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"kind": ("vmsplice", "io_uring")},
+)
+def held_unmapped(tools: Toolbox, kind: str) -> None:
+    memory = new_memory(tools)
+    assert memory.mapping is not None
+    with KINDS[kind]() as reference:
+        check(reference.hold(memory.address + 3 * PAGE), f"{kind} cannot hold a shared page")
+        memory.mapping.close()
+        expect_busy(memory, 0, SIZE, 3, "a range without a mapping, with a page that is held")
+        memory.expect_guest(0, SIZE, HOST, "pages after EAGAIN")
+    memory.to_private(0, SIZE)
+    memory.expect_guest(0, SIZE, HOST, "when the page is let go")
+
+
     memory.to_private(0, 4 * PAGE)
     with Pipe() as pipe:
         check(pipe.hold(memory.address + 4 * PAGE), "vmsplice of a shared page")
