@@ -18,7 +18,15 @@ from pyvmm.validate.kit.beside import machine_time
 from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import EHWPOISON, Missing, check, errno_name, expect
-from pyvmm.validate.kit.in_place import INIT_SHARED, MARK, Answer, Flips, InPlace, raw_call
+from pyvmm.validate.kit.in_place import (
+    INIT_SHARED,
+    MARK,
+    Answer,
+    Flips,
+    InPlace,
+    raw_call,
+    set_attributes,
+)
 from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.patterns import HOST, PRIVATE
 from pyvmm.validate.kit.race import again_and_again
@@ -112,14 +120,6 @@ def two_held(tools: Toolbox, first: int) -> None:
 
 
 @case(
-    "IP42",
-    "to shared nobody's reference matters, nor one to a page outside the range",
-    needs=NEEDS,
-    backend=BACKEND,
-)
-def to_shared(tools: Toolbox) -> None:
-    memory = new_memory(tools)
-@case(
     "IP73",
     "in a large range a page that is held is found wherever it is, however few pages there are",
     needs=NEEDS,
@@ -161,6 +161,14 @@ def held_unmapped(tools: Toolbox, kind: str) -> None:
     memory.expect_guest(0, SIZE, HOST, "when the page is let go")
 
 
+@case(
+    "IP42",
+    "to shared nobody's reference matters, nor one to a page outside the range",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def to_shared(tools: Toolbox) -> None:
+    memory = new_memory(tools)
     memory.to_private(0, 4 * PAGE)
     with Pipe() as pipe:
         check(pipe.hold(memory.address + 4 * PAGE), "vmsplice of a shared page")
@@ -285,10 +293,19 @@ def under_faults(tools: Toolbox, by: str) -> None:
     "a poisoned page can be used by nobody, and its range is refused until it is punched",
     needs=NEEDS,
     backend=BACKEND,
+    vary={"offset": (OFFSET, 16 * 1024 * GIB), "address": ("the mapping", "another")},
     alone=True,
 )
-def poisoned(tools: Toolbox) -> None:
-    memory = new_memory(tools)
+def poisoned(tools: Toolbox, offset: int, address: str) -> None:
+    """The exit tells what KVM takes the page's state for; the first pages of the file, which it
+    could look at by mistake, are of the other state. Where the slot has the address of other
+    memory the page does not leave the guest with the host's mapping."""
+    other = tools.keep(Mapping(SIZE)).address if address == "another" else None
+    memory = InPlace(tools, tools.private_vm(), GPA, SIZE, file_offset=offset, address=other)
+    first = set_attributes(memory.file.fileno(), 0, SIZE, ATTRIBUTE)
+    expect(first, Answer(0, MARK), "a conversion of the first pages of the file")
+    memory.fill(0, SIZE, HOST)
+    memory.expect_guest(0, SIZE, HOST, "pages of which none has failed")
     page = 3
     pid = os.fork()
     if pid == 0:
@@ -304,6 +321,8 @@ def poisoned(tools: Toolbox) -> None:
             seen = (outcome.error, outcome.reason)
             wanted = (EHWPOISON, lib.KVM_EXIT_MEMORY_FAULT)
             expect(seen, wanted, f"errno and reason of a guest's access to {what}")
+            flags = outcome.fault.flags if outcome.fault else -1
+            expect(flags, 0, f"flags of the exit of a guest's access to {what}, which is shared")
             expect_busy(memory, 0, SIZE, page, "a range with a poisoned page")
         wanted_states = [each == page for each in range(PAGES)]
         memory.expect_states(wanted_states, "pages that the host cannot read, of which one is bad")
@@ -400,7 +419,8 @@ def _fail(memory: InPlace, page: int) -> int:
 
     EFAULT says that the page is private at the moment.
     """
-    address = ctypes.c_void_p(memory.address + page * PAGE)
+    assert memory.mapping is not None
+    address = ctypes.c_void_p(memory.mapping.address + page * PAGE)
     while True:
         memory.host.write(page * PAGE, b"mapped")
         if not _libc.madvise(address, ctypes.c_size_t(PAGE), _MADV_HWPOISON):
