@@ -31,8 +31,11 @@ from pyvmm.lab.make import Progress
 from pyvmm.lab.qemu import Qemu, QemuMachine, Tcg, find_qemu
 from pyvmm.lab.results_folder import Room, results_folder
 
-#: Seconds that a kernel may take to come up; it needs two to five.
+#: Seconds that a kernel may take to come up, but for those in which others have the CPUs; it
+#: needs two to five.
 BOOT_SECONDS = 90.0
+# So many times as long at most.
+_MOST_STARVED = 5
 #: Seconds that a command may take unless it is said otherwise.
 RUN_SECONDS = 600.0
 #: MiB that the results folder may grow to unless it is said otherwise.
@@ -379,10 +382,14 @@ class Lab:
             self._announce(f"kernel {self.kernel.name} has no private memory: {hello['blame']}")
 
     def _wait_for_hello(self, qemu: Qemu) -> dict[str, Any]:
-        deadline = time.monotonic() + self._boot_timeout
+        began = time.monotonic()
+        most = _MOST_STARVED * self._boot_timeout
         waiting = select.poll()
         waiting.register(qemu.from_agent, select.POLLIN)
-        while (left := deadline - time.monotonic()) > 0:
+        while True:
+            limit = min(self._boot_timeout + qemu.waited_s(), most)
+            if (left := began + limit - time.monotonic()) <= 0:
+                raise self._boot_failure(qemu, limit)
             if waiting.poll(1000 * left):
                 data = os.read(qemu.from_agent, _CHUNK)
                 if not data:
@@ -391,7 +398,6 @@ class Lab:
                 for _, payload in self._unpacker.feed(data):
                     hello: dict[str, Any] = marshal.loads(payload)
                     return hello
-        raise self._boot_failure(qemu, self._boot_timeout)
 
     def _boot_failure(self, qemu: Qemu, timeout: float | None) -> _BootFailed:
         """What to say about a kernel that did not come up, from what it left behind."""
@@ -403,14 +409,10 @@ class Lab:
             return _BootFailed(name, refusals[0], may_be_chance=False)
         if splats:
             return _BootFailed(name, splats[0].title, may_be_chance=True)
-        if timeout is not None and not lines:
-            return _BootFailed(
-                name,
-                f"not a word on its serial console in {timeout:g} s (CONFIG_SERIAL_8250_CONSOLE?)",
-                may_be_chance=True,
-            )
         if timeout is not None:
-            return _BootFailed(name, f"not in {timeout:g} s: {lines[-1]}", may_be_chance=True)
+            silent = "not a word on its serial console (CONFIG_SERIAL_8250_CONSOLE?)"
+            said = lines[-1] if lines else silent
+            return _BootFailed(name, f"not in {timeout:.0f} s: {said}", may_be_chance=True)
         if not lines:
             return _BootFailed(name, qemu.complaint(), may_be_chance=False)
         return _BootFailed(name, lines[-1], may_be_chance=True)

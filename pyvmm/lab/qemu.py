@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -105,6 +106,15 @@ class Qemu(Closing):
             return self.process.wait(_END_SECONDS) == -signal.SIGKILL
         except subprocess.TimeoutExpired:
             return False
+
+    def waited_s(self) -> float:
+        """For how long it was ready to run and others had the CPUs, by its thread that waited
+        longest (Documentation/scheduler/sched-stats.rst); 0 where the kernel does not count."""
+        longest = 0
+        for path in Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
+            with suppress(OSError, IndexError):  # a thread that has ended meanwhile
+                longest = max(longest, int(path.read_text(encoding="ascii").split()[1]))
+        return longest / 1e9
 
     def close(self) -> None:
         """End QEMU and remove its folder."""

@@ -134,6 +134,37 @@ def test_a_kernel_that_does_not_boot(
         assert "Kernel panic" in last_log().read_text()
 
 
+def test_a_kernel_without_a_cpu_is_not_one_that_does_not_boot(
+    stand_in: StandIn, kernel: Kernel, tmp_path: Path
+) -> None:
+    """It takes a quarter of the time limit, of the one CPU that six others have, too."""
+    if not Path("/proc/self/schedstat").exists():
+        pytest.skip("needs CONFIG_SCHED_INFO")
+    hello = pack_structure(HELLO, {"release": "9.9", "log": [], "kvm": True, "private": True})
+    (tmp_path / "hello").write_bytes(hello)
+    cpu = min(os.sched_getaffinity(0))
+    code = f"import os, time\nos.sched_setaffinity(0, [{cpu}])\n"
+    (tmp_path / "boots.py").write_text(
+        f"{code}while time.process_time() < 0.5: pass\n"
+        f"os.write(1, open('{tmp_path}/hello', 'rb').read())\ntime.sleep(1000)\n"
+    )
+    stand_in(f"exec {sys.executable} {tmp_path}/boots.py")
+    others = [
+        subprocess.Popen([sys.executable, "-c", f"{code}while True: pass"], start_new_session=True)
+        for _ in range(6)
+    ]
+    try:
+        begun = time.monotonic()
+        with Lab(kernel, boot_timeout=2) as lab:
+            took = time.monotonic() - begun
+            assert lab.release == "9.9"
+        assert took > 2, "it had a CPU: the test shows nothing"
+    finally:
+        for each in others:
+            each.kill()
+            each.wait()
+
+
 def test_a_qemu_that_is_killed_is_no_death_of_the_kernel(
     stand_in: StandIn, kernel: Kernel, tmp_path: Path, no_leak: None
 ) -> None:
