@@ -11,14 +11,16 @@ import errno
 import mmap
 import os
 import socket
+import time
 from collections.abc import Callable
 
 from pyvmm.kvm.mapping import PROT_NONE, PROT_READ_WRITE, Mapping
 from pyvmm.native import lib
+from pyvmm.validate.kit.beside import RepeatedBeside
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, check, errno_name, expect
-from pyvmm.validate.kit.in_place import MAPPED, MMAP, HostView, InPlace
-from pyvmm.validate.kit.memory import touch
+from pyvmm.validate.kit.in_place import MAPPED, MMAP, Flips, HostView, InPlace
+from pyvmm.validate.kit.memory import ATTRIBUTE, touch
 from pyvmm.validate.kit.patterns import HOST, PRIVATE
 from pyvmm.validate.kit.references import OwnMemory, Pipe, of_process
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -30,6 +32,7 @@ SIZE = PAGES * PAGE
 SIGBUS = 7
 _libc = ctypes.CDLL(None, use_errno=True)
 _MBIND, _GET_MEMPOLICY = 237, 239  # <asm/unistd_64.h>
+_MADV_POPULATE_WRITE = 23
 
 
 def new_memory(tools: Toolbox, **more: int) -> InPlace:
@@ -352,10 +355,10 @@ def locked(tools: Toolbox, how: str) -> None:
     memory.expect_host(0, SIZE, HOST, f"shared pages of a mapping with {how}")
 
 
-def _page_map(address: int) -> list[int]:
-    """What this process has mapped at each page (Documentation/admin-guide/mm/pagemap.rst)."""
-    with open("/proc/self/pagemap", "rb", buffering=0) as file:
-        entries = os.pread(file.fileno(), 8 * PAGES, address // PAGE * 8)
+def _page_map(address: int, size: int = SIZE, pid: int | str = "self") -> list[int]:
+    """What a process has mapped at each page (Documentation/admin-guide/mm/pagemap.rst)."""
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
+        entries = os.pread(file.fileno(), size // PAGE * 8, address // PAGE * 8)
     return memoryview(entries).cast("Q").tolist()
 
 
@@ -415,3 +418,41 @@ def others_stay(tools: Toolbox) -> None:
             check(not gone, f"{what} unmaps other pages from the host, too", f"{gone} pages")
             left = sum(is_there > right for right, is_there in zip(wanted, seen, strict=True))
             check(not left, f"{what} leaves pages of its range to the host", f"{left} pages")
+
+
+@case(
+    "IP76",
+    "a page that the host is making when it becomes private is not left to the host",
+    needs=(*NEEDS, "two_cpus"),
+    backend=BACKEND,
+    alone=True,
+)
+def made_meanwhile(tools: Toolbox) -> None:
+    """A fault that has looked at the state and has no page yet has nothing that is in use."""
+    memory = InPlace(tools, tools.private_vm(), GPA, PAGE)
+    address, length = ctypes.c_void_p(memory.address), ctypes.c_size_t(PAGE)
+    flips = Flips(memory, order=(0, ATTRIBUTE))
+    left = busy = made = 0
+    with RepeatedBeside(lambda: _libc.madvise(address, length, _MADV_POPULATE_WRITE)) as host:
+        for _ in tools.enough(3000, 3.0):
+            before = host.made
+            flips.errors.clear()
+            flips(range(tools.random.randrange(200)))
+            flips.expect_success("a host that makes pages", (errno.EAGAIN,))
+            tools.tried(host.made > before, "times the host's call ended meanwhile")
+            if flips.errors:
+                busy += 1
+                continue
+            # What was under way has ended with the second call from now.
+            before, until = host.made, time.monotonic() + 0.2
+            while host.made < before + 2 and time.monotonic() < until:
+                time.sleep(0)
+            left += _page_map(memory.address, PAGE, host.pid)[0] >> 63
+            memory.punch(0, PAGE)
+        made = host.made
+    check(
+        left == 0,
+        "a page that the host was making when it became private is mapped by the host",
+        f"{left} times",
+    )
+    tools.say(f"{made:,} calls of the host, {busy} EAGAIN")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
 import signal
 import threading
@@ -20,6 +22,7 @@ from pyvmm.validate.kit.check import CheckFailed
 _SPIN_S, _LOOKS = 1.0, 25
 _TICK_S = 0.02
 _END_S = 20.0
+_ALONE_S = 120
 
 
 def machine_time(limit_s: float) -> Iterator[None]:
@@ -144,3 +147,48 @@ class CallBeside:
         if error is None and not ended:
             how = "only by a signal" if by_signal else "not even by a signal"
             raise CheckFailed(f"a call that goes on beside the case does not end, {how}")
+
+
+class RepeatedBeside:
+    """A call that a process of its own makes again and again, waiting for no other thread's
+    Python. A context manager; the process ends with it.
+
+    Synchronization: one thread.
+    """
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._made = mmap.mmap(-1, 8)  # shared with the process
+        self.pid = 0
+
+    @property
+    def made(self) -> int:
+        """How many calls have ended."""
+        return int.from_bytes(self._made, "little")
+
+    def __enter__(self) -> RepeatedBeside:
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._repeat()
+            finally:
+                os._exit(1)
+        return self
+
+    def _repeat(self) -> None:
+        # Without whoever would end it, it ends by itself.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_ALONE_S)
+        for made in itertools.count(1):
+            self._call()
+            self._made[:] = made.to_bytes(8, "little")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._made.close()

@@ -289,12 +289,15 @@ _WORDS = range(0, PAGE, STRIDE)
 
 
 class Flips:
-    """Conversions there and back of a memory's pages, in bare calls, and their errnos."""
+    """Conversions there and back of a memory's pages, in bare calls, and their errnos: to private
+    and to shared, or as ``order`` has it."""
 
-    def __init__(self, memory: InPlace, fd: int = -1) -> None:
+    def __init__(
+        self, memory: InPlace, fd: int = -1, order: tuple[int, int] = (ATTRIBUTE, 0)
+    ) -> None:
         self._requests = [
             ffi.new("uint64_t[16]", [memory.file_offset, memory.size, attributes])
-            for attributes in (ATTRIBUTE, 0)
+            for attributes in order
         ]
         self._there, self._back = (int(ffi.cast("uintptr_t", each)) for each in self._requests)
         self._fd = memory.file.fileno() if fd < 0 else fd
