@@ -31,7 +31,9 @@ from pyvmm.validate.kit.memory import Memory
 from pyvmm.validate.kit.patterns import PRIVATE
 from pyvmm.validate.kit.toolbox import Toolbox
 
-LARGE, SMALL = 32 * MIB, 16 * PAGE
+SMALL = 16 * PAGE
+# The large memory is so large that a pre-fault takes so long: a kernel that watches itself is slow.
+_MOST, _LEAST, _LONG_CALL_S = 32 * MIB, 4 * MIB, 0.25
 CALLS = (
     "pre-fault",
     "set attributes",
@@ -61,17 +63,29 @@ class Scene:
     def __init__(self, tools: Toolbox) -> None:
         self.tools = tools
         self.vm: GuestVm = tools.private_vm(4)
-        self.large, self.small = self.new(4 * GIB, LARGE), self.new(5 * GIB, SMALL)
-        self.held = tools.shared_side(6 * GIB, LARGE)
-        self.logged = tools.shared_side(7 * GIB, LARGE)
+        self.size = size = self._size()
+        self.large, self.small = self.new(4 * GIB, size), self.new(5 * GIB, SMALL)
+        self.held = tools.shared_side(6 * GIB, size)
+        self.logged = tools.shared_side(7 * GIB, size)
         self.logged_slot = self.vm.new_slot()
         region = self.vm.vm.set_user_memory_region
-        region(self.vm.new_slot(), 6 * GIB, LARGE, self.held.address)
-        region(self.logged_slot, 7 * GIB, LARGE, self.logged.address, lib.KVM_MEM_LOG_DIRTY_PAGES)
+        region(self.vm.new_slot(), 6 * GIB, size, self.held.address)
+        region(self.logged_slot, 7 * GIB, size, self.logged.address, lib.KVM_MEM_LOG_DIRTY_PAGES)
         for cpu in self.vm.cpus:
             cpu.prepare(routines.HALT)
             cpu.finish("a new vCPU")
             cpu.prepare(routines.HALT)
+
+    def _size(self) -> int:
+        """Bytes that this kernel takes a quarter of a second to pre-fault, or what is allowed."""
+        probe = self.new(4 * GIB, 2 * MIB)
+        began = time.monotonic()
+        pre_fault(self.vm.cpus[0], probe.gpa, probe.size)
+        took_s = time.monotonic() - began
+        probe.delete()
+        probe.close()
+        blocks = int(_LONG_CALL_S / took_s)
+        return max(_LEAST, min(blocks * probe.size, _MOST))
 
     def new(self, gpa: int, size: int) -> Memory:
         memory = self.tools.memory(self.vm, gpa, size)
@@ -104,19 +118,19 @@ class Scene:
 
     def _set_attributes(self, memory: Memory) -> None:
         # So many that it takes long; the last is what it was.
-        length = GIB // 8 if memory is self.large else memory.size
+        length = 4 * self.size if memory is self.large else memory.size
         for each in (0, lib.KVM_MEMORY_ATTRIBUTE_PRIVATE):
             self.vm.vm.set_memory_attributes(memory.gpa, length, each)
 
     def _get_dirty_log(self, memory: Memory) -> None:
         for _ in range(64 if memory is self.large else 1):
-            self.vm.vm.get_dirty_log(self.logged_slot, LARGE // PAGE)
+            self.vm.vm.get_dirty_log(self.logged_slot, self.size // PAGE)
 
     def _fill(self, memory: Memory, cpu: int) -> int:
         """Write to all of it by a guest; the errno of an exit for a memory fault."""
         size, vcpu = memory.size, self.vm.cpus[cpu]
-        for offset in range(0, size, LARGE // 16):
-            part = min(size, LARGE // 16)
+        for offset in range(0, size, self.size // 16):
+            part = min(size, self.size // 16)
             vcpu.prepare(
                 routines.FILL,
                 rdi=memory.gpa + offset,
@@ -143,17 +157,17 @@ class Scene:
     def prepare(self, long: str) -> None:
         """Make the large memory such that this call on it takes long."""
         if long in ("punch", "close"):
-            self.large.allocate(0, LARGE)
+            self.large.allocate(0, self.size)
         elif long in ("pre-fault", "allocate", "KVM_RUN"):
-            self.large.punch(0, LARGE)
+            self.large.punch(0, self.size)
         else:
-            pre_fault(self.vm.cpus[0], self.large.gpa, LARGE)
+            pre_fault(self.vm.cpus[0], self.large.gpa, self.size)
 
     def hold(self, stack: ExitStack) -> None:
         """Let a third party pre-fault: a deletion waits for it."""
-        self.held.discard(0, LARGE)
+        self.held.discard(0, self.size)
         before, cpu = self.vm.mapped_pages(), self.vm.cpus[2]
-        holder = stack.enter_context(CallBeside(lambda: pre_fault(cpu, 6 * GIB, LARGE)))
+        holder = stack.enter_context(CallBeside(lambda: pre_fault(cpu, 6 * GIB, self.size)))
         while self.vm.mapped_pages() == before and not holder.ends(0):
             pass
 
@@ -216,7 +230,7 @@ def pairs(tools: Toolbox, long: str, short: str) -> None:
         _beside(scene, long, short, scene.large)
     scene.close()
     left = meminfo()["Unevictable"] - before
-    check(left < LARGE // 2, f"{long} and {short} at once leave pages behind", f"{left} bytes")
+    check(left < scene.size // 2, f"{long} and {short} at once leave pages behind", f"{left} bytes")
 
 
 def _beside(scene: Scene, long: str, short: str, memory: Memory) -> None:
