@@ -367,6 +367,30 @@ def far_offsets(tools: Toolbox, base: int) -> None:
 
 
 @case(
+    "IP77",
+    "a range of more than 16 TiB converts as a whole, and back",
+    needs=NEEDS,
+    backend=BACKEND,
+)
+def large_range(tools: Toolbox) -> None:
+    end = 16 * 1024 * GIB
+    low = InPlace(tools, tools.private_vm(), GPA, SIZE, file_size=end + SIZE)
+    low.fill(0, SIZE, HOST)
+    high = tools.keep(HostView(tools.keep(low.file.map(end, SIZE)).address))
+    first, last = 2, 5  # the pages that the range begins and ends with, of the first and last ones
+    size = end + (last + 1 - first) * PAGE
+    for private in (True, False):
+        answer = set_attributes(low.file.fileno(), first * PAGE, size, ATTRIBUTE if private else 0)
+        expect(errno_name(answer.error), "success", f"a conversion of {size:#x} bytes")
+        what = f"after a conversion of {size:#x} bytes"
+        low.expect_states([private and page >= first for page in range(PAGES)], what)
+        seen = [high.read(page * PAGE, 1) is None for page in range(PAGES)]
+        wanted = [private and page <= last for page in range(PAGES)]
+        check(seen == wanted, f"{what}: a page at its end has another state", f"{seen}")
+    low.expect_host(0, SIZE, HOST, "pages of a range that was converted as a whole")
+
+
+@case(
     "IP11",
     "a kernel's number for the call is the one that this was compiled with",
     needs=("guest_memfd",),
