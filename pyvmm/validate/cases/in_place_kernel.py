@@ -204,10 +204,16 @@ def ordinary_memory_instead(tools: Toolbox) -> None:
     "when its file is closed a page exits with EFAULT, and is not called private",
     needs=NEEDS,
     backend=BACKEND,
-    vary={"state": ("private", "shared"), "mapped": (True, False)},
+    vary={
+        "state": ("private", "shared"),
+        "mapped": (True, False),
+        "address": ("the mapping", "another"),
+    },
 )
-def file_closed(tools: Toolbox, state: str, mapped: bool) -> None:
-    memory = new_memory(tools, flags=MAPPED if state == "shared" else MMAP)
+def file_closed(tools: Toolbox, state: str, mapped: bool, address: str) -> None:
+    # Where the slot does not have the mapping's address, unmapping that takes nothing away.
+    more = {"address": tools.keep(Mapping(SIZE)).address} if address == "another" else {}
+    memory = new_memory(tools, flags=MAPPED if state == "shared" else MMAP, **more)
     memory.guest_fill(0, SIZE, PRIVATE)
     if mapped:  # the mapping is a reference
         memory.file.close()
