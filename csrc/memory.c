@@ -121,6 +121,8 @@ static int64_t convert_pages(struct memory *memory, struct region *region, uint6
 		end--;
 	if (first == end)
 		return 0;
+	if (region->is_lost)
+		return -ENOTRECOVERABLE;
 	if (to == PAGE_PRIVATE)
 		error = region->backend->to_private(region, first, end - first);
 	else

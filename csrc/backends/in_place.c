@@ -126,29 +126,37 @@ static uint64_t run_end(const struct region *region, uint64_t first, uint64_t en
 	return page;
 }
 
-/* After a failure: the kernel's states and all of the windows are as the table says again. */
+/*
+ * After a failure: the kernel's states and all of the windows are as the table says again. Where
+ * that fails, too, nobody knows what the kernel has, and the region is lost.
+ */
 static void undo(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
 {
 	const uint64_t end = first + pages;
 	uint64_t page, next;
+	int error = 0;
 
-	for (page = first; page < end; page = next) {
+	for (page = first; page < end && !error; page = next) {
 		next = run_end(region, page, end);
 		if (region->states[page] != state)
-			set_attributes(region, page, next - page,
-				       attributes_of((enum page_state)region->states[page]));
+			error = set_attributes(
+				region, page, next - page,
+				attributes_of((enum page_state)region->states[page]));
 	}
-	if (!region_has_two_views(region))
-		return;
-	/* Neighbours may have lost a slot of which they had a part. */
-	for (page = 0; page < region->pages; page = next) {
-		next = run_end(region, page, region->pages);
-		take_out(region, page, next - page, (enum page_state)region->states[page]);
+	if (region_has_two_views(region)) {
+		/* Neighbours may have lost a slot of which they had a part. */
+		for (page = 0; page < region->pages && !error; page = next) {
+			next = run_end(region, page, region->pages);
+			error = take_out(region, page, next - page,
+					 (enum page_state)region->states[page]);
+		}
+		for (page = 0; page < region->pages && !error; page = next) {
+			next = run_end(region, page, region->pages);
+			error = put_in(region, page, next - page,
+				       (enum page_state)region->states[page]);
+		}
 	}
-	for (page = 0; page < region->pages; page = next) {
-		next = run_end(region, page, region->pages);
-		put_in(region, page, next - page, (enum page_state)region->states[page]);
-	}
+	region->is_lost = error != 0;
 }
 
 static int attach_windows(struct region *region)
@@ -262,7 +270,7 @@ static int convert(struct region *region, uint64_t first, uint64_t pages, enum p
 			undo(region, first, pages, state);
 	}
 	open_gate(region);
-	return error;
+	return region->is_lost ? -ENOTRECOVERABLE : error;
 }
 
 static int to_private(struct region *region, uint64_t first, uint64_t pages)

@@ -258,6 +258,8 @@ class GuestMemory:
         result = lib.memory_convert(self.raw, gpa, pages, state, changed)
         if result == -errno.EAGAIN:
             about += self._page_in_use(gpa, pages)
+        if result == -errno.ENOTRECOVERABLE:
+            about += ": one has failed and could not be undone, so the machine has to be closed"
         if result < 0:
             raise KvmError("convert", -result, about)
         return int(changed[0])

@@ -113,6 +113,34 @@ def test_a_conversion_whose_nth_call_fails_changes_nothing(
 
 
 @VIEWS
+@pytest.mark.parametrize(("private", "first", "length", "state"), CHANGES)
+def test_a_conversion_that_cannot_be_undone_loses_the_region(
+    region: Region, views: int, private: tuple[int, ...], first: int, length: int, state: int
+) -> None:
+    """From the n-th call on nothing succeeds: nothing has changed, or no conversion works."""
+    lost = 0
+    for nth in count():
+        kernel = region(views)
+        states(kernel, *private)
+        before, start = kernel.table(), len(kernel.calls)
+        kernel.fails = lambda call, at, wanted=start + nth: (  # type: ignore[misc]
+            errno.ENOMEM if at >= wanted and call in (*REFUSED, "punch") else 0
+        )
+        result = kernel.convert(first, length, state)
+        if result == 0:
+            break
+        assert kernel.table() == before
+        kernel.fails = lambda call, at: 0
+        again = kernel.convert(first, length, state)
+        if list(kernel.wrong()):
+            assert result == again == -errno.ENOTRECOVERABLE
+            lost += 1
+        else:
+            assert (result, again) == (-errno.ENOMEM, 0)
+    assert lost > 0
+
+
+@VIEWS
 @pytest.mark.parametrize("state", STATES)
 def test_without_a_descriptor_nothing_is_begun(region: Region, views: int, state: int) -> None:
     kernel = region(views)
