@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+from pyvmm.closing import Closing
 from pyvmm.errors import KvmError
 from pyvmm.native import lib
 from pyvmm.validate.kit.check import CheckFailed
@@ -149,46 +150,38 @@ class CallBeside:
             raise CheckFailed(f"a call that goes on beside the case does not end, {how}")
 
 
-class RepeatedBeside:
+class RepeatedBeside(Closing):
     """A call that a process of its own makes again and again, waiting for no other thread's
-    Python. A context manager; the process ends with it.
+    Python. The process ends with it; ``pid`` is its number.
 
     Synchronization: one thread.
     """
 
     def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
         self._made = mmap.mmap(-1, 8)  # shared with the process
-        self.pid = 0
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._repeat(call)
+            finally:
+                os._exit(1)
 
     @property
     def made(self) -> int:
         """How many calls have ended."""
         return int.from_bytes(self._made, "little")
 
-    def __enter__(self) -> RepeatedBeside:
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                self._repeat()
-            finally:
-                os._exit(1)
-        return self
-
-    def _repeat(self) -> None:
+    def _repeat(self, call: Callable[[], object]) -> None:
         # Without whoever would end it, it ends by itself.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_ALONE_S)
         for made in itertools.count(1):
-            self._call()
+            call()
             self._made[:] = made.to_bytes(8, "little")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        self._made.close()
+    def close(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+            self._made.close()
