@@ -51,6 +51,7 @@ def pyvmm(
     before: Callable[[], None] | None = None,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    timeout_s: float = _TIMEOUT_S,
 ) -> Outcome:
     """``pyvmm`` with these words; ``prefix`` is a command that starts it."""
     result = subprocess.run(
@@ -59,7 +60,7 @@ def pyvmm(
         capture_output=True,
         text=True,
         errors="surrogateescape",
-        timeout=_TIMEOUT_S,
+        timeout=timeout_s,
         preexec_fn=before,
         env={**os.environ, **(environment or {})},
         cwd=cwd or ROOT,
