@@ -45,6 +45,20 @@ _DEFAULT_LOG = 1024
 CONTENTS = ("zero", "keep")
 
 
+def _views(platform: Platform, views: int | None) -> int:
+    """How many views the regions have; a ConfigurationError where none could have so many."""
+    if views is None:
+        return 2
+    if integer("views", views) not in (1, 2):
+        raise ConfigurationError(f"{views} views", "a region has one or two")
+    if not platform.regions(views):
+        raise ConfigurationError(
+            f"{views} view{'s' * (views > 1)}",
+            f"the platform {platform.name} has no regions: all of its memory is RAM",
+        )
+    return views
+
+
 class Machine(Closing):
     """A VM with a platform's memory and vCPUs, and a guest loaded into it.
 
@@ -103,14 +117,6 @@ class Machine(Closing):
             raise ConfigurationError(
                 f"{vcpus} vCPUs", f"the {world} {platform.name} has room for 1 to {most}"
             )
-        if views is not None:
-            if integer("views", views) not in (1, 2):
-                raise ConfigurationError(f"{views} views", "a region has one or two")
-            if not platform.regions(views):
-                raise ConfigurationError(
-                    f"{views} view{'s' * (views > 1)}",
-                    f"the platform {platform.name} has no regions: all of its memory is RAM",
-                )
         if contents not in CONTENTS:
             raise ConfigurationError(f"contents {shown(contents)}", f"use {' or '.join(CONTENTS)}")
         if kvm is not None:
@@ -121,7 +127,7 @@ class Machine(Closing):
         self.vcpus: list[Vcpu] = []
         self.loops: list[VcpuLoop] = []
         self._resources: list[Closeable] = []
-        self._backend, self._views = backend, views or 2
+        self._backend, self._views = backend, _views(platform, views)
         self._irqchip = irqchip or platform.has_irqchip
         self._keep_contents = contents == "keep"
         self._vcpu_count = vcpus

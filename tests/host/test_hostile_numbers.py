@@ -61,7 +61,7 @@ TAKES_MEMORY = ("allocate", "clear_dirty_log", "add_ram", "add_region", "convert
 # Not called: they need more than a number, end the object, or run a guest.
 LEFT_OUT = {"run", "close", "ioctl", "before_close", "exits", "exit", "answer", "log_exits", "kick"}
 # What may be None, so that it is no wrong number there.
-MAY_BE_NONE = {"value", "realtime_ns", "shared_gpa", "blocked", "resample", "size"}
+MAY_BE_NONE = {"value", "realtime_ns", "shared_gpa", "blocked", "resample", "size", "views"}
 
 
 class Parts:
