@@ -26,6 +26,12 @@ def signalled_fork():
         os.kill(os.getpid(), number)
     return pid
 
+def fork_that_dies():
+    pid = signalled_fork()
+    if pid:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
 def signalled_end(status):
     os.kill(os.getpid(), number)
     end(status)
@@ -39,6 +45,8 @@ def answer(job, announce, tell):
 signal.signal(number, interrupt)
 if where == "begins":
     os.fork = signalled_fork
+elif where == "dies":
+    os.fork = fork_that_dies
 else:
     os._exit = signalled_end
 try:
@@ -61,6 +69,8 @@ finally:
     [
         ("case", "begins", "SIGINT", "pass"),
         ("case", "begins", "SIGTERM", "crash"),
+        ("case", "dies", "SIGTERM", "crash"),
+        ("job", "dies", "SIGTERM", "its process died; it was the second try"),
         ("job", "begins", "SIGTERM", "its process died; it was the second try"),
         ("job", "begins", "SIGINT", "its process died; it was the second try"),
         ("job", "ends", "SIGTERM", "job: done"),

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -134,7 +135,8 @@ class Runner:
         self.started(self.cases[number])
         worker.case, worker.since = number, time.monotonic()
         worker.moved, worker.seen = worker.since, worker.beats.count()
-        worker.connection.send(number)
+        with suppress(ConnectionError):  # it has died since: _take() is told of its end
+            worker.connection.send(number)
 
     def _renew(self, worker: _Worker) -> _Worker:
         worker.connection.close()
