@@ -92,3 +92,14 @@ def test_what_a_call_raises_is_raised() -> None:
 
     with pytest.raises(CheckFailed, match="it is wrong"), CallBeside(fails):
         pass
+
+
+def test_the_cpu_time_of_a_thread_that_ends_as_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python takes it for alive still."""
+    with CallBeside(lambda: None) as call:
+        assert call.ends()
+        monkeypatch.setattr(threading.Thread, "is_alive", lambda self: True)
+        assert call.cpu_s == 0.0
+        monkeypatch.undo()

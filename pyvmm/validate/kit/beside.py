@@ -23,6 +23,9 @@ from pyvmm.validate.kit.check import CheckFailed
 _SPIN_S, _LOOKS = 1.0, 25
 _TICK_S = 0.02
 _END_S = 20.0
+# <linux/posix-timers.h>: CPUCLOCK_PERTHREAD_MASK and CPUCLOCK_SCHED. A thread that has ended is
+# EINVAL, where pthread_getcpuclockid(3) would look at what was freed.
+_CLOCK_OF_A_THREAD = 4 | 2
 _ALONE_S = 120
 
 
@@ -90,11 +93,13 @@ class CallBeside:
 
     @property
     def cpu_s(self) -> float:
-        """CPU time of its thread so far."""
-        ident = self._thread.ident
-        if ident is None or not self._thread.is_alive():
+        """CPU time of its thread so far; 0 when it has ended."""
+        if (thread := self._thread.native_id) is None:
             return 0.0
-        return time.clock_gettime(time.pthread_getcpuclockid(ident))
+        try:
+            return time.clock_gettime(~thread << 3 | _CLOCK_OF_A_THREAD)
+        except OSError:
+            return 0.0
 
     def spins(self, progress: Callable[[], int], limit_s: float = 40.0) -> bool:
         """Wait until it has ended, or has used seconds of CPU time while ``progress()`` stood."""
