@@ -126,6 +126,20 @@ static uint64_t run_end(const struct region *region, uint64_t first, uint64_t en
 	return page;
 }
 
+/* Do one thing to each run of the region, until it fails. */
+static int for_each_run(struct region *region,
+			int (*what)(struct region *, uint64_t, uint64_t, enum page_state))
+{
+	uint64_t page, next;
+	int error = 0;
+
+	for (page = 0; page < region->pages && !error; page = next) {
+		next = run_end(region, page, region->pages);
+		error = what(region, page, next - page, (enum page_state)region->states[page]);
+	}
+	return error;
+}
+
 /*
  * After a failure: the kernel's states and all of the windows are as the table says again. Where
  * that fails, too, nobody knows what the kernel has, and the region is lost.
@@ -143,18 +157,11 @@ static void undo(struct region *region, uint64_t first, uint64_t pages, enum pag
 				region, page, next - page,
 				attributes_of((enum page_state)region->states[page]));
 	}
-	if (region_has_two_views(region)) {
+	if (region_has_two_views(region) && !error) {
 		/* Neighbours may have lost a slot of which they had a part. */
-		for (page = 0; page < region->pages && !error; page = next) {
-			next = run_end(region, page, region->pages);
-			error = take_out(region, page, next - page,
-					 (enum page_state)region->states[page]);
-		}
-		for (page = 0; page < region->pages && !error; page = next) {
-			next = run_end(region, page, region->pages);
-			error = put_in(region, page, next - page,
-				       (enum page_state)region->states[page]);
-		}
+		error = for_each_run(region, take_out);
+		if (!error)
+			error = for_each_run(region, put_in);
 	}
 	region->is_lost = error != 0;
 }
