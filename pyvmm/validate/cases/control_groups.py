@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 
 from pyvmm.kvm.system import Kvm
 from pyvmm.native import lib
+from pyvmm.validate.kit import child
 from pyvmm.validate.kit.accounts import open_vms
 from pyvmm.validate.kit.case import GIB, MIB, case
 from pyvmm.validate.kit.check import check, expect
@@ -71,10 +71,8 @@ def charged(tools: Toolbox, by: str) -> None:
 )
 def over_the_limit(tools: Toolbox, by: str) -> None:
     with MemoryGroup() as group:
-        child = os.fork()
-        if child == 0:
-            _overdraw(group, BY[by])
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        pid = child.start(lambda: _overdraw(group, BY[by]))
+        status = child.end_of(pid)
         expect(status, -signal.SIGKILL, "the end of a process over its control group's limit")
         check(group.killed == 1, "a process over its control group's limit, not counted as killed")
         left = group.current
@@ -83,7 +81,7 @@ def over_the_limit(tools: Toolbox, by: str) -> None:
             "private pages of a process that was killed are charged still",
             f"{left}",
         )
-    expect(open_vms(child), 0, "VMs when the process that had one was killed")
+    expect(open_vms(pid), 0, "VMs when the process that had one was killed")
 
 
 @case(
@@ -116,17 +114,13 @@ def charged_once(tools: Toolbox) -> None:
     check(not any(off), "pages that convert in place are not charged once until punched", words)
 
 
-def _overdraw(group: MemoryGroup, use: _Use) -> None:
-    """Ends the process: with 0 if all that memory can be had, with 1 for an error."""
-    status = 1
-    try:
-        group.join()
-        group.limit(group.current + 2 * SIZE)
-        with Kvm() as kvm:
-            vm = GuestVm(kvm, lib.KVM_X86_SW_PROTECTED_VM, 1)
-            memory = Memory(vm, 4 * GIB, 4 * SIZE)
-            memory.set_private(0, memory.size)
-            use(memory)
-        status = 0
-    finally:
-        os._exit(status)
+def _overdraw(group: MemoryGroup, use: _Use) -> int:
+    """What a child does: 0 if all that memory can be had."""
+    group.join()
+    group.limit(group.current + 2 * SIZE)
+    with Kvm() as kvm:
+        vm = GuestVm(kvm, lib.KVM_X86_SW_PROTECTED_VM, 1)
+        memory = Memory(vm, 4 * GIB, 4 * SIZE)
+        memory.set_private(0, memory.size)
+        use(memory)
+    return 0

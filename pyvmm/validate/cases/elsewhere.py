@@ -4,13 +4,13 @@ other kinds of slots beside private ones, and pages that were something else bef
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from pyvmm.guest.long_mode import REACH
 from pyvmm.native import lib
-from pyvmm.validate.kit import routines
+from pyvmm.validate.kit import child, routines
 from pyvmm.validate.kit.case import GIB, HUGE, PAGE, case
 from pyvmm.validate.kit.check import Missing, check, errno_name, errno_of, expect, expect_errno
 from pyvmm.validate.kit.guest import TABLES, GuestVm
@@ -174,14 +174,7 @@ def forked(tools: Toolbox) -> None:
         "fallocate": (0, lambda: memory.allocate(0, SIZE)),
     }
     for name, (wanted, call) in calls.items():
-        child = os.fork()
-        if child == 0:
-            try:
-                os._exit(errno_of(call))
-            finally:
-                os._exit(255)
-        _, status = os.waitpid(child, 0)
-        seen = os.waitstatus_to_exitcode(status)
+        seen = child.run(partial(errno_of, call))
         expect(errno_name(seen), errno_name(wanted), f"{name} in a process that inherited a VM")
     memory.expect_guest(PAGE, SIZE - PAGE, PRIVATE, "private pages after calls of another process")
     memory.expect_guest_zero(0, PAGE, "a page that another process punched")

@@ -14,6 +14,7 @@ from pyvmm.kvm.ioctls import IOCTLS, iow, iowr
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.kvm.memfd import Memfd
 from pyvmm.native import ffi, lib
+from pyvmm.validate.kit import child
 from pyvmm.validate.kit.calls import vm_with_files
 from pyvmm.validate.kit.capabilities import missing
 from pyvmm.validate.kit.case import GIB, PAGE, case
@@ -281,35 +282,32 @@ def other_process(tools: Toolbox) -> None:
     memory.fill(0, SIZE, HOST)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                # What was inherited is closed: all that it has is what it is sent.
-                inherited = memory.file.fileno()
-                os.close(inherited)
-                os.close(memory.vm.vm.fileno())
-                _, (fd, *_), _, _ = socket.recv_fds(theirs, 1, 1)
-                status = _in_another_process(fd)
-            finally:
-                os._exit(status)
+
+        def use_what_is_sent() -> int:
+            # What was inherited is closed: all that it has is what it is sent.
+            os.close(memory.file.fileno())
+            os.close(memory.vm.vm.fileno())
+            _, (fd, *_), _, _ = socket.recv_fds(theirs, 1, 1)
+            return _in_another_process(fd)
+
+        pid = child.start(use_what_is_sent)
         socket.send_fds(ours, [b"x"], [memory.file.fileno()])
-        _, status = os.waitpid(pid, 0)
-    steps = ("", "it died", "it cannot convert", "it can read a private page", "other contents")
-    failed = os.waitstatus_to_exitcode(status)
-    check(failed == 0, f"a process that was sent a guest_memfd: {steps[abs(failed) % 5]}")
+        failed = child.end_of(pid)
+    steps = {1: "it cannot convert", 2: "it can read a private page", 3: "other contents"}
+    problem = steps.get(failed, "it died")
+    check(failed == 0, f"a process that was sent a guest_memfd: {problem}")
     memory.expect_states([page < 2 for page in range(PAGES)], "converted by another process")
     memory.expect_guest(0, SIZE, HOST, "pages that another process converted")
 
 
 def _in_another_process(fd: int) -> int:
     if set_attributes(fd, 0, 2 * PAGE, ATTRIBUTE).error:
-        return 2
+        return 1
     mapping = Mapping(SIZE, fd=fd)
     view = HostView(mapping.address)
     if view.read(0, 8) is not None or view.read(PAGE, 8) is not None:
-        return 3
-    return 0 if view.word(2 * PAGE) == HOST + GPA + 2 * PAGE else 4
+        return 2
+    return 0 if view.word(2 * PAGE) == HOST + GPA + 2 * PAGE else 3
 
 
 @case(

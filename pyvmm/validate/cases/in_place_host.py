@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from pyvmm.kvm.mapping import PROT_NONE, PROT_READ_WRITE, Mapping
 from pyvmm.native import lib
+from pyvmm.validate.kit import child
 from pyvmm.validate.kit.beside import RepeatedBeside
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, check, errno_name, expect
@@ -152,13 +153,13 @@ def other_process(tools: Toolbox, process: str) -> None:
     memory = new_memory(tools)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                ours.close()
-                _child(theirs, memory, process)
-            finally:
-                os._exit(1)
+
+        def answer() -> int:
+            ours.close()
+            _answer(theirs, memory, process)
+            return 0
+
+        pid = child.start(answer)
         theirs.close()
         try:
             if process != "forked":
@@ -182,10 +183,10 @@ def other_process(tools: Toolbox, process: str) -> None:
             memory.expect_host(PAGE, 5 * PAGE, PRIVATE, "pages that another process mapped")
         finally:
             ours.close()
-            os.waitpid(pid, 0)
+            child.end_of(pid)
 
 
-def _child(theirs: socket.socket, memory: InPlace, process: str) -> None:
+def _answer(theirs: socket.socket, memory: InPlace, process: str) -> None:
     address = memory.address
     if process != "forked":
         _, (fd, *_), _, _ = socket.recv_fds(theirs, 1, 1)
@@ -432,7 +433,7 @@ def made_meanwhile(tools: Toolbox) -> None:
     memory = InPlace(tools, tools.private_vm(), GPA, PAGE)
     address, length = ctypes.c_void_p(memory.address), ctypes.c_size_t(PAGE)
     flips = Flips(memory, order=(0, ATTRIBUTE))
-    left = busy = made = 0
+    left = busy = 0
     with RepeatedBeside(lambda: _libc.madvise(address, length, _MADV_POPULATE_WRITE)) as host:
         for _ in tools.enough(3000, 3.0):
             before = host.made
@@ -449,10 +450,9 @@ def made_meanwhile(tools: Toolbox) -> None:
                 time.sleep(0)
             left += _page_map(memory.address, PAGE, host.pid)[0] >> 63
             memory.punch(0, PAGE)
-        made = host.made
+        tools.say(f"{host.made:,} calls of the host, {busy} EAGAIN")
     check(
         left == 0,
         "a page that the host was making when it became private is mapped by the host",
         f"{left} times",
     )
-    tools.say(f"{made:,} calls of the host, {busy} EAGAIN")

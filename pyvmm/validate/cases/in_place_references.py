@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from pyvmm.kvm.mapping import Mapping
 from pyvmm.native import ffi, lib
-from pyvmm.validate.kit import routines
+from pyvmm.validate.kit import child, routines
 from pyvmm.validate.kit.beside import machine_time
 from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.case import GIB, PAGE, case
@@ -42,7 +42,6 @@ OFFSET = 67 * PAGE
 # Pages that fail, in the case of them beside conversions.
 FAILING = 48
 _MADV_HWPOISON = 100
-_DIED = 255
 _END_S = 40.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -307,13 +306,7 @@ def poisoned(tools: Toolbox, offset: int, address: str) -> None:
     memory.fill(0, SIZE, HOST)
     memory.expect_guest(0, SIZE, HOST, "pages of which none has failed")
     page = 3
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os._exit(_fail(memory, page))
-        finally:
-            os._exit(_DIED)
-    _expect_asked(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    _expect_asked(child.run(lambda: _fail(memory, page)))
     try:
         check(memory.host.read(page * PAGE, 8) is None, "the host can read a poisoned page")
         for what in ("a poisoned page", "a poisoned page after a conversion was refused"):
@@ -348,14 +341,14 @@ def poisoned_meanwhile(tools: Toolbox) -> None:
     locked the file, as a reader, and wants the page; a conversion waits for the fault.
     """
     ours, theirs = os.pipe()
+
+    def report_them() -> int:
+        with open(theirs, "wb") as told:
+            pickle.dump(_pages_that_fail(tools), told)
+        return 0
+
     # A process that waits for ever can only be left behind; so it has all that it waits for.
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with open(theirs, "wb") as told:
-                pickle.dump(_pages_that_fail(tools), told)
-        finally:
-            os._exit(0)
+    pid = child.start(report_them)
     os.close(theirs)
     with open(ours, "rb") as told:
         check(_ends(pid), "who handles a page's failure beside conversions waits for ever")
@@ -378,19 +371,19 @@ def _pages_that_fail(tools: Toolbox) -> tuple[int, int, set[int]]:
     flips = Flips(memory)
     failing = mmap.mmap(-1, PAGE)  # its first byte says which page
     gate, opened = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        error = _DIED
-        try:
-            signal.signal(signal.SIGBUS, lambda *_: None)
-            os.read(gate, 1)
-            for page in range(FAILING):
-                failing[0] = page
-                error = _fail(memory, page)
-                if error not in (0, errno.EBUSY):
-                    break
-        finally:
-            os._exit(error)
+
+    def fail_one_by_one() -> int:
+        signal.signal(signal.SIGBUS, lambda *_: None)
+        os.read(gate, 1)
+        error = 0
+        for page in range(FAILING):
+            failing[0] = page
+            error = _fail(memory, page)
+            if error not in (0, errno.EBUSY):
+                break
+        return error
+
+    pid = child.start(fail_one_by_one)
 
     def touch() -> None:
         memory.host.read(failing[0] * PAGE, 8)
@@ -398,7 +391,7 @@ def _pages_that_fail(tools: Toolbox) -> tuple[int, int, set[int]]:
     with again_and_again(touch), again_and_again(flips):
         before = flips.count
         os.write(opened, b"!")
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status = child.end_of(pid)
         count = flips.count - before
     memory.punch(0, memory.size)
     return status, count, flips.errors
@@ -431,7 +424,7 @@ def _fail(memory: InPlace, page: int) -> int:
 
 def _expect_asked(status: int) -> None:
     """Skip the case where a process that had pages fail ended so because it may not ask."""
-    check(status != _DIED, "a process whose page is to fail died")
+    check(status != child.DIED, "a process whose page is to fail died")
     # A page that was in use has failed, too.
     if status > 0 and status != errno.EBUSY:
         name = errno_name(status)

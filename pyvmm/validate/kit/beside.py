@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import mmap
 import os
 import signal
@@ -12,10 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from pyvmm.closing import Closing
 from pyvmm.errors import KvmError
 from pyvmm.native import lib
+from pyvmm.validate.kit import child
 from pyvmm.validate.kit.check import CheckFailed
 
 # CPU time without progress after which a call spins, and how often that was looked at meanwhile:
@@ -164,29 +165,26 @@ class RepeatedBeside(Closing):
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._made = mmap.mmap(-1, 8)  # shared with the process
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                self._repeat(call)
-            finally:
-                os._exit(1)
+        self.pid = child.start(lambda: self._repeat(call))
 
     @property
     def made(self) -> int:
         """How many calls have ended."""
         return int.from_bytes(self._made, "little")
 
-    def _repeat(self, call: Callable[[], object]) -> None:
+    def _repeat(self, call: Callable[[], object]) -> NoReturn:
         # Without whoever would end it, it ends by itself.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_ALONE_S)
-        for made in itertools.count(1):
+        made = 0
+        while True:
             call()
+            made += 1
             self._made[:] = made.to_bytes(8, "little")
 
     def close(self) -> None:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            child.end_of(self.pid)
             self.pid = 0
             self._made.close()

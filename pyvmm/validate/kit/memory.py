@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from array import array
 from contextlib import suppress
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm.guest_memfd import GuestMemfd
 from pyvmm.kvm.memfd import Memfd
 from pyvmm.native import ffi, lib
+from pyvmm.validate.kit import child
 from pyvmm.validate.kit.case import GIB, HUGE, PAGE
 from pyvmm.validate.kit.check import CheckFailed, Missing, words
 from pyvmm.validate.kit.guest import GuestVm
@@ -266,16 +266,16 @@ class Memory:
 
 def touch(address: int, write: bool = False) -> int:
     """Touch a byte in a child process: 0, or the number of the signal that ended the child."""
-    pid = os.fork()
-    if pid == 0:
+
+    def touch_it() -> int:
         byte = ffi.cast("volatile char *", address)
         if write:
             byte[0] = b"x"
         else:
             _ = byte[0]
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        return 0
+
+    return -child.run(touch_it)
 
 
 def create_file(vm: GuestVm, size: int, flags: int = 0) -> GuestMemfd:
