@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import signal
 from collections.abc import Callable
 
+from pyvmm.kvm.mapping import Mapping
 from pyvmm.kvm.system import Kvm
 from pyvmm.native import lib
 from pyvmm.validate.kit import child
 from pyvmm.validate.kit.accounts import open_vms
-from pyvmm.validate.kit.case import GIB, MIB, case
-from pyvmm.validate.kit.check import check, expect
+from pyvmm.validate.kit.case import GIB, MIB, PAGE, case
+from pyvmm.validate.kit.check import Missing, check, expect
 from pyvmm.validate.kit.guest import GuestVm
 from pyvmm.validate.kit.in_place import InPlace
 from pyvmm.validate.kit.memory import Memory
 from pyvmm.validate.kit.memory_group import MemoryGroup
+from pyvmm.validate.kit.patterns import HOST, PRIVATE
 from pyvmm.validate.kit.toolbox import Toolbox
 
 NEEDS = ("private_memory",)
@@ -33,6 +37,10 @@ def _by_host(memory: Memory) -> None:
 def _by_guest(memory: Memory) -> None:
     memory.guest_fill(0, memory.size, 1)
 
+
+# mman.h's
+ADVICES = {"MADV_PAGEOUT": 21, "MADV_SOFT_OFFLINE": 101}
+_libc = ctypes.CDLL(None, use_errno=True)
 
 BY: dict[str, _Use] = {"host": _by_host, "guest": _by_guest}
 
@@ -112,6 +120,65 @@ def charged_once(tools: Toolbox) -> None:
     wanted = (SIZE, SIZE, SIZE, SIZE, 0)
     off = [abs(seen - right) > BESIDES for seen, right in zip(charges, wanted, strict=True)]
     check(not any(off), "pages that convert in place are not charged once until punched", words)
+
+
+@case(
+    "CG4",
+    "the kernel reclaims no private page: contents and charge stay",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"by": tuple(BY)},
+    alone=True,
+)
+def not_reclaimed(tools: Toolbox, by: str) -> None:
+    """What a guest writes is dirty, what the host allocates is not."""
+    with MemoryGroup() as group:
+        memory = tools.memory(tools.private_vm(), 4 * GIB, SIZE)
+        memory.set_private(0, SIZE)
+        with group.joined():
+            before = group.current
+            BY[by](memory)
+            group.reclaim(SIZE)
+            left = group.current - before
+        if by == "guest":
+            memory.expect_guest(0, SIZE, 1, "private pages that were to be reclaimed")
+        check(abs(left - SIZE) < BESIDES, "private pages were reclaimed", f"{left} of {SIZE} left")
+
+
+@case(
+    "CG5",
+    "the kernel neither reclaims nor moves a page that converts in place, whatever its state",
+    needs=("in_place",),
+    backend="in_place",
+    vary={"by": ("memory.reclaim", "MADV_PAGEOUT", "MADV_SOFT_OFFLINE")},
+    alone=True,
+)
+def not_reclaimed_in_place(tools: Toolbox, by: str) -> None:
+    """Nor does it put the contents elsewhere, which no guest's mapping would follow."""
+    half = SIZE // 2
+    with MemoryGroup() as group, group.joined():
+        # The slot lies over other memory: no MMU notifier takes what the host loses from the guest.
+        elsewhere = tools.keep(Mapping(SIZE)).address
+        memory = InPlace(tools, tools.private_vm(), 4 * GIB, SIZE, address=elsewhere)
+        memory.guest_fill(0, SIZE, PRIVATE)
+        memory.to_private(half, half)
+        memory.expect_host(0, half, PRIVATE, "shared pages before they were to be reclaimed")
+        if by == "memory.reclaim":
+            group.reclaim(SIZE)
+        else:
+            assert memory.mapping is not None
+            advice = ctypes.c_int(ADVICES[by])
+            # Each page for itself: at the first that cannot be had the call ends.
+            for offset in range(0, 8 * PAGE, PAGE):
+                address = ctypes.c_void_p(memory.mapping.address + offset)
+                refused = _libc.madvise(address, ctypes.c_size_t(PAGE), advice)
+                if refused and ctypes.get_errno() in (errno.EPERM, errno.EINVAL):
+                    raise Missing(f"{by}: CONFIG_MEMORY_FAILURE, and root")
+        what = f"pages that were to be reclaimed ({by})"
+        memory.expect_host(0, half, PRIVATE, f"shared {what}")
+        memory.expect_guest(0, SIZE, PRIVATE, what)
+        memory.fill(0, half, HOST)
+        memory.expect_guest(0, half, HOST, f"what the host wrote to {what}")
 
 
 def _overdraw(group: MemoryGroup, use: _Use) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import time
@@ -57,6 +58,16 @@ class MemoryGroup(Closing):
     def limit(self, size: int) -> None:
         """Bytes that may be charged."""
         (self._folder / "memory.max").write_text(str(size))
+
+    def reclaim(self, size: int) -> None:
+        """Have the kernel take so many bytes away from the group, or as many as it can."""
+        try:
+            (self._folder / "memory.reclaim").write_text(str(size))
+        except FileNotFoundError:
+            raise Missing("memory.reclaim of a control group: Linux 5.19") from None
+        except OSError as error:
+            if error.errno != errno.EAGAIN:  # less than that can be had
+                raise
 
     @property
     def killed(self) -> int:
