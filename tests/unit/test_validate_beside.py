@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +102,11 @@ def test_the_cpu_time_of_a_thread_that_ends_as_it_is_asked_for(
     """Python takes it for alive still."""
     with CallBeside(lambda: None) as call:
         assert call.ends()
+        task = Path(f"/proc/self/task/{call._thread.native_id}")
+        for _ in machine_time(10.0):  # the kernel's thread ends after Python's
+            if not task.exists():
+                break
+            time.sleep(0.001)
         monkeypatch.setattr(threading.Thread, "is_alive", lambda self: True)
         assert call.cpu_s == 0.0
         monkeypatch.undo()
