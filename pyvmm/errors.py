@@ -129,5 +129,9 @@ REMEDIES: dict[tuple[str, int], str] = {
     ): "there is not enough memory, or a limit on it (ulimit -v) is reached",
     ("", errno_module.EFBIG): "raise the limit of file sizes (ulimit -f)",
     ("", errno_module.ENOSPC): "the memory that backs it is used up",
-    ("", errno_module.EIO): "a VM belongs to the process that made it; a fork cannot use it",
+    # The kernel's virt/kvm/kvm_main.c: kvm->mm != current->mm, or kvm->vm_dead.
+    (
+        "",
+        errno_module.EIO,
+    ): "another process made the VM (a fork cannot use it), or KVM has given the VM up (dmesg)",
 }
