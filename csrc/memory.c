@@ -115,14 +115,14 @@ static int64_t convert_pages(struct memory *memory, struct region *region, uint6
 	uint64_t page, end = first + pages, changed = 0;
 	int error;
 
+	if (region->lost)
+		return -ENOTRECOVERABLE;
 	while (first < end && region->states[first] == to)
 		first++;
 	while (first < end && region->states[end - 1] == to)
 		end--;
 	if (first == end)
 		return 0;
-	if (region->is_lost)
-		return -ENOTRECOVERABLE;
 	if (to == PAGE_PRIVATE)
 		error = region->backend->to_private(region, first, end - first);
 	else

@@ -61,7 +61,7 @@ struct region {
 	uint64_t spurious; /* memory exits that found the page as they wanted it */
 	uint64_t busy; /* times that the kernel refused a conversion because a page was in use */
 	uint64_t busy_page; /* the last such page */
-	bool is_lost; /* a conversion failed and so did undoing it: ENOTRECOVERABLE from then on */
+	int32_t lost; /* errno of a conversion that could not be undone: ENOTRECOVERABLE since */
 };
 
 static inline bool region_has_two_views(const struct region *region)

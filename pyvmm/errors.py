@@ -87,6 +87,7 @@ _NO_ROOM = (
     "the memslots of the region, one for each run of pages in one state, are used up, "
     "or the memory behind it is"
 )
+_NOT_REACHED = "somebody else made a page of it private, or its memory has failed"
 _NEEDS_IRQCHIP = "call create_irqchip() first, before the first vCPU"
 
 # What has one cause alone, by call and errno; "" stands for every call. Where there are
@@ -107,6 +108,12 @@ REMEDIES: dict[tuple[str, int], str] = {
     ("KVM_SET_PIT2", errno_module.ENXIO): "call create_pit2() first",
     ("convert", errno_module.EAGAIN): _HOLDERS,
     ("conversion", errno_module.EAGAIN): _HOLDERS,
+    ("convert", errno_module.ENOTRECOVERABLE): "close the machine",
+    ("conversion", errno_module.ENOTRECOVERABLE): (
+        "an earlier conversion, or this one, has failed and could not be undone; close the machine"
+    ),
+    ("read", errno_module.EFAULT): _NOT_REACHED,
+    ("write", errno_module.EFAULT): _NOT_REACHED,
     ("convert", errno_module.ENOSPC): _NO_ROOM,
     ("conversion", errno_module.ENOSPC): _NO_ROOM,
     ("mmap", errno_module.ENODEV): (

@@ -141,14 +141,14 @@ static int for_each_run(struct region *region,
 }
 
 /*
- * After a failure: the kernel's states and all of the windows are as the table says again. Where
- * that fails, too, nobody knows what the kernel has, and the region is lost.
+ * After a failure: the kernel's states and all of the windows are as the table says again; false
+ * where that fails, too, and nobody knows what the kernel has.
  */
-static void undo(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
+static bool undo(struct region *region, uint64_t first, uint64_t pages, enum page_state state)
 {
 	const uint64_t end = first + pages;
 	uint64_t page, next;
-	int error = 0;
+	int error = 0, slots_error = 0;
 
 	for (page = first; page < end && !error; page = next) {
 		next = run_end(region, page, end);
@@ -157,13 +157,13 @@ static void undo(struct region *region, uint64_t first, uint64_t pages, enum pag
 				region, page, next - page,
 				attributes_of((enum page_state)region->states[page]));
 	}
-	if (region_has_two_views(region) && !error) {
+	if (region_has_two_views(region)) {
 		/* Neighbours may have lost a slot of which they had a part. */
-		error = for_each_run(region, take_out);
-		if (!error)
-			error = for_each_run(region, put_in);
+		slots_error = for_each_run(region, take_out);
+		if (!slots_error)
+			slots_error = for_each_run(region, put_in);
 	}
-	region->is_lost = error != 0;
+	return !error && !slots_error;
 }
 
 static int attach_windows(struct region *region)
@@ -273,11 +273,11 @@ static int convert(struct region *region, uint64_t first, uint64_t pages, enum p
 		error = arrange(region, first, pages, state);
 		if (!error)
 			error = discard(region, first, pages, state);
-		if (error)
-			undo(region, first, pages, state);
+		if (error && !undo(region, first, pages, state))
+			region->lost = -error;
 	}
 	open_gate(region);
-	return region->is_lost ? -ENOTRECOVERABLE : error;
+	return region->lost ? -ENOTRECOVERABLE : error;
 }
 
 static int to_private(struct region *region, uint64_t first, uint64_t pages)
@@ -290,7 +290,7 @@ static int to_shared(struct region *region, uint64_t first, uint64_t pages)
 	return convert(region, first, pages, PAGE_SHARED);
 }
 
-/* Through a pipe: where a page is private the kernel says EFAULT, and a memcpy() is SIGBUS. */
+/* Through a pipe: what the kernel refuses is EFAULT, where a memcpy() would be SIGBUS. */
 static int transfer(const struct region *region, void *bytes, uint64_t size, uint64_t offset,
 		    bool is_write)
 {
@@ -308,7 +308,7 @@ static int transfer(const struct region *region, void *bytes, uint64_t size, uin
 		done = write(pipes[1], from, size < PYVMM_PAGE_SIZE ? size : PYVMM_PAGE_SIZE);
 		taken = done < 0 ? done : read(pipes[0], to, (size_t)done);
 		if (taken < 0)
-			error = errno == EFAULT ? -EACCES : -errno;
+			error = -errno;
 		else if (taken != done)
 			error = -EIO;
 	}

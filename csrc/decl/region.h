@@ -27,5 +27,6 @@ struct region {
 	uint64_t spurious;
 	uint64_t busy;
 	uint64_t busy_page;
+	int32_t lost;
 	...;
 };

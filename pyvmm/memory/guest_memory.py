@@ -259,7 +259,8 @@ class GuestMemory:
         if result == -errno.EAGAIN:
             about += self._page_in_use(gpa, pages)
         if result == -errno.ENOTRECOVERABLE:
-            about += ": one has failed and could not be undone, so the machine has to be closed"
+            cause = errno.errorcode[self.raw.regions[self._index_of(gpa)].lost]
+            about += f": one has failed ({cause}) and could not be undone"
         if result < 0:
             raise KvmError("convert", -result, about)
         return int(changed[0])
@@ -286,8 +287,9 @@ class GuestMemory:
     def read(self, gpa: int, size: int) -> bytes:
         """Bytes as the host sees them: RAM, or shared pages of one view.
 
-        Raises :class:`PrivatePageError` for a private page and
-        :class:`ConfigurationError` where no memory is.
+        Raises :class:`PrivatePageError` for a private page,
+        :class:`ConfigurationError` where no memory is, and :class:`KvmError` with EFAULT where
+        the kernel cannot reach a page that is shared by all that pyvmm knows.
         """
         raw = self.raw
         integer("GPA", gpa)

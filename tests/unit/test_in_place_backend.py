@@ -134,6 +134,8 @@ def test_a_conversion_that_cannot_be_undone_loses_the_region(
         again = kernel.convert(first, length, state)
         if list(kernel.wrong()):
             assert result == again == -errno.ENOTRECOVERABLE
+            for each in STATES:  # also of pages that the table says are so
+                assert kernel.convert(first, 1, each) == -errno.ENOTRECOVERABLE
             lost += 1
         else:
             assert (result, again) == (-errno.ENOMEM, 0)
