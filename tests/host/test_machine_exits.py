@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +15,7 @@ from pyvmm import ClosedError, ConfigurationError, Machine, PageState, Policy, R
 from pyvmm.errors import WrongTypeError
 from pyvmm.kvm.exits import IoExit, MemoryErrorExit
 from pyvmm.loop.vcpu_loop import ExitRecord
+from pyvmm.native import lib
 
 F_SEAL_FUTURE_WRITE = 0x10
 
@@ -221,6 +225,31 @@ def test_ticks_come_while_exits_are_iterated() -> None:
         machine.on_tick = machine.kick
         assert list(machine.exits(20)) == []
         assert machine.report().result is Result.INTERRUPTED
+
+
+def test_ticks_come_some_times_a_second_however_many_signals_do() -> None:
+    ticks: list[float] = []
+    thread, signals, ended = threading.get_ident(), 0, threading.Event()
+
+    def send() -> None:
+        nonlocal signals
+        while not ended.is_set():
+            signal.pthread_kill(thread, lib.loop_kick_signal())
+            signals += 1
+
+    with Machine(spin()) as machine:
+        machine.on_tick = lambda: ticks.append(time.monotonic())
+        sender = threading.Thread(target=send)
+        sender.start()
+        began = time.monotonic()
+        try:
+            assert machine.run(0.5).result is Result.DEADLINE
+        finally:
+            took = time.monotonic() - began
+            ended.set()
+            sender.join()
+    assert 1 <= len(ticks) <= took / 0.05 + 1
+    assert signals > 2 * len(ticks)
 
 
 def test_a_device_that_closes_the_machine(no_leak: None) -> None:
