@@ -51,12 +51,24 @@ def _views(platform: Platform, views: int | None) -> int:
         return 2
     if integer("views", views) not in (1, 2):
         raise ConfigurationError(f"{views} views", "a region has one or two")
+    _need_regions(platform, views, f"{views} view{'s' * (views > 1)}")
+    return views
+
+
+def _keeps(platform: Platform, views: int, contents: str) -> bool:
+    """Whether pages keep their contents; a ConfigurationError where none could."""
+    if contents not in CONTENTS:
+        raise ConfigurationError(f"contents {shown(contents)}", f"use {' or '.join(CONTENTS)}")
+    if contents == "keep":
+        _need_regions(platform, views, "contents kept")
+    return contents == "keep"
+
+
+def _need_regions(platform: Platform, views: int, thing: str) -> None:
     if not platform.regions(views):
         raise ConfigurationError(
-            f"{views} view{'s' * (views > 1)}",
-            f"the platform {platform.name} has no regions: all of its memory is RAM",
+            thing, f"the platform {platform.name} has no regions: all of its memory is RAM"
         )
-    return views
 
 
 class Machine(Closing):
@@ -117,8 +129,6 @@ class Machine(Closing):
             raise ConfigurationError(
                 f"{vcpus} vCPUs", f"the {world} {platform.name} has room for 1 to {most}"
             )
-        if contents not in CONTENTS:
-            raise ConfigurationError(f"contents {shown(contents)}", f"use {' or '.join(CONTENTS)}")
         if kvm is not None:
             need("kvm", kvm, Kvm)
         if not (isinstance(policy, Policy) or callable(policy)):
@@ -129,7 +139,7 @@ class Machine(Closing):
         self._resources: list[Closeable] = []
         self._backend, self._views = backend, _views(platform, views)
         self._irqchip = irqchip or platform.has_irqchip
-        self._keep_contents = contents == "keep"
+        self._keep_contents = _keeps(platform, self._views, contents)
         self._vcpu_count = vcpus
         self._log_capacity = log_capacity if recording else 0
         try:

@@ -155,6 +155,7 @@ def test_entry_is_an_address_and_ip_follows_cs(tmp_path: Path) -> None:
         (["--memory", "0"], "needs RAM"),
         (["--vcpus", "2"], "the platform bare has room for 1 to 1"),
         (["--views", "1"], "1 view: the platform bare has no regions: all of its memory is RAM"),
+        (["--contents", "keep"], "contents kept: the platform bare has no regions"),
         (["--append", "x"], "has no use for it"),
         (["--exit-port", "0x64"], "use another port"),
         (["--exit-port", "0xf4,qemu"], "is not PORT or PORT,status"),
