@@ -238,7 +238,10 @@ def set_memory_attributes(state: VmState, request: Any, number: int) -> str:
 
 def set_memory_attributes2(file_size: int, request: Any, number: int) -> str:
     if number == errno.ENOTTY:
-        return "this kernel's page states belong to the VM (kvm.gmem_in_place_conversion is not on)"
+        return (
+            "this kernel's page states belong to the VM: it is older than in-place conversion, or "
+            "kvm.gmem_in_place_conversion is off"
+        )
     if number == errno.EAGAIN:
         return f"somebody uses the page at offset {request.error_offset:#x} (I/O, a pipe, a pin)"
     if number != errno.EINVAL:
