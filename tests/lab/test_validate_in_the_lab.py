@@ -31,7 +31,8 @@ LONGEST_S = 1500
 # Whichever test comes first waits for the run that others share.
 pytestmark = pytest.mark.timeout(LONGEST_S + 60)
 IN_PLACE = [
-    f"in_place_{each}" for each in ("calls", "states", "host", "references", "races", "kernel")
+    f"in_place_{each}"
+    for each in ("calls", "states", "host", "references", "races", "accesses", "kernel")
 ]
 # What the default kernel has no case of, or few.
 ON_REQUEST = ("failing_allocations", "poisoned_pages")  # --debug faults

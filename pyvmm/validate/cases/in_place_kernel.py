@@ -1,8 +1,4 @@
-"""What else in the kernel uses memory that converts in place: KVM's own accesses, exits, accounts.
-
-KVM reads and writes guest memory itself, through the slot's host address: clocks, steal time,
-interrupt flags, string I/O. None of it may reach a page that is private.
-"""
+"""What else in the kernel has to do with memory that converts in place: exits, accounts."""
 
 from __future__ import annotations
 
@@ -10,20 +6,21 @@ import ctypes
 import errno
 from collections.abc import Callable
 
-from pyvmm.kvm.mapping import PROT_NONE, Mapping
-from pyvmm.native import ffi, lib
+from pyvmm.kvm.mapping import Mapping
+from pyvmm.native import lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.accounts import left_behind, lines, meminfo
 from pyvmm.validate.kit.calls import pre_fault
 from pyvmm.validate.kit.capabilities import hypercall_routine
 from pyvmm.validate.kit.case import GIB, HUGE, MIB, PAGE, case
-from pyvmm.validate.kit.check import CheckFailed, Missing, check, errno_name, expect
-from pyvmm.validate.kit.guest import Cpu, GuestVm
+from pyvmm.validate.kit.check import CheckFailed, check, errno_name, expect
+from pyvmm.validate.kit.guest import GuestVm
 from pyvmm.validate.kit.in_place import MAPPED, MMAP, InPlace, set_attributes
 from pyvmm.validate.kit.known import MMIO_THEN_PRIVATE, Known
 from pyvmm.validate.kit.memory import ATTRIBUTE
 from pyvmm.validate.kit.memory_group import MemoryGroup
 from pyvmm.validate.kit.patterns import HOST, PRIVATE
+from pyvmm.validate.kit.policy import bind_to_node_0
 from pyvmm.validate.kit.race import in_threads
 from pyvmm.validate.kit.references import Pipe
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -32,113 +29,12 @@ NEEDS = ("in_place",)
 BACKEND = "in_place"
 GPA, PAGES = 4 * GIB, 8
 SIZE = PAGES * PAGE
-PORT = 0x77
 # As many leave more than noise if each of them leaves 128 bytes.
 _THOUSANDS = 5_000
-# <asm/kvm_para.h>: the MSR, and the bits beside the address that switch it on.
-_MSRS = {
-    "clock": (0x4B564D01, 1),
-    "wall clock": (0x4B564D00, 0),
-    "async page faults": (0x4B564D02, 1),
-    "steal time": (0x4B564D03, 1),
-    "end of interrupt": (0x4B564D04, 1),
-}
 
 
 def new_memory(tools: Toolbox, cpus: int = 1, **more: int) -> InPlace:
     return InPlace(tools, tools.private_vm(cpus), GPA, SIZE, **more)
-
-
-def write_msr(cpu: Cpu, msr: int, value: int) -> bool:
-    """Let the guest write an MSR; False where it gets an exception (a triple fault)."""
-    cpu.prepare(routines.WRMSR, rcx=msr, rax=value & 0xFFFFFFFF, rdx=value >> 32)
-    return cpu.enter().reason == lib.KVM_EXIT_HLT
-
-
-@case(
-    "IP60",
-    "what KVM writes by itself does not reach a page that became private",
-    needs=NEEDS,
-    backend=BACKEND,
-    vary={"what": tuple(_MSRS)},
-)
-def written_by_kvm(tools: Toolbox, what: str) -> None:
-    memory = new_memory(tools)
-    vm, cpu = memory.vm, memory.vm.cpu
-    msr, on = _MSRS[what]
-    cpu.fill(GPA, PAGE, PRIVATE, 8)
-    memory.to_private(0, PAGE)
-    memory.to_shared(0, PAGE)
-    if not write_msr(cpu, msr, GPA | on):
-        raise Missing(f"KVM's {what} (MSR {msr:#x})")
-
-    def use() -> None:
-        """Make KVM write: by entries, and by a clock that was set."""
-        clock = ffi.new("struct kvm_clock_data *")
-        vm.vm.ioctl("KVM_GET_CLOCK", clock)
-        clock.flags = 0
-        clock.clock += 1_000_000
-        vm.vm.ioctl("KVM_SET_CLOCK", clock)
-        for _ in range(4):
-            cpu.read(0x9000)
-        write_msr(cpu, msr, GPA | on)
-
-    use()
-    cpu.fill(GPA, PAGE, PRIVATE, 8)
-    answer = memory.ask(0, PAGE, True)
-    expect(errno_name(answer.error), "success", f"a page that KVM's {what} uses, to private")
-    for attempt in range(3):
-        if attempt:
-            cpu.fill(GPA, PAGE, PRIVATE, 8)
-        use()
-        cpu.expect_filled(GPA, PAGE, PRIVATE, f"a private page that KVM's {what} is to be in", 8)
-    memory.expect_refused(0, PAGE, f"a private page that KVM's {what} is to be in")
-    memory.to_shared(0, PAGE)
-    use()
-
-
-@case(
-    "IP61",
-    "string I/O that KVM emulates reads and writes no private page",
-    needs=(*NEEDS, "native_guests"),
-    backend=BACKEND,
-    vary={"direction": ("outs", "ins"), "address": ("the mapping", "PROT_NONE")},
-)
-def string_io(tools: Toolbox, direction: str, address: str) -> None:
-    hole = tools.keep(Mapping(SIZE, protection=PROT_NONE))
-    more = {"address": hole.address} if address == "PROT_NONE" else {}
-    memory = new_memory(tools, **more)
-    cpu = memory.vm.cpu
-    secret, answer = 0xA5, b"\x3c"
-    memory.guest_fill(0, SIZE, PRIVATE)
-    cpu.write(GPA, secret, 1)
-    memory.to_private(0, 2 * PAGE)
-    if direction == "outs":
-        outcome = cpu.run(routines.OUTSB, rsi=GPA, rdx=PORT)
-    else:
-        outcome = cpu.run(routines.INSB, rdi=GPA, rdx=PORT)
-    what = f"{direction} with a private page"
-    if outcome.reason == lib.KVM_EXIT_IO:
-        run = cpu.vcpu.kvm_run
-        data = ffi.cast("char *", run) + run.io.data_offset
-        if direction == "outs":
-            # Right, if KVM can read the page itself; it must not be what the host has there.
-            expect(ffi.buffer(data, 1)[:][0], secret, f"the byte of {what}")
-            return
-        ffi.memmove(data, answer, 1)
-        cpu.keep_answer()
-        outcome = cpu.enter()
-    if outcome.reason == lib.KVM_EXIT_HLT:
-        cpu.expect_read(GPA, answer[0], f"what {what} wrote", 1)
-        return
-    reasons = (lib.KVM_EXIT_MMIO, lib.KVM_EXIT_MEMORY_FAULT, lib.KVM_EXIT_INTERNAL_ERROR)
-    check(outcome.reason in reasons, f"{what}: an exit that says nothing", str(outcome))
-    if outcome.reason == lib.KVM_EXIT_MMIO:
-        expect(int(cpu.vcpu.kvm_run.mmio.phys_addr), GPA, f"GPA of the exit of {what}")
-        cpu.answer(0)
-        cpu.enter()
-    memory.expect_guest(PAGE, SIZE - PAGE, PRIVATE, f"pages beside {what}")
-    cpu.expect_read(GPA, secret, f"the page after {what}", 1)
 
 
 @case(
@@ -226,19 +122,19 @@ def file_closed(tools: Toolbox, state: str, mapped: bool, address: str) -> None:
     memory.vm.cpu.expect_mmio(GPA, "a page of a closed file without its slot")
 
 
-# The ranges of the kernel's own test, in pages of a vCPU's part.
-_RANGES = ((0, 1), (0, 16), (1, 1), (1, 16), (16, 1))
-
-
 @case(
     "IP66",
     "vCPUs ask for conversions by hypercall, each of its part: contents stay on both sides",
     needs=(*NEEDS, "hypercall_exit"),
     backend=BACKEND,
-    combinations=({"slots": 1, "cpus": 1}, {"slots": 1, "cpus": 2}, {"slots": 3, "cpus": 2}),
+    combinations=(
+        *({"slots": 1, "cpus": cpus, "block": 16} for cpus in (1, 2)),
+        *({"slots": 3, "cpus": 2, "block": block} for block in (16, HUGE // PAGE)),
+    ),
 )
-def by_hypercall(tools: Toolbox, slots: int, cpus: int) -> None:
-    pages = 18
+def by_hypercall(tools: Toolbox, slots: int, cpus: int, block: int) -> None:
+    """The ranges are those of the kernel's own test, whose block is 2 MiB."""
+    pages = block + 2
     vm = tools.private_vm(cpus)
     call = hypercall_routine(vm)
     assert call is not None
@@ -266,7 +162,7 @@ def by_hypercall(tools: Toolbox, slots: int, cpus: int) -> None:
 
     def work(cpu: int) -> None:
         start = cpu * pages * PAGE
-        for first, count in _RANGES:
+        for first, count in ((0, 1), (0, block), (1, 1), (1, block), (block, 1)):
             offset, size = start + first * PAGE, count * PAGE
             memory.expect_states_of(offset, size, False, "before a hypercall")
             memory.guest_fill(offset, size, guest_tag + cpu, cpu)
@@ -306,6 +202,11 @@ def used_once(tools: Toolbox) -> None:
         ("a conversion to shared", lambda: memory.to_shared(0, size), 0),
         ("a punch of shared pages", lambda: memory.punch(0, size), -size),
         ("a conversion of pages that are not there", lambda: memory.to_private(0, size), 0),
+        (
+            "a host that tries to read private pages that are not there",
+            lambda: memory.expect_refused(0, size, "private pages that are not there"),
+            0,
+        ),
         ("allocating private pages", lambda: memory.allocate(0, size), size),
         ("a punch of private pages", lambda: memory.punch(0, size), -size),
     ):
@@ -441,7 +342,7 @@ def small_pages(tools: Toolbox) -> None:
     "conversions by the thousand, refused or not, and files with states leave nothing",
     needs=NEEDS,
     backend=BACKEND,
-    vary={"what": ("refused conversions", "conversions", "closed files")},
+    vary={"what": ("refused conversions", "conversions", "closed files", "files with a policy")},
     alone=True,
 )
 def by_the_thousand(tools: Toolbox, what: str) -> None:
@@ -458,11 +359,15 @@ def by_the_thousand(tools: Toolbox, what: str) -> None:
     def close() -> None:
         with memory.vm.vm.create_guest_memfd(SIZE, MAPPED) as file:
             answer = set_attributes(file.fileno(), PAGE, 2 * PAGE, ATTRIBUTE)
+            if what == "files with a policy":
+                with file.map() as mapping:
+                    for page in (1, 3, 5, 7):  # each is a node in the file's tree of policies
+                        bind_to_node_0(mapping.address + page * PAGE, PAGE)
         expect(errno_name(answer.error), wanted, "errno of a conversion in one of many files")
 
     def work() -> None:
         for _ in range(_THOUSANDS):
-            if what == "closed files":
+            if "files" in what:
                 close()
             else:
                 convert()
