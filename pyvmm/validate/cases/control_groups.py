@@ -97,16 +97,22 @@ def over_the_limit(tools: Toolbox, by: str) -> None:
     "pages that convert in place are charged once, whatever their state, until they are punched",
     needs=("in_place",),
     backend="in_place",
+    vary={"made_by": ("fallocate", "host", "guest")},
     alone=True,
 )
-def charged_once(tools: Toolbox) -> None:
+def charged_once(tools: Toolbox, made_by: str) -> None:
     charges = []
     with MemoryGroup() as group:
         memory = InPlace(tools, tools.private_vm(), 4 * GIB, SIZE)
+        made: dict[str, Callable[[], object]] = {
+            "fallocate": lambda: memory.allocate(0, SIZE),
+            "host": lambda: [memory.host.write(at, b"x") for at in range(0, SIZE, PAGE)],
+            "guest": lambda: memory.vm.cpu.fill(4 * GIB, SIZE, 1, PAGE),
+        }
         with group.joined():
             before = group.current
             steps: tuple[Callable[[], object], ...] = (
-                lambda: memory.allocate(0, SIZE),
+                made[made_by],
                 lambda: memory.to_private(0, SIZE),
                 lambda: memory.guest_fill(0, SIZE, 1),
                 lambda: memory.to_shared(0, SIZE),

@@ -22,6 +22,7 @@ from pyvmm.validate.kit.capabilities import missing
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import Missing, check, errno_name, errno_of, expect, expect_errno
 from pyvmm.validate.kit.memory import touch
+from pyvmm.validate.kit.policy import bind_to_node_0, node_of
 from pyvmm.validate.kit.toolbox import Toolbox
 
 MMAP: int = lib.GUEST_MEMFD_FLAG_MMAP
@@ -34,7 +35,6 @@ _LONG = 256 << 20
 _ATTEMPTS, _IN_VAIN = 5, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_MBIND, _GET_MEMPOLICY = 237, 239  # <asm/unistd_64.h>
 
 
 def a_file(tools: Toolbox, vm_type: int = 0, flags: int = 0, size: int = SIZE) -> GuestMemfd:
@@ -219,7 +219,7 @@ def no_mmap(tools: Toolbox, vm_type: int) -> None:
 )
 def policy(tools: Toolbox, vm_type: int) -> None:
     with mapped(tools, a_file(tools, vm_type, MMAP | INIT_SHARED)) as mapping:
-        bind_to_node_0(mapping)
+        bind_to_node_0(mapping.address, mapping.size)
 
 
 @case(
@@ -229,28 +229,10 @@ def policy(tools: Toolbox, vm_type: int) -> None:
     vary={"vm_type": _TYPES},
 )
 def placement(tools: Toolbox, vm_type: int) -> None:
-    node_of_address = 3  # MPOL_F_NODE | MPOL_F_ADDR
-    node = ctypes.c_int(-1)
     with mapped(tools, a_file(tools, vm_type, MMAP | INIT_SHARED)) as mapping:
-        bind_to_node_0(mapping)
+        bind_to_node_0(mapping.address, mapping.size)
         mapping.view[:PAGE] = b"x" * PAGE
-        address = ctypes.c_void_p(mapping.address)
-        failed = _libc.syscall(
-            _GET_MEMPOLICY, ctypes.byref(node), None, 0, address, node_of_address
-        )
-        expect((failed, node.value), (0, 0), "result and node of a page")
-
-
-def bind_to_node_0(mapping: Mapping) -> None:
-    """mbind(2) to the node that is there on every machine."""
-    bind, nodes = 2, (ctypes.c_ulong * 16)(1)
-    address, size = ctypes.c_void_p(mapping.address), ctypes.c_ulong(mapping.size)
-    if _libc.syscall(_MBIND, address, size, bind, nodes, 65, 0) == 0:
-        return
-    error = ctypes.get_errno()
-    if error == errno.ENOSYS:
-        raise Missing("memory policies (CONFIG_NUMA)")
-    expect(errno.errorcode.get(error), None, "errno of mbind of a guest_memfd")
+        expect(node_of(mapping.address), 0, "node of a page")
 
 
 @case(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
 from pyvmm.kvm.ioctls import IOCTLS, iow, iowr
 from pyvmm.kvm.mapping import Mapping
@@ -33,7 +34,7 @@ from pyvmm.validate.kit.in_place import (
     set_attributes,
 )
 from pyvmm.validate.kit.memory import ATTRIBUTE
-from pyvmm.validate.kit.patterns import HOST
+from pyvmm.validate.kit.patterns import HOST, PRIVATE
 from pyvmm.validate.kit.toolbox import Toolbox
 
 NEEDS = ("in_place",)
@@ -44,6 +45,9 @@ TOP, ALL = 1 << 63, (1 << 64) - 1
 EINVAL, EFAULT, ENOTTY = errno.EINVAL, errno.EFAULT, errno.ENOTTY
 # The 64-bit words of a request.
 _FIELDS = ("offset", "size", "attributes", "flags", "error_offset")
+
+
+_PARAMETER = Path("/sys/module/kvm/parameters/gmem_in_place_conversion")
 
 
 def new_memory(tools: Toolbox, **more: int) -> InPlace:
@@ -70,10 +74,16 @@ def capabilities(tools: Toolbox) -> None:
         expect(seen, 0, f"KVM_CAP_MEMORY_ATTRIBUTES of {who}")
         seen = ask.check_extension(lib.KVM_CAP_GUEST_MEMFD_FLAGS) & MAPPED
         expect(seen, MAPPED, f"MMAP and INIT_SHARED in KVM_CAP_GUEST_MEMFD_FLAGS of {who}")
+        for name in ("USER_MEMORY2", "MEMORY_FAULT_INFO", "GUEST_MEMFD"):
+            seen = ask.check_extension(getattr(lib, f"KVM_CAP_{name}"))
+            expect(seen, 1, f"KVM_CAP_{name} of {who}")
 
     def set_private() -> None:
         private.set_memory_attributes(GPA, PAGE, ATTRIBUTE)
 
+    if _PARAMETER.exists():  # it is compiled in only beside the VM's own attributes
+        mode = _PARAMETER.stat().st_mode & 0o777
+        expect(f"{mode:o}", "444", f"mode of {_PARAMETER}, which no running VM could follow")
     # Compiled in it refuses the attribute; otherwise there is no such ioctl.
     expect_errno(set_private, (EINVAL, ENOTTY), "KVM_SET_MEMORY_ATTRIBUTES, PRIVATE, on the VM")
 
@@ -234,6 +244,24 @@ def default_vm(tools: Toolbox, flags: int) -> None:
     if flags == MAPPED:
         host = tools.keep(HostView(tools.keep(file.map()).address))
         check(host.write(0, b"x"), "a default VM's file cannot be written to any more")
+
+
+@case(
+    "IP78",
+    "a default VM's slot takes its pages from the file, whatever the file's flags",
+    needs=NEEDS,
+    backend=BACKEND,
+    vary={"flags": (0, INIT_SHARED, MMAP, MAPPED)},
+)
+def slot_of_a_default_vm(tools: Toolbox, flags: int) -> None:
+    vm, other = tools.vm(), tools.keep(Mapping(SIZE))
+    memory = InPlace(tools, vm, GPA, SIZE, flags=flags, address=other.address)
+    memory.expect_guest_zero(0, SIZE, "new pages of a default VM's file")
+    memory.guest_fill(0, SIZE, PRIVATE)
+    memory.expect_guest(0, SIZE, PRIVATE, "pages of a default VM's file")
+    check(not any(other.view), "a default VM writes to the host memory of a slot with a file")
+    memory.punch(0, SIZE)
+    memory.expect_guest_zero(0, SIZE, "punched pages of a default VM's file")
 
 
 @case(

@@ -23,6 +23,13 @@ from pyvmm.validate.kit.check import Missing, check, errno_name, expect
 from pyvmm.validate.kit.in_place import MAPPED, MMAP, Flips, HostView, InPlace
 from pyvmm.validate.kit.memory import ATTRIBUTE, touch
 from pyvmm.validate.kit.patterns import HOST, PRIVATE
+from pyvmm.validate.kit.policy import (
+    MPOL_BIND,
+    MPOL_DEFAULT,
+    bind_to_node_0,
+    mode_of,
+    node_of,
+)
 from pyvmm.validate.kit.references import OwnMemory, Pipe, of_process
 from pyvmm.validate.kit.toolbox import Toolbox
 
@@ -32,7 +39,7 @@ GPA, PAGES = 4 * GIB, 8
 SIZE = PAGES * PAGE
 SIGBUS = 7
 _libc = ctypes.CDLL(None, use_errno=True)
-_MBIND, _GET_MEMPOLICY = 237, 239  # <asm/unistd_64.h>
+_MOVE = 3  # MREMAP_MAYMOVE | MREMAP_FIXED
 _MADV_POPULATE_WRITE = 23
 
 
@@ -167,7 +174,9 @@ def other_process(tools: Toolbox, process: str) -> None:
 
             def readable() -> list[bool]:
                 ours.send(b"?")
-                return [bool(each) for each in ours.recv(PAGES)]
+                told = ours.recv(PAGES)
+                check(2 not in told, f"a page that a process ({process}) can only read, or write")
+                return [bool(each) for each in told]
 
             expect(readable(), [True] * PAGES, f"pages that a process ({process}) can read")
             memory.to_private(0, 6 * PAGE)
@@ -197,12 +206,11 @@ def _answer(theirs: socket.socket, memory: InPlace, process: str) -> None:
         if request == b"?":
             # Writing what was read: the page is mapped for both afterwards.
             pages = [view.read(page * PAGE, 8) for page in range(PAGES)]
-            theirs.send(
-                bytes(
-                    data is not None and view.write(page * PAGE, data)
-                    for page, data in enumerate(pages)
-                )
-            )
+            written = [
+                view.write(page * PAGE, data or b"not read") for page, data in enumerate(pages)
+            ]
+            readable = [data is not None for data in pages]
+            theirs.send(bytes(readable if readable == written else [2] * PAGES))
         else:
             theirs.send(view.read(0, 8) or bytes(8))
 
@@ -247,14 +255,13 @@ def several_mappings(tools: Toolbox, file_offset: int) -> None:
 
 @case(
     "IP34",
-    "mprotect, mremap and a new mapping open no private page",
+    "mprotect, mremap and a new mapping open no private page, and are allowed",
     needs=NEEDS,
     backend=BACKEND,
 )
 def protections(tools: Toolbox) -> None:
     memory = new_memory(tools)
     assert memory.mapping is not None
-    pointer = memory.mapping.pointer
 
     def protect(protection: int) -> None:
         failed = _libc.mprotect(
@@ -274,7 +281,23 @@ def protections(tools: Toolbox) -> None:
     again = tools.keep(HostView(tools.keep(memory.file.map()).address))
     check(again.read(PAGE, 8) is None, "a new mapping shows a page that is private")
     check(again.word(4 * PAGE) == HOST + GPA + 4 * PAGE, "a new mapping shows other contents")
-    del pointer
+    _moved_and_grown(tools, memory)
+
+
+def _moved_and_grown(tools: Toolbox, memory: InPlace) -> None:
+    """Pages 0 to 3 are private."""
+    small, there = memory.file.map(0, 2 * PAGE), tools.keep(Mapping(SIZE, protection=PROT_NONE))
+    _libc.mremap.restype = ctypes.c_void_p
+    old, new = ctypes.c_void_p(small.address), ctypes.c_void_p(there.address)
+    moved = _libc.mremap(old, ctypes.c_size_t(2 * PAGE), ctypes.c_size_t(SIZE), _MOVE, new)
+    check(moved == there.address, f"mremap of a mapping: {errno_name(ctypes.get_errno())}")
+    view = tools.keep(HostView(there.address))
+    for private, convert in ((4, memory.to_private), (8, memory.to_private), (0, memory.to_shared)):
+        convert(0, (private or PAGES) * PAGE)
+        for page in range(PAGES):
+            right = HOST + GPA + page * PAGE if page >= private else None
+            what = f"page {page} of a mapping that was moved, with {private} private"
+            expect(view.word(page * PAGE), right, what)
 
 
 _ADVICE = {
@@ -371,12 +394,7 @@ def _page_map(address: int, size: int = SIZE, pid: int | str = "self") -> list[i
 )
 def policy(tools: Toolbox) -> None:
     memory = new_memory(tools)
-    bind, nodes = 2, (ctypes.c_ulong * 16)(1)
-    address, size = ctypes.c_void_p(memory.address), ctypes.c_ulong(SIZE)
-    if _libc.syscall(_MBIND, address, size, bind, nodes, 65, 0):
-        if ctypes.get_errno() == errno.ENOSYS:
-            raise Missing("memory policies (CONFIG_NUMA)")
-        raise AssertionError(errno_name(ctypes.get_errno()))
+    bind_to_node_0(memory.address + 3 * PAGE, 2 * PAGE)
 
     def frames() -> list[int]:
         return [entry & (1 << 55) - 1 for entry in _page_map(memory.address)]
@@ -390,12 +408,13 @@ def policy(tools: Toolbox) -> None:
         memory.to_shared(0, SIZE)
         memory.expect_host(0, SIZE, HOST, "shared pages with a memory policy")
     check(frames() == before, "a page moved when it was converted")
-    policy_, node = ctypes.c_int(-1), 3  # MPOL_F_NODE | MPOL_F_ADDR
-    failed = _libc.syscall(_GET_MEMPOLICY, ctypes.byref(policy_), None, 0, address, node)
-    expect((failed, policy_.value), (0, 0), "result and node of a page that was converted")
-    mode = ctypes.c_int(-1)
-    failed = _libc.syscall(_GET_MEMPOLICY, ctypes.byref(mode), None, 0, address, 2)
-    expect((failed, mode.value), (0, bind), "result and policy of a mapping after conversions")
+    expect(node_of(memory.address), 0, "node of a page that was converted")
+    tail = tools.keep(memory.file.map(3 * PAGE, SIZE - 3 * PAGE))
+    for start, address in ((0, memory.address), (3, tail.address)):
+        for page in range(start, PAGES):
+            right = MPOL_BIND if page in (3, 4) else MPOL_DEFAULT
+            seen = mode_of(address + (page - start) * PAGE)
+            expect(seen, right, f"policy of page {page} in a mapping from page {start} on")
 
 
 @case(
@@ -419,6 +438,13 @@ def others_stay(tools: Toolbox) -> None:
             check(not gone, f"{what} unmaps other pages from the host, too", f"{gone} pages")
             left = sum(is_there > right for right, is_there in zip(wanted, seen, strict=True))
             check(not left, f"{what} leaves pages of its range to the host", f"{left} pages")
+        memory.fill(0, SIZE, HOST)
+        memory.to_private(first * PAGE, count * PAGE)
+        memory.to_shared(0, SIZE)
+        seen = [bool(entry >> 63) for entry in _page_map(memory.address)]
+        expect(
+            seen, wanted, "pages that the host has when what was private became shared with them"
+        )
 
 
 @case(
