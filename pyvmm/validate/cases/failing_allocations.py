@@ -21,7 +21,7 @@ from pyvmm.validate.kit.accounts import left_behind, lines, open_vms
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, check, errno_name, expect
 from pyvmm.validate.kit.failing_allocations import Attempt, FailingAllocations
-from pyvmm.validate.kit.in_place import InPlace
+from pyvmm.validate.kit.in_place import MAPPED, Answer, InPlace
 from pyvmm.validate.kit.memory import STRIDE, Memory
 from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -134,6 +134,10 @@ def _pre_fault(tools: Toolbox) -> Life:
 def _run(tools: Toolbox) -> Life:
     memory = tools.memory(tools.private_vm(), GPA, SIZE)
     memory.set_private(0, SIZE)
+    yield from _run_in(memory)
+
+
+def _run_in(memory: Memory | InPlace) -> Life:
     cpu = memory.vm.cpu
     cpu.read(0, what="before an allocation fails")
     cpu.prepare(
@@ -156,14 +160,41 @@ def _convert_in_place(tools: Toolbox) -> Life:
     memory.guest_fill(0, SIZE, PRIVATE)
 
     def convert() -> None:
-        if error := memory.ask(PAGE, 3 * PAGE, True).error:
-            raise OSError(error, "KVM_SET_MEMORY_ATTRIBUTES2")
+        answer = memory.ask(PAGE, 3 * PAGE, True)
+        if answer.error:
+            where = "error_offset of a conversion for which there is no memory"
+            expect(answer, Answer(errno.ENOMEM, PAGE), where)
+            raise OSError(answer.error, "KVM_SET_MEMORY_ATTRIBUTES2")
 
     if (yield convert):
         memory.expect_states_of(0, SIZE, False, "a conversion that failed")
         convert()
     memory.expect_states_of(PAGE, 3 * PAGE, True, "a conversion")
     memory.expect_guest(0, SIZE, PRIVATE, "contents after a conversion")
+
+
+def _create_file_in_place(tools: Toolbox) -> Life:
+    vm = tools.private_vm()
+
+    def create() -> None:
+        tools.keep(vm.vm.create_guest_memfd(SIZE, MAPPED))
+
+    if (yield create):
+        create()
+
+
+def _create_slot_in_place(tools: Toolbox) -> Life:
+    memory = InPlace(tools, tools.private_vm(), GPA, SIZE)
+    memory.delete()
+    if (yield memory.create):
+        memory.create()
+    memory.guest_fill(0, SIZE, PRIVATE)
+
+
+def _run_in_place(tools: Toolbox) -> Life:
+    memory = InPlace(tools, tools.private_vm(), GPA, SIZE)
+    memory.to_private(0, SIZE // 2)
+    yield from _run_in(memory)
 
 
 def _use(memory: Memory) -> None:
@@ -183,9 +214,13 @@ LIVES: dict[str, Callable[[Toolbox], Life]] = {
     "allocating": _allocate,
     "KVM_PRE_FAULT_MEMORY": _pre_fault,
     "KVM_RUN": _run,
-    "KVM_SET_MEMORY_ATTRIBUTES2": _convert_in_place,
 }
-_OF_IN_PLACE = "KVM_SET_MEMORY_ATTRIBUTES2"
+IN_PLACE: dict[str, Callable[[Toolbox], Life]] = {
+    "KVM_SET_MEMORY_ATTRIBUTES2": _convert_in_place,
+    "KVM_CREATE_GUEST_MEMFD": _create_file_in_place,
+    "making a slot": _create_slot_in_place,
+    "KVM_RUN": _run_in_place,
+}
 
 
 @case(
@@ -193,29 +228,31 @@ _OF_IN_PLACE = "KVM_SET_MEMORY_ATTRIBUTES2"
     "whichever allocation of a call fails: the call did nothing, works again, and nothing is left",
     needs=("private_memory",),
     backend="guest_memfd",
-    vary={"of": tuple(name for name in LIVES if name != _OF_IN_PLACE)},
+    vary={"of": tuple(LIVES)},
     alone=True,
     deadline_s=_DEADLINE_S,
 )
 def each_allocation(tools: Toolbox, of: str) -> None:
-    _each_allocation(tools, of)
+    _each_allocation(tools, of, LIVES[of])
 
 
 @case(
     "FA2",
-    "whichever allocation of a conversion in place fails: no state has changed, nothing is left",
+    "whichever allocation of a call in place fails: no state has changed, nothing is left",
     needs=("in_place",),
     backend="in_place",
+    vary={"of": tuple(IN_PLACE)},
     alone=True,
     deadline_s=_DEADLINE_S,
 )
-def each_allocation_in_place(tools: Toolbox) -> None:
-    _each_allocation(tools, _OF_IN_PLACE)
+def each_allocation_in_place(tools: Toolbox, of: str) -> None:
+    _each_allocation(tools, of, IN_PLACE[of])
 
 
-def _each_allocation(tools: Toolbox, of: str) -> None:
+def _each_allocation(tools: Toolbox, of: str, life: Callable[[Toolbox], Life]) -> None:
     failing = tools.keep(FailingAllocations())
-    _live(of, partial(failing.attempt, 1 << 30), "")  # what a kernel does once in its life is done
+    live = partial(_live, of, life)
+    live(partial(failing.attempt, 1 << 30), "")  # what a kernel does once in its life is done
     counts = []
 
     def sweep() -> None:
@@ -227,7 +264,7 @@ def _each_allocation(tools: Toolbox, of: str) -> None:
             (f"all slabs behind {size} bytes", partial(failing.attempt_within, size))
             for size in _sizes()
         )
-        failures = [_until_none_fails(tools, of, ways) for ways in (each, behind)]
+        failures = [_until_none_fails(tools, live, ways) for ways in (each, behind)]
         counts.append((*map(len, failures), sum(map(sum, failures))))
 
     grown = left_behind(sweep, lines(), lambda line: line.noise, _ATTEMPTS)
@@ -243,11 +280,13 @@ def _each_allocation(tools: Toolbox, of: str) -> None:
         )
 
 
-def _until_none_fails(tools: Toolbox, of: str, ways: Iterable[tuple[str, Failing]]) -> list[bool]:
+def _until_none_fails(
+    tools: Toolbox, live: Callable[[Failing, str], Attempt], ways: Iterable[tuple[str, Failing]]
+) -> list[bool]:
     """A life for each way, until no allocation fails; whether the call did."""
     failures = []
     for detail, failing in ways:
-        attempt = _live(of, failing, detail)
+        attempt = live(failing, detail)
         tools.beat()
         if not attempt.is_reached:
             break
@@ -263,11 +302,11 @@ def _sizes() -> Iterator[int]:
         size += max(64, size // 16)
 
 
-def _live(of: str, failing: Failing, detail: str) -> Attempt:
+def _live(of: str, of_a_vm: Callable[[Toolbox], Life], failing: Failing, detail: str) -> Attempt:
     """One life, whose call is made by ``failing``, so that allocations fail."""
     before = open_vms()
     with Toolbox("") as own:
-        life = LIVES[of](own)
+        life = of_a_vm(own)
         attempt = failing(next(life))
         seen = errno_name(attempt.error)
         check(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pyvmm.native import lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, PAGE, case
-from pyvmm.validate.kit.check import EHWPOISON, expect, expect_errno
-from pyvmm.validate.kit.guest import Fault
+from pyvmm.validate.kit.check import EHWPOISON, check, expect, expect_errno
+from pyvmm.validate.kit.guest import Cpu, Fault
+from pyvmm.validate.kit.in_place import InPlace
 from pyvmm.validate.kit.patterns import PRIVATE, SHARED
 from pyvmm.validate.kit.poison import Poison
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -36,16 +37,7 @@ def poisoned(tools: Toolbox, by: str) -> None:
     else:
         poison.page_of(lambda: memory.allocate(BAD, PAGE))
 
-    def expect_poisoned(what: str) -> None:
-        for routine in (routines.READ[8], routines.WRITE[8]):
-            outcome = cpu.run(routine, rdi=GPA + BAD + 8)
-            expect(
-                (outcome.error, outcome.reason, outcome.fault),
-                (EHWPOISON, lib.KVM_EXIT_MEMORY_FAULT, Fault(_PRIVATE_EXIT, GPA + BAD, PAGE)),
-                f"errno, reason and fault of a guest's access to {what}",
-            )
-
-    expect_poisoned("a poisoned page")
+    _expect_poisoned(cpu, "a poisoned page")
     memory.expect_guest(0, BAD, PRIVATE, "pages before a poisoned one")
     rest = BAD + PAGE
     memory.expect_guest(rest, SIZE - rest, PRIVATE, "pages behind a poisoned one")
@@ -54,7 +46,7 @@ def poisoned(tools: Toolbox, by: str) -> None:
     memory.fill(BAD, PAGE, SHARED)
     memory.expect_guest(BAD, PAGE, SHARED, "the shared side of a poisoned page")
     memory.set_private(BAD, PAGE)
-    expect_poisoned("a poisoned page that was shared meanwhile")
+    _expect_poisoned(cpu, "a poisoned page that was shared meanwhile")
 
     memory.punch(BAD, PAGE)
     memory.expect_guest_zero(BAD, PAGE, "a page whose poisoned memory was punched")
@@ -107,3 +99,38 @@ def closed(tools: Toolbox, first: str) -> None:
     again.expect_guest_zero(0, SIZE, "a new file after one with a poisoned page")
     again.guest_fill(0, SIZE, PRIVATE)
     again.expect_guest(0, SIZE, PRIVATE, "what a guest wrote to it")
+
+
+@case(
+    "PP4",
+    "a private page that fails where pages convert in place exits as private, until it is punched",
+    needs=("in_place",),
+    backend="in_place",
+    alone=True,
+)
+def poisoned_in_place(tools: Toolbox) -> None:
+    memory = InPlace(tools, tools.private_vm(), GPA, SIZE)
+    memory.to_private(0, SIZE)
+    memory.guest_fill(0, BAD, PRIVATE)
+    memory.guest_fill(BAD + PAGE, SIZE - BAD - PAGE, PRIVATE)
+    poison = tools.keep(Poison(memory.file.fileno()))
+    poison.page_of(lambda: memory.guest_fill(BAD, PAGE, PRIVATE))
+    _expect_poisoned(memory.vm.cpu, "a poisoned page that is private")
+    memory.to_shared(0, SIZE)
+    check(memory.host.read(BAD, 8) is None, "the host can read a poisoned page")
+    memory.expect_host(0, BAD, PRIVATE, "shared pages before a poisoned one")
+    rest = BAD + PAGE
+    memory.expect_host(rest, SIZE - rest, PRIVATE, "shared pages behind a poisoned one")
+    memory.punch(BAD, PAGE)
+    memory.to_private(0, SIZE)
+    memory.expect_guest_zero(BAD, PAGE, "a page whose poisoned memory was punched")
+
+
+def _expect_poisoned(cpu: Cpu, what: str) -> None:
+    for routine in (routines.READ[8], routines.WRITE[8]):
+        outcome = cpu.run(routine, rdi=GPA + BAD + 8)
+        expect(
+            (outcome.error, outcome.reason, outcome.fault),
+            (EHWPOISON, lib.KVM_EXIT_MEMORY_FAULT, Fault(_PRIVATE_EXIT, GPA + BAD, PAGE)),
+            f"errno, reason and fault of a guest's access to {what}",
+        )
