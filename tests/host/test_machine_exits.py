@@ -233,7 +233,7 @@ def test_ticks_come_some_times_a_second_however_many_signals_do() -> None:
 
     def send() -> None:
         nonlocal signals
-        while not ended.is_set():
+        while not ended.wait(0.001):  # more would wait in a queue that has an end
             signal.pthread_kill(thread, lib.loop_kick_signal())
             signals += 1
 
