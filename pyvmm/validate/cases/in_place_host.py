@@ -461,7 +461,7 @@ def made_meanwhile(tools: Toolbox) -> None:
     flips = Flips(memory, order=(0, ATTRIBUTE))
     left = busy = 0
     with RepeatedBeside(lambda: _libc.madvise(address, length, _MADV_POPULATE_WRITE)) as host:
-        for _ in tools.enough(3000, 3.0):
+        for _ in tools.enough(1500, 12.0):
             before = host.made
             flips.errors.clear()
             flips(range(tools.random.randrange(200)))

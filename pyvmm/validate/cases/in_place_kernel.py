@@ -344,6 +344,7 @@ def small_pages(tools: Toolbox) -> None:
     backend=BACKEND,
     vary={"what": ("refused conversions", "conversions", "closed files", "files with a policy")},
     alone=True,
+    deadline_s=240.0,
 )
 def by_the_thousand(tools: Toolbox, what: str) -> None:
     """What one of them leaves is too little to show: a node of the tree of states."""
