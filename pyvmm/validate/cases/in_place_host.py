@@ -39,6 +39,8 @@ GPA, PAGES = 4 * GIB, 8
 SIZE = PAGES * PAGE
 SIGBUS = 7
 _libc = ctypes.CDLL(None, use_errno=True)
+# So often a call must have ended during a conversion, for one to have been at the right place.
+_MEETINGS = 300
 _MOVE = 3  # MREMAP_MAYMOVE | MREMAP_FIXED
 _MADV_POPULATE_WRITE = 23
 
@@ -453,6 +455,7 @@ def others_stay(tools: Toolbox) -> None:
     needs=(*NEEDS, "two_cpus"),
     backend=BACKEND,
     alone=True,
+    deadline_s=120.0,
 )
 def made_meanwhile(tools: Toolbox) -> None:
     """A fault that has looked at the state and has no page yet has nothing that is in use."""
@@ -461,7 +464,9 @@ def made_meanwhile(tools: Toolbox) -> None:
     flips = Flips(memory, order=(0, ATTRIBUTE))
     left = busy = 0
     with RepeatedBeside(lambda: _libc.madvise(address, length, _MADV_POPULATE_WRITE)) as host:
-        for _ in tools.enough(1500, 12.0):
+        for _ in tools.enough(10_000, 40.0):
+            if tools.races >= _MEETINGS:
+                break
             before = host.made
             flips.errors.clear()
             flips(range(tools.random.randrange(200)))
