@@ -55,11 +55,11 @@ def _create_vcpu(tools: Toolbox) -> Life:
         create()
 
 
-def _create_file(tools: Toolbox) -> Life:
+def _create_file(tools: Toolbox, flags: int = 0) -> Life:
     vm = tools.private_vm()
 
     def create() -> None:
-        tools.keep(vm.vm.create_guest_memfd(SIZE))
+        tools.keep(vm.vm.create_guest_memfd(SIZE, flags))
 
     if (yield create):
         create()
@@ -173,16 +173,6 @@ def _convert_in_place(tools: Toolbox) -> Life:
     memory.expect_guest(0, SIZE, PRIVATE, "contents after a conversion")
 
 
-def _create_file_in_place(tools: Toolbox) -> Life:
-    vm = tools.private_vm()
-
-    def create() -> None:
-        tools.keep(vm.vm.create_guest_memfd(SIZE, MAPPED))
-
-    if (yield create):
-        create()
-
-
 def _create_slot_in_place(tools: Toolbox) -> Life:
     memory = InPlace(tools, tools.private_vm(), GPA, SIZE)
     memory.delete()
@@ -217,7 +207,7 @@ LIVES: dict[str, Callable[[Toolbox], Life]] = {
 }
 IN_PLACE: dict[str, Callable[[Toolbox], Life]] = {
     "KVM_SET_MEMORY_ATTRIBUTES2": _convert_in_place,
-    "KVM_CREATE_GUEST_MEMFD": _create_file_in_place,
+    "KVM_CREATE_GUEST_MEMFD": partial(_create_file, flags=MAPPED),
     "making a slot": _create_slot_in_place,
     "KVM_RUN": _run_in_place,
 }

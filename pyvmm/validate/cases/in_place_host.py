@@ -287,7 +287,7 @@ def protections(tools: Toolbox) -> None:
 
 
 def _moved_and_grown(tools: Toolbox, memory: InPlace) -> None:
-    """Pages 0 to 3 are private."""
+    """Pages 0 to 3 are private. Where ``small`` was nothing is left to be closed."""
     small, there = memory.file.map(0, 2 * PAGE), tools.keep(Mapping(SIZE, protection=PROT_NONE))
     _libc.mremap.restype = ctypes.c_void_p
     old, new = ctypes.c_void_p(small.address), ctypes.c_void_p(there.address)
