@@ -115,7 +115,7 @@ struct vcpu_loop {
 	struct histogram exit_latency; /* from KVM_RUN's return to the next call */
 	struct histogram conversion_latency; /* of one conversion, of however many pages */
 
-	/* Private to vcpu_loop.c and ticks.c. */
+	/* Written by vcpu_loop.c and ticks.c only; Python reads thread and timer_thread. */
 	int kick_requested;
 	bool running; /* somebody is in loop_run() */
 	pid_t thread; /* the last one in loop_run(), or 0 */

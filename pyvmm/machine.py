@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import NoReturn, SupportsIndex
@@ -356,6 +357,21 @@ class Machine(Closing):
             raise ConfigurationError("answer", f"vCPU {index} does not wait for a value")
         element = number("answer", value, 0, (1 << 8 * size) - 1).to_bytes(size, "little")
         buffer[:] = element * (len(buffer) // size)
+
+    def calling_vcpu(self) -> Vcpu:
+        """For a device that is called: the vCPU whose access it is.
+
+        Raises :class:`ConfigurationError` in a thread that runs no vCPU of this machine.
+        """
+        here = threading.get_native_id()
+        for loop in self.loops:
+            if loop.raw.thread == here:
+                return loop.vcpu
+        raise ConfigurationError(
+            "calling_vcpu()",
+            "this thread runs no vCPU of the machine",
+            "ask while a device is called",
+        )
 
     def kick(self) -> None:
         """End the run, from any thread; the result is then "interrupted"."""

@@ -38,6 +38,7 @@ struct vcpu_loop {
 	uint64_t kicks;
 	uint64_t kick_sent_ns;
 	uint64_t kick_seen_ns;
+	int thread;
 	int timer_thread;
 	struct exit_log log;
 	struct exit_times times[...];

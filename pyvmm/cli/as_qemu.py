@@ -60,6 +60,7 @@ _MACHINE = (
     "pc",
     "pit=on",
     "pit=off",
+    "vmport=on",
     "vmport=off",
     "kernel_irqchip=on",
     "kernel-irqchip=on",
@@ -77,6 +78,7 @@ class Request:
         default_factory=lambda: PlatformOptions(platform="multiboot", memory=128)
     )
     cpu: CpuModel = field(default_factory=CpuModel)
+    has_vmware_port: bool = True
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -154,6 +156,8 @@ def _machine(request: Request, value: str) -> Request:
     for part in value.split(","):
         if part.removeprefix("type=") not in _MACHINE:
             raise ConfigurationError(f"-machine {value}", f"pyvmm has no {part}")
+        if part.startswith("vmport="):
+            request = replace(request, has_vmware_port=part == "vmport=on")
     return request
 
 
@@ -179,7 +183,12 @@ def run(request: Request) -> RunReport:
     from pyvmm.machine import Machine
 
     data = read_guest_file(Path(request.kernel))
-    platform = Multiboot(request.options, cpu=request.cpu, show=_show)
+    platform = Multiboot(
+        request.options,
+        cpu=request.cpu,
+        show=_show,
+        has_vmware_port=request.has_vmware_port,
+    )
     image = platform.image(request.kernel, data)
     with Machine(image, platform=platform, vcpus=request.vcpus, recording=False) as machine:
 

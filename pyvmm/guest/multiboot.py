@@ -1,8 +1,9 @@
 """Multiboot: a 32-bit guest that a boot loader such as GRUB would start, on a small PC.
 
 RAM from 0, in-kernel interrupt controllers and timer, ACPI tables, COM1, RTC, HPET, the debug exit
-port, QEMU's firmware configuration and kvm-unit-tests' test device; no PCI. vCPU 0 starts in flat
-protected mode; the others wait for INIT and a start-up interrupt, as behind every LAPIC.
+port, QEMU's firmware configuration, VMware's port and kvm-unit-tests' test device; no PCI. vCPU 0
+starts in flat protected mode; the others wait for INIT and a start-up interrupt, as behind every
+LAPIC.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from pyvmm.devices import hpet
+from pyvmm.devices import hpet, vmware_port
 from pyvmm.devices.bus import PORTS
 from pyvmm.devices.debug_exit import DEBUG_EXIT, DebugExit
 from pyvmm.devices.fw_cfg import FirmwareConfiguration
@@ -48,7 +49,8 @@ class Multiboot(Platform):
     """``options`` are those of the command line.
 
     ``cpu`` is which of KVM's features the guest is told of, by default all. ``show(data)`` is
-    called with what the guest sends to COM1, as it sends it.
+    called with what the guest sends to COM1, as it sends it. A guest that finds VMware's port takes
+    the machine for one of VMware's, so it can be left out.
     """
 
     name = "multiboot"
@@ -68,8 +70,10 @@ class Multiboot(Platform):
         *,
         cpu: CpuModel | None = None,
         show: Callable[[bytes], object] | None = None,
+        has_vmware_port: bool = True,
     ) -> None:
         self._cpu, self._show = cpu or CpuModel(), show
+        self._has_vmware_port = has_vmware_port
         self.ram = pc_ram(_DEFAULT_MIB if options.memory is None else options.memory)
         self.hlt_passes = options.hlt == "pass"
         self._append = (options.append or "").encode(errors="surrogateescape")
@@ -145,6 +149,8 @@ class Multiboot(Platform):
             board.bus.add_ports(ports, tests)
         board.bus.add_mmio(TestDevice.WINDOW, tests)
         board.bus.add_mmio(hpet.WINDOW, hpet.Hpet())
+        if self._has_vmware_port:
+            board.bus.add_ports(vmware_port.PORTS, vmware_port.VmwarePort(board.calling_vcpu))
         has_deadline = board.vm.has(lib.KVM_CAP_TSC_DEADLINE_TIMER)
         for vcpu in board.vcpus:
             entries = cpuid_of_vcpu(

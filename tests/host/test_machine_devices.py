@@ -72,6 +72,40 @@ def test_string_io_reaches_a_device_element_by_element() -> None:
     assert len(device.seen) == 7
 
 
+class Asking(Recorder):
+    """Remembers which vCPU called, and changes a register of it that the access has not."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self.machine = machine
+        self.callers: list[int] = []
+
+    def read(self, address: int, size: int) -> int:
+        vcpu = self.machine.calling_vcpu()
+        self.callers.append(vcpu.index)
+        regs = vcpu.get_regs()
+        regs.rbx = 0x1234 + regs.rcx
+        vcpu.set_regs(regs)
+        return vcpu.index
+
+
+def test_a_device_knows_which_vcpu_calls() -> None:
+    # vCPU 0 waits until the other one, by whose index its own answer differs, has been there.
+    image = guest(
+        "movw $0x2F8, %dx\n movw $5, %cx\n inb %dx, %al\n cmpw $0x1239, %bx\n jne 9f\n"
+        "testb %al, %al\n jnz 8f\n 1: cmpb $1, 0x600\n jne 1b\n"
+        f"{EXIT_0} 8: movb $1, 0x600\n hlt\n{FAIL}"
+    )
+    with Machine(image, vcpus=2) as machine:
+        device = Asking(machine)
+        machine.bus.add_ports(range(0x2F8, 0x2F9), device)
+        report = machine.run(20)
+        with pytest.raises(ConfigurationError, match="runs no vCPU"):
+            machine.calling_vcpu()
+    assert report.passed, report.reason
+    assert sorted(device.callers) == [0, 1]
+
+
 def test_an_mmio_device_sees_every_width() -> None:
     device = Recorder()
     image = guest(

@@ -284,6 +284,41 @@ def test_it_prints_what_the_guest_prints_and_nothing_else(tmp_path: Path) -> Non
     assert found.stdout == f"{path} x\n{127 << 10}\n"
 
 
+VMWARE = """
+    movl $0x564d5868, %eax
+    movl $0xdeadbeef, %ebx
+    movl ${command}, %ecx
+    movl $0x5658, %edx
+    inl %dx, %eax
+    cmpl ${eax}, %eax
+    jne 1f
+    cmpl ${ebx}, %ebx
+    jne 1f
+    xorl %eax, %eax
+    outl %eax, $0xf4
+1:  movl $1, %eax
+    outl %eax, $0xf4
+"""
+NOBODY = (0xFFFFFFFF, 0xDEADBEEF)
+
+
+@pytest.mark.parametrize(
+    ("command", "machine", "answer"),
+    [
+        (10, "accel=kvm", (6, 0x564D5868)),
+        (10, "accel=kvm,vmport=on", (6, 0x564D5868)),
+        (10, "accel=kvm,vmport=off", NOBODY),
+        (0xFFF, "accel=kvm", NOBODY),
+    ],
+)
+def test_vmwares_port_answers_in_registers(
+    command: int, machine: str, answer: tuple[int, int], tmp_path: Path
+) -> None:
+    source = guest(tmp_path, VMWARE.format(command=command, eax=answer[0], ebx=answer[1]))
+    found = as_qemu("-machine", machine, "-kernel", built(tmp_path, source))
+    assert (found.status, found.stderr) == (status_of(0), ""), found
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -25,7 +25,6 @@ TIME_LIMIT = 124
 EXCEPTED = {
     "intel-iommu": "an IOMMU and PCI",
     "s3": "ACPI sleep, and a BIOS that resumes",
-    "vmware_backdoors": "VMware's port 0x5658, which changes registers",
 }
 TWO_VCPUS = ("apic", "smptest")
 OPTIONS = (
