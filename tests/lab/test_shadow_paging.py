@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.boots, pytest.mark.timeout(900)]
 
 ALL = "PYVMM_VALIDATE_ALL" in os.environ
 CASES = (
-    "ME1 or ME6 or ME11 or ME14 or SH2 or SH4 and mode=32 or SH9 or SH10"
+    "ME1 or ME6 or ME11 or ME14 or SH2 or SH4 and mode=32 or SH9 or emulation_in_views"
     " or SH1 and (tables=none or tables=private) or SH3 and tables=private and by=write"
 )
 GUESTS = ("convert", "smp", "exec")

@@ -36,7 +36,10 @@ IN_PLACE = [
 ]
 # What the default kernel has no case of, or few.
 ON_REQUEST = ("failing_allocations", "poisoned_pages")  # --debug faults
-OF_ANOTHER_KERNEL = ("guest_paging", "memory_error", *ON_REQUEST, *IN_PLACE)
+OF_ANOTHER_KERNEL = (
+    *("guest_paging", "emulation_in_views", "memory_error"),
+    *(*ON_REQUEST, *IN_PLACE),
+)
 # Cases that this kernel, or the lab's machine, has nothing for.
 MAY_BE_MISSING = ("hugetlb", "default VM", "VM of type 0", "memory_error", "emulated backend")
 

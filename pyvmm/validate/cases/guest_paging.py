@@ -317,10 +317,10 @@ def stale_fault(tools: Toolbox, mode: str, end: str) -> None:
     "while a large range that has a guest's page tables is converted, no walk uses them again",
     needs=RACES,
     backend=BACKEND,
-    vary={"mode": tuple(MODES), "tables": ("private", "shared")},
+    vary={"mode": tuple(MODES), "tables": ("private", "shared"), "which": ("all", "topmost")},
     alone=True,
 )
-def walk_meanwhile(tools: Toolbox, mode: str, tables: str) -> None:
+def walk_meanwhile(tools: Toolbox, mode: str, tables: str, which: str) -> None:
     size = 64 * MIB
     # At the end of the range, which changes state last.
     stage = PagedViews(tools, mode, tables, size=size, tables_at=size - MODES[mode].levels * PAGE)
@@ -328,7 +328,9 @@ def walk_meanwhile(tools: Toolbox, mode: str, tables: str) -> None:
     if tables == "private":
         stage.at.file.allocate(0, size)
     # From the leaf to the first table of a walk that is not in a register.
-    pages = [stage.tables.table(level) for level in stage.tables.mode.converted_levels]
+    levels = stage.tables.mode.converted_levels
+    pages = [stage.tables.table(level) for level in levels if which == "all" or level == levels[-1]]
+    size -= stage.tables.table(1) - pages[0]  # what lies behind it stays
     with Watch(stage.cpu, linear, routines.WATCH_32, stop_at_exit=True) as watch:
         convert = stage.at.file.punch if tables == "private" else stage.at.file.allocate
         before = stage.cpu.counter("pf_taken")
@@ -427,40 +429,6 @@ def held_fault(tools: Toolbox, mode: str) -> None:
                 "private (stale-fault check missing)",
                 str(outcome),
             )
-
-
-@case(
-    "SH10",
-    "what KVM emulates reaches the page that the guest's own access would",
-    needs=NEEDS,
-    backend=BACKEND,
-    vary={"view": ("private", "shared"), "what": ("outs", "ins")},
-)
-def emulated(tools: Toolbox, view: str, what: str) -> None:
-    stage = PagedViews(tools, "64")
-    gpa, cpu = getattr(stage.at, view), stage.helper
-    stage.convert(gpa)
-    cpu.prepare(routines.OUTSB if what == "outs" else routines.INSB, rsi=gpa, rdi=gpa, rdx=0x77)
-    if what == "outs":
-        for _ in range(2):
-            cpu.expect_memory_error(
-                gpa, stage.wanted(gpa), f"{what} from a page in the wrong state"
-            )
-        stage.give_back(gpa)
-        registers = cpu.vcpu.get_regs()
-        stage.cpu.use(stage.tables)
-        stage.write_beside(gpa, 0xA5)
-        cpu.vcpu.set_regs(registers)
-        expect(stage.port_byte(None), 0xA5, f"what {what} writes to a port from a {view} page")
-    else:
-        stage.port_byte(0x5A)
-        cpu.keep_answer()
-        cpu.expect_memory_error(gpa, stage.wanted(gpa), f"{what} into a page in the wrong state")
-        stage.give_back(gpa)
-        stage.port_byte(0x5A)
-        cpu.keep_answer()
-        cpu.finish(f"{what} after the conversion")
-        cpu.expect_read(gpa, 0x5A, f"what {what} wrote into a {view} page", 1)
 
 
 @case(

@@ -8,6 +8,7 @@ from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, PAGE
 from pyvmm.validate.kit.check import expect
+from pyvmm.validate.kit.guest import Cpu
 from pyvmm.validate.kit.paging import MODES, PageTables, Unpaged
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.kit.views import Views
@@ -95,12 +96,13 @@ class PagedViews:
         """By the other vCPU, as the helper stands in the middle of an instruction."""
         self.cpu.write(self.tables.map(0, gpa), value, 1)
 
-    def port_byte(self, answer: int | None) -> int:
-        """The helper's next exit, which must be a port's; what it wrote there, or is answered."""
-        outcome = self.helper.enter()
+    def port_byte(self, cpu: Cpu, answer: int | None = None) -> int:
+        """A vCPU's next exit, which must be a port's; what it wrote there, or is answered."""
+        outcome = cpu.enter()
         expect(outcome.reason, lib.KVM_EXIT_IO, "the exit of string I/O")
-        run = self.helper.vcpu.kvm_run
+        run = cpu.vcpu.kvm_run
         data = ffi.buffer(ffi.cast("char *", run) + run.io.data_offset, 1)
         if answer is not None:
             data[:] = bytes([answer])
+            cpu.keep_answer()
         return int(data[:][0])

@@ -102,6 +102,9 @@ VMCALL_OUT = _routine("vmcall; out %al, $0x80; hlt", "0f01c1e680f4")
 # String I/O: a byte from rsi to port dx, and from port dx to rdi. KVM emulates both.
 OUTSB = _routine("outsb; hlt", "6ef4")
 INSB = _routine("insb; hlt", "6cf4")
+# Load a segment register with a selector from rdi.
+LOAD_SEGMENT = _routine("mov (%rdi), %ds; hlt", "8e1ff4")
+WRITE_FOREVER = _routine("1: mov %eax, (%rdi); jmp 1b", "8907ebfc")
 # Port I/O and MSRs: what is read ends in rax, and for an MSR in rdx too.
 OUTL = _routine("out %eax, (%dx); hlt", "eff4")
 INL = _routine("in (%dx), %eax; hlt", "edf4")
@@ -129,6 +132,8 @@ ALL: tuple[Routine, ...] = (
     VMCALL_OUT,
     OUTSB,
     INSB,
+    LOAD_SEGMENT,
+    WRITE_FOREVER,
     OUTL,
     INL,
     RDMSR,
