@@ -98,6 +98,81 @@ _LOCKDEP = """\
 [    4.000002] 6.12.117-pyvmm #1 Not tainted"""
 
 
+# SLUB's own checks; there is no colon behind BUG.
+_SLAB = """\
+[    4.000000] =============================================================================
+[    4.000001] BUG kmalloc-96 (Not tainted): Poison overwritten
+[    4.000002] -----------------------------------------------------------------------------
+[    4.000003] 0xffff888000d93000-0xffff888000d93003 @offset=0. First byte 0x0 instead of 0x6b
+[    4.000004] Allocated in kvm_vm_ioctl+0x1/0x2 age=3 cpu=0 pid=60"""
+
+_OBJECTS_LEFT = """\
+[    4.000001] BUG kvm_vcpu (Tainted: G    B   W): Objects remaining on __kmem_cache_shutdown()
+[    4.000002] -----------------------------------------------------------------------------"""
+
+_NO_KEY = """\
+[    4.000000] INFO: trying to register non-static key.
+[    4.000001] The code is fine but needs lockdep annotation, or maybe
+[    4.000002] you didn't initialize this object before use?
+[    4.000003] turning off the locking correctness validator."""
+
+_HARD_LOCKUP = """\
+[   70.000000] watchdog: Watchdog detected hard LOCKUP on cpu 1
+[   70.000001] Modules linked in:"""
+
+_NEW_HARD_LOCKUP = """\
+[   70.000000] watchdog: CPU0: Watchdog detected hard LOCKUP on cpu 1
+[   70.000001] Modules linked in:"""
+
+_OLD_SOFT_LOCKUP = """\
+[   70.000000] NMI watchdog: BUG: soft lockup - CPU#1 stuck for 23s! [sh:60]
+[   70.000001] Modules linked in:"""
+
+_HUNG_IN_IO = """\
+[   99.000000] INFO: task sh:60 blocked in I/O wait for more than 60 seconds.
+[   99.000001]       Not tainted 7.3.4-pyvmm #1"""
+
+_OLD_DIVISION = """\
+[    3.000000] divide error: 0000 [#1] PREEMPT SMP
+[    3.000001] CPU: 0 PID: 1 Comm: init Not tainted 6.6.1 #1
+[    3.000002] ---[ end trace 0000000000000000 ]---"""
+
+_OLD_BUG = """\
+[    9.000000] ------------[ cut here ]------------
+[    9.000001] kernel BUG at arch/x86/kvm/mmu/mmu.c:105!
+[    9.000002] invalid opcode: 0000 [#1] SMP
+[    9.000003] ---[ end trace 0000000000000000 ]---"""
+
+_DOUBLE_FAULT = """\
+[    9.000000] traps: PANIC: double fault, error_code: 0x0
+[    9.000001] Oops: double fault: 0000 [#1] SMP
+[    9.000002] ---[ end trace 0000000000000000 ]---"""
+
+# What a warning says is above its first line in older kernels, and below it in newer ones.
+_REFERENCES = """\
+[    5.000000] ------------[ cut here ]------------
+[    5.000001] refcount_t: underflow; use-after-free.
+[    5.000002] WARNING: CPU: 0 PID: 60 at lib/refcount.c:28 refcount_warn_saturate+0xba/0x110
+[    5.000003] Modules linked in:
+[    5.000004] ---[ end trace 0000000000000000 ]---"""
+
+_NEW_REFERENCES = """\
+[    5.000000] ------------[ cut here ]------------
+[    5.000001] WARNING: lib/refcount.c:28 at refcount_warn_saturate+0xba/0x110, CPU#0: sh/60
+[    5.000002] refcount_t: underflow; use-after-free.
+[    5.000003] CPU: 0 UID: 0 PID: 60 Comm: sh Not tainted 7.3.4-pyvmm #1
+[    5.000004] ---[ end trace 0000000000000000 ]---"""
+
+_RCU = """\
+[    4.000000] =============================
+[    4.000001] WARNING: suspicious RCU usage
+[    4.000002] 6.12.117-pyvmm #1 Not tainted
+[    4.000003] -----------------------------
+[    4.000004] arch/x86/kvm/mmu/mmu.c:77 suspicious rcu_dereference_check() usage!
+[    4.000005]
+[    4.000006] other info that might help us debug this:"""
+
+
 def test_an_ordinary_log_has_none() -> None:
     assert find_splats(_BOOT.splitlines()) == ()
 
@@ -116,6 +191,19 @@ def test_an_ordinary_log_has_none() -> None:
         (_GENERAL_PROTECTION, "Oops: general protection fault"),
         (_SANITIZER, "BUG: KASAN: slab-out-of-bounds"),
         (_LOCKDEP, "WARNING: possible recursive locking detected"),
+        (_SLAB, "BUG kmalloc-96 (Not tainted): Poison overwritten"),
+        (_OBJECTS_LEFT, "BUG kvm_vcpu (Tainted: G    B   W): Objects remaining"),
+        (_NO_KEY, "INFO: trying to register non-static key."),
+        (_HARD_LOCKUP, "watchdog: Watchdog detected hard LOCKUP on cpu 1"),
+        (_NEW_HARD_LOCKUP, "watchdog: CPU0: Watchdog detected hard LOCKUP on cpu 1"),
+        (_OLD_SOFT_LOCKUP, "NMI watchdog: BUG: soft lockup - CPU#1"),
+        (_HUNG_IN_IO, "INFO: task sh:60 blocked in I/O wait for more than 60 seconds."),
+        (_OLD_DIVISION, "divide error: 0000 [#1]"),
+        (_OLD_BUG, "kernel BUG at arch/x86/kvm/mmu/mmu.c:105!"),
+        (_DOUBLE_FAULT, "traps: PANIC: double fault"),
+        (_REFERENCES, "WARNING: CPU: 0 PID: 60 at lib/refcount.c:28 refcount_warn_saturate"),
+        (_NEW_REFERENCES, "WARNING: lib/refcount.c:28 at refcount_warn_saturate"),
+        (_RCU, "WARNING: suspicious RCU usage: arch/x86/kvm/mmu/mmu.c:77 suspicious rcu_der"),
     ],
 )
 def test_each_kind_is_found_with_its_lines(splat: str, title: str) -> None:
@@ -150,6 +238,51 @@ def test_a_log_with_caller_marks_and_levels() -> None:
 def test_a_cut_in_the_middle_is_still_reported() -> None:
     (found,) = find_splats(_WARNING.splitlines()[:2])
     assert found.title.startswith("WARNING: CPU: 0")
+
+
+@pytest.mark.parametrize("warning", [_REFERENCES, _NEW_REFERENCES])
+def test_a_warning_is_told_with_what_it_says(warning: str) -> None:
+    """All that is wrong with a reference count is warned of in one place."""
+    saturated = warning.replace("underflow; use-after-free.", "saturated; leaking memory.")
+    one, other = find_splats(f"{warning}\n{saturated}".splitlines())
+    assert one.title.endswith(": refcount_t: underflow; use-after-free.")
+    assert other.title.endswith(": refcount_t: saturated; leaking memory.")
+    assert one.kind != other.kind
+
+
+def test_uses_of_rcu_in_two_places_are_two_kinds() -> None:
+    log = f"{_RCU}\n{_RCU}\n{_RCU.replace('mmu.c', 'tdp_mmu.c')}".splitlines()
+    (one, twice), (other, once) = by_kind(find_splats(log))
+    assert ": arch/x86/kvm/mmu/mmu.c:77 " in one.title and twice == 2
+    assert ": arch/x86/kvm/mmu/tdp_mmu.c:77 " in other.title and once == 1
+
+
+@pytest.mark.parametrize("before", [_SANITIZER, _HUNG_TASK, _RCU, _SLAB, _WARNING[:120]])
+def test_a_death_after_a_report_without_an_end_is_trouble_of_its_own(before: str) -> None:
+    first, death = find_splats(f"{before}\n{_GENERAL_PROTECTION}".splitlines())
+    assert death.title.startswith("Oops: general protection fault")
+    assert not any("general protection" in line for line in first.lines)
+
+
+def test_a_second_death_is_none_of_the_first() -> None:
+    log = [*_BUG.splitlines()[:-1], *_GENERAL_PROTECTION.splitlines()]
+    first, second = find_splats(log)
+    assert "kernel BUG" in first.title and "general protection" in second.title
+
+
+def test_two_cpus_at_once() -> None:
+    """One CPU's lines between the cut mark of another and what it has to say."""
+    one, other = _WARNING.splitlines(), _NEW_WARNING.splitlines()
+    titles = [splat.title for splat in find_splats([one[0], other[0], one[1], other[1], *one[2:]])]
+    assert [title[:28] for title in titles] == [one[1][15:43], other[1][15:43]]
+    between = [one[0], "[    1.000000] kvm: SMP vm created", _BUG.splitlines()[1]]
+    (found,) = find_splats(between)
+    assert found.title.startswith("kernel BUG at ")
+
+
+def test_a_log_that_ends_with_the_cut_mark() -> None:
+    (found,) = find_splats(_WARNING.splitlines()[:1])
+    assert found.title == "------------[ cut here ]------------"
 
 
 def test_a_splat_has_the_cases_that_ran() -> None:
