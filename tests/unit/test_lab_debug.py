@@ -119,7 +119,7 @@ def test_a_kernel_that_dies_silently_in_another_boot_has_died(
     monkeypatch.setattr(lab_run, "_one_boot", one_boot)
     kernel = Kernel("light", tmp_path / "bzImage", "6.12", debug=("lockdep",))
     run = run_in_lab(kernel, LabMachine(), [], tmp_path, lambda line: None)
-    assert run.problem == f"in another boot, after lockdep's report: {problem}"
+    assert run.problem == f"in another boot, as lockdep was silent: {problem}"
     assert run.planned == first.planned and run.out_of_time == ("timed out" in problem)
 
 
@@ -137,5 +137,37 @@ def test_what_began_after_lockdeps_report() -> None:
     transcript.times = {"A": (1.0, 2.0), "B": (2.0, 4.0), "C": (4.0, 5.0)}
     lockdep = Splat("WARNING: possible circular locking dependency detected", ("[    3.0] x",))
     other = Splat("BUG: KASAN: slab-use-after-free in x", ("[    1.5] x",))
-    assert lab_run._begun_after_lockdep([other, lockdep], transcript) == ["C"]
-    assert lab_run._begun_after_lockdep([other], transcript) == []
+    assert lab_run._begun_after_lockdep([other, lockdep], [], transcript) == ["C"]
+    assert lab_run._begun_after_lockdep([other], [], transcript) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Disabling lock debugging due to kernel taint",  # after KASAN's, SLUB's, bad pages
+        "turning off the locking correctness validator.",
+        "INFO: lockdep is turned off.",
+    ],
+)
+def test_lockdep_ends_after_reports_of_others_too(line: str) -> None:
+    transcript = Transcript()
+    transcript.times = {"A": (1.0, 2.0), "B": (2.0, 4.0)}
+    assert lab_run._begun_after_lockdep([], [f"[    1.500000] {line}"], transcript) == ["B"]
+    # Another boot would tell no more where it is so from the boot on.
+    assert lab_run._begun_after_lockdep([], [f"[    0.500000] {line}"], transcript) == []
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "WARNING: Nested lock was not taken",
+        "WARNING: bad contention detected!",
+        "WARNING: kernel/locking/lockdep.c:1 at lock_release+0x1/0x2, CPU#0: sh/60",
+        "BUG: MAX_LOCKDEP_ENTRIES too low!",
+    ],
+)
+def test_reports_with_which_lockdep_ends(title: str) -> None:
+    transcript = Transcript()
+    transcript.times = {"A": (1.0, 2.0), "B": (2.0, 4.0)}
+    splat = Splat(title, ("[    1.500000] x",))
+    assert lab_run._begun_after_lockdep([splat], [], transcript) == ["B"]

@@ -29,7 +29,12 @@ _STAMP = re.compile(r"\[ *(\d+\.\d+)\]")
 #: The reports of lockdep that switch it off: kernel/locking/lockdep.c.
 _LOCKDEP = re.compile(
     r"possible (?:circular|recursive|irq|interrupt)|inconsistent lock state|bad (?:un)?lock"
-    r"|held lock|lock held when|Invalid wait context|nested lock|lock order|still has locks held"
+    r"|bad contention|held lock|lock held when|Invalid wait context|[Nn]ested lock|lock order"
+    r"|still has locks held|non-static key|kernel/locking/lockdep\.c|BUG: MAX_|BUG: key "
+)
+#: What the kernel's log has where lockdep ends for another reason than a report of its own.
+_SILENCED = re.compile(
+    r"Disabling lock debugging|turning off the locking correctness|lockdep is turned off"
 )
 _MOST_BOOTS_AGAIN = 3
 #: The kernel's log and CLOCK_MONOTONIC run apart by so much, in seconds.
@@ -91,8 +96,8 @@ def run_in_lab(
 
     What the cases leave for people, such as the model's scripts, comes into ``folder``.
     ``tell`` is given a line on how far it is, and ``at_end`` each lab whose kernel still lives.
-    Lockdep is silent after its first report: the cases that began after that run again in another
-    boot, for what the kernel says of them, and for whether it survives them.
+    Lockdep is silent after its first report, and after some others: the cases that began after that
+    run again in another boot, for what the kernel says of them, and for whether it survives them.
     Raises :class:`LabError` when the kernel does not boot or the command does not begin.
     """
     run, unseen = _one_boot(kernel, machine, words, folder, announce, tell, at_end)
@@ -100,7 +105,7 @@ def run_in_lab(
         if not unseen:
             break
         again = counted(len(unseen), "case")
-        announce(f"lockdep was silent after its report: {again} in another boot")
+        announce(f"lockdep was silent after a report: {again} in another boot")
         chosen = [*words, "-k", " or ".join(unseen)]
         try:
             more, unseen = _one_boot(kernel, machine, chosen, folder, announce, tell, at_end)
@@ -113,7 +118,7 @@ def run_in_lab(
 def _with_another_boot(run: LabRun, more: LabRun) -> LabRun:
     """A run with what the kernel said in another boot; its cases ended in the first one."""
     if more.problem and (not run.problem or run.out_of_time):
-        problem = f"in another boot, after lockdep's report: {more.problem}"
+        problem = f"in another boot, as lockdep was silent: {more.problem}"
         run = replace(run, problem=problem, out_of_time=more.out_of_time)
     return replace(
         run,
@@ -179,7 +184,9 @@ def _one_boot(
         done.timed_out and done.seconds >= machine.timeout_s,
         done.kernel_log,
     )
-    return run, _begun_after_lockdep(done.splats, transcript) if silent else []
+    if not silent:
+        return run, []
+    return run, _begun_after_lockdep(done.splats, done.kernel_log, transcript)
 
 
 def _check_began(kernel: Kernel, done: RunResult, transcript: Transcript) -> None:
@@ -197,11 +204,20 @@ def _lockdep_is_silent(lab: Lab) -> bool:
     return lab.run(["grep", "-q", "debug_locks: *0$", "/proc/lockdep_stats"]).status == 0
 
 
-def _begun_after_lockdep(splats: Sequence[Splat], transcript: Transcript) -> list[str]:
-    """The cases that began after the report with which lockdep ended."""
-    stamps = [_STAMP.search(each.lines[0]) for each in splats if _LOCKDEP.search(each.title)]
+def _begun_after_lockdep(
+    splats: Sequence[Splat], log: Sequence[str], transcript: Transcript
+) -> list[str]:
+    """The cases that began when lockdep had ended: after a report of its own, or another one.
+
+    Where the kernel is no longer to be trusted, as after a report of KASAN's, it ends, too. None
+    where it had ended before the first case: so it would in another boot.
+    """
+    lines = [each.lines[0] for each in splats if _LOCKDEP.search(each.title)]
+    lines += [line for line in log if _SILENCED.search(line)]
+    stamps = [_STAMP.search(line) for line in lines]
     at = min((float(stamp[1]) for stamp in stamps if stamp), default=float("inf"))
-    return [name for name, (began, _) in transcript.times.items() if began > at]
+    unseen = [name for name, (began, _) in transcript.times.items() if began > at]
+    return unseen if len(unseen) < len(transcript.times) else []
 
 
 def _problem(done: RunResult, transcript: Transcript) -> str:
