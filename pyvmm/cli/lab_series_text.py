@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 from pyvmm.cli.lab_check_text import during
 from pyvmm.printable import counted, printable
 from pyvmm.validate.kernels.series import Step
-from pyvmm.validate.kernels.series_verdict import SeriesFacts, problems, verdict
+from pyvmm.validate.kernels.series_verdict import (
+    SeriesFacts,
+    patches_compared,
+    problems,
+    verdict,
+)
+from pyvmm.validate.kernels.two_kernels import Variant
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import State
 
@@ -74,7 +80,7 @@ def _cases(step: Step) -> str:
     if not step.variants:
         return "-"
     if any(variant.new_problem for variant in step.variants):
-        return "KERNEL DIED"
+        return "KERNEL DIED"  # this one did, whichever patch it was
     changed = [
         f"{count} {change}"
         for change in Change
@@ -83,7 +89,9 @@ def _cases(step: Step) -> str:
     splats = sum(len(variant.new_trouble) for variant in step.variants)
     changed += [counted(splats, "new splat")] * bool(splats)
     if changed:
-        return ", ".join(changed)
+        first, last = step.patches_compared
+        since = f" since {first - 1 or 'base'}" * (first != last)
+        return ", ".join(changed) + since
     passed = sum(
         bool(each.now) and each.now[0].state is State.PASS
         for variant in step.variants
@@ -93,23 +101,35 @@ def _cases(step: Step) -> str:
 
 
 def _details(step: Step, facts: SeriesFacts, most_names: int) -> Iterator[str]:
-    lines = problems(step)
-    lines += [f"warning: {warning}" for warning in step.warnings]
-    for variant in step.variants:
-        where = f"{variant.label}: " if variant.label else ""
-        lines += [f"{where}{variant.new_problem}"] * bool(variant.new_problem)
-        lines += [f"{where}splat: {each.splat.title}{during(each)}" for each in variant.new_trouble]
-        for change in Change:
-            if change.alike:
-                continue
-            found = variant.of(change)
-            for each in found[:most_names]:
-                message = each.now[0].message if each.now and each.now[0].message else ""
-                lines.append(f"{where}{change}: {each.name}" + (f": {message}" if message else ""))
-            if len(found) > most_names:
-                lines.append(f"{where}{change}: and {len(found) - most_names} more")
-    if lines and step.patch:
-        yield ""
-        yield f"{step.number}/{facts.total} {step.patch.subject}"
+    if step.patch is None:
+        return
+    own = [*problems(step), *(f"warning: {warning}" for warning in step.warnings)]
+    changed = [line for variant in step.variants for line in _changes(variant, most_names)]
+    title = f"{step.number}/{facts.total} {step.patch.subject}"
+    first, last = step.patches_compared
+    if first == last:
+        own, changed = [*own, *changed], []
+    for name, lines in (
+        (title, own),
+        (f"{patches_compared(step, facts.total)}, which were run together", changed),
+    ):
+        yield from ["", name] if lines else []
         for line in lines:
             yield from textwrap.wrap(line, _WIDTH, initial_indent="  ", subsequent_indent="      ")
+
+
+def _changes(variant: Variant, most_names: int) -> Iterator[str]:
+    where = f"{variant.label}: " if variant.label else ""
+    if variant.new_problem:
+        yield f"{where}{variant.new_problem}"
+    for trouble in variant.new_trouble:
+        yield f"{where}splat: {trouble.splat.title}{during(trouble)}"
+    for change in Change:
+        if change.alike:
+            continue
+        found = variant.of(change)
+        for each in found[:most_names]:
+            message = each.now[0].message if each.now and each.now[0].message else ""
+            yield f"{where}{change}: {each.name}" + (f": {message}" if message else "")
+        if len(found) > most_names:
+            yield f"{where}{change}: and {len(found) - most_names} more"

@@ -190,6 +190,34 @@ def test_without_each_the_base_and_the_end_are_compared(built: Steps, ran: Steps
     assert [bool(step.variants) for step in steps] == [False] * 5 + [True]
 
 
+def test_without_each_no_patch_is_blamed_for_what_another_may_have_done(
+    built: Steps, ran: Steps
+) -> None:
+    steps = ran(built(), failing=[3, 4, 5], each=False)
+    assert verdict(steps, FACTS) == "WORSE: patches 1-5/5 break PC8.x"
+    text = "\n".join(summary(steps, FACTS))
+    assert "5/5   yes     0    yes     1 broken since base  KVM: say so" in text
+    assert "1-5/5, which were run together\n  broken: PC8.x: page 3 is stale" in text
+    assert "\n5/5 KVM: say so\n" not in text
+    dead = ran(built(), dead=[5], each=False)
+    assert verdict(dead, FACTS).startswith("WORSE: patches 1-5/5 end the kernel (")
+
+
+def test_a_patch_that_does_not_build_may_have_broken_what_the_next_one_shows(
+    built: Steps, ran: Steps
+) -> None:
+    no = LabError("the kernel does not build", "x.c:1:2: error: no")
+    warning = CompilerWarning("x.c", 2, "variable 'y' set but not used")
+    steps = ran(built({2: no}, warnings={3: warning}), failing=[3, 4, 5])
+    assert verdict(steps, FACTS) == (
+        "WORSE: patch 2/5 does not build; patch 3/5 has 1 compiler warning; "
+        "patches 2-3/5 break PC8.x"
+    )
+    text = "\n".join(summary(steps, FACTS))
+    assert "1 broken since 1 " in text and "2-3/5, which were run together\n  broken: PC8.x" in text
+    assert "3/5 KVM: do not unmap\n  warning: x.c:2" in text
+
+
 def test_a_patch_that_changes_no_kernel_costs_no_run(built: Steps, ran: Steps) -> None:
     steps = ran(built(same=[4, 5]))
     assert ran.booted == [f"kernel {number}" for number in range(5)]  # type: ignore[attr-defined]

@@ -87,6 +87,11 @@ class Step:
     def worse(self) -> bool:
         return any(variant.worse for variant in self.variants)
 
+    @property
+    def patches_compared(self) -> tuple[int, int]:
+        """The first and the last of the patches that lie between the kernels that are compared."""
+        return self.compared_with + 1, self.number
+
 
 def clear_results(folder: Path, series: Path | None = None) -> None:
     """Remove what the check of a series left in its results folder; what others have is theirs.

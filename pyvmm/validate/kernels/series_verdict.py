@@ -54,7 +54,7 @@ def nothing_ran(steps: Sequence[Step]) -> bool:
 
 def verdict(steps: Sequence[Step], facts: SeriesFacts) -> str:
     """One line: the first patch that makes something worse, and what."""
-    told = [line for step in steps[1:] if (line := _of_step(step, facts.total))]
+    told = [line for step in steps[1:] for line in _of_step(step, facts.total)]
     worse = [now for before, now in facts.selftests if got_worse(before, now)]
     for what, found in (
         ("not built", [now for now in worse if now.outcome == DOES_NOT_BUILD]),
@@ -74,10 +74,16 @@ def verdict(steps: Sequence[Step], facts: SeriesFacts) -> str:
     return f"nothing got worse: {', '.join(changed)}" if changed else "no difference"
 
 
-def _of_step(step: Step, total: int) -> str:
+def patches_compared(step: Step, total: int) -> str:
+    """Whose doing it is what its cases did otherwise: ``3/5``, or ``1-5/5`` where nobody knows."""
+    first, last = step.patches_compared
+    return f"{last}/{total}" if first == last else f"{first}-{last}/{total}"
+
+
+def _of_step(step: Step, total: int) -> list[str]:
     name = f"patch {step.number}/{total}"
     if step.refused:
-        return f"{name} does not apply"
+        return [f"{name} does not apply"]
     said = []
     if "" in step.broken:
         said.append("does not build")
@@ -85,22 +91,27 @@ def _of_step(step: Step, total: int) -> str:
         said.append(f"does not build with {', '.join(broken)}")
     if step.warnings:
         said.append(f"has {counted(len(step.warnings), 'compiler warning')}")
-    if step.worse:
-        said.append(_breaks(step))
-    return f"{name} {' and '.join(said)}" if said else ""
+    first, last = step.patches_compared
+    if step.worse and first == last:
+        said.append(_breaks(step, "s"))
+    told = [f"{name} {' and '.join(said)}"] if said else []
+    if step.worse and first != last:
+        told.append(f"patches {patches_compared(step, total)} {_breaks(step, '')}")
+    return told
 
 
-def _breaks(step: Step) -> str:
+def _breaks(step: Step, s: str) -> str:
+    """What one patch ``s``, or several patches together, break."""
     broken = step.of(Change.BROKEN)
     if broken:
-        return f"breaks {broken[0]}" + (f" and {len(broken) - 1} more" * (len(broken) > 1))
+        return f"break{s} {broken[0]}" + (f" and {len(broken) - 1} more" * (len(broken) > 1))
     for variant in step.variants:
         if variant.new_problem:
-            return f"ends the kernel ({variant.new_problem})"
+            return f"end{s} the kernel ({variant.new_problem})"
         if variant.new_trouble:
-            return f"gives a splat ({variant.new_trouble[0].splat.title})"
+            return f"give{s} a splat ({variant.new_trouble[0].splat.title})"
     names = [name for change in Change if not change.alike for name in step.of(change)]
-    return f"changes {names[0]}"
+    return f"change{s} {names[0]}"
 
 
 def to_json(
