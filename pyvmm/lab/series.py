@@ -275,6 +275,7 @@ def _by_number(path: Path, patches: Sequence[Patch]) -> dict[int, Patch]:
 
 #: A file that moves is no new one: of its lines only those that change are the patch's.
 _DIFF_OF = ("diff-tree", "-p", "--binary", "--find-renames", "-l1000", "--no-commit-id")
+_SUBJECT_OF = ("log", "-1", "--no-show-signature", "--encoding=UTF-8", "--format=%s")
 
 
 def read_range(tree: Path, commits: str) -> list[Patch]:
@@ -287,11 +288,12 @@ def read_range(tree: Path, commits: str) -> list[Patch]:
     if not dots or not first or last.startswith("."):
         raise LabUsageError(what, "it is not A..B")
     require("git")
-    ends = [_git(tree, what, "rev-parse", "--verify", "-q", f"{end}^{{commit}}").strip()
-            for end in (first, last or "HEAD")]  # fmt: skip
+    last = last or "HEAD"
+    ends = [_commit(tree, what, end) for end in (first, last)]
     span = f"{ends[0]}..{ends[1]}"
-    if _git(tree, what, "merge-base", *ends).strip() != ends[0]:
-        raise LabUsageError(what, f"{last or 'HEAD'} does not come after {first}")
+    apart = f"{first} and {last} have no commit in common; a shallow clone may lack it"
+    if _git(tree, what, "merge-base", *ends, silent=apart).strip() != ends[0]:
+        raise LabUsageError(what, f"{last} does not come after {first}")
     if merge := _git(tree, what, "rev-list", "--merges", "-n1", span).strip():
         raise LabUsageError(what, f"it is not linear: {merge[:12]} is a merge")
     listed = _git(tree, what, "rev-list", "--reverse", span).split()
@@ -306,7 +308,7 @@ def read_range(tree: Path, commits: str) -> list[Patch]:
         raise LabUsageError(what, "no commit in it changes a file")
     patches = []
     for number, (commit, text) in enumerate(diffs.items(), 1):
-        subject = _git(tree, what, "log", "-1", "--no-show-signature", "--format=%s", commit)
+        subject = _git(tree, what, *_SUBJECT_OF, commit)
         patches.append(Patch(subject.strip(), number, len(diffs), 1, text, commit[:12]))
     return patches
 
@@ -327,7 +329,7 @@ def unpack_commit(tree: Path, commits: str, folder: Path) -> None:
         raise LabUsageError(what, f"git archive of {start} failed")
     # Files have the commit's time, in seconds, and a rebase makes many commits in one. What tells
     # a file that changed must differ with the commit, and be the same for the same one.
-    commit = _git(tree, what, "rev-parse", f"{start}^{{commit}}")
+    commit = _commit(tree, what, start)
     for top, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(top, name)
@@ -336,13 +338,19 @@ def unpack_commit(tree: Path, commits: str, folder: Path) -> None:
             os.utime(path, ns=(stamp, stamp), follow_symlinks=False)
 
 
-def _git(tree: Path, what: str, *words: str) -> str:
+def _commit(tree: Path, what: str, name: str) -> str:
+    words = ("rev-parse", "--verify", "-q", f"{name}^{{commit}}")
+    return _git(tree, what, *words, silent=f"it has no commit {name}").strip()
+
+
+def _git(tree: Path, what: str, *words: str, silent: str = "") -> str:
+    """What git prints. ``silent`` is what went wrong where git says nothing of it."""
     done = subprocess.run(
         ["git", "-C", tree, "-c", "core.quotePath=false", *words],
         capture_output=True,
     )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        cause = said[-1] if said else f"git {words[0]} finds no such commit"
+        cause = said[-1] if said else silent or f"git {words[0]} failed"
         raise LabUsageError(what, f"{tree}: {cause.removeprefix('fatal: ')}")
     return done.stdout.decode("utf-8", "surrogateescape")  # a diff's line ends are its own

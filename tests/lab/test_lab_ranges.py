@@ -69,6 +69,22 @@ def test_commits_are_patches_whatever_git_is_told_to_show(tree: Path) -> None:
         read_range(tree, "c..cover")
 
 
+def test_subjects_are_read_as_utf8(tree: Path) -> None:
+    """Whatever git's output is converted to on this machine."""
+    git(tree, "config", "i18n.logOutputEncoding", "latin1")
+    git(tree, "checkout", "-q", "c")
+    (tree / "file.c").write_text("int d;\n")
+    git(tree, "commit", "-qam", "KVM: grüßen")
+    assert [patch.subject for patch in read_range(tree, "c..")] == ["KVM: grüßen"]
+
+
+def test_ends_with_no_commit_in_common(tree: Path) -> None:
+    git(tree, "checkout", "-q", "--orphan", "another")
+    git(tree, "commit", "-qm", "another root")
+    with pytest.raises(LabUsageError, match="a and HEAD have no commit in common; a shallow clone"):
+        read_range(tree, "a..")
+
+
 def test_a_file_that_moves_is_not_all_changed(tree: Path) -> None:
     """As in the mails of git format-patch; whatever the user's configuration says."""
     git(tree, "config", "diff.renames", "false")
@@ -115,7 +131,8 @@ def test_starts_of_one_second_are_told_apart(tree: Path, tmp_path: Path) -> None
     [
         ("a", "it is not A..B"),
         ("a...c", "it is not A..B"),
-        ("a..nothing", "finds no such commit"),
+        ("a..nothing", "it has no commit nothing"),
+        ("nothing..a", "it has no commit nothing"),
         ("c..a", "a does not come after c"),
         ("a..a", "there is no commit in it"),
         ("a..main", "it is not linear"),
