@@ -65,7 +65,8 @@ def read_series(path: Path, announce: Callable[[str], None] = lambda line: None)
 
     Of several versions of a series the newest is taken; where that is no more than patches in
     answer to those of the version before, it is the version before with these. ``announce`` is
-    told of that, and of the commit that the series is made for, if it is said. Raises
+    told of that, of mails that look like patches and have none, and of the commit that the series
+    is made for, if it is said. Raises
     :class:`LabUsageError` for a file that cannot be read, for one without a patch, and for patches
     that are missing or there twice.
     """
@@ -86,6 +87,9 @@ def read_series(path: Path, announce: Callable[[str], None] = lambda line: None)
             others[patch.version, patch.number] = patch.origin
         elif _is_cover(letter.subject):
             covered.add(_version(letter.subject))
+        elif _seems_a_patch(letter):
+            named = f": {letter.subject}" if letter.subject else ""
+            announce(f"{letter.origin}: there is no diff in it, left out{named}")
     if not found:
         raise LabUsageError(
             f"series {path}",
@@ -116,6 +120,13 @@ def _version(subject: str) -> int:
 def _is_cover(subject: str) -> bool:
     number = _NUMBER.search(_tags(subject))
     return number is not None and int(number[1]) == 0
+
+
+def _seems_a_patch(letter: Letter) -> bool:
+    """Whether a mail without a number and a diff may be a patch that has lost it, as to HTML."""
+    if letter.diff or _REPLY.match(letter.subject) or _NOTICE.match(letter.subject):
+        return False
+    return "PATCH" in _tags(letter.subject).upper() or letter.origin.endswith((".patch", ".diff"))
 
 
 def _patch(letter: Letter) -> Patch | None:

@@ -309,6 +309,30 @@ def test_lines_that_flowed_away(tmp_path: Path) -> None:
     assert subjects(write(tmp_path / "x.mbox", "".join(series()) + reply)) == THREE
 
 
+def test_a_patch_without_a_number_that_has_lost_its_diff_is_told(tmp_path: Path) -> None:
+    """Without a word, a series of two patches would be checked as one of one."""
+    there = mail("[PATCH] KVM: there", diff(1))
+    html = "MIME-Version: 1.0\nContent-Type: text/html\n"
+    lost = mail("[PATCH kvm-next] KVM: lost", f"<pre>{diff(2)}</pre>", html)
+    reply = mail("Re: [PATCH] KVM: there", "Fine.")
+    robot = mail("[kvm:queue 3/9] x.c:1: warning: no", "Not built.")
+    path = write(tmp_path / "x.mbox", there + lost + reply + robot)
+    said: list[str] = []
+    assert [patch.subject for patch in read_series(path, said.append)] == ["KVM: there"]
+    left_out = f"{path}, mail 2: there is no diff in it, left out: [PATCH kvm-next] KVM: lost"
+    assert said == [left_out]
+    folder = tmp_path / "outgoing"
+    folder.mkdir()
+    write(folder / "1.patch", diff(1))
+    write(
+        folder / "2.patch",
+        "diff --cc x.c\nindex 1,2..3\n--- a/x.c\n+++ b/x.c\n@@@ -1,1 -1,1 +1,1 @@@\n",
+    )
+    said.clear()
+    assert len(read_series(folder, said.append)) == 1
+    assert said == [f"{folder / '2.patch'}: there is no diff in it, left out"]
+
+
 def test_attachments(tmp_path: Path) -> None:
     encoded = base64.encodebytes(diff(1).encode()).decode()
     text = (
