@@ -24,6 +24,7 @@ from pyvmm.validate.kernels.changed_code import (
     NOT_COUNTED,
     NOT_SEEN,
     CoveredLine,
+    goes_on,
     is_statement,
 )
 from pyvmm.validate.kernels.coverage_report import (
@@ -363,6 +364,7 @@ def test_lines_that_no_case_executed_are_code(tmp_path: Path) -> None:
         "r = -EINTR;", "int r = 0;", "struct kvm *kvm = vcpu->kvm;", "*p = 3;", "*(u64 *)p = 3;",
         "x |= y;", "x <<= 2;", "i++;", "--i;", "a[i].b = c; \\", "if (a)", "} else if (a &&",
         "for (;;)", "f(a,", "int a = f(b,", "x = a ?", "f(x); /* why */",
+        "return f(a,", "return a &&", "return f(a)", "kvm_for_each_vcpu(i, vcpu, kvm)",
     ],
 )  # fmt: skip
 def test_statements(text: str) -> None:
@@ -376,10 +378,78 @@ def test_statements(text: str) -> None:
         "int f(int a);", "int (*f)(void);", "DECLARE_BITMAP(x, 8);", ".fault = f,", "A = 1,",
         "}", "{", "} while (0);", "do {", "out:", "case 3:", "b, c);", "b(c) || d);", "|| f(x);",
         "/* x = f(y); */", "// f(x);", "* f(x);", "* Do it = so;",
+        "return to where it was",
     ],
 )  # fmt: skip
 def test_what_is_no_statement(text: str) -> None:
     assert not is_statement(f"\t{text}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "b, c);", "b(c) || d);", "|| f(x);", "a->b &&", "A | B |", "(a & ~B))", "f(x))", "B;",
+        "!is_x(a->b)) {", "a->b, c->d,", '"a text %d\\n", a);', ".a = 1,", "F(A) | F(B)",
+    ],
+)  # fmt: skip
+def test_later_lines_of_a_statement(text: str) -> None:
+    assert goes_on(f"\t\t{text}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "int a;", "long a[4];", "struct x *a, *b;", "u32 x : 1;", "DECLARE_BITMAP(x, 8);", "}",
+        "{", "} while (0);", "do {", "else", "out:", "case 3:", "default:", "struct x *a,", ");",
+        "int *b, int c)", "gfn_t gfn)", "/* a, */", "* a &&", "#if A ||", "fallthrough;",
+    ],
+)  # fmt: skip
+def test_what_is_no_later_line_of_a_statement(text: str) -> None:
+    assert not goes_on(f"\t\t{text}")
+
+
+CONDITION = """\
+static int sink;
+
+static inline int is_large(int a)
+{
+\treturn a > 10;
+}
+
+int f(int a, int b)
+{
+\tif (a == b ||
+\t    a != 3 ||
+\t    is_large(
+\t\tb))
+\t\tsink = 1;
+\treturn sink;
+}
+"""
+
+
+def test_a_change_in_the_middle_of_a_statement_is_told(tmp_path: Path) -> None:
+    """gcov counts what is inlined where it is written. It was as if the line had not changed."""
+    notes = tmp_path / "gcno/virt/kvm"
+    notes.mkdir(parents=True)
+    (tmp_path / "virt/kvm").mkdir(parents=True)
+    (tmp_path / "virt/kvm/x.c").write_text(CONDITION)
+    command = ["gcc", "-O2", "-fprofile-arcs", "-ftest-coverage", "-c", "virt/kvm/x.c"]
+    subprocess.run([*command, "-o", notes / "x.o"], cwd=tmp_path, check=True)
+    with zipfile.ZipFile(tmp_path / "0.zip", "w") as kept:
+        kept.writestr("virt/kvm/x.gcda", b"")
+    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
+    run = CoverageRun(kernel, LabRun(("A.a",), (), 1, 1.0), tmp_path)
+    text = dict(enumerate(CONDITION.splitlines(), 1))
+
+    def told(file: str, *numbers: int) -> dict[int, int]:
+        lines = run.lines({file: {number: text[number] for number in numbers}})
+        return {line.number: line.count for line in lines}
+
+    assert told("virt/kvm/x.c", 13) == {13: NO_CODE}
+    assert told("virt/kvm/x.c", 12, 13).keys() == {12}  # once for a statement
+    assert told("arch/x86/kvm/svm/sev.c", 11) == {11: NOT_SEEN}
+    assert told("arch/x86/kvm/svm/sev.c", 13) == {}  # in a file without counters it may be a list
 
 
 CODE = """\
