@@ -14,6 +14,7 @@ import struct
 import subprocess
 import tempfile
 from array import array
+from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -155,24 +156,37 @@ def _major(content: bytes) -> int:
 class Lines:
     """What was executed of one file: how often each line was, and each branch of a line.
 
-    ``functions`` has the first and last line of each by name.
+    ``functions`` has the first and last line of each by name, ``calls`` how often it was entered.
+    Several may begin in one line, which a macro or a file that is included twice makes of them.
     """
 
     counts: dict[int, int] = field(default_factory=dict)
     branches: dict[int, list[int]] = field(default_factory=dict)
     functions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
     def add(self, other: Lines) -> None:
+        for line in other.counts.keys() | other.branches.keys():
+            self._add_branches(line, other)
         for line, count in other.counts.items():
             self.counts[line] = self.counts.get(line, 0) + count
-        for line, taken in other.branches.items():
-            mine = self.branches.get(line)
-            if mine is None or len(mine) != len(taken):
-                # Another copy of an inlined function: what any of them took was taken.
-                self.branches[line] = list(taken) if mine is None else [*mine, *taken]
-            else:
-                self.branches[line] = [a + b for a, b in zip(mine, taken, strict=True)]
         self.functions.update(other.functions)
+        for name, count in other.calls.items():
+            self.calls[name] = self.calls.get(name, 0) + count
+
+    def _add_branches(self, line: int, other: Lines) -> None:
+        """Those of another copy of an inlined line. One that never ran says nothing of one that
+        did; of several that did, what any of them took was taken."""
+        ran, other_ran = self.counts.get(line, 0) > 0, other.counts.get(line, 0) > 0
+        if other_ran and not ran:
+            self.branches.pop(line, None)
+        mine, taken = self.branches.get(line, []), other.branches.get(line, [])
+        if not taken or (ran and not other_ran):
+            return
+        if len(mine) != len(taken):
+            self.branches[line] = [*mine, *taken]
+        else:
+            self.branches[line] = [a + b for a, b in zip(mine, taken, strict=True)]
 
     @property
     def executed(self) -> int:
@@ -236,14 +250,30 @@ def _take(
         lines = Lines()
         for line in file["lines"]:  # type: ignore[attr-defined]
             number = line["line_number"]
-            lines.add(Lines({number: line["count"]}))
-            if line["branches"]:
-                taken = [branch["count"] for branch in line["branches"]]
-                lines.add(Lines({}, {number: taken}))
+            taken = [branch["count"] for branch in line["branches"]]
+            lines.add(Lines({number: line["count"]}, {number: taken} if taken else {}))
         for function in file["functions"]:  # type: ignore[attr-defined]
             span = function["start_line"], function["end_line"]
             lines.functions[function["demangled_name"]] = span
+            lines.calls[function["demangled_name"]] = function["execution_count"]
+        _enter_inlined(lines)
         found.setdefault(name, Lines()).add(lines)
+
+
+def _enter_inlined(lines: Lines) -> None:
+    """Let functions of one object be entered whose code was executed where it is inlined.
+
+    gcov counts what is inlined in its lines, but for the first: that is of the function alone.
+    """
+    executed = sorted(number for number, count in lines.counts.items() if count)
+    entered = {first for name, (first, _) in lines.functions.items() if lines.calls[name]}
+    for name, (first, last) in lines.functions.items():
+        at = bisect_right(executed, first)
+        if first in entered or at == len(executed) or executed[at] > last:
+            continue
+        count = lines.counts[executed[at]]
+        lines.add(Lines({first: count}, calls={name: count}))
+        entered.add(first)
 
 
 def _top(name: str, paths: Iterable[str]) -> str | None:

@@ -120,8 +120,9 @@ def test_a_page_is_whole_in_itself() -> None:
 
 
 def some() -> Coverage:
+    spans, calls = {"one": (1, 3), "two": (5, 6)}, {"one": 2, "two": 1}
     return {
-        FILE: Lines({1: 2, 2: 0, 3: 0, 5: 1}, {1: [2, 0]}, {"one": (1, 3), "two": (5, 6)}),
+        FILE: Lines({1: 2, 2: 0, 3: 0, 5: 1}, {1: [2, 0]}, spans, calls),
         "virt/kvm/empty.h": Lines(),
     }
 
@@ -138,6 +139,33 @@ def test_lcov() -> None:
         "BRDA:1,0,0,2", "BRDA:1,0,1,0", "DA:1,2", "DA:2,0", "DA:3,0", "DA:5,1",
         "LH:2", "LF:4", "end_of_record",
     ]  # fmt: skip
+
+
+def told_to_lcov(lines: Lines) -> list[str]:
+    out = lcov({FILE: lines}).splitlines()
+    return [line for line in out if line.startswith(("FN", "BRDA"))]
+
+
+def test_branches_that_were_not_reached_are_not_told_as_not_taken() -> None:
+    """geninfo(1); to lcov since 2.0 a file in which it is otherwise is corrupt."""
+    lines = Lines({1: 0, 2: 3}, {1: [0, 0], 2: [3, 0]})
+    assert told_to_lcov(lines) == ["BRDA:1,0,0,-", "BRDA:1,0,1,-", "BRDA:2,0,0,3", "BRDA:2,0,1,0"]
+
+
+def test_each_function_of_a_line_has_its_own_number() -> None:
+    """A file that is included twice has two functions in a line, and one may never be entered."""
+    lines = Lines({4: 7, 5: 7}, {}, {"paging64": (4, 6), "ept": (4, 6)}, {"paging64": 7, "ept": 0})
+    assert told_to_lcov(lines) == ["FN:4,paging64", "FNDA:7,paging64", "FN:4,ept", "FNDA:0,ept"]
+
+
+def test_a_function_reaches_to_the_next_one_for_lcov() -> None:
+    """Behind `never` is one that is inlined, of which gcov knows only lines: a file in which such
+    lines are executed and the function before them is not is refused."""
+    spans = {"first": (1, 2), "never": (4, 6), "small": (8, 9), "nor": (12, 14), "last": (20, 22)}
+    calls = {"first": 1, "never": 0, "small": 0, "nor": 0, "last": 1}
+    lines = Lines({1: 1, 4: 0, 8: 0, 10: 3, 12: 0, 20: 1, 21: 1}, {}, spans, calls)
+    told = [line for line in told_to_lcov(lines) if line.startswith("FN:")]
+    assert told == ["FN:1,first", "FN:12,nor", "FN:20,last"]
 
 
 # ---- counters, where a kernel has them ----

@@ -118,10 +118,59 @@ def test_what_gcov_refuses(built: Path) -> None:
     assert read_counters(built, {}) == {}
 
 
-def test_copies_of_an_inlined_line_are_one(built: Path) -> None:
-    one, two = Lines({3: 1}, {3: [1, 0]}), Lines({3: 0, 4: 2}, {3: [0, 2]})
+def test_copies_of_an_inlined_line_are_one() -> None:
+    one, two = Lines({3: 1}, {3: [1, 0]}), Lines({3: 2, 4: 2}, {3: [0, 2]})
     one.add(two)
-    assert (one.counts, one.branches) == ({3: 1, 4: 2}, {3: [1, 2]})
+    assert (one.counts, one.branches) == ({3: 3, 4: 2}, {3: [1, 2]})
+
+
+@pytest.mark.parametrize("ran", [Lines({3: 4}), Lines({3: 4}, {3: [1, 3]})])
+@pytest.mark.parametrize("ran_first", [True, False])
+def test_a_copy_that_never_ran_says_nothing_of_one_that_did(ran: Lines, ran_first: bool) -> None:
+    """Its branches would make "not every branch executed" of a line with every branch taken."""
+    total = Lines()
+    for each in (ran, Lines({3: 0}, {3: [0, 0, 0, 0]})) if ran_first else (
+        Lines({3: 0}, {3: [0, 0, 0, 0]}), Lines({3: 0}, {3: [0, 0]}), ran,
+    ):  # fmt: skip
+        total.add(each)
+    assert (total.counts, total.branches) == ({3: 4}, ran.branches)
+
+
+INLINED = """\
+volatile int sink;
+
+int small(int a)
+{
+    if (a > 10)
+        sink = a;
+    return a;
+}
+
+int main(int argc, char **argv)
+{
+    for (int i = 0; i < argc; i++)
+        sink = small(argc);
+    return 0;
+}
+"""
+
+
+def test_a_function_whose_copy_was_executed_was_entered(tmp_path: Path) -> None:
+    """gcov has its first line for the function alone, which nobody called."""
+    (tmp_path / "virt/kvm").mkdir(parents=True)
+    (tmp_path / "virt/kvm/main.c").write_text(INLINED)
+    command = ["gcc", "-O2", "-fprofile-arcs", "-ftest-coverage", "-c", "virt/kvm/main.c"]
+    subprocess.run([*command, "-o", "virt/kvm/main.o"], cwd=tmp_path, check=True)
+    command = ["gcc", "-fprofile-arcs", "-o", "program", "virt/kvm/main.o"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "program"], cwd=tmp_path, check=True)
+    name = "virt/kvm/main.gcda"
+    read = read_counters(tmp_path, {name: (tmp_path / name).read_bytes()})["virt/kvm/main.c"]
+    assert read.counts[5] == 1 and read.counts[6] == 0
+    assert read.counts[3] == read.calls["small"] == 1 and 3 not in read.branches
+    assert read.calls["main"] == 1
+    nothing = read_counters(tmp_path, {name: b""})["virt/kvm/main.c"]
+    assert not any(nothing.counts.values()) and not any(nothing.calls.values())
 
 
 def test_lines_of_headers_elsewhere_are_counted_for_who_wants_them(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -143,14 +145,38 @@ def lcov(coverage: Coverage) -> str:
     out = []
     for name, lines in sorted(coverage.items()):
         out += ["TN:", f"SF:{name}"]
-        for function, (first, _) in sorted(lines.functions.items()):
+        for function, first in _told_functions(lines):
             out.append(f"FN:{first},{function}")
-            out.append(f"FNDA:{lines.counts.get(first, 0)},{function}")
+            out.append(f"FNDA:{lines.calls.get(function, 0)},{function}")
         for number, taken in sorted(lines.branches.items()):
-            out += [f"BRDA:{number},0,{at},{count}" for at, count in enumerate(taken)]
+            reached = lines.counts.get(number, 0)  # of others nobody knows which way they go
+            counts = taken if reached else ["-"] * len(taken)
+            out += [f"BRDA:{number},0,{at},{count}" for at, count in enumerate(counts)]
         out += [f"DA:{number},{count}" for number, count in sorted(lines.counts.items())]
         out += [f"LH:{lines.executed}", f"LF:{len(lines.counts)}", "end_of_record"]
     return "\n".join([*out, ""])
+
+
+def _told_functions(lines: Lines) -> Iterator[tuple[str, int]]:
+    """Functions and their first lines, but for some that were never entered.
+
+    The format has no last lines. To lcov since 2.0 a function reaches to the next one, and a file
+    in which one that was never entered has lines that ran is corrupt. A function that is inlined,
+    of which gcov knows lines alone, would do that to the one before it.
+    """
+    calls = Counter[int]()
+    for name, (first, _) in lines.functions.items():
+        calls[first] += lines.calls.get(name, 0)
+    executed = sorted(number for number, count in lines.counts.items() if count)
+    told, end = set(), len(executed)
+    for first in sorted(calls, reverse=True):
+        begin = bisect_left(executed, first)
+        if calls[first] or begin == end:
+            told.add(first)
+            end = begin
+    for name, (first, _) in sorted(lines.functions.items(), key=lambda item: item[1]):
+        if first in told:
+            yield name, first
 
 
 _STYLE = """
