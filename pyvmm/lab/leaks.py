@@ -20,7 +20,7 @@ _FORGET = f"echo scan >{_FILE} && echo clear >{_FILE}"
 #: the same in two searches.
 _SEARCH = f"echo scan >{_FILE} && sleep 6 && echo scan >{_FILE} && cat {_FILE}"
 _SECONDS = 300.0
-_FIRST_LINE = re.compile(r"unreferenced object 0x[0-9a-f]+ \(size (\d+)\):")
+_FIRST_LINE = re.compile(r"unreferenced object(?: \(\w+\))? 0x[0-9a-f]+ \(size (\d+)\):")
 _JIFFIES = re.compile(r"jiffies (\d+)")
 #: Both clocks in one line of the log; the shell does it alone, since a program takes its time.
 _CLOCKS = (
@@ -31,7 +31,9 @@ _CLOCK_LINE = re.compile(r"\[ *(\d+\.\d+)\] pyvmm: jiffies (\d+)$")
 _TICKS = 5  # how well the two are known to each other
 _FUNCTION = re.compile(r"\s+(?:\[<[0-9a-f]+>\] )?(\w+)(?:\.\w+)*\+0x")
 #: Who allocates for others says nothing of who leaks.
-_ALLOCATORS = re.compile(r"_*(?:k|v|kv)(?:m|z)?alloc|_*alloc_|kmem|slab_|kmemdup|vmalloc")
+_ALLOCATORS = re.compile(
+    r"_*(?:(?:k|v|kv)(?:m|z)?alloc|alloc_|kmem|slab_|pcpu_alloc|v?memdup|kstrdup|kv?asprintf)"
+)
 _HZ = re.compile(r"^CONFIG_HZ=(\d+)$", re.M)
 _UPTIME_AT_WRAP_S = 300  # INITIAL_JIFFIES: so long after boot 32 bits of jiffies are all used
 _WRAP = 1 << 32

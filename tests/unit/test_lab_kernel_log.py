@@ -353,3 +353,26 @@ def test_what_kmemleak_found() -> None:
     assert running_at(log, at) == ("A2.two",) and running_at(log, early) == ()
     assert running_at(log, at, 0.2) == ("A1.one", "A2.two")
     assert running_at(log, 3.9, 0.05) == () and running_at(log, 3.9, 0.1) == ("A1.one",)
+
+
+def test_what_kmemleak_found_of_each_cpu() -> None:
+    """Newer kernels say what kind of an object it is; who allocates for others is not to blame."""
+    report = """\
+unreferenced object (percpu) 0x607fe4c0 (size 64):
+  comm "python3", pid 77, jiffies 4294893546
+  backtrace (crc 0):
+    pcpu_alloc_noprof+0x25/0x30
+    kvm_init_irqfds+0x1c5/0x2a0
+unreferenced object 0xffff888101d20000 (size 8):
+  comm "python3", pid 77, jiffies 4294893546
+  backtrace (crc 0):
+    __kmalloc_node_track_caller_noprof+0x25/0x30
+    kmemdup_noprof+0x25/0x30
+    vmemdup_user+0x25/0x30
+    kvm_vcpu_ioctl+0x1c5/0x2a0
+"""
+    titles = [splat.title for splat, _ in parse_leaks(report, hz=250)]
+    assert titles == [
+        "kmemleak: an object of kvm_init_irqfds() is left, 64 bytes",
+        "kmemleak: an object of kvm_vcpu_ioctl() is left, 8 bytes",
+    ]
