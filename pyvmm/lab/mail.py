@@ -35,6 +35,7 @@ _LONGEST_SUBJECT = 1000
 _MAILS = (".patch", ".diff", ".mbox", ".mbx", ".eml", ".gz")
 #: What a quilt's folder has beside its patches: their names, in their order.
 LIST = "series"
+_USUAL = ("-p1", "-pab")
 _SIGNATURE = "-- "
 _PARTS = re.compile(r"([0-9]{1,18})|([^0-9]+)")
 _BETWEEN = re.compile(r"^prerequisite-(?:patch-id|message-id|change-id): \S", re.M)
@@ -98,14 +99,24 @@ def _files_of(folder: Path) -> list[Path]:
     """A folder's mails: a quilt's by its list, a Maildir's, or those with a mail's name."""
     order = folder / LIST
     if order.is_file():
-        text = order.read_text("utf-8", "surrogateescape")
-        lines = (line.partition("#")[0].split() for line in text.splitlines())
-        return [folder / words[0] for words in lines if words]
+        return list(_listed(folder, order))
     if (folder / "cur").is_dir():
         folders = [folder / "cur", folder / "new"]
         return sorted(file for each in folders if each.is_dir() for file in each.iterdir())
     files = (file for file in folder.iterdir() if file.suffix in _MAILS and file.is_file())
     return _in_natural_order(files)
+
+
+def _listed(folder: Path, order: Path) -> Iterator[Path]:
+    """The files of a quilt's list, which may say how patch(1) is to be called for each."""
+    for line in order.read_text("utf-8", "surrogateescape").splitlines():
+        name, *options = line.partition("#")[0].split() or [""]
+        for option in " ".join(options).replace("-p ", "-p").split():
+            if option not in _USUAL:
+                cause = f"{name} is listed with {option}"
+                raise LabUsageError(str(order), cause, "want patches that apply with -p1")
+        if name:
+            yield folder / name
 
 
 def _mails_of(file: Path) -> Iterator[tuple[bytes, str]]:

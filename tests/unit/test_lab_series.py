@@ -118,6 +118,20 @@ def test_a_quilt_is_in_the_order_of_its_list(tmp_path: Path) -> None:
         read_series(tmp_path)
 
 
+@pytest.mark.parametrize("option", ["-R", "-p0", "-p 2"])
+def test_a_quilt_whose_patches_want_other_options(tmp_path: Path, option: str) -> None:
+    """A patch that is to be taken back must not be applied."""
+    write(tmp_path / "one.patch", diff(1))
+    write(tmp_path / "series", "one.patch -p1\none.patch -p ab\n")
+    assert len(read_series(tmp_path)) == 2
+    write(tmp_path / "series", f"one.patch {option}\n")
+    listed = (
+        rf"series: one\.patch is listed with {option.replace(' ', '')}; want patches that apply"
+    )
+    with pytest.raises(LabUsageError, match=listed):
+        read_series(tmp_path)
+
+
 def test_mails_in_any_order_are_put_in_theirs(tmp_path: Path) -> None:
     assert subjects(write(tmp_path / "x.mbox", "".join(reversed(series())))) == THREE
 
