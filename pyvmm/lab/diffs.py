@@ -180,7 +180,8 @@ def _diff(head: Sequence[str], names: Sequence[str], lines: _Lines) -> FileDiff:
             hunks.append(hunk)
         if names and not hunks:
             flaw = "it has no hunk"
-    return FileDiff(tuple(top), old, new, tuple(hunks), f"{new or old}: {flaw}" if flaw else "")
+    name = new or old or top[0].removeprefix(_GIT)
+    return FileDiff(tuple(top), old, new, tuple(hunks), f"{name}: {flaw}" if flaw else "")
 
 
 def _files(head: Sequence[str], names: Sequence[str]) -> tuple[str, str]:

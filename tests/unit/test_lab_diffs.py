@@ -106,6 +106,12 @@ def test_what_cannot_be_applied_is_told(text: str, flaw: str) -> None:
     assert [diff.flaw[:40] for diff in diffs_in(text_of([found]))] == [found.flaw[:40]]
 
 
+def test_what_cannot_be_applied_is_told_with_its_name_without_prefixes_too() -> None:
+    """As with diff.noprefix: nothing tells where one name ends and the other begins."""
+    (found,) = diffs_in("diff --git a b.c a b.c\nnew file mode 100644\nGIT binary patch\n")
+    assert found.flaw == "a b.c a b.c: git binary diffs are not supported"
+
+
 @given(st.text(alphabet="+- @\\1,\n\tdiff-gt/ab", max_size=200), st.integers(0, len(CHANGE)))
 def test_any_text(noise: str, at: int) -> None:
     """What is taken of a text is a diff as it stands; taken again it is the same."""
