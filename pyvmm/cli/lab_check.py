@@ -280,8 +280,9 @@ def _check_words(options: Namespace) -> None:
     check_machine(options.cpus, options.memory, [*options.param, *varied])
     if options.source:
         options.source = source_path(options.source)
+    if options.source and not options.commits:  # of a tree its start is looked at, unpacked
         open_source(options.source)
-    if lab_coverage.is_wanted(options):
+    if lab_coverage.is_wanted(options) and not options.commits:
         check_can_count(options.source or default_tarball(DEFAULT_VERSION))
     combinations = 1
     for values in options.vary:

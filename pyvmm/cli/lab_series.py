@@ -276,7 +276,21 @@ def _source(options: Namespace) -> Iterator[Path]:
     with locked(folder, say):
         say(f"unpacking the start of {options.commits}")
         unpack_commit(options.source, options.commits, folder / "src")
+        _check_start(options, folder / "src")
         yield folder / "src"
+
+
+def _check_start(options: Namespace, source: Path) -> None:
+    """What of a source is looked at before it is built. Its tree may have nothing checked out."""
+    from pyvmm.lab.build import check_can_count
+    from pyvmm.lab.errors import LabUsageError
+    from pyvmm.lab.sources import is_kernel_source
+
+    if not is_kernel_source(source):
+        cause = "its start is no kernel source: no Kbuild or no arch/x86/kvm in it"
+        raise LabUsageError(f"range {options.commits}", cause)
+    if lab_coverage.is_wanted(options):
+        check_can_count(source)
 
 
 def _selftests(

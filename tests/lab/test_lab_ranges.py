@@ -6,9 +6,12 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from pyvmm.cli import lab_series
+from pyvmm.cli.main import main
 from pyvmm.lab.diffs import added_lines
 from pyvmm.lab.errors import LabUsageError
 from pyvmm.lab.series import read_range, unpack_commit
@@ -141,3 +144,35 @@ def test_starts_of_one_second_are_told_apart(tree: Path, tmp_path: Path) -> None
 def test_what_is_no_range(tree: Path, commits: str, cause: str) -> None:
     with pytest.raises(LabUsageError, match=cause):
         read_range(tree, commits)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_nothing_has_to_be_checked_out(
+    tree: Path, bare: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the tree only the commits matter: the files that it has are those of another branch."""
+    git(tree, "checkout", "-q", "c")
+    (tree / "Kbuild").touch()
+    (tree / "arch/x86/kvm").mkdir(parents=True)
+    (tree / "arch/x86/kvm/x.c").write_text("int x;\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "KVM: a kernel")
+    git(tree, "tag", "kernel")
+    (tree / "arch/x86/kvm/x.c").write_text("int y;\n")
+    git(tree, "commit", "-qam", "KVM: make it y")
+    git(tree, "tag", "y")
+    git(tree, "checkout", "-q", "c")
+    if bare:
+        git(tree, "clone", "-q", "--bare", ".", str(tmp_path / "bare"))
+    built: list[str] = []
+
+    def build(options: object, source: Path, *_: object) -> NoReturn:
+        built.append((source / "arch/x86/kvm/x.c").read_text())
+        raise LabUsageError("the build", "it is not tried")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(lab_series, "_check_programs", lambda options: None)
+    monkeypatch.setattr(lab_series, "_built", build)
+    check = ["lab", "check", "--source", str(tmp_path / "bare" if bare else tree), "--range"]
+    assert main([*check, "kernel..y"]) == 2 and built == ["int x;\n"]
+    assert main([*check, "b..c"]) == 2 and len(built) == 1, "its start is no kernel source"
