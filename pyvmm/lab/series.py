@@ -66,16 +66,20 @@ def read_series(path: Path, announce: Callable[[str], None] = lambda line: None)
     Of several versions of a series the newest is taken; where that is no more than patches in
     answer to those of the version before, it is the version before with these. ``announce`` is
     told of that, of mails that look like patches and have none, and of the commit that the series
-    is made for, if it is said. Raises
-    :class:`LabUsageError` for a file that cannot be read, for one without a patch, and for patches
-    that are missing or there twice.
+    is made for, if it is said. Raises :class:`LabUsageError` for a file that cannot be read, for
+    one without a patch, and for patches that are missing or there twice.
     """
     is_listed = (path / LIST).is_file()
     found: list[Patch] = []
     bases: list[tuple[int, str]] = []
     others: dict[tuple[int, int], str] = {}
     covered: set[int] = set()
+    twice = set()
     for letter in letters(path):
+        if letter.id and not is_listed:  # a list sends it, and so does its author
+            if (letter.id, letter.diff) in twice:
+                continue
+            twice.add((letter.id, letter.diff))
         bases += [(_version(letter.subject), letter.base)] if letter.base else []
         patch = _patch(letter)
         if patch is not None and patch.text:

@@ -451,6 +451,15 @@ def test_what_is_no_whole_series(tmp_path: Path, text: str, cause: str) -> None:
         read_series(write(tmp_path / "x.mbox", text))
 
 
+def test_a_mail_that_came_twice_is_one(tmp_path: Path) -> None:
+    """From its author and from a list, which adds headers. Without numbers only ids tell."""
+    first = mail("[PATCH] KVM: change 1", diff(1), "Message-ID: <1@example.org>\n")
+    again = first.replace("Message-ID:", "List-Id: <kvm>\nMessage-Id:")
+    other = mail("[PATCH] KVM: change 2", diff(1), "Message-ID: <2@example.org>\n")
+    path = write(tmp_path / "x.mbox", first + again + other)
+    assert subjects(path) == ["KVM: change 1", "KVM: change 2"]
+
+
 def test_the_same_patch_twice_is_one(tmp_path: Path) -> None:
     assert subjects(write(tmp_path / "x.mbox", "".join(series() + series()))) == THREE
 
