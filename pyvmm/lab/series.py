@@ -28,10 +28,13 @@ _VERSION = re.compile(r"(?:\b|PATCH|RFC)v(\d{1,9})\b", re.I)
 _TAGS = re.compile(r"\s*(?:\[[^\]]*\]\s*)*")
 # Mail programs of other languages have other words, and lists put their names before them.
 _REPLY = re.compile(
-    r"\s*(?:\[[^\]/]*\]\s*)?(?:(?:re|aw|fwd?)\s*(?:\[\d+\])?:|\w{1,3}:\s*\[[^\]]*\bpatch)", re.I
+    r"\s*(?:\[(?![^\]]*patch)[^\]/]*\]\s*)?(?:(?:re|aw|fwd?)\s*(?:\[\d+\])?:|\w{1,3}:\s*\[[^\]]*\bpatch)",
+    re.I,
 )
-#: What bots say of a patch that a tree has taken, with all of it.
-_NOTICE = re.compile(r"\s*\[tip: ", re.I)
+#: What is said, with all of it, of a patch that a tree has taken, or has not.
+_NOTICE = re.compile(
+    r"\s*(?:\[tip: |patch \".*\" has been added to|failed: patch \"|\+ \S+\.patch added to )", re.I
+)
 _MOST_PATCHES = 1000
 #: Older ones are not looked at.
 _MOST_VERSIONS = 100

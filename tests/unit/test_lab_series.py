@@ -229,6 +229,9 @@ def test_a_version_alone_is_told_with_its_number_of_patches(tmp_path: Path) -> N
         "SV: [PATCH 2/3] KVM: change 2",
         "Fwd: [PATCH] KVM: change 2",
         "[tip: x86/urgent] KVM: change 2",
+        'Patch "KVM: change 2" has been added to the 6.12-stable tree',
+        'FAILED: patch "[PATCH] KVM: change 2" failed to apply to 6.12-stable tree',
+        "+ kvm-change-2.patch added to mm-unstable branch",
     ],
 )
 def test_what_is_said_of_a_patch_is_none(tmp_path: Path, subject: str) -> None:
@@ -458,6 +461,12 @@ def test_a_mail_that_came_twice_is_one(tmp_path: Path) -> None:
     other = mail("[PATCH] KVM: change 2", diff(1), "Message-ID: <2@example.org>\n")
     path = write(tmp_path / "x.mbox", first + again + other)
     assert subjects(path) == ["KVM: change 1", "KVM: change 2"]
+
+
+@pytest.mark.parametrize("subject", ["fw: update it", "re: and more", "Re: it"])
+def test_a_subject_may_begin_as_a_reply_does(tmp_path: Path, subject: str) -> None:
+    path = write(tmp_path / "x.mbox", mail(f"[PATCH v2] {subject}", diff(1)))
+    assert subjects(path) == [subject]
 
 
 def test_the_same_patch_twice_is_one(tmp_path: Path) -> None:
