@@ -42,6 +42,7 @@ _LONGEST = 60
 
 
 #: What differs between two occurrences of the same trouble, and between two builds.
+_PROCESS = re.compile(r", CPU#\d+: .*?/\d+(?=$|: )| code: .*/\d+$| \[[^\]]*:\d+\]$")
 _NUMBERS = re.compile(r"\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?|\b(?:0x)?[0-9a-f]{8,16}\b|\d+")
 
 
@@ -59,7 +60,7 @@ class Splat:
     @property
     def kind(self) -> str:
         """The title without CPUs, processes, addresses and line numbers."""
-        return _NUMBERS.sub("*", self.title)
+        return _NUMBERS.sub("*", _PROCESS.sub("", self.title))
 
 
 @dataclass(slots=True)

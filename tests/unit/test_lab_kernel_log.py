@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.lab.kernel_log import by_kind, find_splats, running_at
+from pyvmm.lab.kernel_log import Splat, by_kind, find_splats, running_at
 from pyvmm.lab.leaks import parse_leaks
 
 _BOOT = """\
@@ -248,6 +248,38 @@ def test_a_warning_is_told_with_what_it_says(warning: str) -> None:
     assert one.title.endswith(": refcount_t: underflow; use-after-free.")
     assert other.title.endswith(": refcount_t: saturated; leaking memory.")
     assert one.kind != other.kind
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "WARNING: virt/kvm/x.c:1 at kvm_f+0xa/0x10, CPU#0: sh/60",
+            "WARNING: virt/kvm/x.c:3 at kvm_f+0xb/0x20, CPU#1: kworker/u8:1/7",
+        ),
+        (
+            "WARNING: lib/x.c:1 at f+0xa/0x10, CPU#0: sh/60: it is gone",
+            "WARNING: lib/x.c:1 at f+0xa/0x10, CPU#1: kworker/0:1/7: it is gone",
+        ),
+        (
+            "BUG: using smp_processor_id() in preemptible [00000000] code: sh/60",
+            "BUG: using smp_processor_id() in preemptible [00000001] code: kworker/0:1/9",
+        ),
+        (
+            "watchdog: BUG: soft lockup - CPU#0 stuck for 67s! [sh:60]",
+            "watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [kworker/0:1:60]",
+        ),
+    ],
+)
+def test_the_same_in_two_processes_is_one_kind(one: str, other: str) -> None:
+    """In another process, what is there without a patch would be new with it."""
+    assert Splat(one, ()).kind == Splat(other, ()).kind
+
+
+def test_warnings_of_two_functions_are_two_kinds() -> None:
+    one = "WARNING: virt/kvm/x.c:1 at kvm_f+0xa/0x10, CPU#0: sh/60"
+    assert Splat(one, ()).kind == "WARNING: virt/kvm/x.c:* at kvm_f*"
+    assert Splat(one.replace("kvm_f", "kvm_g"), ()).kind != Splat(one, ()).kind
 
 
 def test_uses_of_rcu_in_two_places_are_two_kinds() -> None:
