@@ -190,6 +190,8 @@ def run(request: Request) -> RunReport:
         has_vmware_port=request.has_vmware_port,
     )
     image = platform.image(request.kernel, data)
+    if image.remark:
+        _complain(f"{image.name}: {image.remark}")
     with Machine(image, platform=platform, vcpus=request.vcpus, recording=False) as machine:
 
         def end(number: int, frame: object) -> None:

@@ -152,6 +152,8 @@ def _report(
             platform = choose_platform(platform_options.taken_from(options), file.kind())
             report = replace(report, platform=platform.name, mode=platform.mode)
             image = _image_of(file, platform, options)
+            if image.remark:
+                status.complain(f"{image.name}: {image.remark}")
             files = _ExitFiles(options, stack)
             # A machine is built too quickly for that, and what a signal raises in a destructor
             # would be lost.

@@ -41,7 +41,8 @@ class Image:
     """A guest that is ready to be copied into RAM. ``entry`` is the IP of every vCPU.
 
     ``elf`` is the file with the line table that pyvmm's own assembling left, or empty. ``mode``
-    is what the code was made for.
+    is what the code was made for. ``remark`` is what the guest will miss though it runs, in one
+    line, or empty.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Image:
     entry: int = REAL.origin
     elf: bytes = b""
     mode: str = REAL.mode
+    remark: str = ""
 
 
 def read_guest_file(path: Path) -> bytes:

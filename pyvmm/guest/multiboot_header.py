@@ -19,10 +19,14 @@ SEARCHED = 8192
 _HEADER = struct.Struct("<III")
 _ADDRESSES = struct.Struct("<IIIII")
 # What a header may ask for: modules at pages' beginnings, and how much memory there is. Both
-# are given always. The bits below 16 that are unknown must be refused, those above ignored.
+# are given always. The bits below 16 that are unknown must be refused, those above ignored. A
+# video mode should be, too, but QEMU and GRUB go on without one, and guests look what they got.
 _ALIGNED_MODULES, _MEMORY, _VIDEO, _HAS_ADDRESSES = 1 << 0, 1 << 1, 1 << 2, 1 << 16
-_KNOWN = _ALIGNED_MODULES | _MEMORY
+_KNOWN = _ALIGNED_MODULES | _MEMORY | _VIDEO
 _DEMANDS = 0xFFFF
+_NO_VIDEO = (
+    "its multiboot header asks for a video mode (flag 2): there is none, and the guest is told so"
+)
 # GPAs of a multiboot guest have 32 bits.
 _END = 1 << 32
 
@@ -69,8 +73,6 @@ def multiboot_image(name: str, data: bytes, most: int) -> Image:
             f"it has no multiboot header in its first {SEARCHED} bytes",
             "link the header to the front, or choose another --platform",
         )
-    if header.flags & _VIDEO:
-        raise GuestError(name, "its multiboot header asks for a video mode (flag 2), and none is")
     if unknown := header.flags & _DEMANDS & ~_KNOWN:
         raise GuestError(
             name, f"its multiboot header asks for {unknown:#x}, which no specification has"
@@ -87,7 +89,8 @@ def multiboot_image(name: str, data: bytes, most: int) -> Image:
         )
     if not any(each.gpa <= entry < each.end for each in segments):
         raise GuestError(name, f"its entry {entry:#x} lies in nothing that is loaded")
-    return Image(name, tuple(segments), entry)
+    remark = _NO_VIDEO if header.flags & _VIDEO else ""
+    return Image(name, tuple(segments), entry, remark=remark)
 
 
 def _by_elf(name: str, data: bytes, most: int) -> tuple[list[Segment], int]:

@@ -140,6 +140,32 @@ def test_a_guest_may_have_no_gdt_of_its_own(tmp_path: Path) -> None:
     assert (found.status, found.json["exit_code"]) == (0, 0), found
 
 
+WANTS_VIDEO = """
+        .code32
+        jmp start
+        .align 4
+        .long 0x1badb002, 7, -(0x1badb002 + 7), 0, 0, 0, 0, 0
+        .long 0, 1024, 768, 32
+start:  movl (%ebx), %eax
+        shrl $11, %eax
+        andl $3, %eax
+        outl %eax, $0xf4
+"""
+
+
+def test_a_guest_that_wants_video_runs_without(tmp_path: Path) -> None:
+    """Bits 11 and 12 of what it is told are clear, and one line on stderr says so, too."""
+    path = tmp_path / "video.S"
+    path.write_text(WANTS_VIDEO)
+    line = "video.S: its multiboot header asks for a video mode (flag 2): there is none, and"
+    found = pyvmm("run", path, "--platform", "multiboot", "--json", "--deadline", 10)
+    assert (found.status, found.json["exit_code"]) == (0, 0), found
+    assert found.stderr.startswith(f"pyvmm: {line}") and found.stderr.count("\n") == 1
+    found = as_qemu("-kernel", built(tmp_path, path))
+    assert found.status == status_of(0), found
+    assert "video mode" in found.stderr and found.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("port", [0x501, 0xFFFF])
 def test_another_exit_port(port: int, tmp_path: Path) -> None:
     path = guest(tmp_path, f"movw ${port:#x}, %dx; movb $7, %al; outb %al, %dx; jmp .")

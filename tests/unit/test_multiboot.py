@@ -67,7 +67,6 @@ def test_the_addresses_of_a_header_load_it() -> None:
     [
         (b"\x90" * 64, "no multiboot header"),
         (header(), "no ELF file"),
-        (header(1 << 2), "video mode"),
         (header(1 << 5), "asks for 0x20"),
         (header(1 << 16), "cut short"),
         (kludge(header=0xFF000), "is not in what it loads"),
@@ -81,6 +80,14 @@ def test_the_addresses_of_a_header_load_it() -> None:
 def test_headers_that_cannot_be(data: bytes, said: str) -> None:
     with pytest.raises(GuestError, match=said):
         multiboot_image("guest", data, MOST)
+
+
+def test_a_video_mode_is_not_given_and_that_is_said() -> None:
+    addresses = (0x100000, 0x100000, 0, 0, 0x100020)
+    data = header(1 << 16 | 1 << 2, addresses).ljust(64, b"\x90")
+    image = multiboot_image("guest", data, MOST)
+    assert image.entry == 0x100020 and "video mode" in image.remark and "\n" not in image.remark
+    assert multiboot_image("guest", kludge(), MOST).remark == ""
 
 
 @given(st.binary(max_size=128))
