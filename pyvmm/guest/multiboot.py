@@ -39,6 +39,7 @@ from pyvmm.native import lib
 
 _DEFAULT_MIB = 256  # what kvm-unit-tests need
 _PAGE = 0x1000
+_STACK_SIZE = _PAGE
 _LONGEST_COMMAND_LINE = 1 << 16
 _GDT_ROOM = GDT_SIZE + 7  # to lie where 8 divides
 # Where firmware puts the PIC's vectors, and its lines that are triggered by level.
@@ -96,7 +97,8 @@ class Multiboot(Platform):
         taken = extent(image.segments)
         line = image.name.encode(errors="surrogateescape") + b" " + self._append
         size = len(boot_information(0, line, [(0, each) for each in self._modules], self.ram))
-        self._information = place_below("what the guest is told", size + _GDT_ROOM, taken)
+        room = _STACK_SIZE + size + _GDT_ROOM
+        self._information = place_below("what the guest is told", room, taken) + _STACK_SIZE
         modules = self._place_modules(max(end for _, end in taken), ram)
         told = boot_information(self._information, line, modules, self.ram)
         ram.write_ram(self._information, told)
@@ -106,7 +108,8 @@ class Multiboot(Platform):
     def _place_modules(self, at: int, ram: Ram) -> list[tuple[int, Module]]:
         """Store the modules from ``at`` on, each on a page of its own; the GPA of each."""
         modules: list[tuple[int, Module]] = []
-        low_end = self._information if at <= self._information else LOW_END
+        stack = self._information - _STACK_SIZE
+        low_end = stack if at <= stack else LOW_END
         for module in self._modules:
             at = at + _PAGE - 1 & -_PAGE
             if at < HIGH_START and at + len(module.data) > low_end:
@@ -127,11 +130,13 @@ class Multiboot(Platform):
         if vcpu.index > 0:
             return  # it waits to be started
         set_flat_mode(vcpu)
-        # The specification leaves this open. QEMU has one, and guests that bring none rely on it.
+        # The specification leaves both open. QEMU has a GDT, and GRUB and QEMU have a stack: guests
+        # that bring none rely on them.
         sregs = vcpu.get_sregs()
         sregs.gdt.base, sregs.gdt.limit = self._gdt, GDT_SIZE - 1
         vcpu.set_sregs(sregs)
-        set_general(vcpu, rax=LOADER_MAGIC, rbx=self._information, rip=image.entry)
+        told = self._information
+        set_general(vcpu, rax=LOADER_MAGIC, rbx=told, rip=image.entry, rsp=told)
         set_registers(vcpu, self._registers, is_real=False)
 
     def add_devices(self, board: Board) -> None:

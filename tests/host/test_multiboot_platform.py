@@ -140,6 +140,14 @@ def test_a_guest_may_have_no_gdt_of_its_own(tmp_path: Path) -> None:
     assert (found.status, found.json["exit_code"]) == (0, 0), found
 
 
+def test_a_guest_may_have_no_stack_of_its_own(tmp_path: Path) -> None:
+    """As first kernels whose entry is a function in C; GRUB and QEMU leave them a stack."""
+    code = "call 1f\n outl %eax, $0xf4\n1: pushl $0\n popl %eax\n ret"
+    words = ("--platform", "multiboot", "--json", "--deadline", 10)
+    found = pyvmm("run", guest(tmp_path, code), *words)
+    assert (found.status, found.json["exit_code"]) == (0, 0), found
+
+
 WANTS_VIDEO = """
         .code32
         jmp start
