@@ -76,10 +76,11 @@ class Bare(Platform):
         return super().image(name, data)
 
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
-        if self._is_placed and image.segments[0].gpa != self.layout.origin:
+        first = next(segment.gpa for segment in image.segments if not segment.is_notes)
+        if self._is_placed and first != self.layout.origin:
             raise ConfigurationError(
                 "--load",
-                f"the guest says itself where it lies, {image.segments[0].gpa:#x}",
+                f"the guest says itself where it lies, {first:#x}",
                 "drop it",
             )
         self.place(image, ram)

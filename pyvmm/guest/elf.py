@@ -49,7 +49,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Elf:
-    """``kind`` is e_type and ``machine`` e_machine; ``loads`` have no empty ones."""
+    """``kind`` is e_type and ``machine`` e_machine; ``loads`` have no empty ones. ``headers`` is
+    how many bytes of headers the file begins with."""
 
     bits: int
     kind: int
@@ -58,6 +59,7 @@ class Elf:
     loads: tuple[Part, ...]
     notes: tuple[Part, ...]
     has_interpreter: bool
+    headers: int
 
     @property
     def start(self) -> int:
@@ -71,6 +73,19 @@ class Elf:
     def is_notes(self, load: Part) -> bool:
         """Whether a linker put nothing but notes there, as it does with the build-id."""
         return any(note.gpa <= load.gpa and load.end <= note.end for note in self.notes)
+
+    def front(self, load: Part, code: bytes, start: int) -> int:
+        """How many bytes at the beginning of a load's ``code`` are the file's own headers, which a
+        linker puts there unless it is told not to, and zeros up to what the guest has there.
+
+        ``start`` is :attr:`start`, which is none of it."""
+        if load.offset or not self.headers <= load.size:
+            return 0
+        front = load.size - len(code[self.headers :].lstrip(b"\0"))
+        if not load.gpa <= start < load.end:
+            return front
+        before_entry = start - load.gpa
+        return 0 if before_entry < self.headers else min(front, before_entry)
 
 
 def is_elf(data: bytes) -> bool:
@@ -125,7 +140,10 @@ def _read(name: str, data: bytes) -> Elf:
             loads.append(part)
         elif what == _PT_NOTE and memory and len(notes) < _MOST_NOTES:
             notes.append(part)
-    return Elf(bits, kind, machine, entry, tuple(loads), tuple(notes), has_interpreter)
+    headers = _HEADER_AT + _HEADER[bits].size + 6  # the sizes of the sections' table follow
+    if table == headers:
+        headers += count * each
+    return Elf(bits, kind, machine, entry, tuple(loads), tuple(notes), has_interpreter, headers)
 
 
 def own_sections(data: bytes) -> Iterator[tuple[int, bool]]:

@@ -23,7 +23,7 @@ _TOO_MANY = f"bytes are too many for a guest's file, which may have {MAX_FILE >>
 class Segment:
     """``data`` at ``gpa``, and ``zeros`` bytes behind it that nobody has to write.
 
-    ``is_notes``: only for tools, where a linker put what nobody placed.
+    ``is_notes``: only for tools, where a linker put what nobody placed: notes, the file's headers.
     """
 
     gpa: int
@@ -141,7 +141,7 @@ def elf_image(name: str, data: bytes, mode: str = REAL.mode) -> Image:
             "the ELF file is not a linked executable",
             f"link it: ld -m {emulation} -N -Ttext {LAYOUTS[mode].origin:#x} -o guest.elf guest.o",
         )
-    segments = []
+    segments, start = [], elf.start
     total = 0
     for load in elf.loads:
         if load.memory < load.size:
@@ -153,10 +153,12 @@ def elf_image(name: str, data: bytes, mode: str = REAL.mode) -> Image:
             raise GuestError(name, "its segments name the same bytes of the file again and again")
         # What follows the file's bytes is the .bss.
         code, zeros = data[load.offset : load.offset + load.size], load.memory - load.size
-        segments.append(Segment(load.gpa, code, elf.is_notes(load), zeros))
+        if front := elf.front(load, code, start):
+            segments.append(Segment(load.gpa, code[:front], is_notes=True))
+        if front < load.memory:
+            segments.append(Segment(load.gpa + front, code[front:], elf.is_notes(load), zeros))
     if all(segment.is_notes for segment in segments):
         raise GuestError(name, "it has no code and no data to load")
-    start = elf.start
     if not any(load.gpa <= start < load.end for load in elf.loads):
         raise GuestError(
             name,

@@ -137,9 +137,9 @@ class Platform(ABC):
             )
         for segment in image.segments:
             found = self._ram_at(segment.gpa)
-            if found is None and segment.is_notes:
-                continue
             if found is None or segment.end > sum(found):
+                if segment.is_notes:
+                    continue
                 raise self._no_place(image, segment, found)
             ram.write_ram(segment.gpa, segment.data)
             (first, end), zeros = self._stored, segment.gpa + len(segment.data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -115,6 +116,24 @@ def test_variables_may_fill_ram(mode: str, tmp_path: Path) -> None:
     assert pyvmm(*words, "--memory", 59).status == 0
     pyvmm(*words, "--memory", 57).error(2, "stacks", "--memory 59 or more")
     pyvmm(*words).error(2, "stacks", "--memory 59 or more")
+
+
+@pytest.mark.parametrize("options", [[], ["-z", "noseparate-code"], ["-n"], ["-N"]])
+@pytest.mark.parametrize("mode", FLAT)
+def test_an_elf_file_as_ld_makes_it(mode: str, options: list[str], tmp_path: Path) -> None:
+    """Where nobody says -N, ld puts the file's headers in front of 0x100000, where no RAM is."""
+    source, unlinked, linked = (tmp_path / f"guest.{suffix}" for suffix in ("S", "o", "elf"))
+    source.write_text(
+        ".globl _start\n_start: incl word\n movl word, %eax\n subl $8, %eax\n"
+        " addl zeros + 5000, %eax\n outl %eax, $0xf4\n .data\nword: .long 7\n"
+        " .lcomm zeros, 8192\n"
+    )
+    width, emulation = ("--64", "elf_x86_64") if mode == "long" else ("--32", "elf_i386")
+    subprocess.run(["as", width, "-o", unlinked, source], check=True)
+    places = ["-m", emulation, "-Ttext", "0x100000", "-e", "_start"]
+    subprocess.run(["ld", *places, *options, "-o", linked, unlinked], check=True)
+    found = pyvmm("run", linked, "--json", "--deadline", 10)
+    assert (found.status, found.json["mode"]) == (0, mode), found
 
 
 def test_zeros_of_a_segment_replace_what_is_there() -> None:

@@ -118,3 +118,53 @@ def test_what_follows_a_segments_bytes_is_not_made_of_bytes() -> None:
     struct.pack_into("<Q", whole, 64 + 40, 1 << 40)
     (segment,) = elf_image("guest", bytes(whole)).segments
     assert (segment.data, segment.end - segment.gpa) == (CODE, 1 << 40)
+
+
+def with_headers(at: int = 0xFF000, padding: int = 4096 - 84, entry: int = 0x100000) -> bytes:
+    """A file whose one segment begins with the file's own headers, as ld makes it."""
+    whole = bytearray(elf(at=at, code=bytes(padding) + CODE))
+    struct.pack_into("<I", whole, 24, entry)
+    struct.pack_into("<I", whole, 52 + 4, 0)
+    struct.pack_into("<II", whole, 52 + 16, len(whole), len(whole) + 8)
+    return bytes(whole)
+
+
+def test_a_files_own_headers_need_no_ram() -> None:
+    """ld -Ttext 0x100000 puts them on the page before, where no RAM is."""
+    image = elf_image("guest", with_headers(), "protected")
+    headers, code = image.segments
+    assert (headers.gpa, headers.end, headers.is_notes) == (0xFF000, 0x100000, True)
+    assert (code.gpa, code.data, code.zeros, code.is_notes) == (0x100000, CODE, 8, False)
+    stored: dict[int, bytes] = {}
+
+    class Stored(NoRam):
+        def write_ram(self, gpa: int, data: bytes) -> None:
+            stored[gpa] = data
+
+    ProtectedMode().place(image, Stored())
+    assert stored == {0x100000: CODE}
+
+
+@pytest.mark.parametrize(
+    ("entry", "sizes"),
+    [
+        (0xFF000 + 4, [4096 + len(CODE)]),  # in the headers themselves
+        (0xFF000 + 84, [84, 4012 + len(CODE)]),  # in zeros, which are code, too
+        (0x100001, [4096, len(CODE)]),
+    ],
+)
+def test_what_a_guest_is_entered_at_is_no_header(entry: int, sizes: list[int]) -> None:
+    image = elf_image("guest", with_headers(entry=entry))
+    assert [len(segment.data) for segment in image.segments] == sizes
+    assert not image.segments[-1].is_notes
+
+
+def test_a_file_of_headers_alone_is_no_guest() -> None:
+    """But what they are followed by may be zeros that the file does not have."""
+    whole = bytearray(with_headers(entry=0xFF000 + 90)[:84])
+    struct.pack_into("<II", whole, 52 + 16, 84, 84 + 16)
+    _, variables = elf_image("guest", bytes(whole)).segments
+    assert (variables.gpa, variables.data, variables.zeros) == (0xFF000 + 84, b"", 16)
+    struct.pack_into("<II", whole, 52 + 16, 84, 84)
+    with pytest.raises(GuestError, match="no code and no data"):
+        elf_image("guest", bytes(whole))
