@@ -92,8 +92,9 @@ class Multiboot(Platform):
         return multiboot_image(name, data, self.ram[0][1])
 
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
-        ram.write_ram(ACPI_GPA, acpi_tables(vcpus))
-        self.place(image, ram)
+        tables = acpi_tables(vcpus)
+        ram.write_ram(ACPI_GPA, tables)
+        self.place(image, ram, [(ACPI_GPA, ACPI_GPA + len(tables))])
         taken = extent(image.segments)
         line = image.name.encode(errors="surrogateescape") + b" " + self._append
         size = len(boot_information(0, line, [(0, each) for each in self._modules], self.ram))

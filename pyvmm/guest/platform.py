@@ -122,10 +122,11 @@ class Platform(ABC):
         """How many bytes more it sent."""
         return 0
 
-    def place(self, image: Image, ram: Ram) -> None:
+    def place(self, image: Image, ram: Ram, under: Sequence[tuple[int, int]] = ()) -> None:
         """Store all segments of an image, each of which must lie in one piece of plain memory.
 
-        RAM is zero at first: nothing is written for zeros, but over what was stored before.
+        RAM is zero at first: nothing is written for zeros, but over what was stored before: by
+        this, and by the platform, which says so by ``under``, the first byte and the end of each.
         An image that says no mode, as one made by hand may, is the platform's.
         """
         if image.mode not in (REAL.mode, self.mode):
@@ -142,10 +143,11 @@ class Platform(ABC):
                     continue
                 raise self._no_place(image, segment, found)
             ram.write_ram(segment.gpa, segment.data)
-            (first, end), zeros = self._stored, segment.gpa + len(segment.data)
-            if segment.zeros and (start := max(first, zeros)) < (stop := min(end, segment.end)):
-                ram.write_ram(start, bytes(stop - start))
-            self._stored = (min(first, segment.gpa), max(end, zeros))
+            zeros = segment.gpa + len(segment.data)
+            for first, end in (self._stored, *under) if segment.zeros else ():
+                if (start := max(first, zeros)) < (stop := min(end, segment.end)):
+                    ram.write_ram(start, bytes(stop - start))
+            self._stored = (min(self._stored[0], segment.gpa), max(self._stored[1], zeros))
 
     def _ram_at(self, wanted: int) -> tuple[int, int] | None:
         for gpa, size in self.ram:

@@ -45,7 +45,7 @@ class RealMode(Platform):
 
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
         ram.write_ram(0, low_memory())
-        self.place(image, ram)
+        self.place(image, ram, [(0, len(low_memory()))])
         if not 0 <= image.entry <= 0xFFFF:
             raise ConfigurationError(
                 image.name,

@@ -16,6 +16,7 @@ from pyvmm.guest.options import PlatformOptions
 from pyvmm.guest.platform import Platform
 from pyvmm.guest.real_mode import RealMode
 from pyvmm.kvm.arguments import MOST_U32
+from pyvmm.native import lib
 from pyvmm.report import RunReport
 
 MIB = 1 << 20
@@ -146,6 +147,16 @@ def test_zeros_of_a_segment_replace_what_is_there() -> None:
     image = Image("x", (*code.segments, under, over), start, mode="long")
     with Machine(image) as machine:
         assert machine.run(20).passed
+
+
+def test_variables_over_the_first_vectors_are_zero() -> None:
+    """An ELF file that is linked at 0 has its .bss where the protocol put the vectors' stubs."""
+    from pyvmm.guest.image import Image, Segment
+
+    code = assemble(f".code16\n movl {lib.VECTOR_STUBS}, %eax\n addl 0x80, %eax\n outl %eax, $0xf4")
+    variables = Segment(0x40, b"\0", zeros=0x700)
+    with Machine(Image("x", (*code.segments, variables), 0x7C00)) as machine:
+        assert machine.run(10).passed
 
 
 def test_a_second_guest_has_no_variables_of_the_first() -> None:

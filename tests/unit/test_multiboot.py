@@ -182,6 +182,14 @@ def assert_apart(ram: Stored) -> None:
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(pieces))
 
 
+def test_variables_over_the_acpi_tables_are_zero() -> None:
+    """The tables are there before the guest, which may lie over them."""
+    platform, ram = Multiboot(PlatformOptions(memory=16)), Stored()
+    platform.load(platform.image("guest", kludge(0xD0000, bss_end=0xF0000)), ram, 1)
+    tables = ram[ACPI_GPA]
+    assert set(tables) == {0} and len(tables) > 0x100
+
+
 def test_memory_goes_on_above_the_devices() -> None:
     assert pc_ram(1) == ((0, 1 << 20),)
     assert pc_ram(4096) == ((0, DEVICES), (1 << 32, (4 << 30) - DEVICES))
