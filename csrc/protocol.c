@@ -139,6 +139,17 @@ static bool take_upper_half(const struct protocol *protocol, struct protocol_vcp
 	}
 }
 
+/* A port where the guest protocol's are not C's: all are Python's, devices', or nobody's. */
+static enum port_verdict foreign_port(struct protocol *protocol, const struct kvm_run *run,
+				      void *data)
+{
+	if (!protocol->is_foreign)
+		return PORT_PYTHON;
+	if (protocol->vector_stubs && is_stub_port(run->io.port))
+		return PORT_STUB;
+	return protocol_unclaimed(protocol, run, data);
+}
+
 enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu *vcpu,
 				struct memory *memory, const struct kvm_run *run, void *data,
 				uint64_t *conversion_ns, uint64_t *converted)
@@ -148,7 +159,7 @@ enum port_verdict protocol_port(struct protocol *protocol, struct protocol_vcpu 
 	uint32_t i;
 
 	if (!protocol->enabled)
-		return protocol->is_foreign ? protocol_unclaimed(protocol, run, data) : PORT_PYTHON;
+		return foreign_port(protocol, run, data);
 	if (run->io.direction == KVM_EXIT_IO_IN)
 		return port_in(protocol, vcpu, run, data);
 	if (run->io.port == PORT_EXIT) {

@@ -65,7 +65,7 @@ struct protocol {
 	bool unclaimed_to_python; /* ports and memory that nobody claims */
 	bool has_unclaimed_ports;
 	uint32_t python_window_count;
-	uint64_t vector_stubs; /* GPA of vector 0's: see vector_stub.h */
+	uint64_t vector_stubs; /* GPA of vector 0's, 0 for none: see vector_stub.h */
 	uint64_t console_written; /* bytes ever; the first CONSOLE_SIZE are kept */
 	uint64_t measures_written;
 	struct unclaimed unclaimed_gpas[UNCLAIMED_GPAS]; /* GPA + 1, in order; 0: none yet */

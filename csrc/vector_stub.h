@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The stubs that all 256 vectors lead to until the guest sets its own, in every mode.
+ * The stubs that all 256 vectors lead to until the guest sets its own, in every mode of the guest
+ * protocol, and in real mode on the platform bare.
  *
  * A stub must not change what the report then shows: it has no register and no stack, and
  * little RAM. So it is one OUT, and there is one at each byte of VECTOR_STUBS: the bytes are

@@ -76,6 +76,8 @@ class Judge(NamedTuple):
             code = raw.guest.exit_code
             cause = cause_of_vector(loop, index, self.image, self.memory, code - 0x100)
             reason = f"{who}: {describe_cause(cause, self.has_irqchip)}"
+            if raw.protocol.is_foreign:  # such a guest knows of no such codes
+                return VcpuEnd(index, Result.FAIL, None, reason, cause.where)
             return VcpuEnd(index, None, code, reason, cause.where)
         if stop == lib.STOP_GUEST_EXIT and not raw.guest.exit_code:
             return VcpuEnd(index, None, 0)

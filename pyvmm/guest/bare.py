@@ -6,6 +6,7 @@ too. Where the guest is loaded and what its registers hold is said by whoever ru
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from pyvmm.devices.debug_exit import DebugExit
 from pyvmm.errors import ConfigurationError, GuestError
 from pyvmm.guest.boot import set_real_mode
 from pyvmm.guest.cpu_state import check_registers, set_flat_mode, set_general, set_registers
+from pyvmm.guest.descriptors import STUBS_SIZE, stub_code
 from pyvmm.guest.elf import is_elf
 from pyvmm.guest.elf_kind import check_code, is_of_64_bits
 from pyvmm.guest.image import Image
@@ -25,12 +27,16 @@ from pyvmm.guest.pc_memory import pc_ram
 from pyvmm.guest.placing import extent, place_below
 from pyvmm.guest.platform import Board, Platform, Ram
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.native import lib
 
 # Where a PC's firmware loads a boot sector, and where a stack has room.
 _BOOT_SECTOR = 0x7C00
 _DEFAULT_MIB = 16
 _REAL_MODE_END = 1 << 16  # what IP reaches
 _MIB = 1 << 20
+# Real mode's table of vectors, and the stubs that they lead to, in the segment of a PC's BIOS.
+_VECTORS_SIZE, _STUBS = lib.VECTORS * 4, 0xFFE00
+_BIOS_SEGMENT = 0xF000
 
 
 class Bare(Platform):
@@ -61,6 +67,7 @@ class Bare(Platform):
         self._registers = options.registers
         self._exit_port = options.exit_port
         self._tables = 0
+        self.vector_stubs = _STUBS if self.mode == "real" else None
         check_registers(self._registers)
 
     def image(self, name: str, data: bytes) -> Image:
@@ -83,12 +90,30 @@ class Bare(Platform):
                 f"the guest says itself where it lies, {first:#x}",
                 "drop it",
             )
-        self.place(image, ram)
+        self.place(image, ram, self._lead_vectors(image, ram))
         if self.mode == "long":
             self._tables = place_below(
                 "the page tables of long mode", TABLES_SIZE, extent(image.segments)
             )
             ram.write_ram(self._tables, page_tables(self._tables))
+
+    def _lead_vectors(self, image: Image, ram: Ram) -> list[tuple[int, int]]:
+        """In real mode let each vector end the run, as nothing here answers it; what was stored.
+
+        A guest that lies there itself has its own. Without them an INT would go to 0:0 and run
+        through zeros into the guest's beginning, as if nothing had been amiss.
+        """
+        pieces = [(0, _VECTORS_SIZE), (_STUBS, _STUBS + STUBS_SIZE)]
+        if self.mode != "real" or any(
+            segment.gpa < end and first < segment.end
+            for first, end in pieces
+            for segment in image.segments
+        ):
+            return []
+        offsets = range(_STUBS & 0xFFFF, (_STUBS & 0xFFFF) + lib.VECTORS)
+        ram.write_ram(0, b"".join(struct.pack("<HH", at, _BIOS_SEGMENT) for at in offsets))
+        ram.write_ram(_STUBS, stub_code())
+        return pieces
 
     def boot(self, vcpu: Vcpu, vcpus: int, image: Image) -> None:
         entry = image.entry if self._entry is None else self._entry

@@ -125,6 +125,45 @@ def test_resets_and_power_off_end_the_run(code: bytes, tmp_path: Path) -> None:
     assert found.json["exit_code"] is None
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (b"\xb4\x0e\xcd\x10", "INT 0x10 at 7c02: there is no BIOS, nothing handles vector 0x10"),
+        (b"\xcd\x21", "INT 0x21 at 7c00: nothing handles vector 0x21, there is no DOS"),
+        (b"\x31\xc9\xf7\xf1", "divide error (#DE) at CS:IP 0000:7c02: nothing handles vector 0"),
+        (b"\x0f\x0b", "invalid opcode (#UD) at CS:IP 0000:7c00: nothing handles vector 6"),
+    ],
+    ids=["BIOS", "DOS", "DE", "UD"],
+)
+def test_what_nothing_handles_does_not_pass(code: bytes, said: str, tmp_path: Path) -> None:
+    path = guest(tmp_path, code + HLT)
+    words = ("--platform", "bare", "--exit-port", "0xf4,status", "--json", "--deadline", "5")
+    found = pyvmm("run", path, *words)
+    assert (found.status, found.json["result"], found.json["exit_code"]) == (1, "fail", None)
+    assert found.json["reason"] == f"vCPU 0: {said}"
+
+
+def test_a_guest_has_vectors_of_its_own(tmp_path: Path) -> None:
+    """Set while it runs, or because it lies there; and the stubs' port is as any other."""
+    prints = b"\xba\xf8\x03\xb0\x21\xee" + HLT
+    sets = b"\xc7\x06\x40\x00\x00\x7d\xc7\x06\x42\x00\x00\x00\xe6\xe6\xcd\x10"
+    for code, where in (
+        (sets.ljust(0x100, b"\x90") + prints, ()),
+        ((b"\xcd\x10".ljust(0x40, b"\x90") + b"\x50\0\0\0").ljust(0x50) + prints, ("--load", "0")),
+    ):
+        path = guest(tmp_path, code)
+        found = pyvmm("run", path, "--platform", "bare", "--json", "--deadline", "5", *where)
+        assert (found.status, found.json["serial"]) == (0, "!"), found
+        assert [each.get("port") for each in found.json["unclaimed"]] == [0xE6] * (not where)
+
+
+def test_a_guest_at_0_has_zeros_behind_it(tmp_path: Path) -> None:
+    """What a flat binary was made without, its variables, may lie there."""
+    code = b"\xa1\x80\x00\x02\x06\xfe\x03\xe6\xf4" + HLT
+    words = ("--platform", "bare", "--load", "0", "--exit-port", "0xf4", "--json")
+    assert pyvmm("run", guest(tmp_path, code), *words).json["exit_code"] == 0
+
+
 def test_registers_by_every_name(tmp_path: Path) -> None:
     """Each register's value is sent to COM1, the low byte of it."""
     words = ["--set", "ax=0x31", "--set", "ebx=0x32", "--set", "rsi=0x33", "--set", "es=0x34"]
