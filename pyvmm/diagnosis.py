@@ -7,6 +7,7 @@ import struct
 
 from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.guest.image import Image
+from pyvmm.guest.paging_probe import try_protected_paging
 from pyvmm.guest.source_lines import source_line
 from pyvmm.kvm.exits import (
     FailEntryExit,
@@ -15,6 +16,7 @@ from pyvmm.kvm.exits import (
     ShutdownExit,
     UnknownExit,
 )
+from pyvmm.kvm.system import Kvm
 from pyvmm.kvm.uapi import reason_name
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.memory.guest_memory import GuestMemory
@@ -61,6 +63,10 @@ _EXCEPTIONS = {
     30: "security exception (#SX)",
 }
 _INTERRUPTS_ON = 1 << 9  # in EFLAGS
+_PAGING = 1 << 31  # in CR0
+_LONG_MODE_ENABLED, _LONG_MODE_ACTIVE = 1 << 8, 1 << 10  # in EFER
+_MOV_TO_CR0 = b"\x0f\x22"  # and a byte that names the register
+_OPERANDS = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi")
 # IP is then that of the next instruction.
 _BEFORE = (1, 2, 3, 4)
 # INTs that somebody answers elsewhere.
@@ -141,6 +147,29 @@ def _error_code(where: Where) -> str:
     page = "that is not present" if not code & 1 else "with reserved bits" if code & 8 else ""
     what = f"a {access} of a page {page}" if page else f"a {access} that the page forbids"
     return f", error code {code:#x} ({what}), CR2 {where.registers.get('cr2', 0):#x}"
+
+
+def describe_missing_paging(where: Where) -> str:
+    """What to add to why a vCPU died, if this KVM lacks the paging that its guest turned on."""
+    if not _turns_paging_on(where):
+        return ""
+    try:
+        with Kvm() as kvm:
+            works, _ = try_protected_paging(kvm)
+    except PyvmmError:
+        return ""
+    return "" if works else "; this KVM has no paging in protected mode, which the guest turned on"
+
+
+def _turns_paging_on(where: Where) -> bool:
+    """Whether a vCPU has paging without long mode, or stands at the MOV that turns it on."""
+    efer = where.registers.get("efer", 0)
+    if efer & _LONG_MODE_ACTIVE:
+        return False
+    cr0 = where.registers.get("cr0", 0)
+    if where.code[:2] == _MOV_TO_CR0 and len(where.code) > 2 and not where.code[2] & 0x38:
+        cr0 |= where.registers.get(_OPERANDS[where.code[2] & 7], 0)
+    return bool(cr0 & _PAGING) and not efer & _LONG_MODE_ENABLED
 
 
 def describe_deadline(where: Where) -> str:

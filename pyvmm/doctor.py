@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pyvmm.errors import KvmError, PyvmmError
 from pyvmm.guest.boot import MAX_VCPUS
 from pyvmm.guest.linux_probe import try_kernel_code
+from pyvmm.guest.paging_probe import try_protected_paging
 from pyvmm.host import kvm_modules, nested_modules
 from pyvmm.kvm.mapping import PAGE_SIZE, Mapping
 from pyvmm.kvm.system import Kvm
@@ -272,6 +273,11 @@ def _behaviours(kvm: Kvm, vm_types: dict[str, int]) -> Iterator[tuple[str, Behav
             lambda: _try_hypercall(kvm, private_type),
         ),
         ("kernel_code", "a Linux kernel as the guest", lambda: try_kernel_code(kvm)),
+        (
+            "protected_paging",
+            "guests in protected mode that turn paging on",
+            lambda: try_protected_paging(kvm),
+        ),
         (
             "in_place_conversion",
             "page states that belong to the guest_memfd",

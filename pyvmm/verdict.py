@@ -11,6 +11,7 @@ from pyvmm.diagnosis import (
     describe_cause,
     describe_deadline,
     describe_exit,
+    describe_missing_paging,
     describe_run_failure,
     read_assert,
 )
@@ -76,6 +77,7 @@ class Judge(NamedTuple):
             code = raw.guest.exit_code
             cause = cause_of_vector(loop, index, self.image, self.memory, code - 0x100)
             reason = f"{who}: {describe_cause(cause, self.has_irqchip)}"
+            reason += describe_missing_paging(cause.where)
             if raw.protocol.is_foreign:  # such a guest knows of no such codes
                 return VcpuEnd(index, Result.FAIL, None, reason, cause.where)
             return VcpuEnd(index, None, code, reason, cause.where)
@@ -173,7 +175,7 @@ def _failure(loop: VcpuLoop, index: int, stop: int, denied_by: str, where: Where
         return str(KvmError("timer_create", raw.error, who, remedy))
     if stop == lib.STOP_RUN_FAILED:
         return describe_run_failure(raw.error, loop.vcpu, place)
-    return f"{who}: {describe_exit(loop.vcpu, place, where.mode)}"
+    return f"{who}: {describe_exit(loop.vcpu, place, where.mode)}{describe_missing_paging(where)}"
 
 
 def verdict(

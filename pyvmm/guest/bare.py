@@ -22,6 +22,7 @@ from pyvmm.guest.image import Image
 from pyvmm.guest.layout import Layout
 from pyvmm.guest.long_mode import REACH, TABLES_SIZE, page_tables, set_long_mode
 from pyvmm.guest.options import PlatformOptions
+from pyvmm.guest.paging_probe import check_paging
 from pyvmm.guest.pc_devices import Printed, add_pc_devices
 from pyvmm.guest.pc_memory import pc_ram
 from pyvmm.guest.placing import extent, place_below
@@ -127,6 +128,8 @@ class Bare(Platform):
             set_long_mode(vcpu, self._tables)
         set_general(vcpu, rsp=stack)
         set_registers(vcpu, self._registers, is_real=self.mode == "real")
+        if self.mode != "long":
+            check_paging(self._registers)
         if not any(name.lstrip("re") == "ip" for name, _ in self._registers):
             ip = entry - int(vcpu.get_sregs().cs.base)
             if self.mode == "real" and not 0 <= ip < _REAL_MODE_END:

@@ -29,6 +29,7 @@ from pyvmm.guest.layout import PROTECTED
 from pyvmm.guest.multiboot_header import multiboot_image
 from pyvmm.guest.multiboot_info import LOADER_MAGIC, Module, boot_information
 from pyvmm.guest.options import PlatformOptions
+from pyvmm.guest.paging_probe import check_paging
 from pyvmm.guest.pc_devices import add_pc_devices
 from pyvmm.guest.pc_memory import DEVICES, pc_ram
 from pyvmm.guest.placing import HIGH_START, LOW_END, extent, place_below
@@ -139,6 +140,7 @@ class Multiboot(Platform):
         told = self._information
         set_general(vcpu, rax=LOADER_MAGIC, rbx=told, rip=image.entry, rsp=told)
         set_registers(vcpu, self._registers, is_real=False)
+        check_paging(self._registers)
 
     def add_devices(self, board: Board) -> None:
         self._serial = add_pc_devices(board, self._show)
