@@ -15,7 +15,7 @@ from pyvmm.errors import UnsupportedError
 from pyvmm.guest.acpi import ACPI_GPA, acpi_tables
 from pyvmm.guest.bzimage import BzImage, read_bzimage
 from pyvmm.guest.cpu_topology import cpuid_of_vcpu
-from pyvmm.guest.image import Image
+from pyvmm.guest.image import Image, flat_image
 from pyvmm.guest.layout import LONG, PROTECTED
 from pyvmm.guest.linux_boot import HIGH_MEMORY, LOW_MEMORY_END, enter, place
 from pyvmm.guest.linux_probe import try_kernel_code
@@ -68,6 +68,10 @@ class Linux(Platform):
         self._kernel: BzImage | None = None
         self._show = show
         self._serial: Serial16550 | None = None
+
+    def image(self, name: str, data: bytes) -> Image:
+        read_bzimage(name, data)  # which says what is wrong with any other file
+        return flat_image(name, data, self.layout)
 
     def load(self, image: Image, ram: Ram, vcpus: int) -> None:
         self._kernel = kernel = read_bzimage(image.name, image.segments[0].data)

@@ -7,6 +7,7 @@ import struct
 from dataclasses import replace
 
 import pytest
+from foreign_images import DYN, EM_X86_64, elf
 from tiny_kernels import bzimage
 
 from pyvmm import ConfigurationError, GuestError
@@ -14,6 +15,7 @@ from pyvmm.guest.acpi import ACPI_GPA, acpi_tables
 from pyvmm.guest.bzimage import BzImage, is_bzimage, read_bzimage
 from pyvmm.guest.cpu_topology import cpuid_of_vcpu
 from pyvmm.guest.image import Segment
+from pyvmm.guest.linux import Linux
 from pyvmm.guest.linux_boot import HIGH_MEMORY, LOW_MEMORY_END, place
 from pyvmm.kvm.cpuid import CpuidEntry
 
@@ -31,6 +33,14 @@ def test_a_kernels_file() -> None:
     assert kernel.most_command_line == 2047 and kernel.initrd_end == 0x80000000
     assert kernel.header[:1] == b"\x03" and b"HdrS" in kernel.header
     assert len(kernel.header) == 0x202 + 0x6A - 0x1F1
+
+
+def test_an_elf_file_is_told_to_be_no_bzimage() -> None:
+    """It is none of ld's to link it again: vmlinux is one, and so is any program."""
+    for data in (elf(), elf(64, kind=DYN, machine=EM_X86_64), b"\x7fELF"):
+        with pytest.raises(GuestError, match=r"no Linux boot header .* give a bzImage"):
+            Linux().image("x", data)
+    assert Linux().image("k", bzimage()).segments[0].data == bzimage()
 
 
 @pytest.mark.parametrize(("version", "xloadflags"), [(0x20F, 0), (0x20B, 1)])
