@@ -40,7 +40,7 @@ def test_a_serial_port_is_named_with_what_stands_in_for_it(tmp_path: Path) -> No
     assert "unclaimed: port 0x3fd 17 times (COM1: there is no UART; the console is port" in text
     assert "unclaimed: port 0x3f8 16 times (COM1: there is no UART; the console is port" in text
     report = pyvmm("run", path, "--json").json
-    hint = "COM1: there is no UART; the console is port 0xe9"
+    hint = "COM1: there is no UART; the console is port 0xe9; --platform bare has COM1"
     assert report["unclaimed"] == [
         {"port": 0x3FD, "count": 17, "hint": hint},
         {"port": 0x3F8, "count": 16, "hint": hint},
@@ -117,6 +117,38 @@ def test_a_port_of_the_protocol_in_another_width() -> None:
         report = machine.run(20)
     hints = {each.port: each.hint for each in report.unclaimed}
     assert set(hints) == {0xE9, 0xF4, 0x604} and all(hints.values())
+
+
+@pytest.mark.parametrize(
+    ("platform", "hints"),
+    [
+        ("bare", {0x21: "--irqchip", 0x71: "multiboot", 0x3D4: "VGA", 0xCF8: "PCI", 0x2F8: ""}),
+        ("multiboot", {0x3D4: "VGA", 0xCF8: "PCI", 0x2F8: ""}),
+    ],
+)
+def test_what_a_guest_of_another_platform_misses(
+    platform: str, hints: dict[int, str], tmp_path: Path
+) -> None:
+    """A PIC that is not there, say, is worth a word; COM1 is there, and so is no word."""
+    header = ".align 4\n .long 0x1badb002, 0, -0x1badb002\n"
+    ports = [0x21, 0x71, 0x3D4, 0xCF8, 0x2F8, 0x3FD]
+    code = "".join(f"movw ${port:#x}, %dx\n inb %dx, %al\n" for port in ports)
+    path = tmp_path / "guest.S"
+    path.write_text(f" jmp 1f\n{header}1: {code} cli\n hlt\n")
+    words = ("--mode", "protected") if platform == "bare" else ("--hlt", "pass")
+    found = pyvmm("run", path, "--platform", platform, *words, "--json", "--deadline", 10)
+    assert found.status == 0, found
+    seen = {each["port"]: each.get("hint", "") for each in found.json["unclaimed"]}
+    assert set(seen) == set(hints)
+    for port, word in hints.items():
+        assert word in seen[port] and bool(word) == bool(seen[port])
+
+
+def test_a_screen_that_is_not_there() -> None:
+    text = f"movw $0xb800, %ax\n movw %ax, %es\n movw %ax, %es:0\n {EXIT_0}"
+    with Machine(guest(text)) as machine:
+        (only,) = machine.run(20).unclaimed
+    assert only.gpa == 0xB8000 and "no screen" in only.hint
 
 
 def test_what_is_claimed_is_not_in_it() -> None:

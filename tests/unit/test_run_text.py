@@ -74,17 +74,17 @@ def test_exits_that_were_not_recorded_are_counted_all_the_same() -> None:
 
 def test_what_nobody_has_is_named_and_the_rest_counted() -> None:
     report = ran(
-        unclaimed=(Unclaimed(0x20, None, 4), Unclaimed(None, 0xB0000, 2), Unclaimed(0x21, None, 1)),
+        unclaimed=(Unclaimed(0x20, None, 4), Unclaimed(None, 0x90000, 2), Unclaimed(0x21, None, 1)),
         unclaimed_ports=12,
         unclaimed_mmio=2,
     )
     lines = text_of(report).splitlines()
     assert "unclaimed: port 0x20 4 times (the PIC: there is one with --irqchip)" in lines
-    assert "unclaimed: GPA 0xb0000 2 times" in lines
+    assert "unclaimed: GPA 0x90000 2 times" in lines
     assert "unclaimed: other ports 7 times" in lines
     assert to_json(report)["unclaimed"] == [
         {"port": 0x20, "count": 4, "hint": "the PIC: there is one with --irqchip"},
-        {"gpa": 0xB0000, "count": 2},
+        {"gpa": 0x90000, "count": 2},
         {"port": 0x21, "count": 1, "hint": "the PIC: there is one with --irqchip"},
     ]
 
