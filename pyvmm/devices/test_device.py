@@ -1,6 +1,7 @@
 """The test device that kvm-unit-tests' x86 guests expect (QEMU calls its own pc-testdev).
 
-Ports 0xE0 to 0xE3 and 0xE8 to 0xEB keep what is written to them, in any width. A GPA written to
+Ports 0xE0 to 0xE3 and 0xE8 to 0xEB keep what is written to them, in any width; an access that
+begins at 0xE9 is the debug console's, for guests that print there. A GPA written to
 0xE4 has its page unmapped and mapped again in the host, so that KVM must look for it anew.
 A byte written to 0x2000 + n sets interrupt line n. 64 KiB at 0xFF000000 keep what is written.
 """
@@ -24,7 +25,7 @@ class TestDevice:
     #: Not a test of pytest's, whatever its name begins with.
     __test__ = False
     #: For :meth:`Bus.add_ports`, and for :meth:`Bus.add_mmio`.
-    PORTS = (LATCH, FLUSH, LATCH_BY_BYTES, LINES)
+    PORTS = (LATCH, FLUSH, LATCH_BY_BYTES[:1], LATCH_BY_BYTES[2:], LINES)
     WINDOW = WINDOW
 
     def __init__(

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from pyvmm.devices import hpet, vmware_port
 from pyvmm.devices.bus import PORTS
+from pyvmm.devices.debug_console import DEBUG_CONSOLE, DebugConsole
 from pyvmm.devices.debug_exit import DEBUG_EXIT, DebugExit
 from pyvmm.devices.fw_cfg import FirmwareConfiguration
 from pyvmm.devices.rtc import Rtc
@@ -30,7 +31,7 @@ from pyvmm.guest.multiboot_header import multiboot_image
 from pyvmm.guest.multiboot_info import LOADER_MAGIC, Module, boot_information
 from pyvmm.guest.options import PlatformOptions
 from pyvmm.guest.paging_probe import check_paging
-from pyvmm.guest.pc_devices import add_pc_devices
+from pyvmm.guest.pc_devices import Printed, add_pc_devices
 from pyvmm.guest.pc_memory import DEVICES, pc_ram
 from pyvmm.guest.placing import HIGH_START, LOW_END, extent, place_below
 from pyvmm.guest.platform import Board, Platform, Ram
@@ -51,7 +52,7 @@ class Multiboot(Platform):
     """``options`` are those of the command line.
 
     ``cpu`` is which of KVM's features the guest is told of, by default all. ``show(data)`` is
-    called with what the guest sends to COM1, as it sends it. A guest that finds VMware's port takes
+    called with what the guest prints, as it prints it. A guest that finds VMware's port takes
     the machine for one of VMware's, so it can be left out.
     """
 
@@ -74,7 +75,7 @@ class Multiboot(Platform):
         show: Callable[[bytes], object] | None = None,
         has_vmware_port: bool = True,
     ) -> None:
-        self._cpu, self._show = cpu or CpuModel(), show
+        self._cpu, self._printed = cpu or CpuModel(), Printed(show)
         self._has_vmware_port = has_vmware_port
         self.ram = pc_ram(_DEFAULT_MIB if options.memory is None else options.memory)
         self.hlt_passes = options.hlt == "pass"
@@ -143,13 +144,15 @@ class Multiboot(Platform):
         check_paging(self._registers)
 
     def add_devices(self, board: Board) -> None:
-        self._serial = add_pc_devices(board, self._show)
+        # A guest prints on one or the other, as on the platform bare: both are one text.
+        add_pc_devices(board, self._printed.take)
+        board.bus.add_ports(
+            range(DEBUG_CONSOLE, DEBUG_CONSOLE + 1), DebugConsole(self._printed.take)
+        )
         low = self.ram[0][1]
         high = sum(size for gpa, size in self.ram if gpa > DEVICES)
         rtc = Rtc(memory=low, memory_above_4g=high)
         board.bus.add_ports(rtc.ports, rtc)
-        ports = range(self._exit_port, min(self._exit_port + 4, PORTS))
-        board.bus.add_ports(ports, DebugExit())
         told = FirmwareConfiguration.of_machine(len(board.vcpus), self.max_vcpus, low + high)
         board.bus.add_ports(FirmwareConfiguration.PORTS, told)
         tests = TestDevice(board.vm.irq_line, board.memory.flush)
@@ -159,6 +162,9 @@ class Multiboot(Platform):
         board.bus.add_mmio(hpet.WINDOW, hpet.Hpet())
         if self._has_vmware_port:
             board.bus.add_ports(vmware_port.PORTS, vmware_port.VmwarePort(board.calling_vcpu))
+        # Last, so that it is the one that is told to be moved.
+        ports = range(self._exit_port, min(self._exit_port + 4, PORTS))
+        board.bus.add_ports(ports, DebugExit())
         has_deadline = board.vm.has(lib.KVM_CAP_TSC_DEADLINE_TIMER)
         for vcpu in board.vcpus:
             entries = cpuid_of_vcpu(
@@ -177,10 +183,10 @@ class Multiboot(Platform):
             board.vm.set_irqchip(state)
 
     def serial(self) -> bytes:
-        return self._serial.output
+        return self._printed.output
 
     def serial_dropped(self) -> int:
-        return self._serial.dropped
+        return self._printed.dropped
 
 
 def read_modules(text: str, most: int) -> list[Module]:

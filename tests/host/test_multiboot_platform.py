@@ -174,6 +174,23 @@ def test_a_guest_that_wants_video_runs_without(tmp_path: Path) -> None:
     assert "video mode" in found.stderr and found.stderr.count("\n") == 1
 
 
+def test_com1_and_port_0xe9_are_one_text(tmp_path: Path) -> None:
+    code = """
+        movb $'a', %al
+        movw $0x3f8, %dx
+        outb %al, %dx
+        incl %eax
+        outb %al, $0xe9
+        incl %eax
+        outb %al, %dx
+        xorl %eax, %eax
+        outl %eax, $0xf4
+"""
+    words = ("--platform", "multiboot", "--json", "--deadline", 10)
+    found = pyvmm("run", guest(tmp_path, code), *words)
+    assert (found.status, found.json["serial"]) == (0, "abc"), found
+
+
 @pytest.mark.parametrize("port", [0x501, 0xFFFF])
 def test_another_exit_port(port: int, tmp_path: Path) -> None:
     path = guest(tmp_path, f"movw ${port:#x}, %dx; movb $7, %al; outb %al, %dx; jmp .")
@@ -240,7 +257,9 @@ def test_a_page_that_is_flushed_keeps_its_contents(tmp_path: Path) -> None:
         (["--vcpus", "256"], "room for 1 to 255"),
         (["--load", "0x100000"], "has no use for it"),
         (["--set", "cs=0x20000"], "16 bits"),
-        (["--exit-port", "0x3f8"], "use another port"),
+        (["--exit-port", "0x3f8"], "DebugExit at port 0x3f8: device Serial16550 has it"),
+        (["--exit-port", "0xe0"], "DebugExit at port 0xe0: device TestDevice has it"),
+        (["--exit-port", "0xe9"], "DebugExit at port 0xe9: device DebugConsole has it"),
         (["--append", "x" * 70000], "more than"),
     ],
 )
