@@ -86,7 +86,7 @@ def compile_guest(
         if said:
             from pyvmm.guest.rejected import why_not_compiled
 
-            raise why_not_compiled(name, named(said, argument, name))
+            raise why_not_compiled(name, named(said, argument, name), source, mode)
         files = (linked, unlinked, runtime)
         output, *inputs = map(path_of, files)
         said = call(path, ["ld", *layout, *quiet, "-o", output, *inputs], "", *files)

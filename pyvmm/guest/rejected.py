@@ -9,6 +9,7 @@ from pathlib import Path
 from pyvmm.errors import GuestError
 from pyvmm.guest import tool_messages
 from pyvmm.guest.dialects import dialect, intel_remedy, is_register
+from pyvmm.guest.layout import PROTECTED
 from pyvmm.guest.tool_messages import Complaint
 
 # So much of a source is looked at to tell whom it is for.
@@ -27,6 +28,8 @@ _FLOATS = re.compile(
     r"__(?:add|sub|mul|div|neg|cmp|unord|eq|ne|lt|le|gt|ge|float\w*|fix\w*|extend\w*|trunc\w*|pow)"
     r"[a-z]*[sdxt][fc]\w*"
 )
+# What pyvmm.h has for 64-bit guests alone.
+_OF_LONG_MODE = re.compile(r"'(?:map|unmap|flush|HIGH_\w+|PTE_\w+)'(?: undeclared|$| \[)")
 _NO_FLOATS = "a guest has no floating point, which KVM's emulator lacks"
 _UNKNOWN = re.compile(r"no such instruction: [`']([\w.$]+)")
 
@@ -69,7 +72,7 @@ def why_not_preprocessed(name: str, stderr: str) -> GuestError:
     return GuestError(name, f"not preprocessing: {complaint}", remedy)
 
 
-def why_not_compiled(name: str, stderr: str) -> GuestError:
+def why_not_compiled(name: str, stderr: str, source: str, mode: str) -> GuestError:
     """gcc's first error."""
     complaint = tool_messages.from_compiler(stderr)
     remedy = ""
@@ -83,7 +86,9 @@ def why_not_compiled(name: str, stderr: str) -> GuestError:
         remedy = "it is looked for beside the guest and in guests/include"
     elif "SSE" in complaint.text or "x87" in complaint.text or "80387" in complaint.text:
         remedy = _NO_FLOATS
-    elif "implicit declaration" in complaint.text:
+    elif mode == PROTECTED.mode and _OF_LONG_MODE.search(complaint.text):
+        remedy = "pyvmm.h has that for --mode long"
+    elif "implicit declaration" in complaint.text and "pyvmm.h" not in source:
         remedy = 'is it in pyvmm.h: #include "pyvmm.h"?'
     elif "conflicting types for" in complaint.text and "main" in complaint.text:
         remedy = "it is int main(unsigned vcpu, unsigned vcpus)"

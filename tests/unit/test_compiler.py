@@ -26,6 +26,11 @@ REJECTED = {
         "x.c:1:18: error: implicit declaration of function 'puts'",
         'is it in pyvmm.h: #include "pyvmm.h"?',
     ),
+    "no such function": (
+        HEAD + "{ putz(0); return 0; }\n",
+        "x.c:3:3: error: implicit declaration of function 'putz'",
+        "",
+    ),
     "C library": (
         "#include <stdio.h>\n" + HEAD + "{ return 0; }\n",
         "x.c:1:10: fatal error: stdio.h: No such file or directory",
@@ -87,6 +92,13 @@ def test_what_does_not_compile(name: str, mode: str) -> None:
     source, begin, end = REJECTED[name]
     line = line_about(source, mode)
     assert line.startswith(f"not compiling: {begin}") and line.endswith(end)
+    assert end or "pyvmm.h" not in line  # which is included already
+
+
+@pytest.mark.parametrize("use", ["map(0, 0, 0)", "flush(vcpu)", "read8(HIGH_PRIVATE_VIEW)"])
+def test_what_protected_mode_lacks(use: str) -> None:
+    line = line_about(f"{HEAD}{{ (void)({use}); return 0; }}\n", "protected")
+    assert line.startswith("not compiling: x.c:3:") and "pyvmm.h has that for --mode long" in line
 
 
 @pytest.mark.parametrize("mode", MODES)
