@@ -22,6 +22,7 @@ from pyvmm.guest.image import (
 )
 from pyvmm.guest.kind import Kind
 from pyvmm.guest.layout import LAYOUTS, LONG, REAL, Layout
+from pyvmm.guest.linking import link
 from pyvmm.guest.nasm import has_nasm
 from pyvmm.guest.shipped import built_guest, find_guest, guests_dir
 from pyvmm.guest.source import check_nasm, may_say_its_width, read_source, read_text
@@ -279,12 +280,7 @@ def _assemble(
             from pyvmm.guest.rejected import why_not_assembled
 
             raise why_not_assembled(name, named(said, argument, name), source, macros)
-        origin = f"{layout.origin:#x}"
-        places = ["-m", emulation, "-N", f"-Ttext={origin}", f"--entry={origin}"]
-        quiet = ["--build-id=none", "-z", "noexecstack"]
-        linker = ["ld", *places, *quiet, "-o", path_of(linked), path_of(unlinked)]
-        said = call(path, linker, "", unlinked, linked)
-        if said:
+        if said := link(path, emulation, layout, unlinked, linked):
             from pyvmm.guest.rejected import why_not_linked
 
             raise why_not_linked(name, named(said, argument, name), source, macros)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pyvmm.errors import GuestError
 from pyvmm.guest.image import Image, Segment, elf_image
 from pyvmm.guest.layout import Layout
+from pyvmm.guest.linking import link
 from pyvmm.guest.tools import call, named, path_of
 from pyvmm.kvm.memfd import Memfd
 from pyvmm.printable import printable
@@ -61,10 +62,7 @@ def assemble_nasm(
                 raise GuestError(name, "it has no code")
             origin = _origin_of(name, source)
             return Image(path.name, (Segment(origin, code),), origin, mode=layout.mode)
-        places = ["-m", emulation, "-N", f"-Ttext={layout.origin:#x}"]
-        places += [f"--entry={layout.origin:#x}", "--build-id=none", "-z", "noexecstack"]
-        command = ["ld", *places, "-o", path_of(linked), path_of(unlinked)]
-        if said := call(path, command, "", unlinked, linked):
+        if said := link(path, emulation, layout, unlinked, linked):
             raise _rejected(name, "linking", named(said, argument, name))
         elf = _bytes_of(linked)
         return replace(elf_image(path.name, elf, layout.mode), elf=elf)

@@ -119,6 +119,14 @@ def test_variables_may_fill_ram(mode: str, tmp_path: Path) -> None:
     pyvmm(*words).error(2, "stacks", "--memory 59 or more")
 
 
+@pytest.mark.parametrize("is_global", [True, False])
+@pytest.mark.parametrize("mode", FLAT)
+def test_assembly_begins_at_its_start_symbol(mode: str, is_global: bool) -> None:
+    """As with any linker; a guest without one, or with a local one, begins at its first byte."""
+    first, globl = ("ud2\n", ".globl _start\n") if is_global else (PASS, "")
+    assert run(f"{first}{globl}_start: {PASS if is_global else 'ud2'}", mode).passed
+
+
 @pytest.mark.parametrize("options", [[], ["-z", "noseparate-code"], ["-n"], ["-N"]])
 @pytest.mark.parametrize("mode", FLAT)
 def test_an_elf_file_as_ld_makes_it(mode: str, options: list[str], tmp_path: Path) -> None:

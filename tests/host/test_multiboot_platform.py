@@ -140,6 +140,17 @@ def test_a_guest_may_have_no_gdt_of_its_own(tmp_path: Path) -> None:
     assert (found.status, found.json["exit_code"]) == (0, 0), found
 
 
+def test_source_begins_at_its_start_symbol(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.S"
+    path.write_text(
+        " .align 4\n .long 0x1badb002, 0, -0x1badb002\n .globl _start\n"
+        "_start: xorl %eax, %eax\n outl %eax, $0xf4\n"
+    )
+    words = ("--platform", "multiboot", "--json", "--deadline", 10)
+    found = pyvmm("run", path, *words)
+    assert (found.status, found.json["exit_code"]) == (0, 0), found
+
+
 def test_a_guest_may_have_no_stack_of_its_own(tmp_path: Path) -> None:
     """As first kernels whose entry is a function in C; GRUB and QEMU leave them a stack."""
     code = "call 1f\n outl %eax, $0xf4\n1: pushl $0\n popl %eax\n ret"
