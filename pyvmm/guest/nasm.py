@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyvmm.errors import GuestError
+from pyvmm.guest import tool_messages
 from pyvmm.guest.image import Image, Segment, elf_image
 from pyvmm.guest.layout import Layout
 from pyvmm.guest.linking import link
@@ -55,7 +56,7 @@ def assemble_nasm(
         argument = "/dev/stdin" if argument == "-" else argument
         command = ["nasm", *options, "-o", path_of(unlinked), argument]
         if said := call(path, command, text, unlinked):
-            raise _rejected(name, "assembling", named(said, argument, name))
+            raise _rejected(name, named(said, argument, name))
         if is_flat:
             code = _bytes_of(unlinked)
             if not code:
@@ -63,7 +64,8 @@ def assemble_nasm(
             origin = _origin_of(name, source)
             return Image(path.name, (Segment(origin, code),), origin, mode=layout.mode)
         if said := link(path, emulation, layout, unlinked, linked):
-            raise _rejected(name, "linking", named(said, argument, name))
+            complaint = tool_messages.from_linker(named(said, argument, name), name, source)
+            raise GuestError(name, f"not linking: {complaint}")
         elf = _bytes_of(linked)
         return replace(elf_image(path.name, elf, layout.mode), elf=elf)
 
@@ -77,11 +79,11 @@ def _origin_of(name: str, source: str) -> int:
     return int(found["decimal"])
 
 
-def _rejected(name: str, doing: str, said: str) -> GuestError:
+def _rejected(name: str, said: str) -> GuestError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if "error: " in line or "undefined" in line] or lines
+    errors = [line for line in lines if "error: " in line] or lines
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return GuestError(name, f"not {doing}: {errors[0]}{more}")
+    return GuestError(name, f"not assembling: {errors[0]}{more}")
 
 
 def _bytes_of(file: Memfd) -> bytes:

@@ -62,6 +62,17 @@ def test_its_first_error_is_one_line(said: Path) -> None:
     assert str(error.value) == "x.asm: not assembling: x.asm:3: error: parser: instruction expected"
 
 
+def test_what_does_not_link_is_one_line_about_the_source(said: Path) -> None:
+    """Not about the object file, which has no name that anybody knows."""
+    assembles = "#!/bin/sh\nwhile [ $# -gt 1 ]; do [ $1 = -o ] && out=$2; shift; done\n"
+    assembles += "echo jmp nowhere | as --32 -o $out -\n"
+    (said.parent / "tools" / "nasm").write_text(assembles)
+    Path("x.nasm").write_text("; a jump\nextern nowhere\njmp nowhere\n")
+    with pytest.raises(GuestError) as error:
+        load_guest("x.nasm")
+    assert str(error.value) == "x.nasm: not linking: x.nasm:2: undefined symbol 'nowhere'"
+
+
 def test_an_origin_that_is_computed(said: Path) -> None:
     Path("x.asm").write_text(SOURCE.format(origin="BASE + 4"))
     with pytest.raises(GuestError, match="its org is no number"):
