@@ -17,14 +17,15 @@ _EXECUTE_READ, _READ_WRITE = 11, 3  # and accessed
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss")
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
 _OLD = ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
+_PREFIXES, _SUFFIXES = {"r": 64, "e": 32, "": 16}, {"": 64, "d": 32, "w": 16}
 #: Fields of ``struct kvm_regs``, by every name that a register has.
 _GENERAL = {
-    **{f"r{number}": f"r{number}" for number in range(8, 16)},
-    **{prefix + name: f"r{name}" for name in (*_OLD, "ip") for prefix in ("r", "e", "")},
-    **{prefix + "flags": "rflags" for prefix in ("r", "e", "")},
+    **{f"r{number}{end}": f"r{number}" for number in range(8, 16) for end in _SUFFIXES},
+    **{start + name: f"r{name}" for name in (*_OLD, "ip", "flags") for start in _PREFIXES},
 }
 _BITS = {
-    **{name: 32 if name[0] == "e" else 64 if name[0] == "r" else 16 for name in _GENERAL},
+    **{f"r{number}{end}": bits for number in range(8, 16) for end, bits in _SUFFIXES.items()},
+    **{start + name: bits for name in (*_OLD, "ip", "flags") for start, bits in _PREFIXES.items()},
     **dict.fromkeys(_SEGMENTS, 16),
     **dict.fromkeys(_CONTROL, 64),
     "cr8": 4,

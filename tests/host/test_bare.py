@@ -221,6 +221,16 @@ def test_registers_by_every_name(tmp_path: Path) -> None:
     assert found.json["serial"] == "1234", found
 
 
+def test_numbered_registers_by_every_name(tmp_path: Path) -> None:
+    """Sums them up and writes the sum to the exit port."""
+    words = ["--set", "r8=1", "--set", "r9d=2", "--set", "r15w=4", "--exit-port", "0xf4"]
+    code = b"\x45\x01\xc8\x45\x01\xf8\x44\x89\xc0\xe7\xf4" + HLT
+    found = pyvmm(
+        "run", guest(tmp_path, code), "--platform", "bare", "--mode", "long", "--json", *words
+    )
+    assert found.json["exit_code"] == 7, found
+
+
 def test_entry_is_an_address_and_ip_follows_cs(tmp_path: Path) -> None:
     code = HLT * 16 + b"\xb0\x00\xe6\x42" + SPIN
     where = ("--load", "0x20000", "--entry", "0x20010", "--set", "cs=0x2000", "--exit-port", "0x42")
@@ -234,6 +244,10 @@ def test_entry_is_an_address_and_ip_follows_cs(tmp_path: Path) -> None:
         (["--set", "foo=1"], "no such register"),
         (["--set", "cs=0x10000"], "16 bits"),
         (["--set", "eax=0x100000000"], "32 bits"),
+        (["--set", "flags=0x10000"], "flags has 16 bits"),
+        (["--set", "r8d=0x100000000"], "r8d has 32 bits"),
+        (["--set", "r15w=0x10000"], "r15w has 16 bits"),
+        (["--set", "r16=1"], "no such register"),
         (["--load", "0x1000000"], "not in RAM"),
         (["--load", "0xffffff"], "reach past the end of RAM"),
         (["--load", "0x20000"], "--set cs=0x2000"),
