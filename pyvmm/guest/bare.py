@@ -26,7 +26,7 @@ from pyvmm.guest.paging_probe import check_paging
 from pyvmm.guest.pc_devices import Printed, add_pc_devices
 from pyvmm.guest.pc_memory import pc_ram
 from pyvmm.guest.placing import extent, place_below
-from pyvmm.guest.platform import Board, Platform, Ram
+from pyvmm.guest.platform import Board, Platform, Ram, touches
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.native import lib
 
@@ -105,11 +105,8 @@ class Bare(Platform):
         through zeros into the guest's beginning, as if nothing had been amiss.
         """
         pieces = [(0, _VECTORS_SIZE), (_STUBS, _STUBS + STUBS_SIZE)]
-        if self.mode != "real" or any(
-            segment.gpa < end and first < segment.end
-            for first, end in pieces
-            for segment in image.segments
-        ):
+        own = [segment for segment in image.segments if not segment.is_notes]
+        if self.mode != "real" or any(touches(segment, pieces) for segment in own):
             return []
         offsets = range(_STUBS & 0xFFFF, (_STUBS & 0xFFFF) + lib.VECTORS)
         ram.write_ram(0, b"".join(struct.pack("<HH", at, _BIOS_SEGMENT) for at in offsets))

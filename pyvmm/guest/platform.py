@@ -18,6 +18,11 @@ from pyvmm.kvm.vm import Vm
 _DEVICES = 0xC000_0000
 
 
+def touches(segment: Segment, pieces: Sequence[tuple[int, int]]) -> bool:
+    """Whether it lies over one of the pieces, the first byte and the end of each."""
+    return any(segment.gpa < end and first < segment.end for first, end in pieces)
+
+
 class RegionPlace(NamedTuple):
     """Where a region's views are, in bytes; ``shared_gpa`` is None where it has one view."""
 
@@ -138,9 +143,10 @@ class Platform(ABC):
             )
         for segment in image.segments:
             found = self._ram_at(segment.gpa)
-            if found is None or segment.end > sum(found):
-                if segment.is_notes:
-                    continue
+            is_out = found is None or segment.end > sum(found)
+            if segment.is_notes and (is_out or touches(segment, under)):
+                continue  # no guest's, and not worth what the platform has there
+            if is_out:
                 raise self._no_place(image, segment, found)
             ram.write_ram(segment.gpa, segment.data)
             zeros = segment.gpa + len(segment.data)

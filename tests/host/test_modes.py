@@ -145,6 +145,22 @@ def test_an_elf_file_as_ld_makes_it(mode: str, options: list[str], tmp_path: Pat
     assert (found.status, found.json["mode"]) == (0, mode), found
 
 
+@pytest.mark.parametrize("origin", ["0x1000", "0x600"])
+@pytest.mark.parametrize("platform", [[], ["--platform", "bare"]])
+def test_an_elf_files_headers_are_not_put_over_the_vectors(
+    platform: list[str], origin: str, tmp_path: Path
+) -> None:
+    """Where ld puts them for code of real mode at 0x1000."""
+    source, unlinked, linked = (tmp_path / f"guest.{suffix}" for suffix in ("S", "o", "elf"))
+    source.write_text(".code16\n.globl _start\n_start: int $0x10\n hlt\n")
+    subprocess.run(["as", "--32", "-o", unlinked, source], check=True)
+    places = ["-m", "elf_i386", "-Ttext", origin, "-e", "_start"]
+    subprocess.run(["ld", *places, "-o", linked, unlinked], check=True)
+    found = pyvmm("run", linked, "--json", "--deadline", 10, *platform)
+    assert found.status == 1, found
+    assert "there is no BIOS, nothing handles vector 0x10" in found.json["reason"]
+
+
 def test_zeros_of_a_segment_replace_what_is_there() -> None:
     from pyvmm.guest.image import Image, Segment
 
