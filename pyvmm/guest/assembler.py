@@ -38,6 +38,10 @@ _PREPROCESSED = ".sx"
 _ASSEMBLY = (".S", ".s", ".asm", _PREPROCESSED)
 # So much of a text is looked at.
 _HEAD = 1 << 16
+# The magic number that begins the header, as assemblers write it.
+_MULTIBOOT = re.compile(rb"\b0x1badb002\b|\b1badb002h\b", re.IGNORECASE)
+# What a boot loader has that looks for that number itself.
+_SHORT = re.compile(rb"\.code16|\bbits\s+16\b|\buse16\b", re.IGNORECASE)
 # By mode: the widths of as and ld, and of the code.
 _TOOLS = {
     "real": ("--32", "elf_i386", 16),
@@ -88,10 +92,13 @@ class GuestFile:
         return NASM if kind.name.startswith(NASM) else languages.get(kind.name, "")
 
     def kind(self) -> Kind | None:
-        """What it is, by its content; None if it may be a real-mode guest, or is assembly."""
+        """What it is, by its content; None if it may be a real-mode guest, or is other assembly."""
         language = self.language()
         if language == C:
             return Kind("C source", mode=LONG.mode)
+        head = self.data[:_HEAD]
+        if language and _MULTIBOOT.search(head) and not _SHORT.search(head):
+            return Kind("assembly with a multiboot header", platform="multiboot")
         return None if language else kind_of(self.path, self.data, len(self.data))
 
 

@@ -140,6 +140,24 @@ def test_a_guest_may_have_no_gdt_of_its_own(tmp_path: Path) -> None:
     assert (found.status, found.json["exit_code"]) == (0, 0), found
 
 
+@pytest.mark.parametrize("number", ["0x1badb002", "0x1BADB002"])
+def test_source_is_known_by_the_headers_number(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "kernel.S"
+    path.write_text(
+        f" .set MAGIC, {number}\n jmp 1f\n .align 4\n .long MAGIC, 0, -MAGIC\n"
+        "1: xorl %eax, %eax\n outl %eax, $0xf4\n"
+    )
+    found = pyvmm("run", path, "--json", "--deadline", 10)
+    assert (found.status, found.json["platform"]) == (0, "multiboot"), found
+
+
+def test_a_boot_loader_that_looks_for_the_number_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "loader.S"
+    path.write_text(".code16\n cmpl $0x1badb002, %es:0\n xorl %eax, %eax\n outl %eax, $0xf4\n")
+    found = pyvmm("run", path, "--json", "--deadline", 10)
+    assert (found.status, found.json["mode"]) == (0, "real"), found
+
+
 def test_source_begins_at_its_start_symbol(tmp_path: Path) -> None:
     path = tmp_path / "kernel.S"
     path.write_text(
