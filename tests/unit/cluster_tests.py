@@ -144,6 +144,59 @@ def test_what_one_worker_cannot_do_another_does(house: House, scheduler: Any) ->
     assert "fewer than 64 MiB" in " ".join(said)
 
 
+@pytest.mark.parametrize("rest_s", [0.0, 1e9])
+def test_a_few_workers_without_room_spoil_no_jobs(
+    rest_s: float, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are always free, and a job is tried on three."""
+    monkeypatch.setattr(cluster, "_REST_S", rest_s)
+    full = {0, 1, 2}
+    refused: list[int] = []
+    looks: list[str] = []
+    go = threading.Event()
+
+    def answer(job: Job) -> None:
+        name = distributed.get_worker().name
+        if name in full:
+            refused.append(name)
+            raise LabError("no room in the cache /x", "fewer than 64 MiB are free")
+        go.wait(20)
+
+    def watch(line: str) -> None:
+        if set(refused) == full:
+            looks.append(line)
+        if len(looks) > 30:  # time enough for all jobs to be refused
+            go.set()
+
+    house.answer = answer
+    jobs = [replace(JOBS[0], seed=seed) for seed in range(12)]
+    with local_cluster(5) as made:
+        came = outcomes(made, jobs, [], watch=watch)
+        assert all(isinstance(each, JobResult) for each in came.values()), came
+        assert rest_s == 0 or len(refused) == 3
+
+
+def test_who_has_room_again_is_given_jobs_again(
+    house: House, scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_REST_S", 0.0)
+    ran: list[object] = []
+    both = threading.Event()
+
+    def answer(job: Job) -> None:
+        ran.append(distributed.get_worker().name)
+        if ran.count(0) == 1 and ran[-1] == 0:
+            raise LabError("no room in the cache /x", "fewer than 64 MiB are free")
+        if ran.count(0) > 1:
+            both.set()
+        both.wait(20)
+
+    house.answer = answer
+    came = outcomes(scheduler, JOBS, [])
+    assert all(isinstance(each, JobResult) for each in came.values())
+    assert ran.count(0) > 1 and both.is_set()
+
+
 def test_what_a_worker_answers_is_looked_at(
     house: House, scheduler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

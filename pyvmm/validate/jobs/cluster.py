@@ -1,8 +1,10 @@
 """Jobs on the workers of a Dask cluster: who is there, who may be used, who has which kernel.
 
 Each job is given to one worker, as many at once as it has threads. A worker that goes, or cannot do
-it, has its jobs done elsewhere. Kernels go to a worker once, by the SHA-256 of their image. What
-comes back is kept in the cache here, as if the job had run here.
+it, has its jobs done elsewhere. One that could not do its last job is always free, and would have
+every job first: it gets none for a while, and none that another one could not do, as long as there
+is a better one. Kernels go to a worker once, by the SHA-256 of their image. What comes back is kept
+in the cache here, as if the job had run here.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import PyvmmError
-from pyvmm.lab.errors import LabError, LabUsageError
+from pyvmm.lab.errors import KernelFailed, LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.printable import counted
 from pyvmm.validate.jobs import result as results
@@ -38,6 +40,8 @@ _TICK_S = 0.5
 #: So long without a worker that may be used, or without the scheduler, ends it.
 _PATIENCE_S = 60.0
 _GONE_S = 10.0
+#: So long is a worker given no job that could not do its last one.
+_REST_S = 60.0
 _TRIES = 3
 #: So many workers may go with a job under way before it is blamed.
 _MOST_GONE = 5
@@ -102,6 +106,12 @@ class _Worker:
     probe: Any
     usable: bool = False
     busy: int = 0
+    could_not: bool = False
+    rests_until: float = 0.0
+
+    @property
+    def is_free(self) -> bool:
+        return self.usable and self.busy < self.threads
 
 
 @dataclass(slots=True)
@@ -234,10 +244,20 @@ class _Cluster:
     # ---- jobs ----
 
     def _give(self) -> Iterator[tuple[Job, Outcome]]:
-        """A job for every thread that has none; what is known already comes at once."""
-        free = [each for each in self._workers.values() if each.usable]
-        while any(each.busy < each.threads for each in free):
+        """A job for every thread that has none; what is known already comes at once.
+
+        Those that nobody who is free may have wait for somebody else.
+        """
+        held: list[_Task] = []
+        try:
+            yield from self._give_all(held)
+        finally:
+            self._waiting[:0] = held
+
+    def _give_all(self, held: list[_Task]) -> Iterator[tuple[Job, Outcome]]:
+        while any(each.is_free for each in self._workers.values()):
             task = self._waiting.pop(0) if self._waiting else None
+            is_new = task is None
             if task is None:
                 if (job := next(self._jobs, None)) is None:
                     self._all_given = True
@@ -256,16 +276,36 @@ class _Cluster:
                 cause = f"{task.gone} workers have gone while they ran it"
                 yield self._at_once(task.job, LabError(f"job {task.job.name}", cause))
                 continue
-            others = [each for each in free if each.address not in task.refused]
+            others = self._others(task)
             if not others and task.refused:  # those that were to try it, too, have gone
                 yield self._at_once(task.job, list(task.refused.values())[-1])
                 continue
-            able = [each for each in others if each.busy < each.threads]
-            if not able:
-                self._waiting.append(task)
-                return
-            worker = min(able, key=lambda each: each.busy / each.threads)
-            self._start(task, worker)
+            if able := [each for each in self._better(task, others) if each.is_free]:
+                self._start(task, min(able, key=lambda each: each.busy / each.threads))
+                continue
+            held.append(task)
+            if is_new:
+                return  # the next one would be no better
+
+    def _others(self, task: _Task) -> list[_Worker]:
+        """Those that may be used, and have not refused it."""
+        workers = self._workers.values()
+        return [each for each in workers if each.usable and each.address not in task.refused]
+
+    @staticmethod
+    def _better(task: _Task, others: Sequence[_Worker]) -> Sequence[_Worker]:
+        """Of these the ones that can do a job, as far as one knows; all if there is none.
+
+        Who could not do one tries again after a rest, with a job that nobody has refused: a few
+        workers without room would refuse each of them as often as a job is tried.
+        """
+        now = time.monotonic()
+        better = [
+            each
+            for each in others
+            if not each.could_not or (not task.refused and not each.busy and now > each.rests_until)
+        ]
+        return better or others
 
     def _at_once(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
         if self._estimate:
@@ -312,6 +352,8 @@ class _Cluster:
         self._running.remove(task)
         if worker is not None:
             worker.busy -= 1
+            worker.could_not = error is not None and not isinstance(error, KernelFailed)
+            worker.rests_until = time.monotonic() + _REST_S
         if done is not None:
             keep_result(task.job, done, self._announce)
             return done
@@ -337,9 +379,7 @@ class _Cluster:
         if not isinstance(error, PyvmmError):
             error = LabError(f"job {task.job.name}", f"{type(error).__name__}: {error}"[:200])
         task.refused[task.worker] = error
-        others = [each for each in self._workers.values() if each.usable]
-        others = [each for each in others if each.address not in task.refused]
-        if len(task.refused) >= _TRIES or not others:
+        if len(task.refused) >= _TRIES or not self._others(task):
             return error
         self._announce(f"worker {task.worker}: {error}; another one is to do it")
         return None
