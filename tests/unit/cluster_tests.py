@@ -48,7 +48,6 @@ class House:
         self.digest = sha256_of(image)
         self.ran: list[int] = []
         self.answer: Callable[[Job], None] = lambda job: None
-        self.pieces = 0
 
     def run(
         self, job: Job, announce: object, *, again: bool, kernel: Kernel, digest: str
@@ -90,10 +89,10 @@ def scheduler() -> Iterator[Any]:
         yield made
 
 
-def local_cluster(workers: int) -> Any:
+def local_cluster(workers: int, threads: int = 1) -> Any:
     return distributed.LocalCluster(
         n_workers=workers,
-        threads_per_worker=1,
+        threads_per_worker=threads,
         processes=False,
         dashboard_address=None,
         protocol="tcp",
@@ -142,6 +141,41 @@ def test_what_one_worker_cannot_do_another_does(house: House, scheduler: Any) ->
     assert isinstance(error, PyvmmError) and "ValueError: a fault" in str(error)
     assert len(said) == 2 and all("another one is to do it" in line for line in said)
     assert "fewer than 64 MiB" in " ".join(said)
+
+
+def test_a_kernel_goes_to_a_worker_once_and_is_gone_from_the_scheduler_then(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[Path] = []
+    left: list[str] = []
+    monkeypatch.setattr(there, "check_room", lambda folder, mib: came.append(folder))
+    with local_cluster(1, threads=4) as made:
+        tasks = made.scheduler.tasks
+
+        def answer(job: Job) -> None:
+            until = time.monotonic() + 20
+            while any("take" in str(key) for key in tuple(tasks)) and time.monotonic() < until:
+                time.sleep(0.01)
+            left.extend(str(key) for key in tuple(tasks) if "take" in str(key))
+
+        house.answer = answer
+        assert len(outcomes(made, JOBS, [])) == 5
+    assert len(came) == -(-len(IMAGE) // cluster._CHUNK) > 1
+    assert left == []
+
+
+def test_a_kernel_that_somebody_builds_meanwhile(
+    house: House, scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sha256_of(path: Path) -> str:
+        path.write_bytes(b"another kernel")
+        return house.digest
+
+    monkeypatch.setattr(cluster, "sha256_of", sha256_of)
+    said: list[str] = []
+    came = outcomes(scheduler, JOBS, said)
+    error = "kernel default: it is another one than when this began; run the rest again"
+    assert {str(each) for each in came.values()} == {error} and said == [] and house.ran == []
 
 
 @pytest.mark.parametrize("rest_s", [0.0, 1e9])

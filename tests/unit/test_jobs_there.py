@@ -24,7 +24,6 @@ FACTS = {"name": "some"}
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(there, "run", lambda job, sha256, again: sha256)
     folder = tmp_path / "pyvmm" / "images"
     folder.mkdir(parents=True)
     return folder
@@ -32,7 +31,9 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def come(image: bytes, token: str = "token") -> str:
     there.take(token, 0, image)
-    return there.run_with([0], token, FACTS, "", hashlib.sha256(image).hexdigest(), False)
+    name = hashlib.sha256(image).hexdigest()
+    assert there.put_together([0], token, FACTS, name) == there.KERNEL_HAS_COME
+    return name
 
 
 def test_a_kernel_comes_whole(images: Path) -> None:
@@ -56,7 +57,8 @@ def test_a_kernel_that_is_damaged_is_to_come_again(
 
     def comes() -> str:
         there.take("token", 0, b"a kernel")
-        return there.run_with([0], "token", facts, "", name, False)
+        there.put_together([0], "token", facts, name)
+        return there.run("", name, False)
 
     assert comes() == there.run("", name, False) == "done" and ran == ["some", "some"]
     for file, text in (("bzImage", "a ker"), ("kernel.json", "[]"), ("kernel.json", "{}")):
@@ -86,11 +88,12 @@ def test_a_kernel_is_read_once_for_a_job(images: Path, monkeypatch: pytest.Monke
     name = hashlib.sha256(b"a kernel").hexdigest()
     there.take("token", 0, b"a kernel")
     text = to_text(Job(Named("some"), (select("MR6")[0].name,), 7))
-    done = results.from_text(there.run_with([0], "token", facts, text, name, False))
-    assert done.run == run and done.kernel.sha256 == name
-    assert read == [images / name / "token.new", images / name / "bzImage"]
+    there.put_together([0], "token", facts, name)
+    assert read == [images / name / "token.new"]
     read.clear()
-    assert there.run(text, name, False) and read == [images / name / "bzImage"]
+    done = results.from_text(there.run(text, name, False))
+    assert done.run == run and done.kernel.sha256 == name
+    assert read == [images / name / "bzImage"]
 
 
 def test_those_that_were_used_last_are_kept(images: Path) -> None:
@@ -101,19 +104,13 @@ def test_those_that_were_used_last_are_kept(images: Path) -> None:
     assert {each.name for each in images.iterdir()} == {*names} - {names[-2]}
 
 
-def test_a_kernel_that_is_in_use_stays(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = hashlib.sha256(b"in use").hexdigest()
-
-    def run(job: str, sha256: str, again: bool) -> str:
-        if sha256 == used:
-            os.utime(images / used, times=(0, 0))
-            for number in range(there.MOST_KERNELS + 1):
-                come(b"%d" % number, f"token{number}")
-            assert (images / used / "bzImage").exists()
-        return sha256
-
-    monkeypatch.setattr(there, "run", run)
-    come(b"in use")
+def test_a_kernel_that_is_in_use_stays(images: Path) -> None:
+    used = come(b"in use")
+    with there._in_use(images / used):
+        os.utime(images / used, times=(0, 0))
+        for number in range(there.MOST_KERNELS + 1):
+            come(b"%d" % number, f"token{number}")
+        assert (images / used / "bzImage").exists()
     come(b"one more")
     assert not (images / used).exists() and len(list(images.iterdir())) == there.MOST_KERNELS
 
@@ -141,7 +138,7 @@ def test_a_kernel_is_in_use_while_its_job_runs(
 def test_nothing_is_left_of_what_is_damaged_on_its_way(images: Path) -> None:
     there.take("token", 0, b"a ker")
     with pytest.raises(LabError, match="it was damaged on its way"):
-        there.run_with([0], "token", FACTS, "", hashlib.sha256(b"a kernel").hexdigest(), False)
+        there.put_together([0], "token", FACTS, hashlib.sha256(b"a kernel").hexdigest())
     assert [path for path in images.rglob("*") if path.is_file()] == []
 
 

@@ -9,6 +9,7 @@ in the cache here, as if the job had run here.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import time
@@ -98,6 +99,18 @@ def _connect(address: str) -> Client:
 
 
 @dataclass(slots=True)
+class _Arrival:
+    """A kernel on its way to a worker. A scheduler keeps its pieces as long as there is a future;
+    there is none any more when it has come."""
+
+    future: Any
+
+    @property
+    def has_failed(self) -> bool:
+        return self.future is not None and self.future.status not in ("pending", "finished")
+
+
+@dataclass(slots=True)
 class _Worker:
     """A worker that may be used, once its probe has come back; ``busy`` counts its jobs."""
 
@@ -108,6 +121,8 @@ class _Worker:
     busy: int = 0
     could_not: bool = False
     rests_until: float = 0.0
+    #: Kernels on their way there, by digest.
+    coming: dict[str, _Arrival] = field(default_factory=dict)
 
     @property
     def is_free(self) -> bool:
@@ -116,13 +131,15 @@ class _Worker:
 
 @dataclass(slots=True)
 class _Task:
-    """A job under way on a worker; ``refused`` are those that could not do it."""
+    """A job under way on a worker; ``arrival`` is that of its kernel, for which it has waited, and
+    ``refused`` are those that could not do it."""
 
     job: Job
     kernel: Kernel
     digest: str
     worker: str = ""
     future: Any = None
+    arrival: _Arrival | None = None
     since: float = 0.0
     gone: int = 0
     refused: dict[str, PyvmmError] = field(default_factory=dict)
@@ -323,10 +340,11 @@ class _Cluster:
         worker.busy += 1
         task.worker = worker.address
         task.since = time.monotonic()
-        task.future = self._submit(
-            worker.address, there.run, to_text(task.job), task.digest, self._again
-        )
+        task.future = self._run(task)
         self._running.append(task)
+
+    def _run(self, task: _Task) -> Any:
+        return self._submit(task.worker, there.run, to_text(task.job), task.digest, self._again)
 
     def _outcome(self, task: _Task) -> Outcome | None:
         """What came of a job, None as long as nothing has, or if another worker is to do it."""
@@ -340,8 +358,12 @@ class _Cluster:
                 text = task.future.result(timeout=_CONNECT_S)
             except Exception:  # its worker has gone with it
                 text = ""
-            if text == there.NO_KERNEL:
-                self._send(task)
+            if text == there.NO_KERNEL and worker is not None:
+                return self._wait_for_kernel(task, worker)
+            if text == there.KERNEL_HAS_COME:
+                assert task.arrival is not None
+                task.arrival.future = None
+                task.future = self._run(task)
                 return None
             try:
                 done = self._result(task, text) if text else None
@@ -384,25 +406,36 @@ class _Cluster:
         self._announce(f"worker {task.worker}: {error}; another one is to do it")
         return None
 
-    def _send(self, task: _Task) -> None:
-        """The kernel to the task's worker, in pieces that come before the job."""
-        image = task.kernel.image.read_bytes()
+    def _wait_for_kernel(self, task: _Task, worker: _Worker) -> PyvmmError | None:
+        """Send the kernel, unless it is on its way for another job, or has come meanwhile."""
+        known = worker.coming.get(task.digest)
+        if known is None or known is task.arrival or known.has_failed:
+            try:
+                known = worker.coming[task.digest] = _Arrival(self._send(task))
+            except LabError as error:
+                self._running.remove(task)
+                worker.busy -= 1
+                return error
+        task.arrival = known
+        task.future = known.future or self._run(task)
+        return None
+
+    def _send(self, task: _Task) -> Any:
+        """The kernel to the task's worker, in pieces."""
+        name = f"kernel {task.kernel.name}"
+        try:
+            image = task.kernel.image.read_bytes()
+        except OSError as error:
+            raise LabError(name, error.strerror or str(error)) from None
+        if hashlib.sha256(image).hexdigest() != task.digest:
+            raise LabError(name, "it is another one than when this began", "run the rest again")
         token = uuid.uuid4().hex
         pieces = [
             self._submit(task.worker, there.take, token, at, image[at : at + _CHUNK])
             for at in range(0, len(image), _CHUNK)
         ]
         facts = there.facts_of(task.kernel)
-        task.future = self._submit(
-            task.worker,
-            there.run_with,
-            pieces,
-            token,
-            facts,
-            to_text(task.job),
-            task.digest,
-            self._again,
-        )
+        return self._submit(task.worker, there.put_together, pieces, token, facts, task.digest)
 
     def _tell(self) -> None:
         usable = [each for each in self._workers.values() if each.usable]

@@ -35,8 +35,9 @@ from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.jobs.job import from_text
 from pyvmm.validate.jobs.run import forget_old_jobs, own_cache, run_job, sha256_of
 
-#: What run() answers where the kernel has not come yet.
+#: What run() answers where the kernel has not come yet, and put_together() where it has.
 NO_KERNEL = "no kernel"
+KERNEL_HAS_COME = "the kernel has come"
 #: Room for kernels that come from elsewhere, in MiB.
 _KERNEL_MIB = 128
 #: How many of them are kept: those that were used last.
@@ -87,15 +88,11 @@ def take(token: str, at: int, piece: bytes) -> int:
     return at
 
 
-def run_with(
-    pieces: Sequence[int],
-    token: str,
-    facts: Mapping[str, Any],
-    job: str,
-    sha256: str,
-    again: bool,
-) -> str:
-    """As :func:`run`, after the pieces of the job's kernel have come."""
+def put_together(pieces: Sequence[int], token: str, facts: Mapping[str, Any], sha256: str) -> str:
+    """Make a kernel of its pieces, which have come.
+
+    A scheduler keeps the pieces until this is done, so that the job's run is no part of it.
+    """
     coming, folder = _images() / f"{_COMING}{token}", _images() / sha256
     whole = folder / f"{token}.new"
     with _in_use(folder):
@@ -111,7 +108,7 @@ def run_with(
             shutil.rmtree(coming, ignore_errors=True)
         write_whole(folder / "kernel.json", json.dumps(facts))
         _forget_old_kernels()
-        return run(job, sha256, again)
+    return KERNEL_HAS_COME
 
 
 def _images() -> Path:
