@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -330,6 +331,30 @@ def test_the_scheduler_goes(house: House) -> None:
         with suppress(Exception):  # there is nobody who would let the workers go
             made.close(timeout=1)
     assert kept_result(JOBS[0], house.digest) is not None
+
+
+def test_a_scheduler_that_says_nothing_any_more(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that is stopped: its connections are whole."""
+    monkeypatch.setattr(cluster, "_SILENT_S", 0.5)
+    with local_cluster(1) as made:
+        ended = asyncio.Event()
+
+        async def identity(*_: object, **__: object) -> None:
+            await ended.wait()
+
+        def run() -> None:
+            came = run_on_cluster(JOBS, made.scheduler_address, lambda line: None)
+            next(came)
+            made.scheduler.handlers["identity"] = identity
+            with pytest.raises(LabError, match="the scheduler has said nothing for 0 s; what came"):
+                list(came)
+
+        try:
+            run()
+        finally:
+            made.loop.add_callback(ended.set)
 
 
 def test_a_worker_goes(house: House, scheduler: Any) -> None:

@@ -41,6 +41,8 @@ _TICK_S = 0.5
 #: So long without a worker that may be used, or without the scheduler, ends it.
 _PATIENCE_S = 60.0
 _GONE_S = 10.0
+#: So long may a scheduler say nothing that is still connected.
+_SILENT_S = 60.0
 #: So long is a worker given no job that could not do its last one.
 _REST_S = 60.0
 _TRIES = 3
@@ -193,17 +195,7 @@ class _Cluster:
     def _look(self) -> None:
         """Who is there now; who is new is asked what it is."""
         now = time.monotonic()
-        there_are: dict[str, Any] | None = None
-        if self._client.status == "running":
-            with suppress(OSError, TimeoutError):
-                there_are = dict(self._client.scheduler_info(n_workers=-1)["workers"])
-                self._answered = now
-        if now - self._answered > _GONE_S:
-            raise LabError(
-                f"--dask {self._address}",
-                f"the scheduler has gone; what came of {counted(self._done, 'job')} is kept",
-                "start it and its workers again, and type the same command",
-            )
+        there_are = self._those_there(now)
         if there_are is None:
             return
         for address in self._workers.keys() - there_are.keys():
@@ -223,6 +215,33 @@ class _Cluster:
                 f"there is no worker; what came of {counted(self._done, 'job')} is kept",
                 f"start some: dask worker {self._address} --nthreads 1",
             )
+
+    def _those_there(self, now: float) -> dict[str, Any] | None:
+        """The workers by address, None while the scheduler does not say. A LabError when it has
+        gone, or says nothing any more."""
+        if self._client.status == "running":
+            try:
+                told = self._client.sync(  # type: ignore[no-untyped-call]
+                    self._client.scheduler.identity,  # type: ignore[union-attr]
+                    n_workers=-1,
+                    callback_timeout=_SILENT_S,
+                )
+                self._answered = now
+                return dict(told["workers"])
+            except TimeoutError:
+                raise self._lost(f"has said nothing for {_SILENT_S:.0f} s") from None
+            except OSError:
+                pass
+        if now - self._answered > _GONE_S:
+            raise self._lost("has gone")
+        return None
+
+    def _lost(self, how: str) -> LabError:
+        return LabError(
+            f"--dask {self._address}",
+            f"the scheduler {how}; what came of {counted(self._done, 'job')} is kept",
+            "start it and its workers again, and type the same command",
+        )
 
     def _judge(self, worker: _Worker) -> None:
         try:
