@@ -21,7 +21,7 @@ from pyvmm.errors import PyvmmError
 from pyvmm.lab.cache import cache_folder
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
-from pyvmm.validate.jobs import cluster, there
+from pyvmm.validate.jobs import cluster, durations, there
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.cluster import run_on_cluster
 from pyvmm.validate.jobs.code import own_code
@@ -30,6 +30,7 @@ from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.jobs.run import kept_result, sha256_of
 from pyvmm.validate.jobs.workers import Outcome
 from pyvmm.validate.kernels.lab_run import LabRun
+from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import select
 
 distributed = pytest.importorskip("distributed")
@@ -49,6 +50,7 @@ class House:
         self.digest = sha256_of(image)
         self.ran: list[int] = []
         self.answer: Callable[[Job], None] = lambda job: None
+        self.results: Callable[[int], tuple[CaseResult, ...]] = lambda number: ()
 
     def run(
         self, job: Job, announce: object, *, again: bool, kernel: Kernel, digest: str
@@ -57,7 +59,7 @@ class House:
         assert kernel.image.read_bytes() == IMAGE and kernel.debug == ("kasan",)
         self.ran.append(job.seed)
         self.answer(job)
-        run = LabRun(job.cases, (), job.seed, 1.0)
+        run = LabRun(job.cases, self.results(job.seed), job.seed, 1.0)
         return JobResult(job.name, KernelFacts("default", "6.12", self.digest), run, {})
 
 
@@ -121,6 +123,19 @@ def test_every_job_has_its_result_and_it_is_kept_here(house: House, scheduler: A
     assert outcomes(scheduler, JOBS, said) == came and len(house.ran) == 5
     outcomes(scheduler, JOBS[:1], said, again=True)
     assert len(house.ran) == 6
+
+
+def test_how_long_cases_took_there_is_known_here(house: House, scheduler: Any) -> None:
+    """Jobs are cut here: on the workers nobody asks."""
+    name = JOBS[0].cases[0]
+    house.results = lambda number: (
+        CaseResult(name, "MR6", "", "x", State.PASS, duration_s=number),
+    )
+    outcomes(scheduler, [replace(JOBS[0], seed=5)], [])
+    assert durations.known() == {name: 5.0}
+    played = replace(JOBS[0], seed=6, model_examples=3)
+    outcomes(scheduler, [played], [])
+    assert durations.known() == {name: 5.0}, "fewer scripts than usual"
 
 
 def test_what_one_worker_cannot_do_another_does(house: House, scheduler: Any) -> None:

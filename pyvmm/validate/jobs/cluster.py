@@ -23,8 +23,8 @@ from pyvmm.errors import PyvmmError
 from pyvmm.lab.errors import KernelFailed, LabError, LabUsageError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.printable import counted
+from pyvmm.validate.jobs import durations, there
 from pyvmm.validate.jobs import result as results
-from pyvmm.validate.jobs import there
 from pyvmm.validate.jobs.code import own_code
 from pyvmm.validate.jobs.job import Job, to_text
 from pyvmm.validate.jobs.result import JobResult
@@ -397,6 +397,8 @@ class _Cluster:
             worker.rests_until = time.monotonic() + _REST_S
         if done is not None:
             keep_result(task.job, done, self._announce)
+            if not task.job.model_examples:
+                durations.record(done.run.results)  # jobs are cut here
             return done
         if error is not None and (refusal := self._refusal(task, error)):
             return refusal
