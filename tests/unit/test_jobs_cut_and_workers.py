@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import json
 import os
@@ -11,6 +12,8 @@ import signal
 import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -205,6 +208,35 @@ def test_a_process_that_is_stopped_for_long_is_killed_and_its_job_done_again(
     )
     outcomes = dict(run_jobs(JOBS[:1], 2, said.append, run=run))
     assert str(outcomes[JOBS[0]]).endswith("was stopped for 0 s and killed; it was the second try")
+
+
+def test_a_process_that_is_stopped_in_the_middle_of_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leak: None
+) -> None:
+    """Nobody waits for the rest of it."""
+    monkeypatch.setattr(workers, "_STOPPED_S", 0.3)
+    monkeypatch.setattr(workers, "_TICK_S", 0.05)
+    log = tuple(f"{number:1000}" for number in range(20_000))  # many times what a pipe takes
+
+    def run(job: Job, announce: Tell, tell: Tell) -> JobResult:
+        pipe = inspect.getclosurevars(announce).nonlocals["connection"].fileno()
+
+        def stop() -> None:
+            size = bytearray(4)
+            while not any(size):
+                fcntl.ioctl(pipe, termios.FIONREAD, size)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        if job.seed == 1 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            threading.Thread(target=stop, daemon=True).start()
+        return replace(done(job), run=replace(run_of(job), kernel_log=log))
+
+    said: list[str] = []
+    outcomes = dict(run_jobs(JOBS[1:3], 2, said.append, run=run))
+    logs = [each.run.kernel_log for each in outcomes.values() if isinstance(each, JobResult)]
+    assert logs == [log, log]
+    assert len(said) == 1 and "was stopped for 0 s and killed; trying it once more" in said[0]
 
 
 def test_a_process_that_is_stopped_for_a_moment_goes_on(

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from pyvmm.errors import PyvmmError
 from pyvmm.lab.errors import LabError, plain
@@ -29,6 +31,10 @@ from pyvmm.validate.run.forked import heard, no_signals
 
 _processes = multiprocessing.get_context("fork")
 _TRIES = 2
+#: A pipe takes so much at once or not at all, with its length (PIPE_BUF): who is stopped in the
+#: middle of a message has not sent a part of a piece, for which the other end would wait.
+_PIECE = 4000
+_MORE, _LAST = b"+", b"."
 _ONCE_MORE_S = 5.0  # a lab that ends takes less
 _PATIENCE_S = 30.0
 _TICK_S = 1.0
@@ -81,6 +87,7 @@ class _Worker:
     since: float
     tries: int
     told: str = ""
+    heard: bytearray = field(default_factory=bytearray)
     stopped_s: float = 0.0
     is_given_up: bool = False
 
@@ -171,7 +178,7 @@ class _Crew:
     def _hear(self, worker: _Worker) -> Outcome | None:
         """What a worker says: how far it is, or what came of its job."""
         try:
-            message = worker.connection.recv()
+            message = _received(worker)
         except (EOFError, OSError):  # OSError: it died in the middle of a message
             self._at_work.remove(worker)
             self._release(worker)
@@ -186,11 +193,12 @@ class _Crew:
             self._at_work.remove(worker)
             self._release(worker)
             return message
-        kind, line = message
-        if kind == "announce":
-            self._announce(line)
-        else:
-            worker.told = line
+        if message is not None:
+            kind, line = message
+            if kind == "announce":
+                self._announce(line)
+            else:
+                worker.told = line
         return None
 
     @staticmethod
@@ -205,6 +213,26 @@ class _Crew:
         running = {each.job.name: now - each.since for each in self._at_work}
         told = "; ".join(each.told for each in self._at_work if each.told)
         return f"{self._estimate.line(running)}: {told}" if self._estimate else told
+
+
+def _send(connection: Connection, message: object) -> None:
+    whole = pickle.dumps(message)
+    for at in range(0, len(whole), _PIECE):
+        kind = _MORE if at + _PIECE < len(whole) else _LAST
+        connection.send_bytes(kind + whole[at : at + _PIECE])
+
+
+def _received(worker: _Worker) -> Any:
+    """A message that has come whole, None if there is none yet. Raises EOFError at the end, and
+    OSError where that is in the middle of a piece."""
+    while worker.connection.poll():
+        piece = worker.connection.recv_bytes()
+        worker.heard += piece[1:]
+        if piece[:1] == _LAST:
+            message = pickle.loads(worker.heard)
+            worker.heard.clear()
+            return message
+    return None
 
 
 def _is_stopped(pid: int | None) -> bool:
@@ -237,20 +265,20 @@ def _work(
 
 def _do(run: Runner, job: Job, connection: Connection) -> None:
     def announce(line: str) -> None:
-        connection.send(("announce", line))
+        _send(connection, ("announce", line))
 
     def tell(line: str) -> None:
-        connection.send(("tell", line))
+        _send(connection, ("tell", line))
 
     try:
-        connection.send(run(job, announce, tell))
+        _send(connection, run(job, announce, tell))
     except PyvmmError as error:
-        connection.send(plain(error))
+        _send(connection, plain(error))
     except BrokenPipeError:
         pass  # the other end is gone
     except OSError as error:
         cause = error.strerror or str(error)
-        connection.send(LabError(str(error.filename or f"job {job.name}"), cause))
+        _send(connection, LabError(str(error.filename or f"job {job.name}"), cause))
 
 
 class Estimate:
