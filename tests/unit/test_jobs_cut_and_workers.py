@@ -347,6 +347,18 @@ def test_labs_at_once_by_cores_and_memory(tmp_path: Path, monkeypatch: pytest.Mo
     assert labs_at_once(2, 2048) == 4
     (tmp_path / "memory.max").write_text(f"{7 << 30}\n")
     assert labs_at_once(2, 2048) == 2
+    # A kernel's sources that were read are no reason to run one lab.
+    (tmp_path / "memory.current").write_text(f"{(7 << 30) - 4096}\n")
+    files = "anon 1\ninactive_file 3221225472\nactive_file 3221225472\n"
+    (tmp_path / "memory.stat").write_text(files)
+    assert labs_at_once(2, 2048) == 2
+    (tmp_path / "memory.stat").unlink()
+    (tmp_path / "memory.max").write_text("max\n")
+    for quota, labs in (("max 100000", 4), ("400000 100000", 2), ("390000 100000", 1), ("x", 4)):
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+        assert labs_at_once(2, 2048) == labs
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert labs_at_once(2, 2048) == 1
 
 
 # ---- the command line ----

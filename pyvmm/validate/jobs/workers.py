@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -56,7 +57,7 @@ Engine = Callable[[Iterable[Job]], Generator[tuple[Job, Outcome], None, None]]
 
 def labs_at_once(cpus: int, memory_mib: int) -> int:
     """How many labs of this size the cores and the free memory of this machine allow."""
-    by_cores = len(os.sched_getaffinity(0)) // cpus
+    by_cores = int(_cores() / cpus)
     by_memory = (_free_mib() - _OTHERS_MIB) // (memory_mib + _LAB_MIB)
     return max(1, min(by_cores, by_memory))
 
@@ -319,15 +320,36 @@ def about(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds >= 60 else "less than a minute"
 
 
+def _cores() -> float:
+    """Those that this process may use, and no more than the time that its control group has."""
+    cores = float(len(os.sched_getaffinity(0)))
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        return cores if quota == "max" else min(cores, int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores
+
+
 def _free_mib() -> int:
-    """Memory that is free for who asks, of the machine and of the control group."""
-    text = _MEMINFO.read_text()
-    free = next(
-        int(line.split()[1]) >> 10 for line in text.splitlines() if line.startswith("MemAvailable:")
-    )
+    """Memory that is free for who asks, of the machine and of the control group.
+
+    What the control group has of files can be read again.
+    """
+    free = _numbers(_MEMINFO)["MemAvailable:"] >> 10
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return free
         used = int((_CGROUP / "memory.current").read_text())
-        return free if limit == "max" else min(free, int(limit) - used >> 20)
+        with suppress(OSError, ValueError):
+            stat = _numbers(_CGROUP / "memory.stat")
+            used -= stat.get("inactive_file", 0) + stat.get("active_file", 0)
+        return min(free, int(limit) - used >> 20)
     except (OSError, ValueError):
         return free
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The second word of each line, by the first."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
