@@ -166,6 +166,7 @@ class _Exploration:
                     if str(outcome) not in self._said:
                         say(str(outcome))
                     self._said.add(str(outcome))
+                    self._corpus.leave(self._number.pop(job.name))
                     self._refused[job.kernel] += 1
                     why = f"{_MOST_ERRORS} labs in a row could not run"
                     if all(map(self._is_given_up, self._refused)):
@@ -237,9 +238,10 @@ class _Exploration:
         for number in self._corpus.numbers():
             if self._is_over or time.monotonic() > self._until:
                 return
-            template = self._templates[number % len(self._templates)]
-            if self._is_given_up(template.kernel):
-                continue  # of the others there is no end
+            left = [each for each in self._templates if not self._is_given_up(each.kernel)]
+            if not left:
+                return
+            template = left[number % len(left)]
             seed = (self._corpus.seed + number) % (1 << 64)
             job = replace(template, seed=seed)
             self._number[job.name] = number

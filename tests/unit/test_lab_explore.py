@@ -258,8 +258,23 @@ def test_what_cannot_run_ends_it(explore: Callable[..., tuple[int, str, str]]) -
     assert status == 4 and "0 scripts" in out
 
 
+def test_a_job_that_cannot_run_is_left(
+    explore: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """What is kept of those behind it does not grow for hours."""
+
+    def answer(job: Job) -> JobResult:
+        if job.seed == 1:
+            raise LabError("job x", "its process died; it was the second try")
+        return result(case(LOW, State.PASS, scripts=5))
+
+    assert explore(answer, "--seed", "0")[0] == 0
+    kept = json.loads((tmp_path / "corpus/corpus.json").read_text())
+    assert kept["next"] > 1 and len(kept["beyond"]) < 3
+
+
 def test_a_kernel_that_cannot_run_is_said_once_and_others_go_on(
-    explore: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    explore: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pyvmm.lab.build.check_known", lambda name: None)
     finds = False
@@ -273,6 +288,8 @@ def test_a_kernel_that_cannot_run_is_said_once_and_others_go_on(
 
     words = ["--kernel", "default", "--kernel", "7.3"]
     status, out, err = explore(answer, *words)
+    kept = json.loads((tmp_path / "corpus/corpus.json").read_text())
+    assert kept["next"] > 1 and len(kept["beyond"]) < 3, "it would grow with each lab"
     assert status == 125 and err.count("x.c:1:2: error: no") == 1
     assert err.count("kernel 7.3: 3 labs in a row could not run; it is left out") == 1
     assert int(out.split()[0]) >= 15

@@ -1,8 +1,8 @@
 """What an exploration has found so far, in a folder: it ends and goes on there.
 
-``corpus.json`` has ``pyvmm-corpus`` (1), ``seed`` and ``next`` (of the jobs from number 0 on, all
-before ``next`` and those in ``beyond`` are done), ``scripts`` (played), ``seconds`` (of labs), and
-``kinds`` of failures: {``kind``, ``message``, ``case``, ``kernel``, ``seed``, ``times``,
+``corpus.json`` has ``pyvmm-corpus`` (1), ``seed`` and ``next`` (with the jobs from number 0 on to
+that one, and with those in ``beyond``, it is done), ``scripts`` (played), ``seconds`` (of labs),
+and ``kinds`` of failures: {``kind``, ``message``, ``case``, ``kernel``, ``seed``, ``times``,
 ``files``}. Of each kind there is one script, the shortest that was seen, for ``pyvmm validate
 --replay``. Where a kernel died these are all that were being played.
 """
@@ -86,11 +86,11 @@ class Corpus:
                 self.kinds[found.kind] = replace(known, times=known.times + 1, files=names)
         self.scripts += sum(each.scripts for each in done.run.results)
         self.seconds += done.run.duration_s
-        self._pass(number)
+        self.leave(number)
         return [self.kinds[kind] for kind in new]
 
-    def _pass(self, number: int) -> None:
-        """This job is not to be done again."""
+    def leave(self, number: int) -> None:
+        """This job is done with, or cannot be done: there is no end of others."""
         self._beyond.add(number)
         while self._next in self._beyond:
             self._beyond.remove(self._next)
