@@ -145,6 +145,20 @@ def test_what_is_no_corpus(text: str, tmp_path: Path) -> None:
         Corpus(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("message", None), ("times", "1"), ("seed", 1.5), ("files", [1]), ("files", ["../x"])],
+)
+def test_a_kind_that_is_none(key: str, value: object, tmp_path: Path) -> None:
+    """It is said at once, and not when labs have run for hours."""
+    Corpus(tmp_path, 7).take(0, fails(LOW, "wrong", "a script"))
+    kept = json.loads((tmp_path / "corpus.json").read_text())
+    kept["kinds"][0][key] = value
+    (tmp_path / "corpus.json").write_text(json.dumps(kept))
+    with pytest.raises(LabUsageError, match="it is damaged, or of another pyvmm"):
+        Corpus(tmp_path)
+
+
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     with pytest.raises(LabUsageError, match="there are other files"):

@@ -139,7 +139,7 @@ class Corpus:
         self.seed, self._next = int(data["seed"]), int(data["next"])
         self._beyond = set(map(int, data["beyond"]))
         self.scripts, self.seconds = int(data["scripts"]), float(data["seconds"])
-        kinds = [Kind(**{**each, "files": tuple(each["files"])}) for each in data["kinds"]]
+        kinds = list(map(_kind_of, data["kinds"]))
         self.kinds = {each.kind: each for each in kinds}
         return True
 
@@ -154,6 +154,17 @@ class Corpus:
             "kinds": [asdict(each) for each in self.kinds.values()],
         }
         write_whole(self.folder / _FILE, json.dumps(data, indent=1))
+
+
+def _kind_of(data: dict[str, Any]) -> Kind:
+    """A kind as it is kept. For anything else it raises what taking it apart does, or TypeError."""
+    kind = Kind(**{**data, "files": tuple(data["files"])})
+    texts = (kind.kind, kind.message, kind.case, kind.kernel, *kind.files)
+    if not all(isinstance(each, str) for each in texts) or any("/" in each for each in kind.files):
+        raise TypeError("a text")
+    if type(kind.seed) is not int or type(kind.times) is not int:
+        raise TypeError("a number")
+    return kind
 
 
 def _failures(done: JobResult) -> Iterator[tuple[Kind, list[str]]]:
