@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import pytest
 
 from pyvmm.errors import PyvmmError
 from pyvmm.lab.errors import KernelFailed, LabError
+from pyvmm.lab.kernel_log import Splat
 from pyvmm.lab.kernels import Kernel
 from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs.job import Image, Job, Named
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
 from pyvmm.validate.jobs.runs import Runs
-from pyvmm.validate.jobs.workers import Engine, Runner, run_jobs
-from pyvmm.validate.kernels.lab_run import LabRun
+from pyvmm.validate.jobs.workers import Engine, Outcome, Runner, run_jobs
+from pyvmm.validate.kernels.lab_run import LabRun, Trouble
 from pyvmm.validate.kernels.two_kernels import Choice, Place
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import select
 
 CASES = select("memory_regions")
 NAMES = [each.name for each in CASES]
+Came = Generator[tuple[Job, Outcome], None, None]
 CHOICES: list[Choice] = [("kvm_amd.npt=0",), ("kvm_amd.npt=1",)]
 
 
@@ -100,6 +103,31 @@ def test_both_kernels_with_each_choice(kernels: list[Kernel], tmp_path: Path) ->
         assert len(json.loads((place / "validate.json").read_text())["results"]) == len(NAMES)
         assert len(list(place.glob("pyvmm-replay-*"))) == made.count // 4
         assert len((place / "kernel.log").read_text().split()) == made.count // 4
+
+
+def test_the_order_in_which_parts_come_changes_nothing(
+    kernels: list[Kernel], tmp_path: Path
+) -> None:
+    def run(job: Job) -> JobResult:
+        splat = Splat(f"BUG in {job.cases[0]}", (job.cases[0],))
+        name = job.cases[0]
+        died = LabRun(
+            job.cases, (), job.seed, 1.0, {}, (Trouble(splat),), f"died in {name}", False, (name,)
+        )
+        return JobResult(job.name, KernelFacts("default", "6.12", ""), died, {})
+
+    came, logs = [], []
+    for step in (1, -1):
+
+        def engine(jobs: Iterable[Job], step: int = step) -> Came:
+            for job in list(jobs)[::step]:
+                yield job, run(job)
+
+        with runs(kernels, engine, [()], seed=7) as made:
+            assert made.count > 2
+            came.append(made.first(folders(tmp_path, [()])))
+            logs.append((tmp_path / "0/kernel.log").read_text())
+    assert came[0] == came[1] and logs[0] == logs[1]
 
 
 def test_some_cases_again_are_other_jobs(kernels: list[Kernel], tmp_path: Path) -> None:

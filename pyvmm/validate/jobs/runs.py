@@ -124,14 +124,14 @@ class Runs(Closing):
         }
         self._asked |= jobs.keys()
         pending = _Pending(jobs)
-        done: dict[Place, list[JobResult]] = {place: [] for place in folders}
+        done: dict[Place, dict[Job, JobResult]] = {place: {} for place in folders}
         failed: dict[Place, KernelFailed] = {}
         errors: list[PyvmmError] = []
         with closing(self._engine(pending)) as outcomes:
             for job, outcome in outcomes:
                 place = jobs[job]
                 if isinstance(outcome, JobResult):
-                    done[place].append(outcome)
+                    done[place][job] = outcome
                 elif isinstance(outcome, KernelFailed):
                     failed.setdefault(place, outcome)
                     pending.dropped |= {each for each, other in jobs.items() if other == place}
@@ -139,9 +139,13 @@ class Runs(Closing):
                     errors.append(outcome)
         if errors:
             raise errors[0]
+        # In the order of the parts, whichever came first: where a kernel dies in two of them, or
+        # says two things, what is told of it is the same in every check.
         return {
-            place: failed[place] if place in failed else _kept(results, folders[place])
-            for place, results in done.items()
+            place: failed[place]
+            if place in failed
+            else _kept([came[job] for job in jobs if job in came], folders[place])
+            for place, came in done.items()
         }
 
     def _job(self, place: Place, cases: tuple[str, ...], seed: int, number: int = 0) -> Job:
