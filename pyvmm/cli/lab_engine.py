@@ -68,7 +68,7 @@ def check(options: Namespace) -> None:
     if options.dask and options.labs:
         raise LabUsageError("--dask", "its workers are those of the cluster", "leave out --workers")
     if options.dask:
-        from pyvmm.validate.jobs.cluster import check_address
+        from pyvmm.validate.jobs.connecting import check_address
 
         check_address(options.dask)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from pyvmm.errors import PyvmmError
 from pyvmm.lab.cache import cache_folder
 from pyvmm.lab.errors import LabError
 from pyvmm.lab.kernels import Kernel
-from pyvmm.validate.jobs import cluster, durations, there
+from pyvmm.validate.jobs import cluster, connecting, durations, there
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.cluster import run_on_cluster
 from pyvmm.validate.jobs.code import own_code
@@ -34,6 +35,7 @@ from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.catalogue import select
 
 distributed = pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
 pytestmark = pytest.mark.filterwarnings("default")
 
 JOBS = [Job(Named("default"), (select("MR6")[0].name,), seed) for seed in range(5)]
@@ -468,10 +470,60 @@ def test_what_cannot_be_kept_here_ends_nothing(house: House, scheduler: Any) -> 
     assert len(said) == 1 and "a result is not kept" in said[0] and "Is a directory" in said[0]
 
 
+TLS = "distributed.comm.tls"
+
+
+@pytest.mark.parametrize(
+    ("address", "settings", "said"),
+    [
+        ("tls://127.0.0.1:1", {}, "there is no certificate for TLS; Dask's configuration names"),
+        (
+            "tls://127.0.0.1:1",
+            {f"{TLS}.ca-file": "/nowhere", f"{TLS}.client.cert": "/nowhere"},
+            "a certificate of TLS cannot be read: No such file or directory; Dask's configuration",
+        ),
+        (
+            "tcp://127.0.0.1:1",
+            {"distributed.comm.require-encryption": True},
+            r"Dask's configuration wants TLS .*; a scheduler with TLS is tls://HOST:PORT",
+        ),
+        ("foo://127.0.0.1:1", {}, "it is no address; want tcp://HOST:PORT or tls://HOST:PORT"),
+        ("inproc://127.0.0.1:1", {}, "it is no address"),
+        ("tcp://127.0.0.1:65536", {}, "it is no address"),
+    ],
+)
+def test_what_dask_would_say_with_a_traceback(
+    address: str, settings: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And 20 seconds later: no client is made."""
+    monkeypatch.setattr(distributed, "Client", None)
+    with dask.config.set(settings), pytest.raises(LabError, match=said):
+        connecting.connect(address)
+
+
+def test_who_ends_the_connection_may_want_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as threads:
+        over = threading.Event()
+
+        def end() -> None:
+            server.settimeout(0.1)
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    server.accept()[0].close()
+
+        ending = threads.submit(end)
+        port = server.getsockname()[1]
+        said = "it ended the connection: .*; a scheduler with TLS is tls://HOST:PORT and wants"
+        with pytest.raises(LabError, match=said):
+            connecting.connect(f"tcp://127.0.0.1:{port}")
+        over.set()
+        ending.result()
+
+
 def test_nobody_answers(
     house: House, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_CONNECT_S", 0.2)
+    monkeypatch.setattr(connecting, "CONNECT_S", 0.2)
     with pytest.raises(LabError, match=r"--dask tcp://127\.0\.0\.1:1: .*; start one"):
         list(run_on_cluster(JOBS, "tcp://127.0.0.1:1", lambda line: None))
     with pytest.raises(LabError, match="--dask nonsense://x"):

@@ -10,8 +10,6 @@ in the cache here, as if the job had run here.
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
 import time
 import uuid
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -20,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyvmm.errors import PyvmmError
-from pyvmm.lab.errors import KernelFailed, LabError, LabUsageError
+from pyvmm.lab.errors import KernelFailed, LabError
 from pyvmm.lab.kernels import Kernel
 from pyvmm.printable import counted
 from pyvmm.validate.jobs import durations, there
 from pyvmm.validate.jobs import result as results
 from pyvmm.validate.jobs.code import own_code
+from pyvmm.validate.jobs.connecting import CONNECT_S, connect
 from pyvmm.validate.jobs.job import Job, to_text
 from pyvmm.validate.jobs.result import JobResult
 from pyvmm.validate.jobs.run import is_of, keep_result, kept_result, kernel_of_job, sha256_of
@@ -34,9 +33,6 @@ from pyvmm.validate.jobs.workers import Announce, Estimate, Outcome
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Dask's own client, given another, leaves threads that end with a traceback.
-_ADDRESS = re.compile(r"(?:[a-z]+://)?[^\s/]+:\d{1,5}")
-_CONNECT_S = 10.0
 _TICK_S = 0.5
 #: So long without a worker that may be used, or without the scheduler, ends it.
 _PATIENCE_S = 60.0
@@ -65,39 +61,13 @@ def run_on_cluster(
     Raises :class:`LabError` when there is no scheduler at ``address`` (any more), or no worker that
     can be used for ``patience_s``.
     """
-    client = _connect(address)
+    client = connect(address)
     try:
         cluster = _Cluster(client, address, announce, watch, jobs, again, patience_s)
         yield from cluster.outcomes()
     finally:
         with suppress(Exception):  # a scheduler that has gone is no news any more
             client.close(timeout=2)  # type: ignore[no-untyped-call]
-
-
-def check_address(address: str) -> None:
-    """A LabUsageError for what is no address of a scheduler."""
-    if not _ADDRESS.fullmatch(address):
-        raise LabUsageError(f"--dask {address}", "it is no address", "want tcp://HOST:PORT")
-
-
-def _connect(address: str) -> Client:
-    check_address(address)
-    try:
-        from distributed import Client
-    except ImportError:
-        raise LabError(
-            f"--dask {address}", "Dask is not installed", "pip install 'pyvmm-kvm[cluster]'"
-        ) from None
-    try:
-        # What it says of a connection that is lost is said here, in one line.
-        for name in ("distributed", "distributed.client"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        return Client(  # type: ignore[no-untyped-call]
-            address, timeout=_CONNECT_S, set_as_default=False
-        )
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        cause = str(error).splitlines()[0] if str(error) else "no scheduler answers there"
-        raise LabError(f"--dask {address}", cause, "start one: dask scheduler") from None
 
 
 @dataclass(slots=True)
@@ -245,9 +215,9 @@ class _Cluster:
 
     def _judge(self, worker: _Worker) -> None:
         try:
-            error = worker.probe.exception(timeout=_CONNECT_S)
+            error = worker.probe.exception(timeout=CONNECT_S)
             told = str(error) or repr(error)  # that it was cancelled has no words
-            answer = None if error is not None else worker.probe.result(timeout=_CONNECT_S)
+            answer = None if error is not None else worker.probe.result(timeout=CONNECT_S)
         except Exception:  # the answer went with the worker, which may be back
             worker.probe = self._submit(worker.address, there.about)
             return
@@ -374,7 +344,7 @@ class _Cluster:
         done = None
         if task.future.status == "finished":
             try:
-                text = task.future.result(timeout=_CONNECT_S)
+                text = task.future.result(timeout=CONNECT_S)
             except Exception:  # its worker has gone with it
                 text = ""
             if text == there.NO_KERNEL and worker is not None:
