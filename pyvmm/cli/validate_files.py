@@ -94,7 +94,8 @@ class ResultFiles(Closing):
         if self._build:
             return kcidb.Build(self._origin, self._build)
         if not report.machine:
-            print(f"pyvmm: --kcidb leaves out {name}: it says no build ID", file=sys.stderr)
+            called = name or "the kernel"
+            print(f"pyvmm: --kcidb leaves out {called}: it says no build ID", file=sys.stderr)
             return None
         build_id: str = report.machine.get("build_id", "")
         return kcidb.described(self._origin, build_id, report.machine["kernel"])

@@ -537,6 +537,13 @@ def test_jobs_as_junit_and_kcidb(tmp_path: Path) -> None:
     assert {each["status"] for each in data["tests"]} == {"MISS", "ERROR"}
 
 
+def test_the_only_kernel_that_says_no_build_id(tmp_path: Path) -> None:
+    words = ["--kcidb", str(tmp_path / "kcidb.json"), "--kcidb-origin", "me"]
+    files = jobs_in(tmp_path / "jobs", 4)
+    ended = subprocess.run(command(tmp_path, *files, *words), capture_output=True, text=True)
+    assert "pyvmm: --kcidb leaves out the kernel: it says no build ID\n" in ended.stderr
+
+
 def test_jobs_of_one_piece_of_work_are_one_report() -> None:
     whole = Job(Named("default"), tuple(each.name for each in select("memory_regions")), 7)
     jobs = cut_job(whole, {}, 1.0)
