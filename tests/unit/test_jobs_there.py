@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -139,6 +140,25 @@ def test_nothing_is_left_of_what_is_damaged_on_its_way(images: Path) -> None:
     there.take("token", 0, b"a ker")
     with pytest.raises(LabError, match="it was damaged on its way"):
         there.put_together([0], "token", FACTS, hashlib.sha256(b"a kernel").hexdigest())
+    assert [path for path in images.rglob("*") if path.is_file()] == []
+
+
+def test_a_kernel_that_does_not_fit(images: Path) -> None:
+    """Beyond a quota, which the room on the disk does not say."""
+    image = b"a kernel" * 100
+    name = hashlib.sha256(image).hexdigest()
+    there.take("token", 0, image[:500])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    said = f"cache folder {images}: File too large; XDG_CACHE_HOME names another place"
+    try:
+        with pytest.raises(LabError, match=said):
+            there.take("other", 0, image)
+        there.take("token", 500, image[500:])
+        with pytest.raises(LabError, match=said):
+            there.put_together([0, 500], "token", FACTS, name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path for path in images.rglob("*") if path.is_file()] == []
 
 

@@ -24,6 +24,7 @@ from pyvmm.lab.cache import (
     made_and_locked,
     make_folder,
     remove_unless_locked,
+    unusable_cache,
     write_whole,
 )
 from pyvmm.lab.errors import LabError, plain
@@ -78,13 +79,18 @@ def facts_of(kernel: Kernel) -> dict[str, Any]:
 
 
 def take(token: str, at: int, piece: bytes) -> int:
-    """A piece of an image; those of one image have one token."""
+    """A piece of an image; those of one image have one token.
+
+    What has come is removed where one does not fit, such as beyond a quota.
+    """
+    folder = _images() / f"{_COMING}{token}"
     try:
-        folder = make_folder(_images() / f"{_COMING}{token}")
-        check_room(folder, _KERNEL_MIB)
+        check_room(make_folder(folder), _KERNEL_MIB)
         (folder / f"{at:012}").write_bytes(piece)
-    except PyvmmError as error:
-        raise plain(error) from None
+    except (PyvmmError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        known = error if isinstance(error, PyvmmError) else unusable_cache(folder.parent, error)
+        raise plain(known) from None
     return at
 
 
@@ -103,10 +109,12 @@ def put_together(pieces: Sequence[int], token: str, facts: Mapping[str, Any], sh
             if sha256_of(whole) != sha256:
                 raise LabError(f"kernel {facts['name']}", "it was damaged on its way here")
             whole.replace(folder / "bzImage")
+            write_whole(folder / "kernel.json", json.dumps(facts))
+        except OSError as error:
+            raise unusable_cache(folder.parent, error) from None
         finally:
             whole.unlink(missing_ok=True)
             shutil.rmtree(coming, ignore_errors=True)
-        write_whole(folder / "kernel.json", json.dumps(facts))
         _forget_old_kernels()
     return KERNEL_HAS_COME
 
