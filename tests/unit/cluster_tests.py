@@ -228,6 +228,37 @@ def test_a_few_workers_without_room_spoil_no_jobs(
         assert rest_s == 0 or len(refused) == 3
 
 
+def test_jobs_are_not_taken_for_who_is_given_none(
+    house: House, scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no end of them, and those that were taken are done."""
+    monkeypatch.setattr(cluster, "_REST_S", 1e9)
+    go = threading.Event()
+    taken: list[Job] = []
+    looks: list[str] = []
+
+    def answer(job: Job) -> None:
+        if distributed.get_worker().name == 0:
+            raise LabError("no room in the cache /x", "fewer than 64 MiB are free")
+        go.wait(20)
+
+    def endless() -> Iterator[Job]:
+        while len(taken) < 100:
+            taken.append(replace(JOBS[0], seed=len(taken)))
+            yield taken[-1]
+
+    def watch(line: str) -> None:
+        looks.append(line)
+        if len(looks) > 100:
+            go.set()
+
+    house.answer = answer
+    came = run_on_cluster(endless(), scheduler.scheduler_address, print, watch)
+    assert isinstance(next(came)[1], JobResult)
+    assert len(looks) > 100 and len(taken) <= 4
+    came.close()
+
+
 def test_who_has_room_again_is_given_jobs_again(
     house: House, scheduler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -263,8 +263,9 @@ class _Cluster:
     def _give_all(self, held: list[_Task]) -> Iterator[tuple[Job, Outcome]]:
         while any(each.is_free for each in self._workers.values()):
             task = self._waiting.pop(0) if self._waiting else None
-            is_new = task is None
             if task is None:
+                if not self._free_for({}):
+                    return  # a job that nobody may have is not taken: there may be no end of them
                 if (job := next(self._jobs, None)) is None:
                     self._all_given = True
                     return
@@ -282,36 +283,32 @@ class _Cluster:
                 cause = f"{task.gone} workers have gone while they ran it"
                 yield self._at_once(task.job, LabError(f"job {task.job.name}", cause))
                 continue
-            others = self._others(task)
-            if not others and task.refused:  # those that were to try it, too, have gone
+            if task.refused and not self._others(task.refused):  # who was to try it has gone
                 yield self._at_once(task.job, list(task.refused.values())[-1])
-                continue
-            if able := [each for each in self._better(task, others) if each.is_free]:
+            elif able := self._free_for(task.refused):
                 self._start(task, min(able, key=lambda each: each.busy / each.threads))
-                continue
-            held.append(task)
-            if is_new:
-                return  # the next one would be no better
+            else:
+                held.append(task)
 
-    def _others(self, task: _Task) -> list[_Worker]:
-        """Those that may be used, and have not refused it."""
+    def _others(self, refused: Mapping[str, object]) -> list[_Worker]:
+        """Those that may be used, and are not among these addresses."""
         workers = self._workers.values()
-        return [each for each in workers if each.usable and each.address not in task.refused]
+        return [each for each in workers if each.usable and each.address not in refused]
 
-    @staticmethod
-    def _better(task: _Task, others: Sequence[_Worker]) -> Sequence[_Worker]:
-        """Of these the ones that can do a job, as far as one knows; all if there is none.
+    def _free_for(self, refused: Mapping[str, object]) -> list[_Worker]:
+        """Of the others the free ones that can do a job, as far as one knows; any if none can.
 
         Who could not do one tries again after a rest, with a job that nobody has refused: a few
         workers without room would refuse each of them as often as a job is tried.
         """
         now = time.monotonic()
+        others = self._others(refused)
         better = [
             each
             for each in others
-            if not each.could_not or (not task.refused and not each.busy and now > each.rests_until)
+            if not each.could_not or (not refused and not each.busy and now > each.rests_until)
         ]
-        return better or others
+        return [each for each in better or others if each.is_free]
 
     def _at_once(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
         if self._estimate:
@@ -392,7 +389,7 @@ class _Cluster:
         if not isinstance(error, PyvmmError):
             error = LabError(f"job {task.job.name}", f"{type(error).__name__}: {error}"[:200])
         task.refused[task.worker] = error
-        if len(task.refused) >= _TRIES or not self._others(task):
+        if len(task.refused) >= _TRIES or not self._others(task.refused):
             return error
         self._announce(f"worker {task.worker}: {error}; another one is to do it")
         return None
