@@ -163,8 +163,9 @@ def _cut(options: Namespace) -> int:
         options.into.mkdir(parents=True, exist_ok=True)
         if any(options.into.iterdir()):
             raise LabUsageError(f"--into {options.into}", "it is not empty", "name another folder")
+        digits = max(3, len(str(len(jobs))))  # a shell sorts them: the longest job is the first
         for number, job in enumerate(jobs, 1):
-            written.append(options.into / f"{number:03}-{job.name}.json")
+            written.append(options.into / f"{number:0{digits}}-{job.name}.json")
             written[-1].write_text(to_text(job) + "\n")
     except BaseException as error:
         for path in written:  # a part of the jobs would look like all of them

@@ -383,6 +383,18 @@ def test_cut_writes_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "it is not empty; name another folder" in capsys.readouterr().err
 
 
+def test_a_thousand_jobs_are_in_their_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Job(Named("default"), (select("MR6")[0].name,), 1)
+    many = [replace(one, seed=seed) for seed in range(1000)]
+    monkeypatch.setattr("pyvmm.validate.jobs.cut.cut_job", lambda *_: many)
+    assert main(["lab", "cut", "-k", "MR6", "--into", str(tmp_path / "jobs")]) == 0
+    files = capsys.readouterr().out.splitlines()
+    assert len(files) == 1000 and files == sorted(files)
+    assert [load(Path(file)).seed for file in (files[0], files[-1])] == [0, 999]
+
+
 def test_cut_leaves_all_jobs_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["lab", "cut", "-k", "MR", "--seed", "5", "--seconds", "1"]
     words += ["--into", str(tmp_path / "jobs")]
