@@ -488,17 +488,23 @@ def test_whom_a_job_was_left_for_goes(house: House, scheduler: Any) -> None:
 
 
 def test_what_cannot_be_kept_here_ends_nothing(house: House, scheduler: Any) -> None:
-    in_the_way = cache_folder() / "jobs" / JOBS[0].name
-    in_the_way.parent.mkdir(parents=True)
-    in_the_way.touch()
-    (cache_folder() / "jobs" / JOBS[1].name / "result.json/x").mkdir(parents=True)
+    """And what all lack is said once."""
+    jobs = cache_folder() / "jobs"
+    jobs.mkdir(parents=True)
+    for job in JOBS[:2]:
+        (jobs / job.name).touch()
+    for job, name in zip(JOBS[2:], ("result.json", "result.json", "job.json"), strict=True):
+        (jobs / job.name / name / "x").mkdir(parents=True)
     said: list[str] = []
     lines: list[str] = []
-    came = outcomes(scheduler, JOBS[:3], said, watch=lines.append)
-    assert lines[-1].startswith("3/3 jobs, less than a minute left")
-    assert "File exists" in str(came[JOBS[0]])
-    assert all(isinstance(came[job], JobResult) for job in JOBS[1:3])
-    assert len(said) == 1 and "a result is not kept" in said[0] and "Is a directory" in said[0]
+    came = outcomes(scheduler, JOBS, said, watch=lines.append)
+    assert lines[-1].startswith("5/5 jobs, less than a minute left")
+    assert all(isinstance(each, JobResult) for each in came.values())
+    told = "a result is not kept: cache folder"
+    assert sorted(said) == [
+        f"{told} {jobs}: {cause}; XDG_CACHE_HOME names another place"
+        for cause in ("File exists", "Is a directory")
+    ]
 
 
 TLS = "distributed.comm.tls"

@@ -142,6 +142,7 @@ class _Cluster:
         self._all_given = False
         self._done = 0
         self._wondered = False
+        self._said: set[str] = set()
         self._answered = self._useful = time.monotonic()
         self._estimate = Estimate(jobs, 1) if isinstance(jobs, Sequence) else None
 
@@ -310,6 +311,12 @@ class _Cluster:
         ]
         return [each for each in better or others if each.is_free]
 
+    def _say_once(self, line: str) -> None:
+        """What one job lacks all may."""
+        if line not in self._said:
+            self._said.add(line)
+            self._announce(line)
+
     def _at_once(self, job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
         if self._estimate:
             self._estimate.ended(job, 0.0)
@@ -363,7 +370,7 @@ class _Cluster:
             worker.could_not = error is not None and not isinstance(error, KernelFailed)
             worker.rests_until = time.monotonic() + _REST_S
         if done is not None:
-            keep_result(task.job, done, self._announce)
+            keep_result(task.job, done, self._say_once)
             if not task.job.model_examples:
                 durations.record(done.run.results)  # jobs are cut here
             return done

@@ -110,7 +110,7 @@ def run_job(
 
 def kernel_of_job(job: Job, announce: Announce) -> Kernel:
     """The job's kernel, built here if need be. Raises :class:`LabError` where it cannot be."""
-    return _kernel(job.kernel, _own_folder(job), announce)
+    return _kernel(job.kernel, _folder(job), announce)
 
 
 def for_a_job(kernel: Kernel) -> Named | Image:
@@ -121,8 +121,11 @@ def for_a_job(kernel: Kernel) -> Named | Image:
 
 
 def kept_result(job: Job, digest: str) -> JobResult | None:
-    """What came of a job on the kernel with this digest, if that is kept here."""
-    return _kept(job, _own_folder(job), digest, own_code())
+    """What came of a job on the kernel with this digest, if that is kept here.
+
+    Nothing is written: to look takes no room, and nobody who removes the job is in the way.
+    """
+    return _kept(job, _folder(job), digest, own_code())
 
 
 def keep_result(job: Job, done: JobResult, announce: Announce) -> None:
@@ -135,7 +138,7 @@ def keep_result(job: Job, done: JobResult, announce: Announce) -> None:
         try:
             write_whole(folder / "result.json", results.to_text(done))
         except OSError as error:
-            raise unusable_cache(folder, error) from None
+            raise unusable_cache(folder.parent, error) from None  # the same for all jobs
     except LabError as error:
         announce(f"a result is not kept: {error}")
 
@@ -187,8 +190,12 @@ def _folder(job: Job) -> Path:
 
 def _own_folder(job: Job) -> Path:
     """The job's folder in the cache, with the job in it."""
-    folder = make_folder(_folder(job))
-    _write(folder / "job.json", to_text(job))
+    folder = _folder(job)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable_cache(folder.parent, error) from None
+    _write(folder / "job.json", to_text(job), folder.parent)
     return folder
 
 
@@ -244,8 +251,11 @@ def is_of(done: JobResult, job: Job, digest: str, code: str) -> bool:
     return (done.job, done.kernel.sha256, done.code) == (job.name, digest, code)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file, unless it has this text: what is kept is of use though there is no room."""
+def _write(path: Path, text: str, called: Path | None = None) -> None:
+    """Write a file, unless it has this text: what is kept is of use though there is no room.
+
+    An error names ``called``, if that is given.
+    """
     content = text.encode("utf-8", "surrogateescape")
     with suppress(OSError):
         if path.read_bytes() == content:
@@ -253,4 +263,4 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise unusable_cache(path, error) from None
+        raise unusable_cache(called or path, error) from None
