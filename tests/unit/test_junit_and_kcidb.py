@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
@@ -256,6 +257,27 @@ def test_texts_that_kcidb_does_not_take_as_they_are() -> None:
     data = checked(Report(MACHINE, 7, 1.0, (result("A1.a[x=\0]", State.FAIL, text),)))
     (test,) = data["tests"]
     assert test["log_excerpt"].startswith("a\\x00b\\x80\nxxx") and len(test["log_excerpt"]) == 16384
+
+
+def texts_in(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        yield from texts_in([*data.keys(), *data.values()])
+    elif isinstance(data, list):
+        for each in data:
+            yield from texts_in(each)
+
+
+def test_what_no_database_takes_is_nowhere() -> None:
+    """The schema says nothing of names within "misc"; PostgreSQL takes neither of these two."""
+    odd = "a\0\ud800é"
+    machine = {**MACHINE, "cpu": odd, "kvm_modules": [odd], "parameters": {odd: odd, "n": 5}}
+    case = result(f"A1.a[x={odd}]", State.FAIL, odd, title=odd, detail=odd)
+    data = checked(Report(machine, 7, 1.0, (case,), (odd,), why_not_run=odd))
+    assert all(text.replace("\n", "").isprintable() for text in texts_in(data))
+    misc = data["tests"][0]["environment"]["misc"]
+    assert misc["parameters"] == {"a\\x00\\ud800é": "a\\x00\\ud800é", "n": 5}
 
 
 @pytest.mark.parametrize("words", [("Tester",), ("",), ("a b",), ("a", "6912"), ("a", "a:")])

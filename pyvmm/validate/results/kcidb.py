@@ -168,7 +168,7 @@ def _test(
         "environment": _environment(report.machine),
         "misc": {
             "pyvmm": __version__,
-            "name": result.name,
+            "name": _text(result.name),
             "state": result.state.value,
             "seed": report.seed,
         },
@@ -183,7 +183,9 @@ def _test(
 def _environment(machine: Mapping[str, Any]) -> dict[str, Any]:
     cpu = _text(str(machine.get("cpu", "")))
     misc = {
-        name: machine[name] for name in ("cpus", "kvm_modules", "parameters") if name in machine
+        name: _plain(machine[name])
+        for name in ("cpus", "kvm_modules", "parameters")
+        if name in machine
     }
     return {**({"comment": cpu} if cpu else {}), **({"misc": misc} if misc else {})}
 
@@ -217,6 +219,15 @@ def _incidents(
                 "test_id": test["id"],
                 "present": True,
             }
+
+
+def _plain(value: Any) -> Any:
+    """What the schema lets through and a database does not: a kernel's words may be anything."""
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Mapping):
+        return {_text(str(name)): _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 def _text(text: str) -> str:
