@@ -30,6 +30,7 @@ from pyvmm.validate.jobs.cut import cut, cut_job, put_together
 from pyvmm.validate.jobs.job import Built, Job, Named, load
 from pyvmm.validate.jobs.reports import reports_of
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
+from pyvmm.validate.jobs.runs import _Pending
 from pyvmm.validate.jobs.workers import Estimate, labs_at_once, run_jobs
 from pyvmm.validate.kernels.lab_report import report_of
 from pyvmm.validate.kernels.lab_run import LabRun
@@ -332,6 +333,28 @@ def test_an_estimate_learns_how_fast_jobs_are() -> None:
     for job in JOBS[3:]:
         estimate.ended(job, 1.0)
     assert estimate.line({}) == "5/5 jobs, less than a minute left"
+
+
+def test_an_estimate_of_more_workers_than_jobs_is_the_longest_job() -> None:
+    cases = select("MR6")
+    durations.record(result(each.name, seconds=400) for each in cases)
+    long = Job(Named("default"), tuple(each.name for each in cases), 7)
+    short = replace(long, cases=long.cases[:1])
+    estimate = Estimate([long, short], 200)
+    assert len(cases) > 1
+    assert estimate.left_s({}) == durations.expected_s(long, durations.known())
+
+
+def test_jobs_that_are_not_begun_any_more_are_not_waited_for() -> None:
+    jobs = _Pending(JOBS)
+    estimate = Estimate(jobs, 2)
+    jobs.dropped |= {*JOBS[1:4]}
+    estimate.ended(JOBS[0], 1.0)
+    assert estimate.line({}).startswith("1/2 jobs, ")
+    assert estimate.left_s({}) == durations.expected_s(JOBS[4], {})
+    estimate.ended(JOBS[1], 1.0)  # it was under way
+    estimate.ended(JOBS[4], 1.0)
+    assert estimate.line({}) == "3/3 jobs, less than a minute left"
 
 
 def test_labs_at_once_by_cores_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,18 +285,23 @@ def _do(run: Runner, job: Job, connection: Connection) -> None:
 class Estimate:
     """How long jobs will go on, by what was recorded of their cases and by how fast others were.
 
-    ``workers`` may change meanwhile.
+    ``workers`` may change meanwhile. ``jobs`` may have fewer when asked again, as one ends.
     """
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         known = durations.known()
+        self._jobs = jobs
+        self._names = {job: job.name for job in jobs}
         self._expected = {job.name: durations.expected_s(job, known) for job in jobs}
-        self._left = dict(self._expected)
+        self._done: set[str] = set()
+        self._left = list(self._expected)
         self.workers = workers
         self._took = self._should_have = 0.0
 
     def ended(self, job: Job, seconds: float) -> None:
-        self._left.pop(job.name, None)
+        self._done.add(job.name)
+        names = (self._names[each] for each in self._jobs)
+        self._left = [name for name in names if name not in self._done]
         if seconds > _RAN_S:
             self._took += seconds
             self._should_have += self._expected[job.name]
@@ -304,15 +309,15 @@ class Estimate:
     def left_s(self, running: dict[str, float]) -> float:
         """Seconds to go, while these jobs run since so many seconds."""
         pace = self._took / self._should_have if self._took else 1.0
-        left = sum(
-            max(0.0, seconds * pace - running.get(name, 0.0))
-            for name, seconds in self._left.items()
-        )
-        return left / max(1, min(self.workers, len(self._left)))
+        left = [
+            max(0.0, self._expected[name] * pace - running.get(name, 0.0)) for name in self._left
+        ]
+        each = sum(left) / max(1, min(self.workers, len(left)))
+        return max([each, *left])  # one job is on one worker
 
     def line(self, running: dict[str, float]) -> str:
-        done = len(self._expected) - len(self._left)
-        return f"{done}/{len(self._expected)} jobs, {about(self.left_s(running))} left"
+        done = len(self._done)
+        return f"{done}/{done + len(self._left)} jobs, {about(self.left_s(running))} left"
 
 
 def about(seconds: float) -> str:
