@@ -17,6 +17,6 @@ def test_jobs_on_a_cluster() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=60"]
     command += ["-p", "no:unraisableexception", "-p", "no:threadexception"]
     tests = Path(__file__).with_name("cluster_tests.py")
-    done = subprocess.run([*command, tests], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, tests], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert "27 passed" in done.stdout
