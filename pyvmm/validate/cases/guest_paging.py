@@ -325,27 +325,30 @@ def walk_meanwhile(tools: Toolbox, mode: str, tables: str, which: str) -> None:
     # At the end of the range, which changes state last.
     stage = PagedViews(tools, mode, tables, size=size, tables_at=size - MODES[mode].levels * PAGE)
     linear = stage.tables.map(0, PLAIN_DATA)
-    if tables == "private":
-        stage.at.file.allocate(0, size)
     # From the leaf to the first table of a walk that is not in a register.
     levels = stage.tables.mode.converted_levels
     pages = [stage.tables.table(level) for level in levels if which == "all" or level == levels[-1]]
-    size -= stage.tables.table(1) - pages[0]  # what lies behind it stays
-    with Watch(stage.cpu, linear, routines.WATCH_32, stop_at_exit=True) as watch:
-        convert = stage.at.file.punch if tables == "private" else stage.at.file.allocate
-        before = stage.cpu.counter("pf_taken")
-        convert(0, size)
-        tools.tried(stage.cpu.counter("pf_taken") > before, "calls had the vCPU take page faults")
-        watch.join(10)
-    outcome = watch.outcome
-    # A walk that has read one table may find the next one converted.
-    check(
-        outcome is not None
-        and outcome.fault in [Fault(stage.wanted(page), page, PAGE) for page in pages],
-        "a vCPU walks its page tables while a large range with them is converted, and gets no exit "
-        "for them (stale-walk check missing)",
-        str(outcome),
-    )
+    convert, back = stage.at.file.allocate, stage.at.file.punch
+    if tables == "private":
+        convert, back = back, convert
+    for _ in tools.enough(1):
+        back(0, size)
+        stage.tables.write_again()
+        with Watch(stage.cpu, linear, routines.WATCH_32, stop_at_exit=True) as watch:
+            before = stage.cpu.counter("pf_taken")
+            convert(0, size - (stage.tables.table(1) - pages[0]))  # what lies behind it stays
+            faults = stage.cpu.counter("pf_taken") - before
+            tools.tried(faults > 0, "calls had the vCPU take page faults")
+            watch.join(10)
+        outcome = watch.outcome
+        # A walk that has read one table may find the next one converted.
+        check(
+            outcome is not None
+            and outcome.fault in [Fault(stage.wanted(page), page, PAGE) for page in pages],
+            "a vCPU walks its page tables while a large range with them is converted, and gets no "
+            "exit for them (stale-walk check missing)",
+            str(outcome),
+        )
     stage.expect_error(linear, pages[-1], "a walk after its page tables were converted")
 
 
