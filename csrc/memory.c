@@ -294,6 +294,18 @@ static enum memory_verdict settle(struct memory *memory, struct region *region,
 	return verdict;
 }
 
+/* Whether a page changed its state since the guest was entered. What is under way is waited for. */
+static bool converted_meanwhile(struct memory *memory, const struct memory_exit *exit)
+{
+	uint32_t i;
+
+	for (i = 0; i < memory->region_count; i++) {
+		pthread_mutex_lock(&memory->regions[i].lock);
+		pthread_mutex_unlock(&memory->regions[i].lock);
+	}
+	return exit->generation != memory_generation(memory);
+}
+
 enum memory_verdict memory_handle_exit(struct memory *memory, struct memory_exit *exit)
 {
 	enum recognition recognition;
@@ -305,12 +317,14 @@ enum memory_verdict memory_handle_exit(struct memory *memory, struct memory_exit
 	recognition = memory->backend->recognise(memory, exit);
 	if (recognition == NOT_A_MEMORY_EXIT)
 		return MEMORY_NOT_MINE;
-	region = memory_find(memory, exit->access.gpa);
-	if (!region)
-		return MEMORY_NOT_MINE;
 	exit->converted = 0;
 	exit->conversion_ns = 0;
 	exit->error = 0;
+	if (recognition == PERHAPS_A_RACE)
+		return converted_meanwhile(memory, exit) ? MEMORY_DONE : MEMORY_NOT_MINE;
+	region = memory_find(memory, exit->access.gpa);
+	if (!region)
+		return MEMORY_NOT_MINE;
 	exit->wanted = region_wants(region, exit->access.gpa);
 	if (recognition == EMULATED_ACCESS)
 		return MEMORY_EMULATED;

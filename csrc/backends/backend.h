@@ -20,6 +20,7 @@ enum recognition {
 	NOT_A_MEMORY_EXIT,
 	MEMORY_EXIT, /* an access wanted the page in the state of the view it used */
 	MEMORY_EXIT_IF_ABSENT, /* or something else, where the page is there and was all the time */
+	PERHAPS_A_RACE, /* KVM's emulator failed: a conversion came between, or it cannot do it */
 	EMULATED_ACCESS, /* KVM's emulator wanted memory that it cannot reach */
 };
 

@@ -305,3 +305,33 @@ def test_policy_of_the_structure_is_the_machines() -> None:
     for policy in Policy:
         with Machine(passing(), policy=policy) as machine:
             assert machine.memory.raw.policy == policy
+
+
+def test_a_locked_instruction_whose_page_another_vcpu_converts() -> None:
+    """KVM's emulator reads the page, and may find nothing there any more when it writes."""
+    rounds = 500
+    ring = "".join(
+        f"movw ${port:#x}, %dx\n movl ${value}, %eax\n outl %eax, %dx\n"
+        for port, value in ((0x600, PRIVATE), (0x604, 1), (0x608, 2))
+    )
+    image = guest(
+        f"testw %ax, %ax\n jnz 5f\n movw ${rounds}, %si\n"
+        f"1: {ring} decw %si\n jnz 1b\n movb $1, 0x600\n {EXIT_0}"
+        f"5: movw ${SHARED >> 4:#x}, %ax\n movw %ax, %es\n xorw %di, %di\n"
+        f"6: xchgw %ax, %es:(%di)\n cmpb $0, 0x600\n je 6b\n {EXIT_0}"
+    )
+    with Machine(image, vcpus=2, backend="emulated") as machine:
+        report = machine.run(60)
+    assert report.passed, report.reason
+    assert report.conversions.explicit > 0
+
+
+def test_an_instruction_that_kvm_cannot_do_is_told_beside_conversions_that_ended() -> None:
+    """Nothing is repeated for a conversion from before the vCPU was entered."""
+    ring = "movw $0x600, %dx\n movl $0x40000, %eax\n outl %eax, %dx\n movw $0x604, %dx\n"
+    ring += "movl $1, %eax\n outl %eax, %dx\n movw $0x608, %dx\n movl $2, %eax\n outl %eax, %dx\n"
+    with Machine(guest(f"{ring} fld1\n {EXIT_0}"), backend="emulated") as machine:
+        report = machine.run(20)
+    assert report.conversions.explicit == 1
+    # A CPU that runs real mode by itself can do it.
+    assert report.passed or report.exits["internal_error"] == 1

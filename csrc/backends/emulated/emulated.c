@@ -7,9 +7,10 @@
  *              (where KVM's emulator answers that with KVM_EXIT_MMIO), or
  *   slots      no memslot covers the page.
  * The kernel has decoded the access and waits for its data, so it is completed
- * here and not repeated. Two things cannot be completed, but come with RIP unmoved
- * and are repeated once the page is converted: an instruction fetch, as
- * KVM_EXIT_INTERNAL_ERROR, and the frame of an exception or interrupt,
+ * here and not repeated. Three things cannot be completed, but come with RIP unmoved
+ * and are repeated once the page is there: an instruction fetch, as
+ * KVM_EXIT_INTERNAL_ERROR; a locked instruction whose page another vCPU converts between its read
+ * and its write, as the same; and the frame of an exception or interrupt,
  * as KVM_EXIT_SHUTDOWN where KVM's emulator delivers it.
  * One view: one slot, and the mapping behind a page is replaced by the other
  * file's; nothing is ever absent.
@@ -163,9 +164,11 @@ static enum recognition recognise(const struct memory *memory, struct memory_exi
 		return MEMORY_EXIT;
 	}
 	if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR &&
-	    run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION && find_fetch(memory, exit)) {
+	    run->internal.suberror == KVM_INTERNAL_ERROR_EMULATION) {
+		if (!find_fetch(memory, exit))
+			return PERHAPS_A_RACE; /* or an instruction that KVM cannot do */
 		exit->access.is_fetch = true;
-		return MEMORY_EXIT_IF_ABSENT; /* or an instruction that KVM cannot do */
+		return MEMORY_EXIT_IF_ABSENT; /* or the same */
 	}
 	if (run->exit_reason == KVM_EXIT_SHUTDOWN && find_frame(memory, exit)) {
 		exit->access.is_write = true;
