@@ -324,14 +324,3 @@ def test_a_locked_instruction_whose_page_another_vcpu_converts() -> None:
         report = machine.run(60)
     assert report.passed, report.reason
     assert report.conversions.explicit > 0
-
-
-def test_an_instruction_that_kvm_cannot_do_is_told_beside_conversions_that_ended() -> None:
-    """Nothing is repeated for a conversion from before the vCPU was entered."""
-    ring = "movw $0x600, %dx\n movl $0x40000, %eax\n outl %eax, %dx\n movw $0x604, %dx\n"
-    ring += "movl $1, %eax\n outl %eax, %dx\n movw $0x608, %dx\n movl $2, %eax\n outl %eax, %dx\n"
-    with Machine(guest(f"{ring} fld1\n {EXIT_0}"), backend="emulated") as machine:
-        report = machine.run(20)
-    assert report.conversions.explicit == 1
-    # A CPU that runs real mode by itself can do it.
-    assert report.passed or report.exits["internal_error"] == 1

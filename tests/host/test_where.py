@@ -262,6 +262,18 @@ def test_an_instruction_that_the_emulator_cannot_do() -> None:
     assert "at CS:IP 0000:7c01 (" in report.reason
 
 
+def test_such_an_instruction_after_a_conversion_is_not_repeated() -> None:
+    """It would be for a conversion by another vCPU, while this one was in the guest."""
+    ring = "".join(
+        f"movw ${port:#x}, %dx\n movl ${value}, %eax\n outl %eax, %dx\n"
+        for port, value in ((0x600, PRIVATE), (0x604, 1), (0x608, 2))
+    )
+    report = run(f"{ring} fld1\n hlt\n", backend="emulated")
+    assert report.conversions.explicit == 1
+    # A CPU that runs real mode by itself can do it.
+    assert report.exits.get("internal_error", 0) == ("INTERNAL_ERROR" in report.reason)
+
+
 def test_an_assert(tmp_path: Path) -> None:
     path = tmp_path / "x.S"
     path.write_text('.include "pyvmm.inc"\nguest "x.S"\nmovb $1, %al\nassert_eqb %al, $2\n')
