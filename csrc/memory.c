@@ -294,7 +294,7 @@ static enum memory_verdict settle(struct memory *memory, struct region *region,
 	return verdict;
 }
 
-/* Whether a page changed its state since the guest was entered. What is under way is waited for. */
+/* Whether a page changed its state since exit->generation. What is under way is waited for. */
 static bool converted_meanwhile(struct memory *memory, const struct memory_exit *exit)
 {
 	uint32_t i;
@@ -332,6 +332,11 @@ enum memory_verdict memory_handle_exit(struct memory *memory, struct memory_exit
 	verdict = settle(memory, region, recognition, exit);
 	if (verdict == MEMORY_DONE && memory->backend->finish)
 		verdict = memory->backend->finish(memory, region, exit);
+	if (verdict == MEMORY_DONE && exit->run->exit_reason == KVM_EXIT_MMIO &&
+	    !exit->access.is_write) {
+		exit->generation = memory_generation(memory);
+		exit->goes_on = true;
+	}
 	pthread_mutex_unlock(&region->lock);
 	return verdict;
 }

@@ -62,7 +62,10 @@ enum memory_verdict {
 };
 
 struct memory_exit {
-	/* Set by the caller. `generation` is memory.generation when the guest was entered. */
+	/*
+	 * Set by the caller. `generation` is memory.generation when the guest was entered, or when
+	 * the read was finished after which its instruction goes on: see memory_note_entry().
+	 */
 	int vcpu_fd;
 	int run_errno; /* of KVM_RUN, or 0 */
 	struct kvm_run *run;
@@ -75,6 +78,7 @@ struct memory_exit {
 	struct memory_access access;
 	enum page_state wanted; /* what the access needs */
 	bool raced; /* pages may have changed between the access and now */
+	bool goes_on; /* a read is finished, and its instruction may write yet */
 	uint64_t approved_gpa; /* of the page that was approved; UINT64_MAX: none */
 	uint64_t converted; /* pages that changed state */
 	uint64_t conversion_ns; /* 0 unless timed */
@@ -122,6 +126,14 @@ int memory_transfer(const struct region *region, uint64_t gpa, void *bytes, uint
 static inline uint64_t memory_generation(const struct memory *memory)
 {
 	return __atomic_load_n(&memory->generation, __ATOMIC_ACQUIRE);
+}
+
+/* Before KVM_RUN. An instruction that goes on relies on what it has read before. */
+static inline void memory_note_entry(const struct memory *memory, struct memory_exit *exit)
+{
+	if (!exit->goes_on)
+		exit->generation = memory_generation(memory);
+	exit->goes_on = false;
 }
 
 #endif

@@ -437,7 +437,7 @@ static enum loop_stop run_until_stop(struct vcpu_loop *loop)
 		if (loop->exit_total >= last_exit)
 			return STOP_MAX_EXITS;
 		choose_synced_registers(loop);
-		loop->memory_exit.generation = memory_generation(loop->memory);
+		memory_note_entry(loop->memory, &loop->memory_exit);
 		run_errno = gate_run(&loop->memory->gate, loop->vcpu_fd);
 		if (run_errno == EINTR)
 			return interrupted(loop);

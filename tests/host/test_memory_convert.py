@@ -309,7 +309,7 @@ def test_policy_of_the_structure_is_the_machines() -> None:
 
 def test_a_locked_instruction_whose_page_another_vcpu_converts() -> None:
     """KVM's emulator reads the page, and may find nothing there any more when it writes."""
-    rounds = 500
+    rounds = 3000
     ring = "".join(
         f"movw ${port:#x}, %dx\n movl ${value}, %eax\n outl %eax, %dx\n"
         for port, value in ((0x600, PRIVATE), (0x604, 1), (0x608, 2))
