@@ -456,18 +456,23 @@ int f(int a, int b)
 """
 
 
+def run_of(folder: Path, source: str) -> CoverageRun:
+    """A run of a kernel whose virt/kvm/x.c is ``source``, of which nothing was executed."""
+    notes = folder / "gcno/virt/kvm"
+    notes.mkdir(parents=True)
+    (folder / "virt/kvm").mkdir(parents=True)
+    (folder / "virt/kvm/x.c").write_text(source)
+    command = ["gcc", "-O2", "-fprofile-arcs", "-ftest-coverage", "-c", "virt/kvm/x.c"]
+    subprocess.run([*command, "-o", notes / "x.o"], cwd=folder, check=True)
+    with zipfile.ZipFile(folder / "0.zip", "w") as kept:
+        kept.writestr("virt/kvm/x.gcda", b"")
+    kernel = Kernel("cov", folder / "bzImage", "6.12", counts=True)
+    return CoverageRun(kernel, LabRun(("A.a",), (), 1, 1.0), folder)
+
+
 def test_a_change_in_the_middle_of_a_statement_is_told(tmp_path: Path) -> None:
     """gcov counts what is inlined where it is written. It was as if the line had not changed."""
-    notes = tmp_path / "gcno/virt/kvm"
-    notes.mkdir(parents=True)
-    (tmp_path / "virt/kvm").mkdir(parents=True)
-    (tmp_path / "virt/kvm/x.c").write_text(CONDITION)
-    command = ["gcc", "-O2", "-fprofile-arcs", "-ftest-coverage", "-c", "virt/kvm/x.c"]
-    subprocess.run([*command, "-o", notes / "x.o"], cwd=tmp_path, check=True)
-    with zipfile.ZipFile(tmp_path / "0.zip", "w") as kept:
-        kept.writestr("virt/kvm/x.gcda", b"")
-    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
-    run = CoverageRun(kernel, LabRun(("A.a",), (), 1, 1.0), tmp_path)
+    run = run_of(tmp_path, CONDITION)
     text = dict(enumerate(CONDITION.splitlines(), 1))
 
     def told(file: str, *numbers: int) -> dict[int, int]:
@@ -516,16 +521,7 @@ int f(int a)
 def test_changed_code_without_counters_is_told(tmp_path: Path) -> None:
     """Nothing of this has one, and all of it was changed: a call that is inlined, a macro, code
     that is left out, and what is no C of KVM's folders."""
-    notes = tmp_path / "gcno/virt/kvm"
-    notes.mkdir(parents=True)
-    (tmp_path / "virt/kvm").mkdir(parents=True)
-    (tmp_path / "virt/kvm/x.c").write_text(CODE)
-    command = ["gcc", "-O2", "-fprofile-arcs", "-ftest-coverage", "-c", "virt/kvm/x.c"]
-    subprocess.run([*command, "-o", notes / "x.o"], cwd=tmp_path, check=True)
-    with zipfile.ZipFile(tmp_path / "0.zip", "w") as kept:
-        kept.writestr("virt/kvm/x.gcda", b"")
-    kernel = Kernel("cov", tmp_path / "bzImage", "6.12", counts=True)
-    run = CoverageRun(kernel, LabRun(("A.a",), (), 1, 1.0), tmp_path)
+    run = run_of(tmp_path, CODE)
     call = {4: "\tx = f(y);"}
     lines = run.lines(
         {
