@@ -19,7 +19,7 @@ from pyvmm.validate.kit import routines
 from pyvmm.validate.kit.case import GIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, expect
 from pyvmm.validate.kit.guest import Cpu, Fault
-from pyvmm.validate.kit.paged_views import TO_SHARED, PagedViews
+from pyvmm.validate.kit.paged_views import PLAIN_DATA, TO_SHARED, PagedViews
 from pyvmm.validate.kit.paging import MODES
 from pyvmm.validate.kit.toolbox import Toolbox
 from pyvmm.validate.kit.watch import INSIDE
@@ -27,7 +27,6 @@ from pyvmm.validate.kit.watch import INSIDE
 NEEDS = ("memory_error",)
 RACES = (*NEEDS, "two_cpus", "native_guests")
 BACKEND = "memory_error"
-PLAIN_DATA = 0x38000
 PORT = 0x77
 # Where no memory is.
 MMIO = 3 * GIB

@@ -19,7 +19,7 @@ from pyvmm.validate.kit.accounts import left_behind, lines
 from pyvmm.validate.kit.case import HUGE, MIB, PAGE, case
 from pyvmm.validate.kit.check import CheckFailed, check, expect
 from pyvmm.validate.kit.guest import Fault, Outcome
-from pyvmm.validate.kit.paged_views import SIZE, TO_SHARED, PagedViews
+from pyvmm.validate.kit.paged_views import PLAIN_DATA, SIZE, TO_SHARED, PagedViews
 from pyvmm.validate.kit.paging import MODES, leaf
 from pyvmm.validate.kit.routines import Routine
 from pyvmm.validate.kit.toolbox import Toolbox
@@ -29,8 +29,6 @@ from pyvmm.validate.kit.watch import INSIDE, Watch, flip_while_faulting
 NEEDS = ("memory_error",)
 RACES = (*NEEDS, "two_cpus", "native_guests")
 BACKEND = "memory_error"
-# A page of data in the plain memory.
-PLAIN_DATA = 0x38000
 A, B = 0x1111_0001, 0x2222_0002
 # Bits of an entry.
 ACCESSED, DIRTY = 0x20, 0x40

@@ -18,6 +18,8 @@ TO_PRIVATE: int = lib.KVM_EXIT_MEM_MAP_PRIVATE
 SIZE = 32 * PAGE
 # Where tables are in the plain memory, and in the views.
 PLAIN_TABLES, VIEW_TABLES = 0x30000, 16 * PAGE
+# A page of data in the plain memory.
+PLAIN_DATA = 0x38000
 
 
 class PagedViews:
