@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from pyvmm.kvm.eventfd import EventFd
 from pyvmm.kvm.exits import HltExit
@@ -22,6 +24,7 @@ from pyvmm.validate.kit.guest import Cpu, Fault
 from pyvmm.validate.kit.paged_views import PLAIN_DATA, TO_SHARED, PagedViews
 from pyvmm.validate.kit.paging import MODES
 from pyvmm.validate.kit.toolbox import Toolbox
+from pyvmm.validate.kit.views import Views
 from pyvmm.validate.kit.watch import INSIDE
 
 NEEDS = ("memory_error",)
@@ -152,28 +155,66 @@ def _answer_selector(cpu: Cpu) -> None:
 )
 def code_meanwhile(tools: Toolbox, mode: str) -> None:
     """Each round of the code is a write that KVM emulates and that makes no exit."""
+    with _emulated_forever(tools, mode, "code") as it:
+        for _ in tools.enough(200, limit_s=20):
+            _wait_for(lambda: it.rounds.take() > 0, it.running)
+            seen = it.exits[0]
+            it.at.file.allocate(0, PAGE)
+            tools.tried(it.rounds.take() > 0, INSIDE)
+            _wait_for(lambda seen=seen: it.exits[0] > seen, it.running)  # type: ignore[misc]
+            it.at.to_shared(0, PAGE)
+
+
+@case(
+    "SH17",
+    "a page that is converted and back while KVM emulates may exit, and nothing else",
+    needs=RACES,
+    backend=BACKEND,
+    vary={"mode": ("off", "64"), "what": ("code", "data")},
+    alone=True,
+)
+def back_again(tools: Toolbox, mode: str, what: str) -> None:
+    """The emulator cannot have the page; when KVM looks why, it is there again."""
+    with _emulated_forever(tools, mode, what) as it:
+        for _ in tools.enough(1500, limit_s=30):
+            seen = it.exits[0]
+            it.at.file.allocate(0, PAGE)
+            it.at.to_shared(0, PAGE)
+            _wait_for(lambda: it.rounds.take() > 0, it.running)
+            tools.tried(it.exits[0] > seen, "conversions and back made an exit")
+
+
+class _Emulated(NamedTuple):
+    """A vCPU in another thread: the views it reaches, its rounds, exits so far, and its end."""
+
+    at: Views
+    rounds: EventFd
+    exits: list[int]
+    running: Future[None]
+
+
+@contextmanager
+def _emulated_forever(tools: Toolbox, mode: str, what: str) -> Iterator[_Emulated]:
+    """A vCPU whose every round KVM emulates; the first shared page is ``what`` of it."""
     stage = PagedViews(tools, mode)
-    page, code = stage.at.shared, routines.WRITE_FOREVER.code
-    stage.at.side.view[: len(code)] = code
+    routine = {"code": routines.WRITE_FOREVER, "data": routines.COPY_FOREVER}[what]
+    code_at, stop_at = {"code": 0, "data": PAGE}[what], 2 * PAGE
+    side = stage.at.side.view
+    side[code_at : code_at + len(routine.code)] = routine.code
     rounds = tools.keep(EventFd())
     stage.vm.vm.ioeventfd(rounds, MMIO, 0)
-    entry, to = page, MMIO
+    page, entry, stop = (stage.at.shared + offset for offset in (0, code_at, stop_at))
+    to = MMIO
     if mode != "off":
-        entry, to = stage.tables.map(0, page), stage.tables.map(1, MMIO)
-    stage.cpu.prepare(entry, rdi=to)
-    exits = [0]
+        page, entry, stop, to = map(stage.tables.map, range(4), (page, entry, stop, to))
+    stage.cpu.prepare(entry, rsi=page, rdi=to, rbx=stop)
+    wanted, exits = Fault(TO_SHARED, stage.at.shared, PAGE), [0]
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(_run_until_it_halts, stage.cpu, Fault(TO_SHARED, page, PAGE), exits)
+        running = pool.submit(_run_until_it_halts, stage.cpu, wanted, exits)
         try:
-            for _ in tools.enough(30):
-                _wait_for(lambda: rounds.take() > 0, running)
-                seen = exits[0]
-                stage.at.file.allocate(0, PAGE)
-                tools.tried(rounds.take() > 0, INSIDE)
-                _wait_for(lambda seen=seen: exits[0] > seen, running)  # type: ignore[misc]
-                stage.at.to_shared(0, PAGE)
+            yield _Emulated(stage.at, rounds, exits, running)
         finally:
-            stage.at.side.view[:1] = routines.HALT.code
+            side[stop_at] = 1
             stage.at.to_shared(0, PAGE)
         running.result()
 
@@ -186,7 +227,7 @@ def _run_until_it_halts(cpu: Cpu, wanted: Fault, exits: list[int]) -> None:
             return
         if (outcome.error, outcome.fault) != (errno.EPERM, wanted):
             raise CheckFailed(
-                "code whose page was converted while KVM emulated it: no exit for its page",
+                "a page was converted while KVM emulated what needs it: no exit for its page",
                 str(outcome),
             )
         exits[0] += 1

@@ -104,7 +104,11 @@ OUTSB = _routine("outsb; hlt", "6ef4")
 INSB = _routine("insb; hlt", "6cf4")
 # Load a segment register with a selector from rdi.
 LOAD_SEGMENT = _routine("mov (%rdi), %ds; hlt", "8e1ff4")
-WRITE_FOREVER = _routine("1: mov %eax, (%rdi); jmp 1b", "8907ebfc")
+# Write to rdi, or copy a byte from rsi to it, again and again until the byte at rbx is not 0.
+WRITE_FOREVER = _routine("1: mov %eax, (%rdi); cmpb $0, (%rbx); je 1b; hlt", "8907803b0074f9f4")
+COPY_FOREVER = _routine(
+    "1: movsb; dec %rdi; dec %rsi; cmpb $0, (%rbx); je 1b; hlt", "a448ffcf48ffce803b0074f4f4"
+)
 # Port I/O and MSRs: what is read ends in rax, and for an MSR in rdx too.
 OUTL = _routine("out %eax, (%dx); hlt", "eff4")
 INL = _routine("in (%dx), %eax; hlt", "edf4")
@@ -134,6 +138,7 @@ ALL: tuple[Routine, ...] = (
     INSB,
     LOAD_SEGMENT,
     WRITE_FOREVER,
+    COPY_FOREVER,
     OUTL,
     INL,
     RDMSR,
