@@ -14,6 +14,7 @@ import pytest
 
 from pyvmm.guest.shipped import guests_dir
 from pyvmm.lab.lab import Lab
+from pyvmm.validate.run.worker import NO_RACE
 
 pytestmark = [pytest.mark.boots, pytest.mark.timeout(900)]
 
@@ -44,6 +45,9 @@ def validate(lab: Lab, *words: str) -> dict[str, list[tuple[str, str]]]:
 
 def test_the_cases_of_the_rfcs_abi(lab: Lab) -> None:
     found = validate(lab, "-k", "not MODEL" if ALL else CASES)
+    # A busy host may keep two CPUs from meeting.
+    skipped = found.pop("skip", [])
+    assert all(message == NO_RACE for _, message in skipped), skipped
     assert list(found) == ["pass"], {**found, "pass": []}
     assert len(found["pass"]) > 30
 
