@@ -148,7 +148,8 @@ def not_reclaimed(tools: Toolbox, by: str) -> None:
             left = group.current - before
         if by == "guest":
             memory.expect_guest(0, SIZE, 1, "private pages that were to be reclaimed")
-        check(abs(left - SIZE) < BESIDES, "private pages were reclaimed", f"{left} of {SIZE} left")
+        # What else was charged meanwhile, such as files that were read, is no matter of this.
+        check(left > SIZE - BESIDES, "private pages were reclaimed", f"{left} of {SIZE} left")
 
 
 @case(
