@@ -55,6 +55,11 @@ class MemoryGroup(Closing):
         """Bytes that are charged now, give or take 64 pages on each CPU."""
         return int((self._folder / "memory.current").read_text())
 
+    @property
+    def files(self) -> int:
+        """Bytes of it that are pages of files, as private pages are, and a process's memory not."""
+        return self._value("memory.stat", "file")
+
     def limit(self, size: int) -> None:
         """Bytes that may be charged."""
         (self._folder / "memory.max").write_text(str(size))
@@ -72,8 +77,11 @@ class MemoryGroup(Closing):
     @property
     def killed(self) -> int:
         """Processes that the kernel has killed for the limit's sake."""
-        lines = (self._folder / "memory.events").read_text().splitlines()
-        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+        return self._value("memory.events", "oom_kill")
+
+    def _value(self, file: str, name: str) -> int:
+        lines = (self._folder / file).read_text().splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
 
     def close(self) -> None:
         until = time.monotonic() + _PATIENCE_S
