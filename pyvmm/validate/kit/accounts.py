@@ -16,6 +16,10 @@ _REFRESH = Path("/proc/sys/vm/stat_refresh")
 _FILES = Path("/proc/sys/fs/file-nr")
 _VMS = Path("/sys/kernel/debug/kvm")
 _SLABS = Path("/sys/kernel/slab")
+# Much is freed only when no CPU can look at it any more (RCU, Documentation/RCU/whatisRCU.rst),
+# inodes and directory entries of what was closed among it. It is counted until then.
+_REST_S = 2.0
+_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +144,37 @@ def open_files() -> int:
     return int(_FILES.read_text(encoding="ascii").split()[0])
 
 
-def _growth(wanted: Sequence[Line], work: Callable[[], object], shrink: bool) -> dict[Line, int]:
-    """By how much each line grows while ``work`` is done."""
-    before = look(wanted, shrink=shrink)
+def _at_rest(wanted: Sequence[Line], shrink: bool) -> dict[Line, int]:
+    """What each line says when none falls any more: what is freed during the work that follows
+    would hide as much that is lost."""
+    until = time.monotonic() + _REST_S
+    seen = look(wanted, shrink=shrink)
+    while True:
+        time.sleep(_AGAIN_S)
+        now = look(wanted, shrink=shrink)
+        if all(seen[line] - now[line] <= line.noise // 4 for line in wanted):
+            return now
+        if time.monotonic() > until:
+            return now
+        seen = now
+
+
+def _growth(
+    wanted: Sequence[Line], work: Callable[[], object], most: Callable[[Line], int], suspected: bool
+) -> dict[Line, int]:
+    """By how much each line grows while ``work`` is done. If something is ``suspected``, a line
+    that grew by more than ``most`` is looked at until it has fallen, or for two seconds."""
+    before = _at_rest(wanted, suspected)
     work()
-    now = look(wanted, shrink=shrink)
-    return {line: now[line] - before[line] for line in wanted}
+    until = time.monotonic() + _REST_S
+    least = look(wanted, shrink=suspected)
+    while suspected and time.monotonic() < until:
+        if all(least[line] - before[line] <= most(line) for line in wanted):
+            break
+        time.sleep(_AGAIN_S)
+        now = look(wanted, shrink=True)
+        least = {line: min(least[line], now[line]) for line in wanted}
+    return {line: least[line] - before[line] for line in wanted}
 
 
 def left_behind(
@@ -165,10 +194,15 @@ def left_behind(
     """
     grown: dict[Line, list[int]] = {line: [] for line in wanted}
     took_s = 0.0
-    for _ in range(attempts):
+
+    def timed() -> None:
+        nonlocal took_s
         began = time.monotonic()
-        growth = _growth(list(grown), work, suspected)
+        work()
         took_s = time.monotonic() - began
+
+    for _ in range(attempts):
+        growth = _growth(list(grown), timed, most, suspected)
         for line, seen in grown.items():
             seen.append(growth[line])
         grown = {line: seen for line, seen in grown.items() if seen[-1] > most(line)}
@@ -176,6 +210,6 @@ def left_behind(
             break
         suspected = True
     if grown and attempts > 1:
-        growth = _growth(list(grown), lambda: time.sleep(took_s), True)
+        growth = _growth(list(grown), lambda: time.sleep(took_s), most, True)
         grown = {line: seen for line, seen in grown.items() if growth[line] <= most(line)}
     return grown
