@@ -45,9 +45,9 @@ def validate(lab: Lab, *words: str) -> dict[str, list[tuple[str, str]]]:
 
 def test_the_cases_of_the_rfcs_abi(lab: Lab) -> None:
     found = validate(lab, "-k", "not MODEL" if ALL else CASES)
-    # A busy host may keep two CPUs from meeting.
+    # A busy host may keep two CPUs from meeting, in one case or another.
     skipped = found.pop("skip", [])
-    assert all(message == NO_RACE for _, message in skipped), skipped
+    assert len(skipped) <= 3 and all(message == NO_RACE for _, message in skipped), skipped
     assert list(found) == ["pass"], {**found, "pass": []}
     assert len(found["pass"]) > 30
 
