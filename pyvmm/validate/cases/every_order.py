@@ -126,8 +126,9 @@ def _shortest(
     if it was not found in time."""
 
     def leaks(chosen: Sequence[Order], attempts: int = 1) -> bool:
-        # So often that one unit of one of them stands out, where that does not take for ever.
-        times = max(1, min(line.noise // line.unit + 2, _MANY // len(chosen)))
+        # So often that one unit of one of them stands out, where that does not take for ever: twice
+        # the noise, as a leak fills up first what is free in the kernel's caches.
+        times = max(1, min(2 * line.noise // line.unit + 2, _MANY // len(chosen)))
         work = partial(play, [*chosen] * times)
         return bool(left_behind(work, (line,), lambda line: line.noise, attempts, suspected=True))
 

@@ -18,7 +18,7 @@ _VMS = Path("/sys/kernel/debug/kvm")
 _SLABS = Path("/sys/kernel/slab")
 # Much is freed only when no CPU can look at it any more (RCU, Documentation/RCU/whatisRCU.rst),
 # inodes and directory entries of what was closed among it. It is counted until then.
-_REST_S = 2.0
+_REST_S = 1.0
 _AGAIN_S = 0.05
 
 
@@ -163,7 +163,7 @@ def _growth(
     wanted: Sequence[Line], work: Callable[[], object], most: Callable[[Line], int], suspected: bool
 ) -> dict[Line, int]:
     """By how much each line grows while ``work`` is done. If something is ``suspected``, a line
-    that grew by more than ``most`` is looked at until it has fallen, or for two seconds."""
+    that grew by more than ``most`` is looked at until it has fallen, or for a second."""
     before = _at_rest(wanted, suspected)
     work()
     until = time.monotonic() + _REST_S
