@@ -152,9 +152,8 @@ def _at_rest(wanted: Sequence[Line], shrink: bool) -> dict[Line, int]:
     while True:
         time.sleep(_AGAIN_S)
         now = look(wanted, shrink=shrink)
-        if all(seen[line] - now[line] <= line.noise // 4 for line in wanted):
-            return now
-        if time.monotonic() > until:
+        still = all(seen[line] - now[line] <= line.noise // 4 for line in wanted)
+        if still or time.monotonic() > until:
             return now
         seen = now
 
