@@ -11,7 +11,7 @@ import signal
 import time
 from contextlib import ExitStack
 
-from pyvmm.kvm.mapping import Mapping
+from pyvmm.kvm.mapping import PROT_NONE, Mapping
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import child, routines
 from pyvmm.validate.kit.beside import machine_time
@@ -298,8 +298,11 @@ def under_faults(tools: Toolbox, by: str) -> None:
 def poisoned(tools: Toolbox, offset: int, address: str) -> None:
     """The exit tells what KVM takes the page's state for; the first pages of the file, which it
     could look at by mistake, are of the other state. Where the slot has the address of other
-    memory the page does not leave the guest with the host's mapping."""
-    other = tools.keep(Mapping(SIZE)).address if address == "another" else None
+    memory the page does not leave the guest with the host's mapping, nor by a fork(2): that
+    takes from a guest only what a process may have written to."""
+    other = None
+    if address == "another":
+        other = tools.keep(Mapping(SIZE, protection=PROT_NONE)).address
     memory = InPlace(tools, tools.private_vm(), GPA, SIZE, file_offset=offset, address=other)
     first = set_attributes(memory.file.fileno(), 0, SIZE, ATTRIBUTE)
     expect(first, Answer(0, MARK), "a conversion of the first pages of the file")
