@@ -41,6 +41,11 @@ def result(name: str, state: State = PASS, message: str = "") -> CaseResult:
     return CaseResult(name, name.split(".")[0], "a title", "tests", state, message)
 
 
+def known(name: str, commit: str = "0" * 12) -> CaseResult:
+    bug = KnownBug(commit, "KVM: wait for nobody", "6.18")
+    return replace(result(name, State.KNOWN, "it waits"), bug=bug)
+
+
 def run(*results: CaseResult, planned: Sequence[str] = (), **other: Any) -> LabRun:
     names = tuple(planned or [each.name for each in results])
     return LabRun(names, results, 7, 1.5, other.pop("machine", {"kernel": "6.12"}), **other)
@@ -140,6 +145,26 @@ def test_what_is_worse(before: list[State], now: list[State], worse: bool) -> No
     later = [run(result("X1.a", each)) for each in now] or [run(planned=["X1.a"])]
     (compared,) = compare(earlier, later)
     assert compared.worse is worse
+
+
+def test_a_known_bug_that_both_kernels_have_is_no_difference() -> None:
+    """A race meets it in one case here and in another there."""
+    seen, other, unrelated = known("X1.a"), known("X1.b"), known("X1.b", commit="f" * 12)
+    passed = result("X1.a"), result("X1.b")
+
+    def changes(before: list[CaseResult], now: list[CaseResult]) -> list[Change]:
+        return [each.change for each in compare([run(*before)], [run(*now)])]
+
+    same, known_bug = Change.SAME, Change.SAME_KNOWN
+    assert changes([passed[0], other], [seen, passed[1]]) == [known_bug, known_bug]
+    assert changes([passed[0], other], [seen, other]) == [known_bug, known_bug]
+    assert changes([*passed], [seen, passed[1]]) == [Change.BROKEN, same], "no case saw it before"
+    assert changes([seen, passed[1]], [*passed]) == [Change.FIXED, same]
+    assert changes([passed[0], unrelated], [seen, unrelated]) == [Change.BROKEN, known_bug]
+    failed = result("X1.a", FAIL, "wrong")
+    assert changes([failed, other], [seen, other]) == [Change.DIFFERENT, known_bug]
+    skipped = result("X1.a", SKIP, "nothing here")
+    assert changes([skipped, other], [seen, other]) == [Change.BROKEN, known_bug]
 
 
 def variant(before: LabRun, now: LabRun, *parameters: str) -> Variant:
@@ -449,6 +474,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str | Pyv
 
 
 CHECK = ["lab", "check", "--kernel", "a", "--kernel", "b", "--seed", "8", "-k", "MR6", "-j", "3"]
+CHECK += ["--workers", "2"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from pyvmm.lab.kernels import Kernel
 from pyvmm.lab.lab import Lab
 from pyvmm.printable import counted
 from pyvmm.validate.kernels.lab_run import LabMachine, LabRun, Trouble
+from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results import baseline, report
 from pyvmm.validate.results.baseline import Change
 from pyvmm.validate.results.result import CaseResult, State
@@ -157,15 +158,20 @@ def _other_value(word: str, when: str, run: LabRun) -> str:
     return "" if asked == value else f"{name}={asked} was asked for, the kernel {when} has {value}"
 
 
-def judge(before: Sequence[CaseResult], now: Sequence[CaseResult]) -> Change:
+def judge(
+    before: Sequence[CaseResult], now: Sequence[CaseResult], both: Set[KnownBug] = frozenset()
+) -> Change:
     """What a case's results on two kernels say, by one or more runs on each.
 
     One failure among several runs is unsteady; two, with none on the other kernel, are not.
+    ``both`` are known bugs that some case has seen on each kernel: they are no difference.
     """
     if not now:
         return Change.DID_NOT_RUN if before else Change.SAME
     if not before:
         return Change.BROKEN if now[0].state.wrong else Change.NO_LONGER_SKIPPED
+    if baseline.only_known((*before, *now), both):
+        return Change.SAME_KNOWN
     kinds_before, kinds_now = set(map(_outcome, before)), set(map(_outcome, now))
     if len(kinds_before) == len(kinds_now) == 1:
         return baseline.change(before[0], now[0])
@@ -185,11 +191,16 @@ def _outcome(result: CaseResult) -> tuple[State, str]:
 
 def compare(before: Sequence[LabRun], now: Sequence[LabRun]) -> tuple[Compared, ...]:
     """Every case that was to run, in the catalogue's order."""
+    both = _bugs_in(before) & _bugs_in(now)
     compared = []
     for name in dict.fromkeys((*before[0].planned, *now[0].planned)):
         earlier, later = _results_of(name, before), _results_of(name, now)
-        compared.append(Compared(name, judge(earlier, later), earlier, later))
+        compared.append(Compared(name, judge(earlier, later, both), earlier, later))
     return tuple(compared)
+
+
+def _bugs_in(runs: Sequence[LabRun]) -> frozenset[KnownBug]:
+    return baseline.bugs_in(result for run in runs for result in run.results)
 
 
 def _results_of(name: str, runs: Sequence[LabRun]) -> tuple[CaseResult, ...]:

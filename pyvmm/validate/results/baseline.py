@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from enum import StrEnum
 
 from pyvmm.printable import counted
+from pyvmm.validate.kit.known import KnownBug
 from pyvmm.validate.results.result import CaseResult, State
 
 
@@ -70,9 +71,10 @@ def compare(before: Iterable[CaseResult], now: Iterable[CaseResult]) -> Comparis
     """Every case that ran both times, in the order of ``now``."""
     earlier = {result.name: result for result in before}
     later = {result.name: result for result in now}
+    both = bugs_in(earlier.values()) & bugs_in(later.values())
     return Comparison(
         tuple(
-            Difference(change(earlier[name], result), earlier[name], result)
+            Difference(change(earlier[name], result, both), earlier[name], result)
             for name, result in later.items()
             if name in earlier
         ),
@@ -81,8 +83,22 @@ def compare(before: Iterable[CaseResult], now: Iterable[CaseResult]) -> Comparis
     )
 
 
-def change(before: CaseResult, now: CaseResult) -> Change:
-    """What one run of a case on each side says."""
+def bugs_in(results: Iterable[CaseResult]) -> frozenset[KnownBug]:
+    """The known bugs that any of the cases saw."""
+    return frozenset(each.bug for each in results if each.bug)
+
+
+def only_known(results: Iterable[CaseResult], both: Set[KnownBug]) -> bool:
+    """Whether nothing is wrong in these but bugs that both sides have. A bug that is a race is met
+    by one case here and by another there."""
+    bad = [each for each in results if each.state is not State.PASS]
+    return bool(bad) and all(each.bug in both for each in bad)
+
+
+def change(before: CaseResult, now: CaseResult, both: Set[KnownBug] = frozenset()) -> Change:
+    """What one run of a case on each side says, where some case on each has seen ``both``."""
+    if only_known((before, now), both):
+        return Change.SAME_KNOWN
     if now.state.wrong:
         if not before.state.wrong:
             return Change.BROKEN
