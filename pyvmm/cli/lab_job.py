@@ -156,7 +156,7 @@ def _cut(options: Namespace) -> int:
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     whole = lab_engine.job(options, _kernel(options), cases, seed, options.timeout)
     from_text(to_text(whole), "what was asked for")  # as whoever runs the jobs will see it
-    known = durations.known()
+    known = durations.Durations().of(whole)
     jobs = cut_job(whole, known, options.seconds)
     written: list[Path] = []
     try:

@@ -134,10 +134,10 @@ def test_how_long_cases_took_there_is_known_here(house: House, scheduler: Any) -
         CaseResult(name, "MR6", "", "x", State.PASS, duration_s=number),
     )
     outcomes(scheduler, [replace(JOBS[0], seed=5)], [])
-    assert durations.known() == {name: 5.0}
+    assert durations.Durations().of(JOBS[0]) == {name: 5.0}
     played = replace(JOBS[0], seed=6, model_examples=3)
     outcomes(scheduler, [played], [])
-    assert durations.known() == {name: 5.0}, "fewer scripts than usual"
+    assert durations.Durations().of(JOBS[0]) == {name: 5.0}, "fewer scripts than usual"
 
 
 def test_what_one_worker_cannot_do_another_does(house: House, scheduler: Any) -> None:

@@ -30,11 +30,18 @@ Came = Generator[tuple[Job, Outcome], None, None]
 CHOICES: list[Choice] = [("kvm_amd.npt=0",), ("kvm_amd.npt=1",)]
 
 
+def took(seconds: float) -> None:
+    """Every case takes so long, on any kernel."""
+    job = Job(Named("another"), tuple(NAMES), 0)
+    cases = (CaseResult(name, "", "", "", State.PASS, duration_s=seconds) for name in NAMES)
+    durations.record(job, cases)
+
+
 @pytest.fixture
 def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # Parts of half a minute, so that there are some.
-    durations.record(CaseResult(name, "", "", "", State.PASS, duration_s=10) for name in NAMES)
+    took(10)
     found = []
     for name in ("default", "patched"):
         image = tmp_path / name
@@ -151,7 +158,7 @@ def test_what_was_interrupted_goes_on_with_the_same_jobs(
     asked = record.jobs
     assert len(asked) == first.count, "the rest goes on"
     # Durations that were recorded meanwhile change nothing.
-    durations.record(CaseResult(name, "", "", "", State.PASS, duration_s=1) for name in NAMES)
+    took(1)
     record.refuse = None
     with runs(kernels, engine(2, record)) as again:
         assert (again.seed, again.count) == (first.seed, first.count)

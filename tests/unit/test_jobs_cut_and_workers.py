@@ -27,6 +27,7 @@ from pyvmm.errors import PyvmmError
 from pyvmm.lab.errors import KernelFailed, LabError
 from pyvmm.validate.jobs import durations, workers
 from pyvmm.validate.jobs.cut import cut, cut_job, put_together
+from pyvmm.validate.jobs.durations import Durations
 from pyvmm.validate.jobs.job import Built, Job, Named, load
 from pyvmm.validate.jobs.reports import reports_of
 from pyvmm.validate.jobs.result import JobResult, KernelFacts
@@ -71,19 +72,6 @@ def test_few_cases_are_few_parts() -> None:
     cases = select("MR6")
     assert len(cut(cases, {}, 1e-3)) == len(cut(cases, {}, 1e6, least=9)) == len(cases)
     assert cut(cases, {}, 1e6) == [tuple(each.name for each in cases)]
-
-
-def test_durations_are_recorded_and_what_is_damaged_is_none(cache: Path) -> None:
-    assert durations.known() == {}
-    durations.record([result("A1.a", seconds=2.5), result("B1.b", State.SKIP)])
-    durations.record([result("A1.a", seconds=3.5), result("C1.c", seconds=1)])
-    assert durations.known() == {"A1.a": 3.5, "B1.b": 0.0, "C1.c": 1.0}
-    durations.record([result("A1.a", State.SKIP), result("B1.b", seconds=2)])
-    assert durations.known() == {"A1.a": 3.5, "B1.b": 2.0, "C1.c": 1.0}
-    damaged = ["", "[]", "[" * 100_000, '{"a": "b"}', '{"a": null}', f'{{"a": {"9" * 400}}}']
-    for text in (*damaged, '{"a": NaN}', '{"a": 1e999}', '{"a": -1}'):
-        (cache / "durations.json").write_text(text)
-        assert durations.known() == {}
 
 
 def test_a_case_that_is_alone_takes_its_whole_time() -> None:
@@ -337,12 +325,12 @@ def test_an_estimate_learns_how_fast_jobs_are() -> None:
 
 def test_an_estimate_of_more_workers_than_jobs_is_the_longest_job() -> None:
     cases = select("MR6")
-    durations.record(result(each.name, seconds=400) for each in cases)
     long = Job(Named("default"), tuple(each.name for each in cases), 7)
+    durations.record(long, (result(each.name, seconds=400) for each in cases))
     short = replace(long, cases=long.cases[:1])
     estimate = Estimate([long, short], 200)
     assert len(cases) > 1
-    assert estimate.left_s({}) == durations.expected_s(long, durations.known())
+    assert estimate.left_s({}) == durations.expected_s(long, Durations().of(long))
 
 
 def test_jobs_that_are_not_begun_any_more_are_not_waited_for() -> None:

@@ -372,7 +372,7 @@ class _Cluster:
         if done is not None:
             keep_result(task.job, done, self._say_once)
             if not task.job.model_examples:
-                durations.record(done.run.results)  # jobs are cut here
+                durations.record(task.job, done.run.results)  # jobs are cut here
             return done
         if error is not None and (refusal := self._refusal(task, error)):
             return refusal

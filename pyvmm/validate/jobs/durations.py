@@ -1,19 +1,24 @@
 """How long cases took here: recorded as jobs end, so that later ones can be made of equal length.
 
-``durations.json`` in the cache has seconds by the names of cases. Kernels differ, but what takes
-long on one takes long on all, and only that matters for a balance.
+``durations.json`` in the cache has seconds by the names of cases, apart for kernels that differ in
+which cases they skip, or in how fast they are.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pyvmm.json_file import read_own
+from pyvmm.lab.build import known_names
 from pyvmm.lab.cache import cache_folder, locked, make_folder, write_whole
-from pyvmm.validate.jobs.job import Job
+from pyvmm.lab.errors import LabError
+from pyvmm.lab.kernels import Kernel, find_built, read_image
+from pyvmm.validate.jobs.job import Built, Image, Job, Named
 from pyvmm.validate.kit.case import Case
 from pyvmm.validate.results.result import CaseResult, State
 from pyvmm.validate.run.session import WORKERS
@@ -27,10 +32,47 @@ _LONGEST_S = 1e6
 #: What a job takes besides: the boot, and the first look at the machine.
 START_S = 10.0
 
+Seconds = Mapping[str, float]
 
-def known() -> dict[str, float]:
-    """Seconds by the names of cases; empty where nothing was recorded, or it is damaged."""
-    return read_own(cache_folder() / _FILE, _seconds) or {}
+
+class Durations:
+    """What was recorded until now; nothing where the file is damaged."""
+
+    def __init__(self) -> None:
+        self._kinds = read_own(cache_folder() / _FILE, _by_kind) or {}
+        self._longest: dict[str, float] = {}
+        for seconds in self._kinds.values():
+            for name, each in seconds.items():
+                self._longest[name] = max(each, self._longest.get(name, 0.0))
+
+    def of(self, job: Job) -> Seconds:
+        """Seconds by the names of cases on a kernel such as the job's. Of a case that never ran on
+        one it is the most that it took on any."""
+        return {**self._longest, **self._kinds.get(_kind_of(job), {})}
+
+    def of_all(self, jobs: Sequence[Job]) -> Seconds:
+        """The mean of what a case takes in each of the jobs, for one cut of all."""
+        every = [self.of(job) for job in jobs]
+        return {name: fmean(each[name] for each in every) for name in self._longest}
+
+
+def record(job: Job, results: Iterable[CaseResult]) -> None:
+    """Keep how long the job's cases took. A figure that cannot be kept is no reason to fail."""
+    took = {
+        each.name: 0.0 if each.state is State.SKIP else round(each.duration_s, 3)
+        for each in results
+    }
+    with suppress(OSError):
+        folder = make_folder(cache_folder() / "jobs")
+        with locked(folder, lambda line: None):
+            kinds = read_own(cache_folder() / _FILE, _by_kind) or {}
+            kind = _kind_of(job)
+            kinds[kind] = {**kinds.get(kind, {}), **took}
+            write_whole(cache_folder() / _FILE, json.dumps(kinds))
+
+
+def _by_kind(data: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {str(kind): _seconds(seconds) for kind, seconds in data.items()}
 
 
 def _seconds(data: dict[str, Any]) -> dict[str, float]:
@@ -40,24 +82,38 @@ def _seconds(data: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def record(results: Iterable[CaseResult]) -> None:
-    """Keep how long these took. A figure that cannot be kept is no reason to fail.
+def _kind_of(job: Job) -> str:
+    """What a job's kernel has in common with others that skip the same cases and are as fast: the
+    source, the lab's own patches to it, what it watches for, and the machine.
 
-    A case that is skipped takes no time, as long as no kernel is known on which it runs.
+    A kernel that is not built yet is one of a kind.
     """
-    skipped: dict[str, float] = {}
-    took: dict[str, float] = {}
-    for each in results:
-        kept = skipped if each.state is State.SKIP else took
-        kept[each.name] = round(each.duration_s, 3)
-    with suppress(OSError):
-        folder = make_folder(cache_folder() / "jobs")
-        with locked(folder, lambda line: None):
-            text = json.dumps({**skipped, **known(), **took})
-            write_whole(cache_folder() / _FILE, text)
+    source, patches, debug = _origin(job)
+    own = [name for name in patches if Path(name).stem in known_names()]
+    machine = [f"{job.cpus} CPUs", f"{job.beside} beside each other"]
+    return ", ".join((Path(source).name, *own, *debug, *machine, *job.parameters))
 
 
-def weight_of(each: Case, durations: Mapping[str, float]) -> float:
+def _origin(job: Job) -> tuple[str, Sequence[str], Sequence[str]]:
+    """The job's kernel's source, patches and what it watches for."""
+    wanted = job.kernel
+    if isinstance(wanted, Built):
+        return wanted.source, [each.name for each in wanted.patches], wanted.debug
+    kernel = _kernel(wanted)
+    if kernel is None:
+        return str(wanted), (), ()
+    return kernel.source or kernel.release, kernel.patches, kernel.debug
+
+
+def _kernel(wanted: Named | Image) -> Kernel | None:
+    with suppress(LabError):
+        if isinstance(wanted, Named):
+            return find_built(wanted.name)
+        return read_image(Path(wanted.image))
+    return None
+
+
+def weight_of(each: Case, durations: Seconds) -> float:
     """Seconds of a run that a case takes: beside others, unless it must be alone."""
     seconds = durations.get(each.name)
     if seconds is None:
@@ -65,6 +121,6 @@ def weight_of(each: Case, durations: Mapping[str, float]) -> float:
     return seconds if each.alone else seconds / WORKERS
 
 
-def expected_s(job: Job, durations: Mapping[str, float]) -> float:
+def expected_s(job: Job, durations: Seconds) -> float:
     """How long a job will take, as far as that is known."""
     return START_S + sum(weight_of(each, durations) for each in job.chosen)

@@ -104,7 +104,7 @@ def run_job(
         else:  # whoever edited them wants to know what comes of the new ones
             announce(f"the result of job {job.name} is not kept: pyvmm's files changed meanwhile")
         if not job.model_examples:
-            durations.record(run.results)
+            durations.record(job, run.results)
         return done
 
 

@@ -22,8 +22,8 @@ from pyvmm.json_file import read_own
 from pyvmm.lab.cache import cache_folder, made_and_locked, write_whole
 from pyvmm.lab.errors import KernelFailed
 from pyvmm.lab.kernels import Kernel
-from pyvmm.validate.jobs import durations
 from pyvmm.validate.jobs.cut import JOB_S, cut, put_together
+from pyvmm.validate.jobs.durations import Durations, Seconds
 from pyvmm.validate.jobs.job import Job, to_text
 from pyvmm.validate.jobs.result import JobResult
 from pyvmm.validate.jobs.run import for_a_job, forget_job, sha256_of
@@ -161,6 +161,10 @@ class Runs(Closing):
             repeat=2 * number + is_the_second,
         )
 
+    def _durations(self) -> Seconds:
+        whole = [self._job(place, self._template.cases, 0) for place in self._places]
+        return Durations().of_all(whole)
+
     def _load(self) -> _Plan | None:
         """The plan of a call that did not come to its end, None where there is none."""
         return read_own(self._folder / _PLAN, self._planned)
@@ -177,7 +181,7 @@ class Runs(Closing):
         self._stack.enter_context(another)
         seed = random.randrange(1 << 32) if self._given_seed is None else self._given_seed
         self._plan = self._load() or _Plan(
-            seed, tuple(cut(self._template.chosen, durations.known(), self._job_s))
+            seed, tuple(cut(self._template.chosen, self._durations(), self._job_s))
         )
         write_whole(self._folder / _PLAN, json.dumps([self._plan.seed, self._plan.parts]))
         return self

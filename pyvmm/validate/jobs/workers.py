@@ -289,10 +289,10 @@ class Estimate:
     """
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
-        known = durations.known()
+        known = durations.Durations()
         self._jobs = jobs
         self._names = {job: job.name for job in jobs}
-        self._expected = {job.name: durations.expected_s(job, known) for job in jobs}
+        self._expected = {job.name: durations.expected_s(job, known.of(job)) for job in jobs}
         self._done: set[str] = set()
         self._left = list(self._expected)
         self.workers = workers
