@@ -148,8 +148,7 @@ def runs_of(options: Namespace, kernels: Sequence[Kernel], cases: Sequence[Case]
     template = job(options, for_a_job(kernels[0]), cases, 0, options.timeout)
     if options.workers:
         template = replace(template, beside=options.workers)
-    # A comparison runs both kernels at once, however small the machine is.
-    workers = options.labs or max(2, labs(options, options.cpus, options.memory))
+    workers = options.labs or labs(options, options.cpus, options.memory)
     with live_line() as show:
         runs = Runs(
             kernels,
