@@ -40,6 +40,10 @@ def test_durations_are_recorded_and_what_is_damaged_is_none(cache: Path) -> None
     assert Durations().of(JOB) == {"A1.a": 3.5, "B1.b": 0.0, "C1.c": 1.0}
     durations.record(JOB, [result("A1.a", State.SKIP), result("B1.b", seconds=2)])
     assert Durations().of(JOB) == {"A1.a": 0.0, "B1.b": 2.0, "C1.c": 1.0}
+    for seconds in (60, 70):  # it waited for its deadline
+        hung = result("C1.c", State.HANG, seconds), result("D1.d", State.HANG, seconds)
+        durations.record(JOB, hung)
+    assert Durations().of(JOB) == {"A1.a": 0.0, "B1.b": 2.0, "C1.c": 1.0, "D1.d": 60.0}
     damaged = ["", "[]", "[" * 100_000, '{"a": "b"}', '{"a": null}', f'{{"a": {"9" * 400}}}']
     for text in (*damaged, '{"a": NaN}', '{"a": 1e999}', '{"a": -1}'):
         (cache / "durations.json").write_text(text)

@@ -57,17 +57,21 @@ class Durations:
 
 
 def record(job: Job, results: Iterable[CaseResult]) -> None:
-    """Keep how long the job's cases took. A figure that cannot be kept is no reason to fail."""
-    took = {
-        each.name: 0.0 if each.state is State.SKIP else round(each.duration_s, 3)
-        for each in results
-    }
+    """Keep how long the job's cases took. A figure that cannot be kept is no reason to fail.
+
+    One that failed may have waited for its deadline. It counts where nothing else is known.
+    """
+    took: dict[str, float] = {}
+    failed: dict[str, float] = {}
+    for each in results:
+        kept = failed if each.state.bad else took
+        kept[each.name] = 0.0 if each.state is State.SKIP else round(each.duration_s, 3)
     with suppress(OSError):
         folder = make_folder(cache_folder() / "jobs")
         with locked(folder, lambda line: None):
             kinds = read_own(cache_folder() / _FILE, _by_kind) or {}
             kind = _kind_of(job)
-            kinds[kind] = {**kinds.get(kind, {}), **took}
+            kinds[kind] = {**failed, **kinds.get(kind, {}), **took}
             write_whole(cache_folder() / _FILE, json.dumps(kinds))
 
 
