@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from pyvmm.kvm.mapping import PAGE_SIZE, Mapping
 from pyvmm.kvm.system import Kvm
 from pyvmm.native import lib
 from pyvmm.validate.kit import guest, routines
 from pyvmm.validate.kit.check import CheckFailed
 from pyvmm.validate.kit.guest import Cpu, GuestVm
+from pyvmm.validate.kit.watch import Watch
 
 EVER = (1 << 63) - 1
 
@@ -44,3 +46,24 @@ def test_a_guest_that_gets_on_has_longer(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_guest_that_stands_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     # It reads one word again and again.
     assert looks_at("WATCH", monkeypatch, rsi=0xA000) == 2
+
+
+@pytest.mark.parametrize("when", ["in time", "late"])
+def test_an_exit_that_comes_when_nobody_waits_any_more_is_none(when: str) -> None:
+    gpa = 1 << 30
+    with Kvm() as kvm, Mapping(PAGE_SIZE) as memory:
+        vm = GuestVm(kvm, lib.KVM_X86_DEFAULT_VM, 1)
+        try:
+            slot = vm.new_slot()
+            vm.vm.set_user_memory_region(slot, gpa, PAGE_SIZE, memory.address)
+            with Watch(vm.cpu, gpa, stop_at_exit=True) as watch:
+                if when == "late":
+                    watch.join(0.1)
+                vm.vm.set_user_memory_region(slot, gpa, 0, memory.address)
+                watch.join(30)
+            if when == "late":
+                assert watch.outcome is None
+            else:
+                assert watch.outcome and watch.outcome.reason == lib.KVM_EXIT_MMIO
+        finally:
+            vm.close()

@@ -11,6 +11,7 @@ from types import TracebackType
 from pyvmm.kvm.exits import HltExit
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
+from pyvmm.validate.kit.beside import machine_time
 from pyvmm.validate.kit.case import HUGE, PAGE
 from pyvmm.validate.kit.check import CheckFailed
 from pyvmm.validate.kit.guest import Cpu, Fault, Outcome
@@ -22,6 +23,7 @@ from pyvmm.validate.kit.toolbox import Toolbox
 INSIDE = "calls found the vCPU inside the guest"
 # What the shared and the private side of the watched page hold.
 SHARED_WORD, PRIVATE_WORD = 0x5151_5151, 0x7272_7272_7272
+_TICK_S = 0.01
 
 
 class Watch:
@@ -48,6 +50,7 @@ class Watch:
         self.stop_at_exit = stop_at_exit
         self.wait = wait
         self.outcome: Outcome | None = None
+        self._is_late = False
         self.error: BaseException | None = None
         plain = cpu.vm.plain
         words_ = ffi.cast("volatile uint64_t *", plain.address + cpu.mailbox)
@@ -64,7 +67,7 @@ class Watch:
                 if isinstance(outcome.exit, HltExit):
                     return
                 if self.stop_at_exit:
-                    self.outcome = outcome
+                    self.outcome = None if self._is_late else outcome
                     return
                 fault = outcome.fault
                 if outcome.error != errno.EFAULT or fault is None:
@@ -122,9 +125,14 @@ class Watch:
         call(*arguments)
         return self.rounds != before
 
-    def join(self, timeout_s: float) -> None:
-        """Wait until the thread has ended, by ``stop_at_exit``, but not for ever."""
-        self._thread.join(timeout_s)
+    def join(self, limit_s: float) -> None:
+        """Wait until ``stop_at_exit`` has ended the thread, for so many seconds in which this
+        machine had its CPUs. A later exit is none: what ends the watch may have made it."""
+        for _ in machine_time(limit_s):
+            self._thread.join(_TICK_S)
+            if not self._thread.is_alive():
+                return
+        self._is_late = True
 
     def __exit__(
         self,
