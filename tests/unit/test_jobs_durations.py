@@ -40,10 +40,9 @@ def test_durations_are_recorded_and_what_is_damaged_is_none(cache: Path) -> None
     assert Durations().of(JOB) == {"A1.a": 3.5, "B1.b": 0.0, "C1.c": 1.0}
     durations.record(JOB, [result("A1.a", State.SKIP), result("B1.b", seconds=2)])
     assert Durations().of(JOB) == {"A1.a": 0.0, "B1.b": 2.0, "C1.c": 1.0}
-    for seconds in (60, 70):  # it waited for its deadline
-        hung = result("C1.c", State.HANG, seconds), result("D1.d", State.HANG, seconds)
-        durations.record(JOB, hung)
-    assert Durations().of(JOB) == {"A1.a": 0.0, "B1.b": 2.0, "C1.c": 1.0, "D1.d": 60.0}
+    hung = result("C1.c", State.HANG, 60), result("D1.d", State.HANG, 60)
+    durations.record(JOB, hung)  # it waited for its deadline
+    assert Durations().of(JOB) == {"A1.a": 0.0, "B1.b": 2.0, "C1.c": 1.0}
     damaged = ["", "[]", "[" * 100_000, '{"a": "b"}', '{"a": null}', f'{{"a": {"9" * 400}}}']
     for text in (*damaged, '{"a": NaN}', '{"a": 1e999}', '{"a": -1}'):
         (cache / "durations.json").write_text(text)
@@ -62,7 +61,7 @@ def test_a_case_takes_what_it_took_on_such_a_kernel(cache: Path) -> None:
     varied = replace(plain, parameters=("kvm_amd.npt=0",))
     watching = built("6.12", (), ("kasan",))
     for never_ran in (varied, watching, built("7.3", ())):
-        assert Durations().of(never_ran) == {"A1.a": 10.0, "B1.b": 2.0}, "the most that is known"
+        assert Durations().of(never_ran) == {"A1.a": 5.0, "B1.b": 2.0}, "the mean"
     durations.record(varied, [result("A1.a", seconds=4)])
     assert Durations().of(varied) == {"A1.a": 4.0, "B1.b": 2.0}
     assert Durations().of_all([series, upon, varied]) == {"A1.a": 14 / 3, "B1.b": 2.0}
@@ -83,4 +82,4 @@ def test_a_kernel_that_was_built_is_known_by_its_image_and_by_its_name(cache: Pa
     for job in (replace(JOB, kernel=Named("mine")), built("6.12", ())):
         assert Durations().of(job) == {"A1.a": 3.0}
     gone = replace(image, kernel=Image(str(folder / "gone"), "0" * 64))
-    assert Durations().of(gone) == {"A1.a": 9.0}
+    assert Durations().of(gone) == {"A1.a": 6.0}

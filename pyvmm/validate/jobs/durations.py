@@ -40,38 +40,39 @@ class Durations:
 
     def __init__(self) -> None:
         self._kinds = read_own(cache_folder() / _FILE, _by_kind) or {}
-        self._longest: dict[str, float] = {}
+        every: dict[str, list[float]] = {}
         for seconds in self._kinds.values():
             for name, each in seconds.items():
-                self._longest[name] = max(each, self._longest.get(name, 0.0))
+                every.setdefault(name, []).append(each)
+        self._usual = {name: fmean(found) for name, found in every.items()}
 
     def of(self, job: Job) -> Seconds:
         """Seconds by the names of cases on a kernel such as the job's. Of a case that never ran on
-        one it is the most that it took on any."""
-        return {**self._longest, **self._kinds.get(_kind_of(job), {})}
+        one it is the mean of what it took on others."""
+        return {**self._usual, **self._kinds.get(_kind_of(job), {})}
 
     def of_all(self, jobs: Sequence[Job]) -> Seconds:
         """The mean of what a case takes in each of the jobs, for one cut of all."""
         every = [self.of(job) for job in jobs]
-        return {name: fmean(each[name] for each in every) for name in self._longest}
+        return {name: fmean(each[name] for each in every) for name in self._usual}
 
 
 def record(job: Job, results: Iterable[CaseResult]) -> None:
     """Keep how long the job's cases took. A figure that cannot be kept is no reason to fail.
 
-    One that failed may have waited for its deadline. It counts where nothing else is known.
+    One that failed may have waited for its deadline, and is left out.
     """
-    took: dict[str, float] = {}
-    failed: dict[str, float] = {}
-    for each in results:
-        kept = failed if each.state.bad else took
-        kept[each.name] = 0.0 if each.state is State.SKIP else round(each.duration_s, 3)
+    took = {
+        each.name: 0.0 if each.state is State.SKIP else round(each.duration_s, 3)
+        for each in results
+        if not each.state.bad
+    }
     with suppress(OSError):
         folder = make_folder(cache_folder() / "jobs")
         with locked(folder, lambda line: None):
             kinds = read_own(cache_folder() / _FILE, _by_kind) or {}
             kind = _kind_of(job)
-            kinds[kind] = {**failed, **kinds.get(kind, {}), **took}
+            kinds[kind] = {**kinds.get(kind, {}), **took}
             write_whole(cache_folder() / _FILE, json.dumps(kinds))
 
 
