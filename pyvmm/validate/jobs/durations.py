@@ -94,7 +94,8 @@ def _kind_of(job: Job) -> str:
     A kernel that is not built yet is one of a kind.
     """
     source, patches, debug = _origin(job)
-    own = [name for name in patches if Path(name).stem in known_names()]
+    known = set(known_names())
+    own = [name for name in patches if Path(name).stem in known]
     machine = [f"{job.cpus} CPUs", f"{job.beside} beside each other"]
     return ", ".join((Path(source).name, *own, *debug, *machine, *job.parameters))
 

@@ -44,6 +44,15 @@ def machine_time(limit_s: float) -> Iterator[None]:
             return
 
 
+def thread_ends(thread: threading.Thread, limit_s: float) -> bool:
+    """Whether a thread has ended, or does so in this :func:`machine_time`."""
+    for _ in machine_time(limit_s):
+        thread.join(min(_TICK_S, limit_s))
+        if not thread.is_alive():
+            return True
+    return False
+
+
 @contextmanager
 def on_one_cpu() -> Iterator[None]:
     """The calling thread and those that it starts share a CPU: one stops in another's call."""
@@ -84,13 +93,10 @@ class CallBeside:
 
         Raises what it raised but for an errno.
         """
-        for _ in machine_time(timeout_s):
-            self._thread.join(min(_TICK_S, timeout_s))
-            if not self._thread.is_alive():
-                break
+        has_ended = thread_ends(self._thread, timeout_s)
         if self._failed is not None:
             raise self._failed
-        return not self._thread.is_alive()
+        return has_ended
 
     @property
     def cpu_s(self) -> float:

@@ -11,7 +11,7 @@ from types import TracebackType
 from pyvmm.kvm.exits import HltExit
 from pyvmm.native import ffi, lib
 from pyvmm.validate.kit import routines
-from pyvmm.validate.kit.beside import machine_time
+from pyvmm.validate.kit.beside import thread_ends
 from pyvmm.validate.kit.case import HUGE, PAGE
 from pyvmm.validate.kit.check import CheckFailed
 from pyvmm.validate.kit.guest import Cpu, Fault, Outcome
@@ -23,7 +23,6 @@ from pyvmm.validate.kit.toolbox import Toolbox
 INSIDE = "calls found the vCPU inside the guest"
 # What the shared and the private side of the watched page hold.
 SHARED_WORD, PRIVATE_WORD = 0x5151_5151, 0x7272_7272_7272
-_TICK_S = 0.01
 
 
 class Watch:
@@ -128,11 +127,7 @@ class Watch:
     def join(self, limit_s: float) -> None:
         """Wait until ``stop_at_exit`` has ended the thread, for so many seconds in which this
         machine had its CPUs. A later exit is none: what ends the watch may have made it."""
-        for _ in machine_time(limit_s):
-            self._thread.join(_TICK_S)
-            if not self._thread.is_alive():
-                return
-        self._is_late = True
+        self._is_late = not thread_ends(self._thread, limit_s)
 
     def __exit__(
         self,
